@@ -1,0 +1,1 @@
+"""Tests that start a real QEMU; the fixtures are in ``conftest.py``."""
