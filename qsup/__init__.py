@@ -1,0 +1,1 @@
+"""qsup supervises QEMU processes as systemd supervises services."""

@@ -1,0 +1,192 @@
+"""What the API needs from the supervisor, as a protocol. Pure.
+
+Decides: the only calls that routes may make. The supervisor satisfies it structurally, tests may bring a fake.
+Must not: know HTTP or JSON.
+
+Calls that are not ``async`` answer from the supervisor's own state and never wait for a VM. Every failure is a
+`qsup.errors.QsupError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from qsup.errors import Diagnostic
+from qsup.instance.operation import Operation
+from qsup.instance.state import Request
+from qsup.instance.view import InstanceView
+
+
+@frozen(kw_only=True)
+class EventRecord:
+    """One event: ``seq`` grows by one for each, within one life of the daemon (``boot_id``)."""
+
+    seq: int
+    boot_id: str
+    time: float
+    type: str
+    instance: str | None
+    data: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class UnitInfo:
+    """One unit of the search path.
+
+    Args:
+        etag: changes whenever any of its files does.
+        text: the text of all its files with a ``# path`` line before each, as ``qsupctl cat`` shows it.
+        values: every key with its effective value, JSON values, as the schema spells them.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    template: bool
+    autostart: bool
+    description: str
+    etag: str
+    text: str
+    values: Mapping[str, Any] | None
+
+
+@frozen(kw_only=True)
+class ReloadResult:
+    """What a reload of the unit files found."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    diagnostics: tuple[Diagnostic, ...]
+
+
+@frozen(kw_only=True)
+class StatsView:
+    """Counters of one VM as last read; disks and NICs by id."""
+
+    cpu_seconds: float
+    memory_rss: int
+    threads: int
+    disks: Mapping[str, Mapping[str, int]]
+    nics: Mapping[str, Mapping[str, int]]
+
+
+class ConsoleAttachment(Protocol):
+    """One client on a text console."""
+
+    is_writer: bool
+
+    async def receive(self) -> bytes:
+        """The next output, first the recent history; ``b""`` when the console is gone for good."""
+
+    async def send(self, data: bytes) -> None:
+        """Type into the guest; `DeniedError` for a client that only watches."""
+
+
+class ByteStream(Protocol):
+    """A raw connection to QEMU, such as VNC's."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Bytes, ``b""`` at the end."""
+
+    async def send_all(self, data: bytes) -> None:
+        """Send all of it."""
+
+
+class Backend(Protocol):
+    """The supervisor, as the API sees it."""
+
+    def instances(self) -> Sequence[InstanceView]:
+        """Every VM, sorted by name."""
+
+    def instance(self, name: str) -> InstanceView:
+        """One VM; `NoSuchInstance`."""
+
+    async def request(
+        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+    ) -> Operation:
+        """Begin a power verb and return its operation, which may be finished already (needless requests).
+
+        Raises `NoSuchInstance`, `DeniedError`, `BusyError`, `UnitError`.
+        """
+
+    def operations(self) -> Sequence[Operation]:
+        """All that are kept, newest first."""
+
+    def operation(self, operation_id: str) -> Operation:
+        """One; `NoSuchOperation`."""
+
+    async def wait_operation(self, operation_id: str, timeout: float) -> Operation:
+        """The operation once it is final, or as it is after ``timeout`` seconds."""
+
+    async def cancel_operation(self, operation_id: str) -> Operation:
+        """End a cancellable one; `DeniedError` otherwise."""
+
+    def units(self) -> Sequence[UnitInfo]:
+        """Every unit and template, sorted by name (without ``text`` and ``values`` it may be cheap)."""
+
+    def unit_diagnostics(self) -> Sequence[Diagnostic]:
+        """All errors of all unit files at the last load."""
+
+    def unit(self, name: str) -> UnitInfo:
+        """One; `NoSuchUnit`, `UnitError` when its files are wrong."""
+
+    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+        """Write the unit's file in the administrator's directory; `UnitError`, `PreconditionFailed`."""
+
+    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+        """Remove that file; `DeniedError` while its VM is active."""
+
+    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+        """Check a text as the file of unit ``name``."""
+
+    async def reload(self) -> ReloadResult:
+        """Read all unit files again."""
+
+    async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
+        """Write a drop-in that sets ``install.autostart`` (``enable``, ``disable``)."""
+
+    def event_sequence(self) -> int:
+        """The newest event's ``seq``."""
+
+    def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
+        """Events after ``since`` (``None``: from now on), without end; `GoneError` when ``since`` is too old.
+
+        A reader that is too slow gets one record of type ``overflow`` and then the end.
+        """
+
+    def log(self, name: str, lines: int) -> Sequence[str]:
+        """The last lines of QEMU's own output."""
+
+    def follow_log(self, name: str) -> AsyncIterator[str]:
+        """Lines as they come, without end."""
+
+    def command_line(self, name: str) -> tuple[Sequence[str], bool]:
+        """QEMU's argv, and whether it is the running one (else what a start would use)."""
+
+    def stats(self, name: str) -> StatsView:
+        """Counters as last read."""
+
+    async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
+        """One raw QMP command over the VM's monitor; `QmpCommandError`, `MonitorTimeout`, `DeniedError`."""
+
+    async def agent(self, name: str, command: str, arguments: Mapping[str, Any], timeout: float) -> object:
+        """``ping``, ``info``, ``addresses`` or ``exec`` in the guest; `AgentError`."""
+
+    async def screenshot(self, name: str) -> bytes:
+        """The screen as PNG; `DeniedError` without a graphics card."""
+
+    def console(self, name: str, *, write: bool) -> AbstractAsyncContextManager[ConsoleAttachment]:
+        """Attach to the text console; `DeniedError` without one, `BusyError` when another client types."""
+
+    def vnc(self, name: str) -> AbstractAsyncContextManager[ByteStream]:
+        """A VNC connection to QEMU; `DeniedError` without a VNC display."""
+
+    def health(self) -> tuple[Sequence[str], float]:
+        """What is wrong with the daemon (empty: nothing), and its uptime in seconds."""
+
+    def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        """Per command: counts by bucket of `qsup.api.metrics.LATENCY_BUCKETS`, and the sum in seconds."""

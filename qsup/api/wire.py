@@ -1,0 +1,337 @@
+"""The JSON shapes of the API, as types. Pure.
+
+Decides: every member of every request and reply. The OpenAPI document is generated from these, and a test compares.
+Must not: hold behaviour. Sizes are bytes, durations seconds, times RFC 3339 in UTC with microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+Level = Literal["active", "activating", "deactivating", "inactive", "failed"]
+OperationState = Literal["running", "succeeded", "failed", "cancelled"]
+
+
+class Problem(TypedDict):
+    """An error: RFC 9457, with a stable ``code``."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    instance: NotRequired[str]
+    hint: NotRequired[str]
+
+
+class CauseWire(TypedDict):
+    """Why a VM is in its state."""
+
+    kind: str
+    text: str
+    detail: str
+    exit_code: int | None
+    signal: str
+
+
+class MachineWire(TypedDict):
+    """The machine as it runs, or as the unit asks for while it does not."""
+
+    type: str
+    accel: str
+    cpu_model: str
+    emulator: str
+    firmware: str
+
+
+class CpusWire(TypedDict):
+    """Virtual CPUs; ``threads`` are host thread ids in the order of the CPU index, empty while not running."""
+
+    vcpus: int
+    max_vcpus: int
+    threads: list[int]
+
+
+class MemoryWire(TypedDict):
+    """Guest memory in bytes; ``actual`` is what the balloon leaves, null where it is not known."""
+
+    size: int
+    actual: int | None
+
+
+class DiskWire(TypedDict):
+    """One disk."""
+
+    id: str
+    path: str
+    format: str
+    type: str
+    bus: str
+    read_only: bool
+
+
+class NicWire(TypedDict):
+    """One network interface."""
+
+    id: str
+    type: str
+    model: str
+    mac: str
+    bridge: str
+    forward: list[str]
+
+
+class DeviceWire(TypedDict):
+    """One further device."""
+
+    id: str
+    type: str
+
+
+class AgentWire(TypedDict):
+    """The guest agent: whether there is a channel, and whether somebody in the guest has it open."""
+
+    enabled: bool
+    connected: bool
+
+
+class ConsoleWire(TypedDict):
+    """The text console and who is attached: at most one client types, any number watch."""
+
+    type: str
+    watchers: int
+    has_writer: bool
+
+
+class DisplayWire(TypedDict):
+    """The screen."""
+
+    type: str
+    video: bool
+
+
+class UnitRef(TypedDict):
+    """The unit behind an instance. ``stale``: the files changed since the VM was started."""
+
+    name: str
+    description: str
+    files: list[str]
+    autostart: bool
+    stale: bool
+
+
+class Instance(TypedDict):
+    """One VM."""
+
+    name: str
+    state: Level
+    substate: str
+    cause: CauseWire | None
+    pid: int | None
+    uid: int | None
+    since: str
+    restarts: int
+    uuid: str
+    unit: UnitRef
+    machine: MachineWire
+    cpus: CpusWire
+    memory: MemoryWire
+    disks: list[DiskWire]
+    nics: list[NicWire]
+    devices: list[DeviceWire]
+    agent: AgentWire
+    console: ConsoleWire
+    display: DisplayWire
+    operation: str | None
+    warnings: list[str]
+
+
+class InstanceList(TypedDict):
+    """``next`` is the name to give as ``after`` for the following page, or null."""
+
+    instances: list[Instance]
+    next: str | None
+
+
+class Operation(TypedDict):
+    """A change that talks to QEMU."""
+
+    id: str
+    kind: str
+    target: str
+    state: OperationState
+    progress: str
+    created: str
+    updated: str
+    cancellable: bool
+    result: dict[str, Any] | None
+    error: Problem | None
+
+
+class OperationList(TypedDict):
+    """Operations, newest first."""
+
+    operations: list[Operation]
+    next: str | None
+
+
+class UnitWire(TypedDict):
+    """One unit as the files say it. ``unit`` holds every key with its effective value."""
+
+    name: str
+    files: list[str]
+    template: bool
+    autostart: bool
+    description: str
+    etag: str
+    text: NotRequired[str]
+    unit: NotRequired[dict[str, Any]]
+
+
+class UnitList(TypedDict):
+    """All units on the search path, and what is wrong with those that cannot be used."""
+
+    units: list[UnitWire]
+    diagnostics: list[DiagnosticWire]
+    next: str | None
+
+
+class DiagnosticWire(TypedDict):
+    """One error in one unit file."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+
+class ValidateRequest(TypedDict):
+    """A unit text to check."""
+
+    name: str
+    text: str
+
+
+class Validation(TypedDict):
+    """What is wrong with it; nothing when the list is empty."""
+
+    diagnostics: list[DiagnosticWire]
+
+
+class Reload(TypedDict):
+    """What a reload found: names of units that came, changed and went, and the errors."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    diagnostics: list[DiagnosticWire]
+
+
+class PowerRequest(TypedDict, total=False):
+    """Options of a power verb. ``timeout``: seconds, in place of the unit's for this stop."""
+
+    timeout: float
+
+
+class QmpRequest(TypedDict):
+    """One raw QMP command."""
+
+    execute: str
+    arguments: NotRequired[dict[str, Any]]
+    timeout: NotRequired[float]
+
+
+class QmpReply(TypedDict):
+    """QEMU's answer, as it came."""
+
+    result: Any
+
+
+class AgentRequest(TypedDict):
+    """One guest agent command: ``ping``, ``info``, ``addresses``, or ``exec`` with its path and arguments."""
+
+    command: Literal["ping", "info", "addresses", "exec"]
+    path: NotRequired[str]
+    arguments: NotRequired[list[str]]
+    input: NotRequired[str]
+    timeout: NotRequired[float]
+
+
+class ExecResult(TypedDict):
+    """What a command in the guest gave. Output is UTF-8 with undecodable bytes replaced, at most 1 MiB each."""
+
+    exit_code: int | None
+    signal: int | None
+    stdout: str
+    stderr: str
+    truncated: bool
+
+
+class AgentReply(TypedDict):
+    """The agent's answer."""
+
+    result: Any
+
+
+class Log(TypedDict):
+    """The last lines that QEMU wrote to its standard output and error, oldest first."""
+
+    lines: list[str]
+
+
+class CommandLine(TypedDict):
+    """QEMU's argv as it was executed, or as it would be."""
+
+    argv: list[str]
+    running: bool
+
+
+class Event(TypedDict):
+    """Something that happened."""
+
+    seq: int
+    boot_id: str
+    time: str
+    type: str
+    instance: str | None
+    data: dict[str, Any]
+
+
+class Whoami(TypedDict):
+    """Who the caller is to the daemon."""
+
+    uid: int
+    gid: int
+    pid: int
+    groups: list[int]
+    role: Literal["read", "operate", "admin"]
+
+
+class Health(TypedDict):
+    """The daemon's own state."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    pid: int
+    uptime: float
+    instances: dict[str, int]
+    problems: list[str]
+
+
+class Root(TypedDict):
+    """Where to go from here."""
+
+    name: str
+    version: str
+    links: dict[str, str]
+
+
+class Stats(TypedDict):
+    """Counters of one VM, from /proc and QEMU's own, as last read."""
+
+    cpu_seconds: float
+    memory_rss: int
+    threads: int
+    disks: dict[str, dict[str, int]]
+    nics: dict[str, dict[str, int]]

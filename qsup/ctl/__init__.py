@@ -1,0 +1,1 @@
+"""qsupctl, the command line client."""

@@ -1,0 +1,1 @@
+"""The operating system: processes, pidfds, cgroups, files, taps, images."""

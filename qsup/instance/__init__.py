@@ -1,0 +1,1 @@
+"""One virtual machine: its states, its restart policy and the task that owns it."""

@@ -1,0 +1,77 @@
+"""Why a VM is in the state it is in. Pure.
+
+Decides: the kinds of cause, which of them count as failures, and how each reads.
+Must not: decide what follows from a cause (that is `qsup.instance.restart`).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from attrs import frozen
+
+
+class CauseKind(enum.Enum):
+    """The stable names; the API promises them."""
+
+    OPERATOR = "operator"
+    GUEST_SHUTDOWN = "guest-shutdown"
+    GUEST_PANIC = "guest-panic"
+    EXIT_CODE = "exit-code"
+    SIGNAL = "signal"
+    EXIT_UNKNOWN = "exit-unknown"
+    START_FAILED = "start-failed"
+    START_TIMEOUT = "start-timeout"
+    IO_ERROR = "io-error"
+    MONITOR_SILENT = "monitor-silent"
+    MONITOR_LOST = "monitor-lost"
+    RESTART_LIMIT = "restart-limit"
+    RECORD_UNREADABLE = "record-unreadable"
+    HOST_REBOOT = "host-reboot"
+
+
+#: Causes after which ``restart = "on-failure"`` starts the VM again.
+FAILURES = frozenset(
+    {
+        CauseKind.GUEST_PANIC,
+        CauseKind.EXIT_CODE,
+        CauseKind.SIGNAL,
+        CauseKind.EXIT_UNKNOWN,
+        CauseKind.START_FAILED,
+        CauseKind.START_TIMEOUT,
+        CauseKind.MONITOR_LOST,
+    }
+)
+
+
+@frozen(kw_only=True)
+class Cause:
+    """One cause.
+
+    Args:
+        kind: its stable name.
+        detail: what QEMU, the guest or the kernel said, one sentence, or ``""``.
+        exit_code: QEMU's exit code where that ended it.
+        signal: the signal's name without ``SIG`` where that ended it.
+    """
+
+    kind: CauseKind
+    detail: str = ""
+    exit_code: int | None = None
+    signal: str = ""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts as a failure for the restart policy and for the ``failed`` states."""
+        return self.kind in FAILURES
+
+    @property
+    def text(self) -> str:
+        """What stands in parentheses behind the state: ``signal KILL``, ``guest-shutdown``, ``exit code 1``."""
+        match self.kind:
+            case CauseKind.SIGNAL:
+                return f"signal {self.signal}"
+            case CauseKind.EXIT_CODE:
+                return f"exit code {self.exit_code}"
+            case _:
+                return str(self.kind.value)

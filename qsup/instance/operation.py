@@ -1,0 +1,60 @@
+"""A change that talks to QEMU, from its acceptance to its end. Pure.
+
+Decides: what is recorded of an operation and which of its states are final.
+Must not: carry it out, or write it to disk (`qsup.operations` keeps them).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from qsup.errors import QsupError
+
+
+class OperationState(enum.Enum):
+    """How far an operation is. All but `RUNNING` are final."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@frozen(kw_only=True)
+class Operation:
+    """One operation.
+
+    Args:
+        id: a UUID's 32 hexadecimal digits.
+        kind: the verb, such as ``start``.
+        target: the instance's name.
+        progress: where it stands, in words, such as ``waiting for the guest to power off``.
+        created, updated: wall clock, seconds since the epoch.
+        cancellable: whether ``DELETE`` can end it.
+        result: what came out, JSON values; ``None`` until it succeeded.
+        error: why it failed or was cancelled.
+        requested_by: uid of the caller, -1 for the daemon itself.
+        idempotency_key: the client's key, or ``""``.
+    """
+
+    id: str
+    kind: str
+    target: str
+    state: OperationState
+    progress: str
+    created: float
+    updated: float
+    cancellable: bool = False
+    result: Mapping[str, Any] | None = None
+    error: QsupError | None = None
+    requested_by: int = -1
+    idempotency_key: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it can change no more."""
+        return self.state is not OperationState.RUNNING

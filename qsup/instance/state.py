@@ -1,0 +1,500 @@
+"""The states of a VM, the events that move it, and the one table of transitions. Pure.
+
+Decides: which (state, event) pairs exist, where each leads, which effects the driver must carry out, and whether a request
+is allowed now.
+Must not: do any of it. `qsup.instance.driver` alone looks pairs up here and alone holds a VM's state.
+
+Theory of operation
+-------------------
+A VM has a `State`. Everything that happens to it (a request, a QMP event, the end of its process, a deadline) becomes an
+`Event`. `step` finds the pair in `TRANSITIONS`; a pair that is not there raises `UndefinedTransition` and changes nothing.
+The result names the next state and the effects, in order. Effects that take time end by posting a further event, so the
+driver never waits inside a transition.
+
+The end of the process arrives as one of five events, chosen beforehand by `qsup.instance.restart.outcome` from the cause,
+the policy and the history: `ENDED` (orderly), `FAILED`, `START_FAILED`, `RESTARTING`, `LIMIT_HIT`. Each is possible
+wherever a process can be.
+
+Requests are judged by `judge` before they become events: allowed, needless (already so: succeeds and does nothing), or
+denied with the reason.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from qsup.errors import UndefinedTransition
+
+
+class Level(enum.Enum):
+    """The first level, which the API promises; systemd's words."""
+
+    ACTIVE = "active"
+    ACTIVATING = "activating"
+    DEACTIVATING = "deactivating"
+    INACTIVE = "inactive"
+    FAILED = "failed"
+
+
+class State(enum.Enum):
+    """The second level, which the API documents: ``(substate, level, what it is, what ends it)``."""
+
+    DEAD = ("dead", Level.INACTIVE, "Not running.", "a start")
+    SPAWNING = (
+        "spawning",
+        Level.ACTIVATING,
+        "Images are opened, QEMU is executed and its monitor negotiated; the guest does not run yet.",
+        "the guest running, a failure, or the start timeout",
+    )
+    WAITING_READY = (
+        "waiting-ready",
+        Level.ACTIVATING,
+        "The guest runs; what `ready` names has not been seen yet.",
+        "readiness, or the start timeout",
+    )
+    AUTO_RESTART = (
+        "auto-restart",
+        Level.ACTIVATING,
+        "It ended, and its policy starts it again after a delay.",
+        "the delay, a start (at once), or a stop",
+    )
+    RUNNING = ("running", Level.ACTIVE, "The guest runs and is ready.", "anything below")
+    PAUSED = ("paused", Level.ACTIVE, "The vCPUs are stopped; memory and devices are kept.", "a resume")
+    IO_ERROR = (
+        "io-error",
+        Level.ACTIVE,
+        "QEMU paused the guest because a disk failed or its file system is full.",
+        "a resume, once the disk works",
+    )
+    GUEST_PANICKED = (
+        "guest-panicked",
+        Level.ACTIVE,
+        "The guest's kernel reported a panic and stands still.",
+        "a reset or a stop",
+    )
+    UNRESPONSIVE = (
+        "unresponsive",
+        Level.ACTIVE,
+        "The process lives, but its monitor does not answer within the deadline. It is never killed for that.",
+        "an answer from the monitor",
+    )
+    UNREACHABLE = (
+        "unreachable",
+        Level.ACTIVE,
+        "The process lives, but its monitor could not be connected, or the connection was given up.",
+        "a successful reconnect, which is tried again and again",
+    )
+    STOPPING_GUEST = (
+        "stopping-guest",
+        Level.DEACTIVATING,
+        "The guest was asked to shut down, by its agent or by the ACPI power button.",
+        "the guest's power-off, or the stop timeout",
+    )
+    STOPPING_QUIT = ("stopping-quit", Level.DEACTIVATING, "QEMU was told to quit.", "its end, or the quit timeout")
+    STOPPING_TERM = ("stopping-term", Level.DEACTIVATING, "QEMU was sent SIGTERM.", "its end, or the term timeout")
+    STOPPING_KILL = ("stopping-kill", Level.DEACTIVATING, "QEMU was sent SIGKILL.", "its end")
+    STUCK = (
+        "stuck",
+        Level.DEACTIVATING,
+        "QEMU was sent SIGKILL and is still there: the kernel keeps it (uninterruptible sleep).",
+        "its end",
+    )
+    CRASHED = ("crashed", Level.FAILED, "It ended by a failure, and its policy does not start it again.", "a start")
+    START_FAILED = ("start-failed", Level.FAILED, "It could not be started; the cause says why.", "a start")
+    START_LIMIT_HIT = (
+        "start-limit-hit",
+        Level.FAILED,
+        "It was restarted `start-limit-burst` times within `start-limit-interval` and stays down.",
+        "a start",
+    )
+    QUARANTINED = (
+        "quarantined",
+        Level.FAILED,
+        "Its run record cannot be read, so nothing about it is believed and nothing is touched.",
+        "removing or repairing the record, then a reload",
+    )
+
+    def __init__(self, substate: str, level: Level, meaning: str, ends_by: str) -> None:
+        self.substate = substate
+        self.level = level
+        self.meaning = meaning
+        self.ends_by = ends_by
+
+
+class Event(enum.Enum):
+    """What can happen to a VM."""
+
+    # requests
+    START = "start"
+    STOP = "stop"
+    KILL = "kill"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RESET = "reset"
+    # the launch and its deadline
+    LAUNCHED = "launched"  # QEMU runs the guest
+    READY = "ready"
+    START_TIMEOUT = "start-timeout"
+    # adoption by a restarted daemon
+    ADOPTED_RUNNING = "adopted-running"
+    ADOPTED_WAITING = "adopted-waiting"
+    ADOPTED_PAUSED = "adopted-paused"
+    ADOPTED_IO_ERROR = "adopted-io-error"
+    ADOPTED_PANICKED = "adopted-panicked"
+    ADOPTED_SHUTDOWN = "adopted-shutdown"
+    ADOPTED_UNREACHABLE = "adopted-unreachable"
+    ADOPTED_STOPPING = "adopted-stopping"
+    RECORD_UNREADABLE = "record-unreadable"
+    RECORD_REPAIRED = "record-repaired"
+    # from the guest and QEMU
+    GUEST_STOPPED = "guest-stopped"  # QAPI event STOP
+    GUEST_RESUMED = "guest-resumed"  # QAPI event RESUME
+    GUEST_RESET = "guest-reset"
+    GUEST_SHUTDOWN = "guest-shutdown"
+    GUEST_PANICKED = "guest-panicked"
+    GUEST_IO_ERROR = "guest-io-error"
+    RESTART_WANTED = "restart-wanted"  # the policy wants a guest that stands still ended and started again
+    # the monitor
+    SILENT = "silent"
+    ANSWERED_RUNNING = "answered-running"
+    ANSWERED_PAUSED = "answered-paused"
+    MONITOR_LOST = "monitor-lost"
+    # deadlines of a stop
+    STAGE_TIMEOUT = "stage-timeout"
+    # the end of the process, already judged
+    ENDED = "ended"
+    FAILED = "failed"
+    START_FAILED = "start-failed"
+    RESTARTING = "restarting"
+    LIMIT_HIT = "limit-hit"
+    RESTART_DUE = "restart-due"
+
+
+class Effect(enum.Enum):
+    """What the driver must do on an edge, in the order given."""
+
+    LAUNCH = "launch"  # make, spawn, negotiate, cont; posts LAUNCHED, or the end
+    CANCEL_LAUNCH = "cancel-launch"  # end the launch, and its process with it; posts the end
+    AWAIT_READY = "await-ready"  # posts READY
+    CANCEL_READY = "cancel-ready"
+    ASK_GUEST = "ask-guest"  # agent, then ACPI; posts STAGE_TIMEOUT
+    QUIT = "quit"  # QMP quit with its deadline; posts STAGE_TIMEOUT
+    TERM = "term"  # SIGTERM with its deadline; posts STAGE_TIMEOUT
+    KILL = "kill"  # SIGKILL with its deadline; posts STAGE_TIMEOUT
+    ARM_RESTART = "arm-restart"  # posts RESTART_DUE after the delay
+    DISARM_RESTART = "disarm-restart"
+    RECONNECT = "reconnect"  # keep trying to reach the monitor; posts ADOPTED_* when it answers
+    REFRESH = "refresh"  # query again what a reset may have changed
+
+
+@frozen(kw_only=True)
+class Transition:
+    """Where an edge leads and what it asks for."""
+
+    target: State
+    effects: tuple[Effect, ...] = ()
+
+
+def _to(target: State, *effects: Effect) -> Transition:
+    return Transition(target=target, effects=effects)
+
+
+#: States in which QEMU's process may exist.
+WITH_PROCESS = frozenset(
+    {
+        State.SPAWNING,
+        State.WAITING_READY,
+        State.RUNNING,
+        State.PAUSED,
+        State.IO_ERROR,
+        State.GUEST_PANICKED,
+        State.UNRESPONSIVE,
+        State.UNREACHABLE,
+        State.STOPPING_GUEST,
+        State.STOPPING_QUIT,
+        State.STOPPING_TERM,
+        State.STOPPING_KILL,
+        State.STUCK,
+    }
+)
+#: States in which a guest is there and the monitor is believed to answer.
+_REACHED = (State.WAITING_READY, State.RUNNING, State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED)
+_DOWN = (State.DEAD, State.CRASHED, State.START_FAILED, State.START_LIMIT_HIT)
+
+_Table = dict[tuple[State, Event], Transition]
+
+
+def _starting() -> _Table:
+    table: _Table = {(state, Event.START): _to(State.SPAWNING, Effect.LAUNCH) for state in _DOWN}
+    table |= {
+        (State.AUTO_RESTART, Event.START): _to(State.SPAWNING, Effect.DISARM_RESTART, Effect.LAUNCH),
+        (State.AUTO_RESTART, Event.RESTART_DUE): _to(State.SPAWNING, Effect.LAUNCH),
+        (State.AUTO_RESTART, Event.STOP): _to(State.DEAD, Effect.DISARM_RESTART),
+        (State.AUTO_RESTART, Event.KILL): _to(State.DEAD, Effect.DISARM_RESTART),
+        (State.SPAWNING, Event.LAUNCHED): _to(State.WAITING_READY, Effect.AWAIT_READY),
+        (State.SPAWNING, Event.STOP): _to(State.STOPPING_KILL, Effect.CANCEL_LAUNCH),
+        (State.SPAWNING, Event.KILL): _to(State.STOPPING_KILL, Effect.CANCEL_LAUNCH),
+        (State.SPAWNING, Event.START_TIMEOUT): _to(State.STOPPING_KILL, Effect.CANCEL_LAUNCH),
+        (State.WAITING_READY, Event.READY): _to(State.RUNNING),
+        (State.WAITING_READY, Event.START_TIMEOUT): _to(State.STOPPING_QUIT, Effect.CANCEL_READY, Effect.QUIT),
+    }
+    return table
+
+
+def _adoption() -> _Table:
+    arrivals = {
+        Event.ADOPTED_RUNNING: _to(State.RUNNING),
+        Event.ADOPTED_WAITING: _to(State.WAITING_READY, Effect.AWAIT_READY),
+        Event.ADOPTED_PAUSED: _to(State.PAUSED),
+        Event.ADOPTED_IO_ERROR: _to(State.IO_ERROR),
+        Event.ADOPTED_PANICKED: _to(State.GUEST_PANICKED),
+        Event.ADOPTED_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
+    }
+    table: _Table = {
+        (state, event): arrival for state in (State.DEAD, State.UNREACHABLE) for event, arrival in arrivals.items()
+    }
+    table |= {
+        (State.DEAD, Event.ADOPTED_UNREACHABLE): _to(State.UNREACHABLE, Effect.RECONNECT),
+        (State.DEAD, Event.ADOPTED_STOPPING): _to(State.STOPPING_QUIT, Effect.QUIT),
+        (State.DEAD, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
+        (State.QUARANTINED, Event.RECORD_REPAIRED): _to(State.DEAD),
+    }
+    # what a restarted daemon finds already over was judged by the policy like any other end
+    table |= {
+        (State.DEAD, Event.ENDED): _to(State.DEAD),
+        (State.DEAD, Event.FAILED): _to(State.CRASHED),
+        (State.DEAD, Event.RESTARTING): _to(State.AUTO_RESTART, Effect.ARM_RESTART),
+        (State.DEAD, Event.LIMIT_HIT): _to(State.START_LIMIT_HIT),
+    }
+    return table
+
+
+def _guest() -> _Table:
+    table: _Table = {}
+    for state in _REACHED:
+        leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
+        table |= {
+            (state, Event.GUEST_SHUTDOWN): _to(State.STOPPING_QUIT, *leaving, Effect.QUIT),
+            (state, Event.GUEST_PANICKED): _to(State.GUEST_PANICKED, *leaving),
+            (state, Event.GUEST_IO_ERROR): _to(State.IO_ERROR, *leaving),
+            (state, Event.GUEST_RESET): _to(state, Effect.REFRESH),
+            (state, Event.SILENT): _to(State.UNRESPONSIVE, *leaving),
+            (state, Event.MONITOR_LOST): _to(State.UNREACHABLE, *leaving, Effect.RECONNECT),
+            (state, Event.RESET): _to(state, Effect.REFRESH),
+        }
+    table |= {
+        (State.RUNNING, Event.GUEST_STOPPED): _to(State.PAUSED),
+        (State.RUNNING, Event.GUEST_RESUMED): _to(State.RUNNING),
+        (State.WAITING_READY, Event.GUEST_STOPPED): _to(State.PAUSED, Effect.CANCEL_READY),
+        (State.WAITING_READY, Event.GUEST_RESUMED): _to(State.WAITING_READY),
+        (State.PAUSED, Event.GUEST_STOPPED): _to(State.PAUSED),
+        (State.PAUSED, Event.GUEST_RESUMED): _to(State.RUNNING),
+        (State.IO_ERROR, Event.GUEST_STOPPED): _to(State.IO_ERROR),
+        (State.IO_ERROR, Event.GUEST_RESUMED): _to(State.RUNNING),
+        (State.GUEST_PANICKED, Event.GUEST_STOPPED): _to(State.GUEST_PANICKED),
+        (State.GUEST_PANICKED, Event.GUEST_RESUMED): _to(State.RUNNING),
+        (State.GUEST_PANICKED, Event.RESTART_WANTED): _to(State.STOPPING_QUIT, Effect.QUIT),
+        (State.GUEST_PANICKED, Event.RESET): _to(State.RUNNING, Effect.REFRESH),
+        (State.UNRESPONSIVE, Event.ANSWERED_RUNNING): _to(State.RUNNING, Effect.REFRESH),
+        (State.UNRESPONSIVE, Event.ANSWERED_PAUSED): _to(State.PAUSED, Effect.REFRESH),
+        (State.UNRESPONSIVE, Event.MONITOR_LOST): _to(State.UNREACHABLE, Effect.RECONNECT),
+        (State.UNRESPONSIVE, Event.SILENT): _to(State.UNRESPONSIVE),
+    }
+    # events that QEMU buffered while it was silent say by themselves that it answers again
+    for event, target in {
+        Event.GUEST_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
+        Event.GUEST_PANICKED: _to(State.GUEST_PANICKED),
+        Event.GUEST_IO_ERROR: _to(State.IO_ERROR),
+        Event.GUEST_RESET: _to(State.UNRESPONSIVE, Effect.REFRESH),
+        Event.GUEST_STOPPED: _to(State.PAUSED),
+        Event.GUEST_RESUMED: _to(State.RUNNING),
+    }.items():
+        table[State.UNRESPONSIVE, event] = target
+    return table
+
+
+def _requests() -> _Table:
+    return {
+        (State.RUNNING, Event.PAUSE): _to(State.PAUSED),
+        (State.PAUSED, Event.RESUME): _to(State.RUNNING),
+        (State.IO_ERROR, Event.RESUME): _to(State.RUNNING),
+    }
+
+
+def _stopping() -> _Table:
+    table: _Table = {}
+    for state in (State.RUNNING, State.WAITING_READY):
+        leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
+        table[state, Event.STOP] = _to(State.STOPPING_GUEST, *leaving, Effect.ASK_GUEST)
+    # a guest that stands still cannot shut itself down
+    for state in (State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED, State.UNRESPONSIVE):
+        table[state, Event.STOP] = _to(State.STOPPING_QUIT, Effect.QUIT)
+    table[State.UNREACHABLE, Event.STOP] = _to(State.STOPPING_TERM, Effect.TERM)
+    for state in (*_REACHED, State.UNRESPONSIVE, State.UNREACHABLE):
+        leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
+        table[state, Event.KILL] = _to(State.STOPPING_KILL, *leaving, Effect.KILL)
+    for state in (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STUCK):
+        table[state, Event.KILL] = _to(State.STOPPING_KILL, Effect.KILL)
+    table |= {
+        (State.STOPPING_KILL, Event.KILL): _to(State.STOPPING_KILL, Effect.KILL),
+        (State.STOPPING_GUEST, Event.GUEST_SHUTDOWN): _to(State.STOPPING_QUIT, Effect.QUIT),
+        (State.STOPPING_GUEST, Event.STAGE_TIMEOUT): _to(State.STOPPING_QUIT, Effect.QUIT),
+        (State.STOPPING_GUEST, Event.MONITOR_LOST): _to(State.STOPPING_TERM, Effect.TERM),
+        (State.STOPPING_QUIT, Event.STAGE_TIMEOUT): _to(State.STOPPING_TERM, Effect.TERM),
+        (State.STOPPING_TERM, Event.STAGE_TIMEOUT): _to(State.STOPPING_KILL, Effect.KILL),
+        (State.STOPPING_KILL, Event.STAGE_TIMEOUT): _to(State.STUCK),
+    }
+    # while it is being stopped, what the guest still does changes nothing
+    stages = (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.STUCK)
+    noise = (
+        Event.GUEST_STOPPED,
+        Event.GUEST_RESUMED,
+        Event.GUEST_RESET,
+        Event.GUEST_SHUTDOWN,
+        Event.GUEST_PANICKED,
+        Event.GUEST_IO_ERROR,
+        Event.MONITOR_LOST,
+        Event.SILENT,
+    )
+    for state in stages:
+        for event in noise:
+            table.setdefault((state, event), _to(state))
+    return table
+
+
+def _endings() -> _Table:
+    table: _Table = {}
+    for state in WITH_PROCESS:
+        leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
+        table |= {
+            (state, Event.ENDED): _to(State.DEAD, *leaving),
+            (state, Event.FAILED): _to(State.CRASHED, *leaving),
+            (state, Event.START_FAILED): _to(State.START_FAILED, *leaving),
+            (state, Event.RESTARTING): _to(State.AUTO_RESTART, *leaving, Effect.ARM_RESTART),
+            (state, Event.LIMIT_HIT): _to(State.START_LIMIT_HIT, *leaving),
+        }
+    return table
+
+
+TRANSITIONS: Mapping[tuple[State, Event], Transition] = (
+    _starting() | _adoption() | _guest() | _requests() | _stopping() | _endings()
+)
+
+
+def step(state: State, event: Event) -> Transition:
+    """The edge for this pair.
+
+    Raises:
+        UndefinedTransition: the table has none; nothing is to be changed.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise UndefinedTransition(f"no transition from {state.substate} by {event.value}") from None
+
+
+class Request(enum.Enum):
+    """The power verbs of the API."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    KILL = "kill"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RESET = "reset"
+    POWERDOWN = "powerdown"
+    NMI = "nmi"
+
+
+class Verdict(enum.Enum):
+    """What `judge` finds."""
+
+    ALLOWED = "allowed"
+    NEEDLESS = "needless"  # it is so already: the request succeeds and does nothing
+    DENIED = "denied"
+
+
+@frozen(kw_only=True)
+class Judgement:
+    """A verdict with its reason (empty unless denied) and what the user can do instead."""
+
+    verdict: Verdict
+    reason: str = ""
+    hint: str = ""
+
+
+_ALLOWED = Judgement(verdict=Verdict.ALLOWED)
+_NEEDLESS = Judgement(verdict=Verdict.NEEDLESS)
+
+
+def _denied(reason: str, hint: str = "") -> Judgement:
+    return Judgement(verdict=Verdict.DENIED, reason=reason, hint=hint)
+
+
+_START_FIRST = "start it first"
+_WHY_NOT: Mapping[State, tuple[str, str]] = {
+    State.DEAD: ("it is not running", _START_FIRST),
+    State.CRASHED: ("it has crashed and is not running", _START_FIRST),
+    State.START_FAILED: ("its last start failed and it is not running", _START_FIRST),
+    State.START_LIMIT_HIT: ("it was restarted too often and stays down", _START_FIRST),
+    State.QUARANTINED: (
+        "its run record cannot be read",
+        "see its status for the file, repair or remove it, then reload",
+    ),
+    State.AUTO_RESTART: ("it is down and waits to be restarted", "start it now, or stop it"),
+    State.SPAWNING: ("it is still starting", "wait until it runs"),
+    State.WAITING_READY: ("it runs but is not ready yet", "wait until it is ready"),
+    State.PAUSED: ("it is paused", "resume it first"),
+    State.IO_ERROR: ("it is paused by an I/O error", "mend the disk, then resume it"),
+    State.GUEST_PANICKED: ("its guest has panicked", "reset or restart it"),
+    State.UNRESPONSIVE: ("its monitor does not answer", "wait, or kill it"),
+    State.UNREACHABLE: ("its monitor cannot be reached", "wait, or kill it"),
+    State.STOPPING_GUEST: ("it is shutting down", "wait, or kill it"),
+    State.STOPPING_QUIT: ("it is being stopped", "wait, or kill it"),
+    State.STOPPING_TERM: ("it is being stopped", "wait, or kill it"),
+    State.STOPPING_KILL: ("it is being killed", "wait"),
+    State.STUCK: (
+        "it was killed but the kernel keeps its process",
+        "wait; look at its wait channel and the host's storage",
+    ),
+    State.RUNNING: ("it is running", ""),
+}
+
+_NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
+    Request.START: frozenset(
+        s for s in State if s.level in (Level.ACTIVE,) or s in (State.SPAWNING, State.WAITING_READY)
+    ),
+    Request.STOP: frozenset(
+        s for s in State if s.level in (Level.INACTIVE, Level.FAILED) and s is not State.QUARANTINED
+    ),
+    Request.KILL: frozenset(
+        s for s in State if s.level in (Level.INACTIVE, Level.FAILED) and s is not State.QUARANTINED
+    ),
+    Request.PAUSE: frozenset({State.PAUSED}),
+    Request.RESUME: frozenset({State.RUNNING}),
+}
+_RESTARTABLE = frozenset(s for s in State if s.level is not Level.DEACTIVATING and s is not State.QUARANTINED)
+_ALLOWED_IN: Mapping[Request, frozenset[State]] = {
+    Request.START: frozenset({*_DOWN, State.AUTO_RESTART}),
+    Request.STOP: frozenset(s for s in State if (s, Event.STOP) in TRANSITIONS),
+    Request.KILL: frozenset(s for s in State if (s, Event.KILL) in TRANSITIONS),
+    Request.RESTART: _RESTARTABLE,
+    Request.PAUSE: frozenset({State.RUNNING}),
+    Request.RESUME: frozenset({State.PAUSED, State.IO_ERROR}),
+    Request.RESET: frozenset(_REACHED),
+    Request.POWERDOWN: frozenset({State.RUNNING, State.WAITING_READY}),
+    Request.NMI: frozenset({State.RUNNING, State.WAITING_READY}),
+}
+
+
+def judge(state: State, request: Request) -> Judgement:
+    """Whether ``request`` may be carried out in ``state``, and if not, why."""
+    if state in _NEEDLESS_IN.get(request, frozenset()):
+        return _NEEDLESS
+    if state in _ALLOWED_IN[request]:
+        return _ALLOWED
+    return _denied(*_WHY_NOT[state])

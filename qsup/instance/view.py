@@ -1,0 +1,65 @@
+"""What the outside may know of a VM: one frozen value, made anew at each change. Pure.
+
+Decides: the contents of a view.
+Must not: be computed by asking QEMU. A view is what the driver knew at its last event, so reading it never waits.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from qsup.instance.cause import Cause
+from qsup.instance.state import State
+from qsup.plan.spec import DiskPlan, NicPlan
+
+
+@frozen(kw_only=True)
+class InstanceView:
+    """One VM as it is known now.
+
+    Args:
+        since: wall clock of the last change of `state`, seconds since the epoch.
+        threads: host thread ids of the vCPUs, by CPU index; empty while not running.
+        memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
+        console: the console's type, ``none`` for no console.
+        display: the display's type.
+        video: whether there is a graphics card, so that a screenshot can be taken.
+        unit_stale: the unit's files changed since QEMU was started.
+        operation: id of the operation that holds the VM, or ``None``.
+        warnings: what is not as the unit asks, one sentence each.
+    """
+
+    name: str
+    state: State
+    cause: Cause | None
+    since: float
+    pid: int | None
+    uid: int | None
+    restarts: int
+    uuid: str
+    description: str
+    files: tuple[str, ...]
+    autostart: bool
+    unit_stale: bool
+    machine: str
+    accel: str
+    cpu_model: str
+    emulator: str
+    firmware: str
+    vcpus: int
+    max_vcpus: int
+    threads: tuple[int, ...]
+    memory_size: int
+    memory_actual: int | None
+    disks: tuple[DiskPlan, ...]
+    nics: tuple[NicPlan, ...]
+    devices: tuple[tuple[str, str], ...]
+    agent_enabled: bool
+    agent_connected: bool
+    console: str
+    console_watchers: int
+    console_has_writer: bool
+    display: str
+    video: bool
+    operation: str | None
+    warnings: tuple[str, ...]

@@ -1,0 +1,308 @@
+"""The values that planning takes in and gives out.
+
+Decides: what is known of the host and of a QEMU binary when a plan is made, and what a plan asks of the launcher.
+Must not: read any of it from the host; `qsup.host` fills the facts in and carries the plan out.
+
+A plan is a pure function of the unit, the identity, the host's facts and QEMU's capabilities. File descriptor numbers and
+staged file names are not known when it is made, so arguments hold references (`FdArgument`, `FileArgument`) that
+`Plan.command` replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class Identity:
+    """What stays with a VM over its starts, stored by the daemon.
+
+    Args:
+        name: the instance's name.
+        uuid: the SMBIOS UUID, and the seed of the MAC addresses.
+        machines: machine alias -> versioned type, as first resolved, such as ``{"q35": "pc-q35-7.2"}``.
+    """
+
+    name: str
+    uuid: str
+    machines: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class Firmware:
+    """One firmware found through QEMU's descriptor files (docs/interop/firmware.json in QEMU's source).
+
+    Args:
+        descriptor: the descriptor's path; descriptors are tried in the order of their file names.
+        interfaces: ``uefi``, ``bios``...
+        mapping: ``flash`` or ``memory``.
+        executable: the code image.
+        executable_format: ``raw`` or ``qcow2``.
+        variables: the template of the variable store, or ``""``.
+        variables_format: ``raw`` or ``qcow2``.
+        machines: globs of machine types by architecture, such as ``{"x86_64": ("pc-q35-*",)}``.
+        features: such as ``secure-boot``, ``requires-smm``, ``enrolled-keys``.
+    """
+
+    descriptor: str
+    interfaces: tuple[str, ...]
+    mapping: str
+    executable: str
+    executable_format: str = "raw"
+    variables: str = ""
+    variables_format: str = "raw"
+    machines: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    features: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class HostFacts:
+    """What planning needs to know of the host.
+
+    Args:
+        kvm: whether KVM can be used: /dev/kvm opens read-write and the CPU lists vmx or svm.
+        kvm_device: whether /dev/kvm opens read-write at all (``accel = "kvm"`` insists and QEMU has the last word).
+        kvm_reason: why `kvm` is false, for the user.
+        architecture: the host's machine, as ``uname -m`` says it.
+        firmware: all firmware found, in order.
+        boot_id: the kernel's boot id.
+    """
+
+    kvm: bool
+    kvm_device: bool
+    kvm_reason: str = ""
+    architecture: str = "x86_64"
+    firmware: tuple[Firmware, ...] = ()
+    boot_id: str = ""
+
+
+@frozen(kw_only=True)
+class MachineType:
+    """One entry of QAPI ``query-machines``."""
+
+    name: str
+    alias: str = ""
+    cpu_max: int = 1
+    hotpluggable_cpus: bool = False
+    default_cpu_type: str = ""
+    deprecated: bool = False
+
+
+@frozen(kw_only=True)
+class Capabilities:
+    """What one QEMU binary can do, probed once for its (path, mtime, size).
+
+    Args:
+        emulator: the binary's absolute path.
+        version: for people only; nothing is decided by it.
+        architecture: QAPI ``query-target``.
+        machines: all machine types.
+        commands: names of all QMP commands (``query-commands``).
+        devices: names of all creatable device types (``qom-list-types implements=device``).
+        objects: names of all user-creatable object types.
+        options: command line options and their parameters (``query-command-line-options``).
+        schema_features: probed facts of the QAPI schema by name, such as ``screendump-format``.
+        accelerators: ``kvm``, ``tcg``.
+    """
+
+    emulator: str
+    version: str
+    architecture: str
+    machines: tuple[MachineType, ...]
+    commands: frozenset[str]
+    devices: frozenset[str]
+    objects: frozenset[str] = frozenset()
+    options: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    schema_features: frozenset[str] = frozenset()
+    accelerators: frozenset[str] = frozenset()
+
+
+@frozen(kw_only=True)
+class ListenerFd:
+    """A listening Unix socket of the VM's run directory: ``qmp``, ``console``, ``agent``."""
+
+    name: str
+
+
+@frozen(kw_only=True)
+class ImageFd:
+    """An image to open, check and claim.
+
+    Args:
+        name: unique within the plan, such as ``disk-root``.
+        path: as the unit says it; resolved in the pools, unless `own` is set.
+        format: ``raw`` or ``qcow2``; the header must agree.
+        writable: open read-write.
+        claim_write: the claim taken on it: ``True`` excludes other VMs. Backing files are claimed for reading.
+        shareable: several VMs may hold it for writing.
+        backing: declared backing file right below it, ``None`` for none: (path, format).
+        own: the path is one of the daemon's own (firmware, UEFI variables), absolute, outside the pools' rules.
+    """
+
+    name: str
+    path: str
+    format: str
+    writable: bool
+    claim_write: bool
+    shareable: bool = False
+    backing: tuple[str, str] | None = None
+    own: bool = False
+
+
+@frozen(kw_only=True)
+class TapFd:
+    """A tap interface to create.
+
+    Args:
+        name: unique within the plan, such as ``nic-lan``.
+        nic: the NIC's id.
+        bridge: the bridge it joins.
+        create_bridge: make the bridge when it is absent.
+    """
+
+    name: str
+    nic: str
+    bridge: str
+    create_bridge: bool
+
+
+FdRequest = ListenerFd | ImageFd | TapFd
+
+
+@frozen(kw_only=True)
+class FdArgument:
+    """An argument with a descriptor's number in it: ``before + number + after``."""
+
+    before: str
+    fd: str
+    after: str = ""
+
+
+@frozen(kw_only=True)
+class FileRequest:
+    """A file that QEMU opens by its path and that must be readable for the VM's own user.
+
+    Args:
+        name: unique within the plan, such as ``kernel``.
+        path: as the unit says it; a relative path resolves in the first pool.
+    """
+
+    name: str
+    path: str
+
+
+@frozen(kw_only=True)
+class FileArgument:
+    """An argument that is the path of a `FileRequest`, as staged by the launcher: ``before + path + after``."""
+
+    before: str
+    file: str
+    after: str = ""
+
+
+@frozen(kw_only=True)
+class VariableStore:
+    """A UEFI variable store to make before the first start: a qcow2 copy of ``template``, kept per VM.
+
+    Args:
+        template: the pristine variables, absolute.
+        template_format: ``raw`` or ``qcow2``.
+        file: name of the copy within the VM's state directory; an `ImageFd` of the plan opens it.
+    """
+
+    template: str
+    template_format: str
+    file: str
+
+
+Argument = str | FdArgument | FileArgument
+
+
+@frozen(kw_only=True)
+class NicPlan:
+    """What was planned for one NIC: id, type, model, MAC, bridge, and the forwards as text."""
+
+    id: str
+    type: str
+    model: str
+    mac: str
+    bridge: str = ""
+    forward: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class DiskPlan:
+    """What was planned for one disk.
+
+    Args:
+        node: the block node the device reads (at most 31 characters).
+        device: the device's QOM id, as in ``/machine/peripheral/DEVICE``.
+    """
+
+    id: str
+    path: str
+    format: str
+    type: str
+    bus: str
+    read_only: bool
+    node: str
+    device: str
+
+
+@frozen(kw_only=True)
+class Plan:
+    """Everything the launcher needs to start one VM.
+
+    Args:
+        emulator: the binary's absolute path.
+        arguments: QEMU's arguments, without ``argv[0]``, with references for what is not known yet.
+        fds: descriptors to make, in order.
+        files: files to stage.
+        variables: the UEFI variable store to make when it is absent, or ``None``.
+        machine: the versioned machine type.
+        machine_alias: the alias it was resolved from, or ``""``; the launcher keeps the pair in the identity.
+        accel: ``kvm`` or ``tcg``.
+        cpu_model: what ``-cpu`` says.
+        warnings: what the user should know, one sentence each.
+    """
+
+    emulator: str
+    arguments: tuple[Argument, ...]
+    fds: tuple[FdRequest, ...]
+    files: tuple[FileRequest, ...]
+    machine: str
+    accel: str
+    cpu_model: str
+    machine_alias: str = ""
+    variables: VariableStore | None = None
+    disks: tuple[DiskPlan, ...] = ()
+    nics: tuple[NicPlan, ...] = ()
+    has_console: bool = False
+    has_agent: bool = False
+    has_vnc: bool = False
+    has_video: bool = False
+    warnings: tuple[str, ...] = ()
+
+    def command(self, numbers: Mapping[str, int], paths: Mapping[str, str]) -> list[str]:
+        """The whole argv.
+
+        Args:
+            numbers: descriptor number by `FdRequest` name.
+            paths: staged path by `FileRequest` name.
+
+        Raises:
+            KeyError: a reference that was not resolved.
+        """
+
+        def render(argument: Argument) -> str:
+            match argument:
+                case FdArgument():
+                    return f"{argument.before}{numbers[argument.fd]}{argument.after}"
+                case FileArgument():
+                    return f"{argument.before}{paths[argument.file]}{argument.after}"
+                case str():
+                    return argument
+
+        return [self.emulator, *map(render, self.arguments)]

@@ -1,0 +1,1 @@
+"""The monitor and the guest agent: transport and typed verbs."""

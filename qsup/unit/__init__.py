@@ -1,0 +1,1 @@
+"""Unit files: TOML text to frozen values. Pure."""

@@ -1,0 +1,476 @@
+"""What a unit can say: the frozen model of a unit file, with the meaning of every key beside it.
+
+Decides: sections, keys, defaults, each key's kind, its documentation, QEMU's name for it, and when a change of it takes
+effect. The parser, the JSON Schema and ``docs/units.md`` are made from this and nothing else.
+Must not: parse text, resolve paths, look at the host, or hold anything that is not in a unit file.
+
+A field's TOML name is its Python name with ``-`` for ``_``; plural fields that hold arrays of tables give theirs
+explicitly (``disks`` is ``[[disk]]``). Values are in base units: bytes and seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from qsup.unit import kinds
+from qsup.unit.kinds import Forward, Kind, Ready
+
+MIB = 1 << 20
+
+
+class Applies(enum.Enum):
+    """When a changed key takes effect on a running VM."""
+
+    LIVE = "live"
+    RESTART = "restart"
+    SUPERVISOR = "at once"  # the daemon alone acts on it; QEMU is not concerned
+
+
+@frozen(kw_only=True)
+class Key:
+    """What is known of one key besides its value.
+
+    Args:
+        kind: which values it takes.
+        doc: its meaning, in the words of the unit reference.
+        qemu: QEMU's name for it, such as ``-smp maxcpus=``, or ``""``.
+        applies: when a change takes effect.
+    """
+
+    kind: Kind
+    doc: str
+    qemu: str = ""
+    applies: Applies = Applies.RESTART
+
+
+@frozen(kw_only=True)
+class Section:
+    """What is known of one table of a unit file.
+
+    Args:
+        name: the TOML table's name.
+        many: ``True`` for an array of tables, whose entries merge by ``id``.
+        doc: its meaning.
+    """
+
+    name: str
+    many: bool
+    doc: str
+
+
+_KEY = "qsup.key"
+_SECTION = "qsup.section"
+
+
+def _key(
+    kind: Kind, doc: str, *, default: Any = attrs.NOTHING, qemu: str = "", applies: Applies = Applies.RESTART
+) -> Any:
+    return field(default=default, metadata={_KEY: Key(kind=kind, doc=doc, qemu=qemu, applies=applies)})
+
+
+def _section(cls: type[Any], doc: str, *, name: str = "") -> Any:
+    many = bool(name)
+    default: Any = () if many else attrs.Factory(cls)
+    return field(default=default, metadata={_SECTION: (cls, Section(name=name, many=many, doc=doc))})
+
+
+def key_name(attribute: attrs.Attribute[Any]) -> str:
+    """The TOML name of a model field."""
+    return attribute.name.strip("_").replace("_", "-")
+
+
+def keys_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], Key]]:
+    """The keys of one section class, by TOML name, in the order of the model."""
+    return {key_name(a): (a, a.metadata[_KEY]) for a in attrs.fields(cls) if _KEY in a.metadata}
+
+
+def sections_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], type[Any], Section]]:
+    """The tables nested in ``cls`` (`Unit` itself, or a section with sub-tables), by TOML name."""
+    found = {}
+    for a in attrs.fields(cls):
+        if _SECTION in a.metadata:
+            nested, section = a.metadata[_SECTION]
+            name = section.name or key_name(a)
+            found[name] = (a, nested, attrs.evolve(section, name=name))
+    return found
+
+
+_S = Applies.SUPERVISOR
+
+
+@frozen(kw_only=True)
+class UnitSection:
+    """``[unit]``: what the VM is and how it relates to others."""
+
+    description: str = _key(kinds.STRING, "One line for people, shown by `list` and `status`.", default="", applies=_S)
+    after: tuple[str, ...] = _key(
+        kinds.list_of(kinds.UNIT_NAME), "VMs that, when started too, are started first.", default=(), applies=_S
+    )
+    before: tuple[str, ...] = _key(
+        kinds.list_of(kinds.UNIT_NAME), "VMs that, when started too, are started later.", default=(), applies=_S
+    )
+    requires: tuple[str, ...] = _key(
+        kinds.list_of(kinds.UNIT_NAME),
+        "VMs that are started with this one; their failure fails it.",
+        default=(),
+        applies=_S,
+    )
+    wants: tuple[str, ...] = _key(
+        kinds.list_of(kinds.UNIT_NAME),
+        "VMs that are started with this one; their failure is ignored.",
+        default=(),
+        applies=_S,
+    )
+    conflicts: tuple[str, ...] = _key(
+        kinds.list_of(kinds.UNIT_NAME), "VMs that cannot be active at the same time.", default=(), applies=_S
+    )
+
+
+@frozen(kw_only=True)
+class InstallSection:
+    """``[install]``: what happens when the daemon starts."""
+
+    autostart: bool = _key(
+        kinds.BOOLEAN, "Start the VM when the daemon starts (`qsupctl enable`).", default=False, applies=_S
+    )
+
+
+STOP_METHODS = ("agent", "acpi", "quit", "term", "kill")
+
+
+@frozen(kw_only=True)
+class ServiceSection:
+    """``[service]``: how the VM is started, watched, restarted and stopped."""
+
+    restart: str = _key(
+        kinds.choice("no", "on-failure", "always"),
+        "When the VM is started again after it ended by itself. `on-failure`: after a crash or a failed start; "
+        "`always`: also after the guest powered itself off. An operator's stop is never undone.",
+        default="no",
+        applies=_S,
+    )
+    restart_delay: float = _key(
+        kinds.duration(0.01),
+        "Wait before the first restart; each further one waits twice as long.",
+        default=1.0,
+        applies=_S,
+    )
+    restart_max_delay: float = _key(
+        kinds.duration(0.01), "The longest wait before a restart.", default=60.0, applies=_S
+    )
+    start_limit_burst: int = _key(
+        kinds.integer(0, 1_000_000),
+        "After that many automatic restarts within `start-limit-interval` the VM stays down (`start-limit-hit`); 0: no limit.",
+        default=5,
+        applies=_S,
+    )
+    start_limit_interval: float = _key(
+        kinds.duration(), "The time over which restarts are counted.", default=300.0, applies=_S
+    )
+    start_timeout: float = _key(
+        kinds.duration(0.1),
+        "From the start of QEMU until the VM is ready; then it is stopped and has failed.",
+        default=90.0,
+        applies=_S,
+    )
+    stop_methods: tuple[str, ...] = _key(
+        kinds.list_of(kinds.choice(*STOP_METHODS)),
+        "How the VM is stopped, tried in this order: the guest agent's shutdown (skipped when no agent answers), the ACPI "
+        "power button, QMP `quit`, SIGTERM, SIGKILL.",
+        default=STOP_METHODS,
+        qemu="guest-shutdown, system_powerdown, quit",
+        applies=_S,
+    )
+    stop_timeout: float = _key(
+        kinds.duration(0.1),
+        "How long the guest has to power off after `agent` or `acpi`, each.",
+        default=90.0,
+        applies=_S,
+    )
+    quit_timeout: float = _key(kinds.duration(0.1), "How long QEMU has to end after `quit`.", default=10.0, applies=_S)
+    term_timeout: float = _key(kinds.duration(0.1), "How long QEMU has to end after SIGTERM.", default=5.0, applies=_S)
+    ready: Ready = _key(
+        kinds.READY,
+        'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal text on '
+        "the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward).",
+        default=Ready(on="running"),
+        applies=_S,
+    )
+
+
+@frozen(kw_only=True)
+class MachineSection:
+    """``[machine]``: the emulator, the board and what it boots."""
+
+    emulator: str = _key(
+        kinds.PATH, "The QEMU binary: a name looked up in PATH, or an absolute path.", default="qemu-system-x86_64"
+    )
+    type: str = _key(
+        kinds.NAME,
+        "The machine type. An alias such as `q35` is resolved to its versioned type at the first start and kept.",
+        default="q35",
+        qemu="-machine",
+    )
+    accel: str = _key(
+        kinds.choice("auto", "kvm", "tcg"),
+        "The accelerator. `auto`: KVM where /dev/kvm opens and the CPU lists vmx or svm, else TCG. `kvm` means exactly KVM.",
+        default="auto",
+        qemu="-accel",
+    )
+    firmware: str = _key(
+        kinds.PATH,
+        "`bios`, `uefi`, `uefi-secure` (found through QEMU's firmware descriptors, with variables of the VM's own), or the path of a ROM file.",
+        default="bios",
+        qemu="-bios, pflash",
+    )
+    kernel: str = _key(kinds.STRING, "A Linux kernel to boot directly.", default="", qemu="-kernel")
+    initrd: str = _key(kinds.STRING, "The initial RAM disk of `kernel`.", default="", qemu="-initrd")
+    append: str = _key(kinds.STRING, "The command line of `kernel`.", default="", qemu="-append")
+    rtc: str = _key(
+        kinds.choice("utc", "localtime"), "What the real-time clock shows.", default="utc", qemu="-rtc base="
+    )
+    uuid: str = _key(
+        kinds.optional(kinds.UUID),
+        "The SMBIOS UUID; by default one is made at the first start and kept.",
+        default="",
+        qemu="-uuid",
+    )
+    boot_menu: bool = _key(kinds.BOOLEAN, "Let the firmware show its boot menu.", default=False, qemu="-boot menu=")
+    hotplug_slots: int = _key(
+        kinds.integer(0, 32),
+        "PCIe root ports kept free for devices that come later (q35).",
+        default=8,
+        qemu="pcie-root-port",
+    )
+
+
+@frozen(kw_only=True)
+class TopologySection:
+    """``[cpu.topology]``: how the vCPUs are arranged. 0 leaves the number to QEMU."""
+
+    sockets: int = _key(kinds.integer(0, 512), "Sockets.", default=0, qemu="-smp sockets=")
+    dies: int = _key(kinds.integer(0, 64), "Dies of a socket.", default=0, qemu="-smp dies=")
+    cores: int = _key(kinds.integer(0, 512), "Cores of a die.", default=0, qemu="-smp cores=")
+    threads: int = _key(kinds.integer(0, 8), "Threads of a core.", default=0, qemu="-smp threads=")
+
+
+@frozen(kw_only=True)
+class CpuSection:
+    """``[cpu]``: the virtual processors."""
+
+    model: str = _key(
+        kinds.STRING,
+        "The CPU model with its flags; by default `host` under KVM and `max` under TCG.",
+        default="",
+        qemu="-cpu",
+    )
+    vcpus: int = _key(kinds.integer(1, 4096), "Virtual CPUs at start.", default=1, qemu="-smp cpus=")
+    max_vcpus: int = _key(
+        kinds.integer(0, 4096), "Virtual CPUs at most; 0: as many as `vcpus`.", default=0, qemu="-smp maxcpus="
+    )
+    topology: TopologySection = _section(TopologySection, "How the virtual CPUs are arranged.")
+
+
+@frozen(kw_only=True)
+class MemorySection:
+    """``[memory]``: the guest's memory."""
+
+    size: int = _key(kinds.size(1 * MIB, 1 << 46), "The guest's memory.", default=512 * MIB, qemu="-m size=")
+    balloon: bool = _key(kinds.BOOLEAN, "Give the guest a memory balloon.", default=True, qemu="virtio-balloon")
+
+
+@frozen(kw_only=True)
+class BackingSection:
+    """``[[disk.backing]]``: a file an overlay stands on; the chain from the overlay down to its base."""
+
+    path: str = _key(kinds.PATH, "The backing file.")
+    format: str = _key(kinds.choice("raw", "qcow2"), "Its format; never guessed.")
+
+
+DISK_BUSES = ("virtio", "scsi", "nvme", "sata", "ide", "usb")
+
+
+@frozen(kw_only=True)
+class DiskSection:
+    """``[[disk]]``: a disk or a CD drive."""
+
+    id: str = _key(kinds.NAME, "Its name within the VM.")
+    path: str = _key(
+        kinds.STRING,
+        "The image or block device; relative to the first pool. A `cdrom` without one is an empty drive.",
+        default="",
+    )
+    format: str = _key(
+        kinds.choice("raw", "qcow2"), "The image's format; never guessed.", default="raw", qemu="blockdev driver"
+    )
+    type: str = _key(kinds.choice("disk", "cdrom"), "What the guest sees.", default="disk")
+    bus: str = _key(
+        kinds.choice("", *DISK_BUSES),
+        "How it is attached; by default `virtio`, for a `cdrom` `sata` (`ide` on a `pc` machine).",
+        default="",
+        qemu="virtio-blk, scsi-hd, nvme, ide-hd, usb-storage",
+    )
+    cache: str = _key(
+        kinds.choice("writeback", "none", "writethrough", "directsync", "unsafe"),
+        "How the host caches the image.",
+        default="writeback",
+        qemu="cache.direct, cache.no-flush, write-cache",
+    )
+    aio: str = _key(
+        kinds.choice("threads", "native", "io_uring"),
+        'How QEMU reads and writes it; `native` needs `cache = "none"` or `"directsync"`.',
+        default="threads",
+        qemu="aio",
+    )
+    discard: str = _key(
+        kinds.choice("ignore", "unmap"), "Whether the guest's discards free space.", default="unmap", qemu="discard"
+    )
+    detect_zeroes: str = _key(
+        kinds.choice("off", "on", "unmap"),
+        "Whether writes of zeroes are made cheap.",
+        default="off",
+        qemu="detect-zeroes",
+    )
+    read_only: bool = _key(kinds.BOOLEAN, "The guest cannot write to it.", default=False, qemu="read-only")
+    shareable: bool = _key(
+        kinds.BOOLEAN,
+        "Other VMs may use it at the same time; the guests must be made for that.",
+        default=False,
+        qemu="share-rw",
+    )
+    serial: str = _key(kinds.STRING, "The serial number the guest sees.", default="", qemu="serial")
+    bootindex: int = _key(
+        kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"
+    )
+    backing: tuple[BackingSection, ...] = _section(
+        BackingSection,
+        "The files the image stands on, nearest first. A backing file that is not declared is refused.",
+        name="backing",
+    )
+
+
+NIC_MODELS = ("virtio", "e1000", "e1000e", "rtl8139")
+
+
+@frozen(kw_only=True)
+class NicSection:
+    """``[[nic]]``: a network interface."""
+
+    id: str = _key(kinds.NAME, "Its name within the VM; the MAC derives from it and from the VM's UUID.")
+    type: str = _key(
+        kinds.choice("user", "tap", "bridge"),
+        "`user`: behind the host's own address, no privilege needed. `tap`: a tap made by the daemon on `bridge`, which must "
+        "exist. `bridge`: the same, and the bridge is made when it is absent and removed when its last VM leaves.",
+        default="user",
+        qemu="-netdev",
+    )
+    model: str = _key(
+        kinds.choice(*NIC_MODELS),
+        "The card the guest sees.",
+        default="virtio",
+        qemu="virtio-net, e1000, e1000e, rtl8139",
+    )
+    mac: str = _key(
+        kinds.optional(kinds.MAC),
+        "Its MAC address; by default derived, and stable.",
+        default="",
+        qemu="mac",
+    )
+    bridge: str = _key(
+        kinds.optional(kinds.INTERFACE),
+        "The bridge that a `tap` or `bridge` NIC joins.",
+        default="",
+    )
+    forward: tuple[Forward, ...] = _key(
+        kinds.list_of(kinds.FORWARD),
+        "Host ports that lead into the guest (`user`): `[ADDRESS:]HOST-PORT:GUEST-PORT[/tcp|/udp]`, on 127.0.0.1 unless said otherwise.",
+        default=(),
+        qemu="hostfwd",
+    )
+    bootindex: int = _key(
+        kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"
+    )
+
+
+@frozen(kw_only=True)
+class DeviceSection:
+    """``[[device]]``: any other device."""
+
+    id: str = _key(kinds.NAME, "Its name within the VM.")
+    type: str = _key(kinds.choice("rng"), "`rng`: a virtio random number generator fed by the host.", qemu="virtio-rng")
+
+
+@frozen(kw_only=True)
+class ConsoleSection:
+    """``[console]``: the text console that `qsupctl console` attaches to."""
+
+    type: str = _key(
+        kinds.choice("serial", "virtio", "none"),
+        "`serial`: the first UART. `virtio`: hvc0.",
+        default="serial",
+        qemu="isa-serial, virtconsole",
+    )
+
+
+@frozen(kw_only=True)
+class AgentSection:
+    """``[agent]``: the guest agent's channel."""
+
+    enabled: bool = _key(
+        kinds.BOOLEAN, "Give the guest a channel for qemu-guest-agent.", default=True, qemu="org.qemu.guest_agent.0"
+    )
+
+
+@frozen(kw_only=True)
+class DisplaySection:
+    """``[display]``: the screen."""
+
+    type: str = _key(
+        kinds.choice("none", "vnc"),
+        "`vnc`: viewers come through the API's Unix socket; QEMU itself listens nowhere.",
+        default="none",
+        qemu="-vnc",
+    )
+    video: str = _key(
+        kinds.choice("", "none", "std", "virtio", "qxl"),
+        "The graphics card; by default `std` with a display and none without.",
+        default="",
+        qemu="VGA, virtio-vga, qxl-vga",
+    )
+    tablet: bool = _key(
+        kinds.BOOLEAN, "With a display: a USB tablet, so that the pointer follows.", default=True, qemu="usb-tablet"
+    )
+
+
+@frozen(kw_only=True)
+class QemuSection:
+    """``[qemu]``: the escape hatch."""
+
+    extra_args: tuple[str, ...] = _key(
+        kinds.list_of(kinds.STRING),
+        "Further arguments, appended as they are. What they name by path must be readable for the VM's own user.",
+        default=(),
+    )
+
+
+@frozen(kw_only=True)
+class Unit:
+    """A whole unit, as the merged files say it. Cross-key rules are in `qsup.unit.check`."""
+
+    unit: UnitSection = _section(UnitSection, "What the VM is and how it relates to others.")
+    install: InstallSection = _section(InstallSection, "What happens when the daemon starts.")
+    service: ServiceSection = _section(ServiceSection, "How the VM is started, watched, restarted and stopped.")
+    machine: MachineSection = _section(MachineSection, "The emulator, the board and what it boots.")
+    cpu: CpuSection = _section(CpuSection, "The virtual processors.")
+    memory: MemorySection = _section(MemorySection, "The guest's memory.")
+    disks: tuple[DiskSection, ...] = _section(DiskSection, "Disks and CD drives.", name="disk")
+    nics: tuple[NicSection, ...] = _section(NicSection, "Network interfaces.", name="nic")
+    devices: tuple[DeviceSection, ...] = _section(DeviceSection, "Other devices.", name="device")
+    console: ConsoleSection = _section(ConsoleSection, "The text console.")
+    agent: AgentSection = _section(AgentSection, "The guest agent's channel.")
+    display: DisplaySection = _section(DisplaySection, "The screen.")
+    qemu: QemuSection = _section(QemuSection, "The escape hatch.")
