@@ -8,7 +8,11 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     QsupError
     ├── RequestError                the caller asked for something malformed        bad-request          400
     │   ├── PayloadTooLarge         a body or header beyond its bound               payload-too-large    413
-    │   └── NotAcceptable           method, upgrade or media type not offered       not-acceptable       406
+    │   │   └── HeaderTooLarge      the request line and header together            header-too-large     431
+    │   ├── MethodNotAllowed        the resource has other methods                  method-not-allowed   405
+    │   ├── NotAcceptable           media type or encoding not offered              not-acceptable       406
+    │   ├── RequestTimeout          header or body did not come in time             request-timeout      408
+    │   └── UpgradeRequired         the resource is a WebSocket                     upgrade-required     426
     ├── ForbiddenError              the caller's role is too small                  forbidden            403
     ├── NotFoundError               no such thing                                   not-found            404
     │   ├── NoSuchUnit                                                              no-such-unit         404
@@ -97,11 +101,39 @@ class PayloadTooLarge(RequestError):
     status = 413
 
 
+class HeaderTooLarge(PayloadTooLarge):
+    """The request line and the header together are beyond their bound."""
+
+    code = "header-too-large"
+    status = 431
+
+
+class MethodNotAllowed(RequestError):
+    """The resource exists and has other methods; ``details["allow"]`` lists them."""
+
+    code = "method-not-allowed"
+    status = 405
+
+
 class NotAcceptable(RequestError):
-    """A method, upgrade or media type that this resource does not offer."""
+    """A media type or encoding that this resource does not offer."""
 
     code = "not-acceptable"
     status = 406
+
+
+class RequestTimeout(RequestError):
+    """The header or the body did not arrive within its deadline."""
+
+    code = "request-timeout"
+    status = 408
+
+
+class UpgradeRequired(RequestError):
+    """The resource speaks WebSocket and the request is no valid WebSocket handshake."""
+
+    code = "upgrade-required"
+    status = 426
 
 
 class ForbiddenError(QsupError):
