@@ -13,65 +13,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from attrs import frozen
-
 from qsup.errors import Diagnostic
 from qsup.instance.operation import Operation
 from qsup.instance.state import Request
-from qsup.instance.view import InstanceView
+from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.unit.info import ReloadResult, UnitInfo
 
-
-@frozen(kw_only=True)
-class EventRecord:
-    """One event: ``seq`` grows by one for each, within one life of the daemon (``boot_id``)."""
-
-    seq: int
-    boot_id: str
-    time: float
-    type: str
-    instance: str | None
-    data: Mapping[str, Any]
-
-
-@frozen(kw_only=True)
-class UnitInfo:
-    """One unit of the search path.
-
-    Args:
-        etag: changes whenever any of its files does.
-        text: the text of all its files with a ``# path`` line before each, as ``qsupctl cat`` shows it.
-        values: every key with its effective value, JSON values, as the schema spells them.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    template: bool
-    autostart: bool
-    description: str
-    etag: str
-    text: str
-    values: Mapping[str, Any] | None
-
-
-@frozen(kw_only=True)
-class ReloadResult:
-    """What a reload of the unit files found."""
-
-    added: tuple[str, ...]
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    diagnostics: tuple[Diagnostic, ...]
-
-
-@frozen(kw_only=True)
-class StatsView:
-    """Counters of one VM as last read; disks and NICs by id."""
-
-    cpu_seconds: float
-    memory_rss: int
-    threads: int
-    disks: Mapping[str, Mapping[str, int]]
-    nics: Mapping[str, Mapping[str, int]]
+__all__ = ["Backend", "ByteStream", "ConsoleAttachment", "EventRecord", "ReloadResult", "StatsView", "UnitInfo"]
 
 
 class ConsoleAttachment(Protocol):

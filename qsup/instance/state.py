@@ -127,13 +127,10 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What can happen to a VM."""
 
-    # requests
+    # requests; the others only make QEMU say something, and that is the event
     START = "start"
     STOP = "stop"
     KILL = "kill"
-    PAUSE = "pause"
-    RESUME = "resume"
-    RESET = "reset"
     # the launch and its deadline
     LAUNCHED = "launched"  # QEMU runs the guest
     READY = "ready"
@@ -283,7 +280,6 @@ def _guest() -> _Table:
             (state, Event.GUEST_RESET): _to(state, Effect.REFRESH),
             (state, Event.SILENT): _to(State.UNRESPONSIVE, *leaving),
             (state, Event.MONITOR_LOST): _to(State.UNREACHABLE, *leaving, Effect.RECONNECT),
-            (state, Event.RESET): _to(state, Effect.REFRESH),
         }
     table |= {
         (State.RUNNING, Event.GUEST_STOPPED): _to(State.PAUSED),
@@ -297,7 +293,6 @@ def _guest() -> _Table:
         (State.GUEST_PANICKED, Event.GUEST_STOPPED): _to(State.GUEST_PANICKED),
         (State.GUEST_PANICKED, Event.GUEST_RESUMED): _to(State.RUNNING),
         (State.GUEST_PANICKED, Event.RESTART_WANTED): _to(State.STOPPING_QUIT, Effect.QUIT),
-        (State.GUEST_PANICKED, Event.RESET): _to(State.RUNNING, Effect.REFRESH),
         (State.UNRESPONSIVE, Event.ANSWERED_RUNNING): _to(State.RUNNING, Effect.REFRESH),
         (State.UNRESPONSIVE, Event.ANSWERED_PAUSED): _to(State.PAUSED, Effect.REFRESH),
         (State.UNRESPONSIVE, Event.MONITOR_LOST): _to(State.UNREACHABLE, Effect.RECONNECT),
@@ -314,14 +309,6 @@ def _guest() -> _Table:
     }.items():
         table[State.UNRESPONSIVE, event] = target
     return table
-
-
-def _requests() -> _Table:
-    return {
-        (State.RUNNING, Event.PAUSE): _to(State.PAUSED),
-        (State.PAUSED, Event.RESUME): _to(State.RUNNING),
-        (State.IO_ERROR, Event.RESUME): _to(State.RUNNING),
-    }
 
 
 def _stopping() -> _Table:
@@ -379,9 +366,7 @@ def _endings() -> _Table:
     return table
 
 
-TRANSITIONS: Mapping[tuple[State, Event], Transition] = (
-    _starting() | _adoption() | _guest() | _requests() | _stopping() | _endings()
-)
+TRANSITIONS: Mapping[tuple[State, Event], Transition] = _starting() | _adoption() | _guest() | _stopping() | _endings()
 
 
 def step(state: State, event: Event) -> Transition:

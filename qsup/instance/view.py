@@ -1,10 +1,13 @@
-"""What the outside may know of a VM: one frozen value, made anew at each change. Pure.
+"""What the outside may know of a VM: frozen values, made anew at each change. Pure.
 
-Decides: the contents of a view.
+Decides: the contents of a view, of an event and of the counters.
 Must not: be computed by asking QEMU. A view is what the driver knew at its last event, so reading it never waits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from attrs import frozen
 
@@ -63,3 +66,26 @@ class InstanceView:
     video: bool
     operation: str | None
     warnings: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class EventRecord:
+    """One event: ``seq`` grows by one for each, within one life of the daemon (``boot_id``)."""
+
+    seq: int
+    boot_id: str
+    time: float
+    type: str
+    instance: str | None
+    data: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class StatsView:
+    """Counters of one VM as last read; disks and NICs by id."""
+
+    cpu_seconds: float
+    memory_rss: int
+    threads: int
+    disks: Mapping[str, Mapping[str, int]]
+    nics: Mapping[str, Mapping[str, int]]
