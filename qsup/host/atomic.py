@@ -1,0 +1,82 @@
+"""Whole files, written so that a reader sees the old one or the new one, and read so that no file can hurt the reader.
+
+Decides: when a write counts as done (file and directory are on disk).
+Must not: know what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from qsup.errors import StateFileError, from_oserror
+
+#: Larger than any record of ours by three orders of magnitude.
+RECORD_LIMIT = 1 << 20
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file: write a new one beside it, fsync, rename, fsync the directory. Blocks for the disk.
+
+    The new file's name is fixed (``.NAME.new``), so what a killed writer leaves is overwritten by the next.
+
+    Raises:
+        NoSpaceError: the file system is full; the old file stands as it was.
+        HostError: the kernel refused otherwise; likewise.
+    """
+    temporary = f".{path.name}.new"
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _write_new(directory, temporary, data, mode)
+            os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise from_oserror(error, f"could not write {path}") from error
+
+
+def _write_new(directory: int, name: str, data: bytes, mode: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(name, flags, mode, dir_fd=directory)
+    try:
+        write_all(file, data)
+        os.fchmod(file, mode)  # whatever the umask
+        os.fsync(file)
+    except BaseException:
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(file)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it to a file; a short write (a file system that just became full) is tried again and then fails."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_bounded(path: Path, *, limit: int = RECORD_LIMIT) -> bytes:
+    """Read a regular file of ours, whoever has tampered with it.
+
+    Raises:
+        StateFileError: it is missing (``details["missing"]``), a symbolic link, no regular file, larger than ``limit``
+            bytes, or unreadable. It is left as it is.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise StateFileError(f"{path} is not a regular file", path=str(path))
+            data = file.read(limit + 1)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = os.strerror(error.errno or 0)
+        raise StateFileError(f"{path} cannot be read: {reason}", path=str(path), missing=missing) from error
+    if len(data) > limit:
+        raise StateFileError(f"{path} is larger than {limit} bytes", path=str(path))
+    return data

@@ -1,0 +1,141 @@
+"""Records of ours as JSON: frozen attrs classes out, and strictly back in.
+
+Decides: the JSON shape of a record, and what is refused when reading one: unknown or missing keys, another type than
+declared (no ``"4"`` for 4, no ``true`` for 1), a newer schema, anything that is not JSON.
+Must not: touch files, except that `load` and `save` join it to `qsup.host.atomic`.
+
+The first key of every record is ``schema``, its class's ``SCHEMA``. A field added later has a default, so that older
+records load; anything else that changes raises ``SCHEMA``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import attrs
+
+from qsup.errors import StateFileError
+from qsup.host import atomic
+
+
+class Record(attrs.AttrsInstance, Protocol):
+    """A frozen attrs class with a schema version."""
+
+    SCHEMA: ClassVar[int]
+
+
+R = TypeVar("R", bound=Record)
+_Decoder = Callable[[Any, str], Any]
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """A record as JSON values."""
+    return {"schema": record.SCHEMA, **attrs.asdict(record)}
+
+
+def decode(cls: type[R], value: object) -> R:
+    """JSON values as a record.
+
+    Raises:
+        ValueError: it is not one; the text names the key and what is wrong with it.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, not {_word(value)}")
+    schema = value.get("schema")
+    if type(schema) is not int or not 1 <= schema <= cls.SCHEMA:
+        raise ValueError(f"schema {schema!r} is unknown to this qsup, which reads up to {cls.SCHEMA}")
+    record: R = _decode_class(cls, {key: item for key, item in value.items() if key != "schema"}, "")
+    return record
+
+
+def load(cls: type[R], path: Path) -> R:
+    """Read a record from its file.
+
+    Raises:
+        StateFileError: the file or its content is not what it must be; it names both, and the file is left as it is.
+            ``details["missing"]`` is true when there is no such file.
+    """
+    data = atomic.read_bounded(path)
+    try:
+        return decode(cls, json.loads(data, parse_constant=_no_constant))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
+
+
+def save(record: Record, path: Path) -> None:
+    """Write a record to its file, mode 0600; see `atomic.write_atomic`."""
+    atomic.write_atomic(path, json.dumps(encode(record), allow_nan=False).encode() + b"\n")
+
+
+def _no_constant(text: str) -> object:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _word(value: object) -> str:
+    words = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a float",
+    }
+    return words.get(type(value), "null")
+
+
+def _decode_class(cls: Any, value: object, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, not {_word(value)}")
+    decoders: dict[str, _Decoder] = _decoders(cls)
+    required = {item.name for item in attrs.fields(cls) if item.default is attrs.NOTHING}
+    for problem, keys in (("unknown", value.keys() - decoders.keys()), ("missing", required - value.keys())):
+        if keys:
+            raise ValueError(f"{problem} key {where}{min(keys)!r}")
+    return cls(**{key: decoders[key](item, f"{where}{key}") for key, item in value.items()})
+
+
+@functools.cache
+def _decoders(cls: Any) -> dict[str, _Decoder]:
+    hints = typing.get_type_hints(cls)
+    return {item.name: _decoder(hints[item.name]) for item in attrs.fields(cls)}
+
+
+def _decoder(hint: Any) -> _Decoder:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, object):
+        return lambda value, where: value
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (item for item in arguments if item is not types.NoneType)
+        some = _decoder(inner)
+        return lambda value, where: None if value is None else some(value, where)
+    if origin is tuple:
+        return functools.partial(_decode_array, _decoder(arguments[0]))
+    if origin in (dict, Mapping):
+        return functools.partial(_decode_mapping, _decoder(arguments[1]))
+    if attrs.has(hint):
+        return lambda value, where: _decode_class(hint, value, f"{where}.")
+    return functools.partial(_decode_scalar, (int, float) if hint is float else (hint,))
+
+
+def _decode_array(item: _Decoder, value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: expected an array, not {_word(value)}")
+    return tuple(item(element, f"{where}[{index}]") for index, element in enumerate(value))
+
+
+def _decode_mapping(item: _Decoder, value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, not {_word(value)}")
+    return {key: item(element, f"{where}.{key}") for key, element in value.items()}
+
+
+def _decode_scalar(kinds: tuple[type, ...], value: object, where: str) -> object:
+    if type(value) not in kinds:
+        raise ValueError(f"{where}: expected {kinds[-1].__name__}, not {_word(value)}")
+    return kinds[-1](value)

@@ -1,0 +1,259 @@
+"""Starting programs confined, and owning what was started.
+
+Decides: the chain of programs that turns the daemon's child into QEMU as its own user: which rights it keeps (none),
+its session, its environment and its descriptors.
+Must not: know QEMU's arguments, restart anything, or judge an exit.
+
+The child becomes QEMU through execs alone, so the pid never changes and no helper stays behind::
+
+    unshare -m              root with `kvm_node`: a mount namespace, for a /dev/kvm that the VM's user may open
+    sh -c SCRIPT            joins the cgroups, forbids core dumps, sets the umask, binds the KVM node
+    setpriv                 the VM's user, no group, no capability, no new privileges
+    PROGRAM
+
+The daemon's own vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
+`trio.lowlevel.open_process` takes, and leaves no object that could reap the child behind the pidfd's back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from qsup.errors import HostError, StartError
+from qsup.host import syscalls
+from qsup.host.pidfd import ExitStatus, PidFd
+
+#: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along.
+CLEAN_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/nonexistent",
+}
+
+#: A KVM node that anyone may open, in a directory that only root may enter; a VM sees it through its own /dev/kvm.
+KVM_NODE = Path("/dev/qsup/kvm")
+
+_TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
+_LAUNCHER = "qsup-launch"
+# $1 is the number of cgroups that follow; when one of them cannot be joined, the VM's log says so and the start goes on
+_SCRIPT = """n=$1; shift
+while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs"; shift; n=$((n-1)); done
+ulimit -c 0; umask 077; cd /
+{bind}exec "$@"
+"""
+_BIND = f"mount -n --bind {KVM_NODE} /dev/kvm || exit 126\n"
+_UNSHARE = ("unshare", "-m", "--propagation", "slave")
+_NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+# what Python ignores, or a service manager may have made its children ignore
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+
+@frozen(kw_only=True)
+class Credentials:
+    """Whom a program runs as: one uid and one gid, no supplementary groups."""
+
+    uid: int
+    gid: int
+
+
+class Process:
+    """A process that the daemon started, or found again, and watches through its pidfd.
+
+    Closing it gives up the watch; the process lives on.
+    """
+
+    def __init__(self, handle: PidFd) -> None:
+        self.pidfd = handle
+
+    @property
+    def pid(self) -> int:
+        """Its pid, the same from the spawn to its end."""
+        return self.pidfd.pid
+
+    @property
+    def start_time(self) -> int:
+        """Clock ticks after boot; see `qsup.host.proc.ProcessStat`."""
+        return self.pidfd.start_time
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """How it ended, once a `wait_exit` has returned."""
+        return self.pidfd.status
+
+    async def wait_exit(self) -> ExitStatus:
+        """Wait until it has ended and say how; see `PidFd.wait_exit`."""
+        return await self.pidfd.wait_exit()
+
+    def send_signal(self, number: signal.Signals) -> bool:
+        """Signal it; ``False`` when it has ended; see `PidFd.send_signal`."""
+        return self.pidfd.send_signal(number)
+
+    async def aclose(self) -> None:
+        """Give up the watch; the process is left as it is."""
+        self.pidfd.close()
+        await trio.lowlevel.checkpoint()
+
+
+def launch_chain(
+    argv: Sequence[str], *, credentials: Credentials | None, cgroups: Sequence[Path], kvm_node: bool
+) -> list[str]:
+    """The argv that becomes ``argv``; pure.
+
+    Args:
+        argv: the program, by absolute path, and its arguments.
+        credentials: whom it runs as, ``None`` for the caller.
+        cgroups: directories of cgroups to join, while still privileged.
+        kvm_node: replace /dev/kvm by `KVM_NODE` in a mount namespace of its own; root only.
+    """
+    script = _SCRIPT.format(bind=_BIND if kvm_node else "")
+    rights: tuple[str, ...] = ("--no-new-privs",)
+    if credentials is not None:
+        rights = ("--reuid", str(credentials.uid), "--regid", str(credentials.gid), *_NO_RIGHTS)
+    return [
+        *(_UNSHARE if kvm_node else ()),
+        *("/bin/sh", "-c", script, _LAUNCHER, str(len(cgroups)), *map(str, cgroups)),
+        *("setpriv", *rights, "--", *argv),
+    ]
+
+
+def launch_failure(status: ExitStatus, output: str) -> str | None:
+    """Whether the chain failed and not the program: then why, in one sentence, else ``None``.
+
+    Args:
+        status: how the process ended.
+        output: what it wrote to its standard error, without colour or control characters.
+    """
+    lines = [line for line in output.splitlines() if line.strip()]
+    links = tuple(f"{name}: " for name in ("unshare", "mount", "setpriv", _LAUNCHER))
+    said = [line for line in lines if line.startswith(links)]
+    if status.kind != "code" or not (status.value in (126, 127) or (status.value and said and said[-1] == lines[-1])):
+        return None
+    words = (said or lines or [status.describe()])[-1]
+    return f"the launcher could not start the program: {words}"
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    fds: Sequence[int] = (),
+    output_fd: int,
+    credentials: Credentials | None = None,
+    cgroups: Sequence[Path] = (),
+    kvm_node: bool = False,
+    env: Mapping[str, str] = CLEAN_ENVIRONMENT,
+) -> Process:
+    """Start a program through the chain, in a session of its own, with /dev/null as its standard input.
+
+    A failure further down the chain shows as an early exit; `launch_failure` tells it from the program's own.
+
+    Args:
+        argv: the program, by absolute path, and its arguments.
+        fds: descriptors it inherits, under the same numbers; all others stay here.
+        output_fd: its standard output and error.
+        credentials: whom it runs as (root only), ``None`` for the caller.
+        cgroups: directories of cgroups to join.
+        kvm_node: give it a /dev/kvm that it may open (root only).
+        env: its whole environment.
+
+    Raises:
+        StartError: the chain's first program could not be executed, or the KVM node not be made.
+    """
+    await trio.lowlevel.checkpoint()
+    if kvm_node:
+        make_kvm_node()
+    chain = launch_chain(argv, credentials=credentials, cgroups=cgroups, kvm_node=kvm_node)
+    try:
+        pid = _posix_spawn(chain, fds, output_fd, env)
+    except OSError as error:
+        raise StartError(f"could not execute {chain[0]}: {os.strerror(error.errno or 0)}") from error
+    return Process(PidFd.open(pid))
+
+
+def _posix_spawn(chain: list[str], fds: Sequence[int], output_fd: int, env: Mapping[str, str]) -> int:
+    # what the daemon itself inherited from a careless parent does not go on to a VM
+    syscalls.close_on_exec_from(3)
+    # dup2 onto itself clears close-on-exec in the child alone (posix_spawn_file_actions_adddup2(3))
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]
+    actions += [(os.POSIX_SPAWN_DUP2, output_fd, number) for number in (1, 2)]
+    actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+    # looked up where the chain's other programs are, not in the PATH of whoever started the daemon
+    program = shutil.which(chain[0], path=CLEAN_ENVIRONMENT["PATH"]) or chain[0]
+    return os.posix_spawn(
+        program, chain, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+    )
+
+
+def adopt(pid: int, start_time: int, boot_id: str) -> Process | None:
+    """The very process recorded earlier, or ``None`` when it has gone, whoever has its pid now; see `PidFd.find`."""
+    found = PidFd.find(pid, start_time=start_time, boot_id=boot_id)
+    return Process(found) if found else None
+
+
+def make_kvm_node() -> None:
+    """Make `KVM_NODE` unless it is there, with the device number of /dev/kvm.
+
+    Raises:
+        StartError: there is no /dev/kvm, or this is not root.
+    """
+    try:
+        KVM_NODE.parent.mkdir(mode=0o700, exist_ok=True)
+        if not KVM_NODE.exists():
+            os.mknod(KVM_NODE, stat.S_IFCHR | 0o600, os.stat("/dev/kvm").st_rdev)
+        KVM_NODE.chmod(0o666)
+    except OSError as error:
+        raise StartError(f"could not give the VM a /dev/kvm of its own: {error}") from error
+
+
+def remove_kvm_node() -> None:
+    """Remove `KVM_NODE`; running VMs keep theirs, and the next start makes it again."""
+    KVM_NODE.unlink(missing_ok=True)
+    if KVM_NODE.parent.exists():
+        KVM_NODE.parent.rmdir()
+
+
+async def run_tool(argv: Sequence[str], *, seconds: float) -> str:
+    """Run a small program to its end as the daemon's own user, without new privileges.
+
+    Args:
+        argv: the program, by absolute path, and its arguments.
+        seconds: what it may take; then it is killed.
+
+    Returns:
+        What it wrote to standard output and error, its last 64 KiB.
+
+    Raises:
+        HostError: it failed, was killed, or took too long; the message holds its last line.
+    """
+    output_fd = os.memfd_create("qsup-tool")
+    try:
+        status = await _run(argv, output_fd, seconds)
+        size = os.fstat(output_fd).st_size
+        text = os.pread(output_fd, _TOOL_OUTPUT, max(0, size - _TOOL_OUTPUT)).decode(errors="replace")
+    finally:
+        os.close(output_fd)
+    if not status.success:
+        words = text.strip().rpartition("\n")[2] or "no output"
+        raise HostError(f"{os.path.basename(argv[0])} failed ({status.describe()}): {words}", output=text)
+    return text
+
+
+async def _run(argv: Sequence[str], output_fd: int, seconds: float) -> ExitStatus:
+    process = await spawn(argv, output_fd=output_fd)
+    try:
+        with trio.fail_after(seconds):
+            return await process.wait_exit()
+    except trio.TooSlowError as error:
+        raise HostError(f"{os.path.basename(argv[0])} took longer than {seconds:g} s") from error
+    finally:
+        with trio.CancelScope(shield=True):  # a killed process is reaped at once
+            process.send_signal(signal.SIGKILL)
+            await process.wait_exit()
+            await process.aclose()

@@ -1,0 +1,48 @@
+"""System calls that Python's standard library does not wrap.
+
+Decides: how their arguments are laid out.
+Must not: hold policy; each function is one call that raises `OSError` as the kernel answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# the same numbers on every architecture but alpha
+_CLOSE_RANGE = 436
+_OPENAT2 = 437
+_CLOSE_RANGE_CLOEXEC = 1 << 2
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """Open a path under restrictions on how it resolves (openat2(2), Linux 5.6); close-on-exec.
+
+    Raises:
+        OSError: EXDEV where ``RESOLVE_BENEATH`` is broken, ELOOP for a magic link, ENOSYS on an older kernel.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return _check(_libc.syscall(ctypes.c_long(_OPENAT2), directory, os.fsencode(path), ctypes.byref(how), size))
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor of this process from ``first`` on close-on-exec (close_range(2), Linux 5.11)."""
+    last = ctypes.c_uint(0xFFFFFFFF)
+    flags = ctypes.c_uint(_CLOSE_RANGE_CLOEXEC)
+    _check(_libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(first), last, flags))
