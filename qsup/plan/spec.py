@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 
 @frozen(kw_only=True)
@@ -252,6 +252,23 @@ class DiskPlan:
 
 
 @frozen(kw_only=True)
+class PlanSummary:
+    """What stays true of a plan while its VM runs; kept in the run record, so that an adopting daemon knows it too."""
+
+    emulator: str
+    machine: str
+    accel: str
+    cpu_model: str
+    disks: tuple[DiskPlan, ...] = ()
+    nics: tuple[NicPlan, ...] = ()
+    has_console: bool = False
+    has_agent: bool = False
+    has_vnc: bool = False
+    has_video: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
 class Plan:
     """Everything the launcher needs to start one VM.
 
@@ -284,6 +301,10 @@ class Plan:
     has_vnc: bool = False
     has_video: bool = False
     warnings: tuple[str, ...] = ()
+
+    def summary(self) -> PlanSummary:
+        """The part that outlives the launch."""
+        return PlanSummary(**{a.name: getattr(self, a.name) for a in fields(PlanSummary)})
 
     def command(self, numbers: Mapping[str, int], paths: Mapping[str, str]) -> list[str]:
         """The whole argv.
