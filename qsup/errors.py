@@ -42,11 +42,15 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     │   ├── MonitorTimeout          no answer in time; the outcome is unknown       qmp-timeout          504
     │   ├── MonitorProtocolError    what came was not QMP                           qmp-protocol         502
     │   └── QmpCommandError         QEMU answered with an error                     qmp-error            502
-    └── AgentError                  the guest agent                                 agent                502
-        ├── AgentUnavailable        no channel, or nobody listens in the guest      agent-unavailable    409
-        ├── AgentTimeout            no answer in time                               agent-timeout        504
-        ├── AgentProtocolError      what came was not the agent's protocol          agent-protocol       502
-        └── AgentCommandError       the agent answered with an error                agent-error          502
+    ├── AgentError                  the guest agent                                 agent                502
+    │   ├── AgentUnavailable        no channel, or nobody listens in the guest      agent-unavailable    409
+    │   ├── AgentTimeout            no answer in time                               agent-timeout        504
+    │   ├── AgentProtocolError      what came was not the agent's protocol          agent-protocol       502
+    │   └── AgentCommandError       the agent answered with an error                agent-error          502
+    └── ClientError                 qsupctl's own, never sent                       client               -
+        ├── UsageError              the command line is wrong                       usage                -
+        ├── DaemonUnreachable       no daemon answers at the socket                 daemon-unreachable   -
+        └── DaemonProtocolError     what came is not the API of this version        daemon-protocol      -
 
 A foreign exception (``OSError``, ``qemu.qmp`` errors, ``h11.ProtocolError``) is mapped once, at the boundary where it
 appears, with ``raise ... from``.
@@ -109,10 +113,18 @@ class HeaderTooLarge(PayloadTooLarge):
 
 
 class MethodNotAllowed(RequestError):
-    """The resource exists and has other methods; ``details["allow"]`` lists them."""
+    """The resource exists and has other methods.
+
+    Args:
+        allow: those methods.
+    """
 
     code = "method-not-allowed"
     status = 405
+
+    def __init__(self, message: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(message, allow=list(allow))
+        self.allow = allow
 
 
 class NotAcceptable(RequestError):
@@ -433,6 +445,30 @@ class AgentCommandError(AgentError):
         self.command = command
         self.error_class = error_class
         self.desc = desc
+
+
+class ClientError(QsupError):
+    """Something is wrong on ``qsupctl``'s side of the socket; the daemon never sends it."""
+
+    code = "client"
+
+
+class UsageError(ClientError):
+    """The command line is not one that ``qsupctl`` understands; nothing was sent."""
+
+    code = "usage"
+
+
+class DaemonUnreachable(ClientError):
+    """No daemon can be reached at the socket, or it stopped answering."""
+
+    code = "daemon-unreachable"
+
+
+class DaemonProtocolError(ClientError):
+    """What came through the socket is not this API."""
+
+    code = "daemon-protocol"
 
 
 def from_oserror(error: OSError, doing: str, *, instance: str = "", hint: str = "") -> HostError:
