@@ -1,0 +1,380 @@
+"""The monitor connection: commands and their answers, events, and the end of it, on trio.
+
+Decides: which answer belongs to which command, when what came is no longer QMP, and what a cancelled or timed-out
+command leaves behind.
+Must not: know what a command does, decide what an event means for a VM, or wait for anybody who consumes.
+
+Theory of operation. One task per connection reads; it never waits for a consumer: answers wake their callers, events go
+into a bounded queue. Callers write to the socket themselves, one at a time. A command's answer is awaited before its
+first byte is sent. Three ends of a command that has no answer yet:
+
+- nothing was sent: it is forgotten, and its error says ``sent: false``;
+- it was sent: it will still be carried out, so its outcome is unknown; its id is remembered so that the answer counts
+  against QEMU's queue until it comes, and is dropped then;
+- it was sent in part: nothing sensible can follow on this connection, which is therefore given up.
+
+QEMU stops reading from a monitor, out-of-band commands included, once its queue of eight is full; so fewer than that
+are ever under way (``_LANES``), or a stuck main loop could not be told from a stuck process. QEMU keeps only the
+descriptors that came last, so a command that carries some is alone in its lane.
+
+The messages' models and protocol errors are `qemu.qmp`'s; its client is asyncio's, and not used.
+"""
+
+from __future__ import annotations
+
+import array
+import enum
+import itertools
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import attrs
+import trio
+from qemu.qmp.error import ProtocolError
+from qemu.qmp.message import UnexpectedTypeError
+from qemu.qmp.models import ErrorInfo
+
+from qsup.errors import (
+    MonitorClosed,
+    MonitorError,
+    MonitorProtocolError,
+    MonitorTimeout,
+    QmpCommandError,
+    UnsupportedError,
+    from_oserror,
+)
+from qsup.qmp.events import EventQueue, parse_event
+from qsup.qmp.messages import (
+    MonitorGreeting,
+    describe,
+    make_request,
+    parse_answer,
+    parse_greeting,
+    refuse_anonymous_error,
+)
+from qsup.qmp.wire import LineSplitter, decode, encode
+
+LatencyHook: TypeAlias = Callable[[str, float], None]
+
+MAX_REPLY: Final = 64 * 1024 * 1024
+# While nothing was asked nothing large can come, and a peer that never ends its line holds no more than this.
+_MAX_UNASKED: Final = 1024 * 1024
+_RECEIVE_SIZE: Final = 64 * 1024
+_MESSAGES_PER_TURN: Final = 64
+_MAX_WORDS: Final = 4096
+
+
+class _Lane(enum.Enum):
+    """Which other commands a command has to wait for."""
+
+    PLAIN = "plain"
+    WITH_FDS = "with descriptors"
+    OUT_OF_BAND = "out of band"
+
+
+_LANES: Final[Mapping[_Lane, int]] = {_Lane.PLAIN: 4, _Lane.WITH_FDS: 1, _Lane.OUT_OF_BAND: 2}
+
+
+@attrs.frozen(kw_only=True)
+class MonitorStatistics:
+    """Counters since the connection began, and two gauges.
+
+    Args:
+        commands: commands sent in full.
+        in_flight: of these, how many are unanswered, abandoned ones included.
+        dropped_replies: answers nobody waited for (any more).
+        events: events received.
+        events_queued: of these, how many wait for the consumer.
+        events_lost: of these, how many did not fit.
+        bytes_received: everything read from the socket.
+    """
+
+    commands: int
+    in_flight: int
+    dropped_replies: int
+    events: int
+    events_queued: int
+    events_lost: int
+    bytes_received: int
+
+
+class _Call:
+    """A command under way, from before its first byte until its answer, even if nobody waits for that any more."""
+
+    __slots__ = ("abandoned", "answered", "command", "done", "error", "lane", "result", "sent")
+
+    def __init__(self, command: str, lane: _Lane) -> None:
+        self.command = command
+        self.lane = lane
+        self.sent = False
+        self.abandoned = False
+        self.answered = False
+        self.done = trio.Event()
+        self.result: object = None
+        self.error: ErrorInfo | None = None
+
+
+class Monitor:
+    """One QMP connection, made by `qsup.qmp.dial.connect_monitor` and handed out once it is negotiated.
+
+    It has no task of its own but `run`, and never raises through it: when the connection ends, for whatever reason,
+    `close_reason` is set, every caller gets an error and `run` returns.
+
+    Args:
+        stream: a connected, non-blocking Unix socket, which becomes the monitor's.
+        name: the VM's, for errors.
+        on_latency: called with a command's name and the seconds from sending to its answer.
+    """
+
+    def __init__(self, stream: socket.socket, *, name: str, on_latency: LatencyHook | None = None) -> None:
+        self.name = name
+        self.events = EventQueue()
+        self._socket = stream
+        self._on_latency = on_latency
+        self._lines = LineSplitter(_MAX_UNASKED)
+        self._ids = map(f"{uuid.uuid4().hex}-{{}}".format, itertools.count())
+        self._calls: dict[str, _Call] = {}
+        self._sending = False
+        self._turn = trio.lowlevel.ParkingLot()
+        self._greeting: MonitorGreeting | None = None
+        self._greeted = trio.Event()
+        self._close_reason: MonitorError | None = None
+        self._closed = trio.Event()
+        self._commands = self._dropped = self._events = self._bytes = 0
+
+    @property
+    def greeting(self) -> MonitorGreeting:
+        """What QEMU said on connecting."""
+        assert self._greeting is not None, "a monitor is handed out after its greeting"
+        return self._greeting
+
+    @property
+    def oob(self) -> bool:
+        """Whether commands can be sent out of band; what QEMU offers is always taken."""
+        return "oob" in self.greeting.capabilities
+
+    @property
+    def close_reason(self) -> MonitorError | None:
+        """Why the connection ended, or ``None`` while it lasts."""
+        return self._close_reason
+
+    async def wait_greeted(self) -> None:
+        """Wait until QEMU has greeted or the connection has ended."""
+        await self._greeted.wait()
+
+    async def wait_closed(self) -> MonitorError:
+        """Wait until the connection has ended and return why. An end is not QEMU's exit: only its pidfd tells that."""
+        await self._closed.wait()
+        assert self._close_reason is not None
+        return self._close_reason
+
+    def close_nowait(self) -> None:
+        """End the connection now, without a word to QEMU, which may be standing still."""
+        self._close(MonitorClosed("the connection was closed by the daemon", instance=self.name))
+
+    async def aclose(self) -> None:
+        """`close_nowait`, and a checkpoint."""
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> MonitorStatistics:
+        """The connection's counters."""
+        return MonitorStatistics(
+            commands=self._commands,
+            in_flight=len(self._calls),
+            dropped_replies=self._dropped,
+            events=self._events,
+            events_queued=len(self.events),
+            events_lost=self.events.lost,
+            bytes_received=self._bytes,
+        )
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float,
+        fds: Sequence[int] = (),
+        oob: bool = False,
+    ) -> object:
+        """Send a command and wait for its answer. Any number of tasks may do so at a time.
+
+        Args:
+            command: QAPI's name, such as ``query-status``.
+            arguments: its arguments, JSON values only.
+            timeout: seconds for everything, the wait for a turn included.
+            fds: descriptors that travel with the command (``getfd``, ``add-fd``); the caller keeps and closes his own.
+            oob: send it out of band, past a busy main loop; QEMU allows that for few commands.
+
+        Returns:
+            the answer's ``return`` member, a JSON value.
+
+        Raises:
+            QmpCommandError: QEMU's own answer.
+            MonitorTimeout: no answer in time; unless ``details["sent"]`` is false the command may still be carried out.
+            MonitorClosed: the connection ended before; unless ``details["sent"]`` is false the outcome is unknown.
+            MonitorProtocolError: what came was not QMP; the connection is given up.
+            RequestError: the arguments cannot be expressed in QMP.
+            UnsupportedError: ``oob`` on a monitor without it.
+        """
+        if oob and not self.oob:
+            raise UnsupportedError("this QEMU takes no out-of-band commands", instance=self.name)
+        call = _Call(command, _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN)
+        call_id = next(self._ids)
+        line = encode(make_request(command, arguments, call_id, oob=oob))
+        with trio.move_on_after(timeout) as scope:
+            await self._wait_turn(call)
+            began = trio.current_time()
+            await self._send(call_id, call, line, fds)
+            try:
+                await call.done.wait()
+            except trio.Cancelled:
+                call.abandoned = True
+                raise
+        if scope.cancelled_caught:
+            words = "no answer" if call.sent else "not even sent"
+            raise MonitorTimeout(f"{command}: {words} within {timeout:g} s", instance=self.name, sent=call.sent)
+        if not call.answered:
+            raise self._ended(call) from self._close_reason
+        if self._on_latency is not None:
+            self._on_latency(command, trio.current_time() - began)
+        if call.error is not None:
+            raise QmpCommandError(command, call.error.class_, call.error.desc[:_MAX_WORDS], instance=self.name)
+        return call.result
+
+    # Sending
+
+    async def _wait_turn(self, call: _Call) -> None:
+        while self._close_reason is None and (self._sending or self._is_full(call.lane)):
+            await self._turn.park()
+        if self._close_reason is not None:
+            raise self._ended(call) from self._close_reason
+
+    def _is_full(self, lane: _Lane) -> bool:
+        return sum(call.lane is lane for call in self._calls.values()) >= _LANES[lane]
+
+    async def _send(self, call_id: str, call: _Call, line: bytes, fds: Sequence[int]) -> None:
+        # before the first byte: the answer may be here before this task runs again
+        self._calls[call_id] = call
+        self._sending = True
+        sent = 0
+        try:
+            sent = self._write_nowait(line, fds)
+            while sent < len(line):
+                await trio.lowlevel.wait_writable(self._socket)
+                sent += self._write_nowait(memoryview(line)[sent:], () if sent else fds)
+            call.sent = True
+            self._commands += 1
+        except ConnectionError as error:
+            # what QEMU said before it went is still to be read, so the end is left to the reading task
+            words = f"{call.command}: the connection broke: {error.strerror}"
+            raise MonitorClosed(words, instance=self.name, sent=False) from error
+        except OSError as error:
+            raise from_oserror(error, f"could not send {call.command}", instance=self.name) from error
+        except trio.ClosedResourceError:
+            raise self._ended(call) from self._close_reason
+        finally:
+            self._sending = False
+            if sent < len(line):
+                self._calls.pop(call_id, None)
+                if sent:
+                    self._close(MonitorClosed(f"{call.command} was sent in part only", instance=self.name))
+            self._pass_turn()
+
+    def _write_nowait(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+        try:
+            if not fds:
+                return self._socket.send(data, socket.MSG_NOSIGNAL)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            return self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
+    def _pass_turn(self) -> None:
+        if self._turn:
+            self._turn.unpark_all()
+
+    # Receiving
+
+    async def run(self) -> None:
+        """Read until the connection ends, in a nursery whose cancellation ends it."""
+        try:
+            while self._close_reason is None:
+                await trio.lowlevel.wait_readable(self._socket)
+                await self._receive()
+        except ProtocolError as error:
+            self._close(MonitorProtocolError(f"QEMU sent {error.error_message}", instance=self.name), cause=error)
+        except OSError as error:
+            self._close(MonitorClosed(f"the connection broke: {error.strerror}", instance=self.name), cause=error)
+        except trio.ClosedResourceError:
+            pass  # closed by another task, which has said why
+        finally:
+            self._close(MonitorClosed("the connection was given up by the daemon", instance=self.name))
+
+    async def _receive(self) -> None:
+        try:
+            data = self._socket.recv(_RECEIVE_SIZE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close(MonitorClosed("QEMU closed its monitor", instance=self.name))
+            return
+        self._bytes += len(data)
+        self._lines.limit = MAX_REPLY if self._calls else _MAX_UNASKED
+        for count, line in enumerate(self._lines.feed(data), 1):
+            self._dispatch(decode(line), len(line))
+            if count % _MESSAGES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+                if self._close_reason is not None:
+                    return
+
+    def _dispatch(self, message: dict[str, object], size: int) -> None:
+        if "event" in message:
+            self._events += 1
+            self.events.put_nowait(parse_event(message), size)
+        elif "return" in message or "error" in message:
+            self._answer(message)
+        elif self._greeting is None:
+            self._greeting = parse_greeting(message)
+            self._greeted.set()
+        else:
+            raise UnexpectedTypeError("a message that is neither an answer nor an event", describe(message))
+
+    def _answer(self, message: dict[str, object]) -> None:
+        refuse_anonymous_error(message)
+        call_id = message.get("id")
+        call = self._calls.pop(call_id, None) if isinstance(call_id, str) else None
+        if call is None or call.abandoned:
+            # it was asked by a client before us, answered already, or is too late
+            self._dropped += 1
+        if call is not None:
+            call.result, call.error = parse_answer(message, call.command)
+            call.answered = True
+            call.done.set()
+            self._pass_turn()
+
+    # The end
+
+    def _close(self, reason: MonitorError, *, cause: BaseException | None = None) -> None:
+        if self._close_reason is not None:
+            return
+        reason.__cause__ = cause
+        self._close_reason = reason
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+        for call in self._calls.values():
+            call.done.set()
+        self._calls.clear()
+        self.events.close(reason)
+        self._greeted.set()
+        self._closed.set()
+        self._pass_turn()
+
+    def _ended(self, call: _Call) -> MonitorError:
+        reason = self._close_reason
+        kind = MonitorProtocolError if isinstance(reason, MonitorProtocolError) else MonitorClosed
+        words = reason.message if reason is not None else "the connection is closed"
+        return kind(f"{call.command}: {words}", instance=self.name, sent=call.sent)
