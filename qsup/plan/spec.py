@@ -138,6 +138,7 @@ class ImageFd:
         claim_write: the claim taken on it: ``True`` excludes other VMs. Backing files are claimed for reading.
         shareable: several VMs may hold it for writing.
         backing: declared backing file right below it, ``None`` for none: (path, format).
+        block_device: the path must be a block device; without it, a regular file.
         own: the path is one of the daemon's own (firmware, UEFI variables), absolute, outside the pools' rules.
     """
 
@@ -148,6 +149,7 @@ class ImageFd:
     claim_write: bool
     shareable: bool = False
     backing: tuple[str, str] | None = None
+    block_device: bool = False
     own: bool = False
 
 
