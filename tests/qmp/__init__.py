@@ -1,0 +1,1 @@
+"""Tests of the monitor and the guest agent's client, against recordings of the real ones."""
