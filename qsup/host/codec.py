@@ -68,9 +68,9 @@ def load(cls: type[R], path: Path) -> R:
         raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
 
 
-def save(record: Record, path: Path) -> None:
+def save(record: Record, path: Path, *, durable: bool = True) -> None:
     """Write a record to its file, mode 0600; see `atomic.write_atomic`."""
-    atomic.write_atomic(path, json.dumps(encode(record), allow_nan=False).encode() + b"\n")
+    atomic.write_atomic(path, json.dumps(encode(record), allow_nan=False).encode() + b"\n", durable=durable)
 
 
 def _no_constant(text: str) -> object:

@@ -1,0 +1,147 @@
+"""What the daemon keeps of a VM on disk: its run record, for adoption, and its identity, for good.
+
+Decides: what is in these records and where identities are.
+Must not: say what a record means for a VM's state; that is the driver's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+from attrs import field, frozen
+
+from qsup.errors import StateFileError
+from qsup.host import codec
+from qsup.host.claims import Claim
+from qsup.plan.spec import Identity
+
+
+@frozen(kw_only=True)
+class RunRecord:
+    """All that a later daemon needs to find a running VM again, and to clean up after it.
+
+    Written before the spawn without a `pid`, again with it, and whenever the rest changes.
+
+    Args:
+        name: the instance's name.
+        uuid: its identity.
+        boot_id: the boot it was started in; under another one it cannot be alive.
+        pid, start_time: the process (`qsup.host.proc`), ``None`` before the spawn.
+        uid: whom QEMU runs as.
+        unit_digest: digest of the unit it was started from.
+        argv: QEMU's command line.
+        machine: the versioned machine type.
+        started: wall clock, seconds since the epoch.
+        cgroups: directories of its cgroups.
+        taps: names of its tap interfaces.
+        bridges: bridges that go with their last port, if the daemon made them.
+        claims: its claims on images.
+        monitor: name of the monitor's socket in the run directory.
+        state: the driver's own, JSON values: state, cause, restart counters...
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    name: str
+    uuid: str
+    boot_id: str
+    uid: int
+    unit_digest: str
+    argv: tuple[str, ...]
+    machine: str
+    started: float
+    pid: int | None = None
+    start_time: int | None = None
+    cgroups: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    monitor: str = "qmp"
+    state: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class IdentityRecord:
+    """What stays with a VM over its starts.
+
+    Args:
+        name: the instance's name.
+        uuid: the SMBIOS UUID and the seed of its MAC addresses.
+        machines: machine alias -> versioned type, as first resolved.
+        uid: whom its QEMU runs as, ``None`` where the daemon has no uids to give.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    name: str
+    uuid: str
+    machines: Mapping[str, str] = field(factory=dict)
+    uid: int | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """What planning needs of it."""
+        return Identity(name=self.name, uuid=self.uuid, machines=self.machines)
+
+    def with_machine(self, alias: str, machine: str) -> IdentityRecord:
+        """The same with one alias resolved; an alias that has been resolved before keeps its type."""
+        return attrs.evolve(self, machines={alias: machine, **self.machines})
+
+
+class IdentityStore:
+    """The identities of all VMs, one file each.
+
+    Args:
+        directory: ``state/instances``; made at the first `save`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, name: str) -> Path:
+        """The file of one VM."""
+        return self._directory / f"{name}.json"
+
+    def load(self, name: str) -> IdentityRecord | None:
+        """One VM's identity, ``None`` when it has none yet.
+
+        Raises:
+            StateFileError: its file is unreadable; it is left as it is, and no other identity may take its place.
+        """
+        try:
+            record = codec.load(IdentityRecord, self.path(name))
+        except StateFileError as error:
+            if error.details.get("missing"):
+                return None
+            raise
+        if record.name != name:
+            raise StateFileError(f"{self.path(name)} is the identity of {record.name!r}", path=str(self.path(name)))
+        return record
+
+    def save(self, record: IdentityRecord) -> None:
+        """Write one VM's identity. Blocks for the disk: call it in a worker thread.
+
+        Raises:
+            NoSpaceError, HostError: see `qsup.host.atomic.write_atomic`.
+        """
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        codec.save(record, self.path(record.name))
+
+    def uids(self) -> Iterator[int]:
+        """Every uid given to a VM, whether or not its unit still exists. Unreadable files have none to say."""
+        for path in sorted(self._directory.glob("[!.]*.json")):
+            try:
+                record = codec.load(IdentityRecord, path)
+            except StateFileError:  # that VM cannot start until it is repaired, and says so itself
+                continue
+            if record.uid is not None:
+                yield record.uid
+
+
+def new_uuid() -> str:
+    """A UUID for a VM that has none yet."""
+    return str(uuid.uuid4())
