@@ -1,0 +1,245 @@
+"""A cgroup for each VM: made before the spawn, joined by the launcher, emptied and removed at the end.
+
+Decides: which of the mounted hierarchies a VM's cgroup is made in, and how all of its processes are killed.
+Must not: set limits, or fail a start because the host offers no cgroup: its absence has a reason, and that is all.
+
+The unified hierarchy is used wherever it is mounted and writable, for `cgroup.kill` and `cgroup.events`; controllers of
+version 1 beside it add what it cannot (hybrid hosts). Under systemd the daemon's own cgroup must be delegated.
+
+Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ in Linux's source.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+from attrs import field, frozen
+
+from qsup.errors import HostError, from_oserror
+from qsup.host.pidfd import PidFd
+
+#: Controllers of version 1 that are used where they are mounted.
+V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct")
+_POLL = 0.005  # seconds between two looks at a cgroup that is emptying
+
+
+@frozen(kw_only=True)
+class Hierarchies:
+    """Where the daemon's own cgroups are.
+
+    Args:
+        unified: its cgroup in the version 2 tree, ``None`` where that is not mounted.
+        v1: by controller, its cgroup in that hierarchy.
+    """
+
+    unified: Path | None
+    v1: Mapping[str, Path] = field(factory=dict)
+
+
+def detect() -> Hierarchies:
+    """What is mounted, and where this process is in it."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    return parse_hierarchies(mounts, Path("/proc/self/cgroup").read_text())
+
+
+def parse_hierarchies(mountinfo: str, membership: str) -> Hierarchies:
+    """Pure: from the texts of /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7))."""
+    own: dict[str, str] = {}
+    for line in membership.splitlines():
+        _, names, path = line.split(":", 2)
+        own.update(dict.fromkeys(names.split(","), path))
+    unified = None
+    v1: dict[str, Path] = {}
+    for line in mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        root, mountpoint = head.split()[3:5]
+        kind, _, options = tail.split()[:3]
+        if kind == "cgroup2" and "" in own:
+            unified = _below(mountpoint, root, own[""])
+        elif kind == "cgroup":
+            found = [name for name in V1_CONTROLLERS if name in options.split(",") and name in own]
+            v1.update({name: _below(mountpoint, root, own[name]) for name in found})
+    return Hierarchies(unified=unified, v1=v1)
+
+
+def _below(mountpoint: str, root: str, path: str) -> Path:
+    """The directory of a cgroup in a mount that shows the tree from ``root`` on."""
+    inside = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
+    return Path(mountpoint.replace("\\040", " ")) / inside.strip("/")
+
+
+@frozen(kw_only=True)
+class CgroupStats:
+    """What a VM's cgroups have counted; ``None`` where no controller counts it."""
+
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+class Cgroup:
+    """One VM's cgroups, one directory in each hierarchy used. It may have none: then `absence` says why.
+
+    Args:
+        paths: the directories, the unified one first.
+        absence: what cannot be had here, one sentence, or ``""``.
+    """
+
+    def __init__(self, paths: Sequence[Path] = (), *, absence: str = "") -> None:
+        self.paths = tuple(paths)
+        self.absence = absence
+
+    def members(self) -> frozenset[int]:
+        """The pids of all processes in it."""
+        lists = (_read(path / "cgroup.procs") or "" for path in self.paths)
+        return frozenset(int(pid) for text in lists for pid in text.split())
+
+    async def kill(self) -> None:
+        """SIGKILL every process in it, at once where the kernel can (``cgroup.kill``, Linux 5.14)."""
+        await trio.lowlevel.checkpoint()
+        for path in self.paths:
+            if (path / "cgroup.kill").exists():
+                _write(path / "cgroup.kill", "1")
+                return
+        self._freeze("FROZEN")  # so that little is forked meanwhile
+        try:
+            seen: set[int] = set()
+            while pids := self.members() - seen:
+                for pid in pids:
+                    _kill_member(pid)
+                seen |= pids
+        finally:
+            self._freeze("THAWED")
+
+    def _freeze(self, state: str) -> None:
+        for path in self.paths:
+            if (path / "freezer.state").exists():
+                _write(path / "freezer.state", state)
+
+    async def remove(self, *, seconds: float = 2.0) -> None:
+        """Remove it, waiting for processes that are just ending; parents that are empty then go too.
+
+        Raises:
+            HostError: there are still processes in it after that time.
+        """
+        with trio.move_on_after(seconds) as scope:
+            for path in self.paths:
+                while not _remove(path):  # noqa: ASYNC110  # the kernel announces no moment when rmdir succeeds
+                    await trio.sleep(_POLL)
+                _remove(path.parent)
+        if scope.cancelled_caught:
+            pids = ", ".join(map(str, sorted(self.members()))) or "none to be seen"
+            raise HostError(f"the cgroup {self.paths[0]} did not empty within {seconds:g} s (processes: {pids})")
+
+    def stats(self) -> CgroupStats:
+        """What it has used."""
+        found = [_stats(path) for path in self.paths]
+        cpu = [stats.cpu_seconds for stats in found if stats.cpu_seconds is not None]
+        memory = [stats.memory_bytes for stats in found if stats.memory_bytes is not None]
+        return CgroupStats(cpu_seconds=max(cpu, default=None), memory_bytes=max(memory, default=None))
+
+
+class CgroupManager(Protocol):
+    """Whoever makes cgroups for VMs: a subtree of the daemon's own, or a service manager."""
+
+    def create(self, name: str) -> Cgroup:
+        """The cgroup of a VM that is about to start; never fails, at worst it has no directory and says why."""
+
+    def reopen(self, paths: Sequence[str]) -> Cgroup:
+        """The cgroup of a VM that was found again, by the directories its run record names."""
+
+
+class CgroupTree:
+    """VMs below the daemon's own cgroup: ``OWN/TAG/NAME`` in each hierarchy.
+
+    Args:
+        tag: differs between daemons on one host; see `qsup.host.rundir.Layout.tag`.
+        hierarchies: where the daemon is, found out when not given.
+    """
+
+    def __init__(self, tag: str, *, hierarchies: Hierarchies | None = None) -> None:
+        self._tag = tag
+        self._own = hierarchies or detect()
+
+    def create(self, name: str) -> Cgroup:
+        """See `CgroupManager.create`."""
+        tops = [self._own.unified] if self._own.unified else []
+        tops += dict.fromkeys(self._own.v1.values())  # cpu and cpuacct may be one hierarchy
+        made: list[Path] = []
+        refused: list[str] = []
+        for top in tops:
+            path = top / self._tag / name
+            reason = _make(path, top)
+            if reason:
+                refused.append(f"{path}: {reason}")
+            else:
+                made.append(path)
+        if not tops:
+            refused = ["no cgroup hierarchy is mounted"]
+        return Cgroup(made, absence=f"without a cgroup of its own in: {'; '.join(refused)}" if refused else "")
+
+    def reopen(self, paths: Sequence[str]) -> Cgroup:
+        """See `CgroupManager.reopen`."""
+        found = [Path(path) for path in paths if Path(path).is_dir()]
+        return Cgroup(found, absence="" if found else "its cgroup is gone")
+
+
+def _make(path: Path, own: Path) -> str:
+    """Make a cgroup that we may also move a child of ours into; the reason why not, or ``""``."""
+    # moving takes the right to write to both sides' common ancestor (cgroup-v2.rst, "Delegation Containment")
+    if not os.access(own / "cgroup.procs", os.W_OK):
+        return "not delegated to this user"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return ""
+
+
+def _remove(path: Path) -> bool:
+    """Whether a cgroup is gone now; one with processes or children stays."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # EBUSY, ENOTEMPTY
+        return False
+    return True
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:  # no such controller here, or the cgroup is gone
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except FileNotFoundError:
+        return  # nobody is in a cgroup that is gone
+    except OSError as error:
+        raise from_oserror(error, f"could not write {text!r} to {path}") from error
+
+
+def _kill_member(pid: int) -> None:
+    try:
+        member = PidFd.open(pid)
+    except ProcessLookupError:
+        return
+    member.send_signal(signal.SIGKILL)
+    member.close()
+
+
+def _stats(path: Path) -> CgroupStats:
+    """What one directory counts, in either version's words."""
+    usage = dict(line.split() for line in (_read(path / "cpu.stat") or "").splitlines()).get("usage_usec")
+    nanoseconds = _read(path / "cpuacct.usage")
+    cpu = int(usage) / 1e6 if usage else int(nanoseconds) / 1e9 if nanoseconds else None
+    memory = _read(path / "memory.current") or _read(path / "memory.usage_in_bytes")
+    return CgroupStats(cpu_seconds=cpu, memory_bytes=int(memory) if memory else None)
