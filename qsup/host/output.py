@@ -1,0 +1,295 @@
+"""What QEMU prints: taken from a FIFO that outlives the daemon, kept in memory and in a bounded log file.
+
+Decides: how much of it is kept (64 KiB in memory, twice that on disk), and what of it a terminal may be shown.
+Must not: block QEMU, ever, or fail because a log cannot be written.
+
+QEMU's end of the FIFO is open for reading and writing and does not block: a QEMU that prints while nobody reads loses
+what does not fit, and goes on. `Ring` and `Feed` serve the serial console's history as well.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from qsup.errors import from_oserror
+
+#: Bytes kept in memory of each stream.
+RING_SIZE = 64 << 10
+#: Bytes of the log file; there is at most one older one beside it.
+LOG_SIZE = 64 << 10
+_PIPE_SIZE = 1 << 20  # what a FIFO may hold without privilege (pipe(7)); the default is 64 KiB
+_READ_SIZE = 256 << 10
+
+# CSI and OSC sequences, other escapes, then whatever control characters are left, but for tab and newline
+_UNPRINTABLE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X][^\n]*?(?:\x07|\x1b\\|(?=\n)|$)|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(data: bytes) -> str:
+    """Bytes of a guest or of QEMU as text that cannot steer a terminal: no control characters but tab and newline."""
+    return _UNPRINTABLE.sub("", data.decode(errors="replace").replace("\r\n", "\n"))
+
+
+def last_lines(data: bytes, count: int) -> list[str]:
+    """The last lines of a text, made printable."""
+    return printable(data).rstrip("\n").split("\n")[-count:] if data and count > 0 else []
+
+
+class Ring:
+    """The last bytes of a stream, by their offsets in it.
+
+    Args:
+        capacity: bytes kept.
+    """
+
+    def __init__(self, capacity: int = RING_SIZE) -> None:
+        self.capacity = capacity
+        self._data = bytearray()
+        self._end = 0
+
+    @property
+    def start(self) -> int:
+        """Offset of the first byte kept."""
+        return self._end - len(self._data)
+
+    @property
+    def end(self) -> int:
+        """Offset after the last byte: how much the stream has had in all."""
+        return self._end
+
+    def append(self, data: bytes) -> None:
+        """Add to the stream; what is beyond the capacity goes, oldest first."""
+        self._end += len(data)
+        self._data += data[-self.capacity :]
+        del self._data[: -self.capacity]
+
+    def since(self, offset: int) -> bytes:
+        """What came from an offset on, as far as it is kept."""
+        return bytes(self._data[max(0, offset - self.start) :])
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._data)
+
+
+@frozen(kw_only=True)
+class Chunk:
+    """A piece of a followed stream: `lost` bytes were too old when the follower came for them, then `data`."""
+
+    data: bytes
+    lost: int = 0
+
+
+class Feed:
+    """A stream with a bounded history that any number of tasks follow, each at its own pace.
+
+    Followers hold offsets and no queues: a slow one costs nothing and is told what it lost.
+    """
+
+    def __init__(self, capacity: int = RING_SIZE) -> None:
+        self.ring = Ring(capacity)
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    def append(self, data: bytes) -> None:
+        """Add to the stream and wake the followers."""
+        self.ring.append(data)
+        self._waiting.unpark_all()
+
+    def close(self) -> None:
+        """End the stream: followers get what is left, then stop."""
+        self._closed = True
+        self._waiting.unpark_all()
+
+    def follow(self, offset: int | None = None) -> AsyncIterator[Chunk]:
+        """The stream from an offset on (``None``: from now on), until it is closed."""
+        return _Follower(self, self.ring.end if offset is None else offset)
+
+    async def wait_beyond(self, offset: int) -> bool:
+        """Wait until the stream has more than that many bytes; ``False`` when it was closed before."""
+        await trio.lowlevel.checkpoint()
+        while self.ring.end <= offset and not self._closed:
+            await self._waiting.park()
+        return self.ring.end > offset
+
+
+class _Follower:
+    # a class and not a generator: one that is dropped half-way needs no closing
+    def __init__(self, feed: Feed, offset: int) -> None:
+        self._feed = feed
+        self._offset = offset
+
+    def __aiter__(self) -> _Follower:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not await self._feed.wait_beyond(self._offset):
+            raise StopAsyncIteration
+        ring = self._feed.ring
+        chunk = Chunk(data=ring.since(self._offset), lost=max(0, ring.start - self._offset))
+        self._offset = ring.end
+        return chunk
+
+
+class BoundedLog:
+    """A log file of at most `LOG_SIZE` bytes, and the one before it under the name ``NAME.1``.
+
+    A log that cannot be written is no reason to fail: `lost` counts the bytes and `problem` says why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0
+        self.problem = ""
+        self._fd = -1
+        self._size = 0
+
+    def read(self) -> bytes:
+        """The last `LOG_SIZE` bytes at least, as far as there are so many, of both files."""
+        return b"".join(_read_last(path, LOG_SIZE) for path in (self._older, self.path))
+
+    def write(self, data: bytes) -> None:
+        """Append, beginning a new file whenever one is full."""
+        data = data[-LOG_SIZE:]
+        try:
+            self._open()
+            if self._size + len(data) > LOG_SIZE:
+                room = max(0, LOG_SIZE - self._size)
+                self._append(data[:room])
+                data = data[room:]
+                self._rotate()
+            self._append(data)
+        except OSError as error:
+            self.lost += len(data)
+            self.problem = os.strerror(error.errno or 0)
+
+    @property
+    def _older(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.1")
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o600)
+            self._size = os.fstat(self._fd).st_size
+
+    def _append(self, data: bytes) -> None:
+        while data:
+            written = os.write(self._fd, data)
+            self._size += written
+            data = data[written:]
+
+    def _rotate(self) -> None:
+        self.close()
+        self.path.rename(self._older)
+        self._open()
+
+    def close(self) -> None:
+        """Close the file; a later `write` opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _read_last(path: Path, count: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+            return file.read(count)
+    except OSError:  # no log yet, or one that cannot be read: history is a convenience
+        return b""
+
+
+class Output:
+    """One QEMU's standard output and error, from its FIFO into memory and the log.
+
+    Args:
+        fifo: in the VM's run directory.
+        log: the log file; its present content is the beginning of the history.
+    """
+
+    def __init__(self, fifo: Path, log: Path) -> None:
+        self._fifo = fifo
+        self.log = BoundedLog(log)
+        self.feed = Feed()
+        self.feed.append(self.log.read())
+        try:
+            if not fifo.exists():
+                os.mkfifo(fifo, 0o600)
+            self._fd = self._open_end()
+        except OSError as error:
+            raise from_oserror(error, f"could not open the FIFO {fifo}") from error
+
+    def _open_end(self) -> int:
+        # open for both, so that neither end ever sees the other's absence
+        return os.open(self._fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def open_writer(self) -> int:
+        """A descriptor for QEMU to inherit, which the caller closes once it has.
+
+        Raises:
+            HostError: the FIFO is gone.
+        """
+        try:
+            fd = self._open_end()
+        except OSError as error:
+            raise from_oserror(error, f"could not open the FIFO {self._fifo}") from error
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # over the user's quota of pipe memory: the usual size will do
+        return fd
+
+    async def run(self) -> None:
+        """Take in whatever is printed, until cancelled or closed; one task per output."""
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._fd)
+            except trio.ClosedResourceError:
+                return
+            self._take()
+
+    def drain(self) -> None:
+        """Take in what is in the FIFO now: after QEMU's end, its last words."""
+        while self._take():
+            pass
+
+    def _take(self) -> int:
+        try:
+            data = os.read(self._fd, _READ_SIZE)
+        except BlockingIOError:
+            return 0
+        self.feed.append(data)
+        self.log.write(data)
+        return len(data)
+
+    @property
+    def end(self) -> int:
+        """How much was printed in all; noted before a spawn, it tells `text_since` where that QEMU's words begin."""
+        return self.feed.ring.end
+
+    def text_since(self, offset: int) -> str:
+        """What was printed from there on, as far as it is kept, printable."""
+        return printable(self.feed.ring.since(offset))
+
+    def tail(self, count: int) -> list[str]:
+        """The last lines, printable."""
+        return last_lines(bytes(self.feed.ring), count)
+
+    def close(self) -> None:
+        """Take in what is left, end the followers, and give the descriptors up; FIFO and log stay."""
+        if self._fd >= 0:
+            self.drain()
+            trio.lowlevel.notify_closing(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self.log.close()
+            self.feed.close()
