@@ -1,9 +1,9 @@
 """The kinds of values a unit key can hold: what TOML gives in, what the model keeps, how JSON Schema says it.
 
-Decides: what is a well-formed size, time, CPU set, name, forward and so on.
+Decides: what is a well-formed size, time, CPU set, name, forward and so on, and how each is spelled when written back.
 Must not: look at other keys (that is `qsup.unit.check`), at the host, or at files.
 
-One `Kind` per key serves the parser, the JSON Schema and the unit reference, so the three cannot drift apart.
+One `Kind` per key serves the parser, the writer, the JSON Schema and the unit reference: the four cannot drift apart.
 A kind rejects with `ValueError`, whose text is the message a user reads after ``file:line: key:``.
 """
 
@@ -16,15 +16,18 @@ from typing import Any
 from attrs import field, frozen
 
 from qsup.unit import quantity
+from qsup.unit.quantity import shown
 
 #: A VM's, disk's, NIC's or device's name: letters, digits, ``_ . -``, starting with a letter or digit.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}"
 #: An instance's full name: a name, or ``template@instance``.
 INSTANCE_PATTERN = rf"{NAME_PATTERN}(@{NAME_PATTERN})?"
+NAME_RULE = "use letters, digits, '_', '.' and '-', at most 48, starting with a letter or digit"
 _NAME = re.compile(NAME_PATTERN)
 _INSTANCE = re.compile(INSTANCE_PATTERN)
+# a tab is harmless; a newline in an argument, a log line or a listing is not
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_PLAIN_PATTERN = r"^[^\x00-\x08\x0a-\x1f\x7f]*$"
 
 
 def is_instance_name(text: str) -> bool:
@@ -32,19 +35,33 @@ def is_instance_name(text: str) -> bool:
     return _INSTANCE.fullmatch(text) is not None
 
 
+def is_template_name(text: str) -> bool:
+    """Whether ``text`` names a template: ``web@``."""
+    return text.endswith("@") and _NAME.fullmatch(text[:-1]) is not None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 @frozen(kw_only=True)
 class Kind:
     """What one key holds.
 
     Args:
-        word: the kind in one or two words for messages and the unit reference, such as ``size`` or ``list of names``.
+        word: the kind in one or two words for messages and the unit reference, such as ``size`` or ``array of name``.
         parse: TOML value -> model value; raises `ValueError` with the text for the user.
+        format: model value -> the TOML value it is written as; ``parse(format(value)) == value``.
         schema: the JSON Schema of the TOML value.
+        specifiers: whether ``%i`` and its like are expanded in it. Words of a fixed set are not made from specifiers,
+            so that the schema can list them.
     """
 
     word: str
     parse: Callable[[Any], Any]
+    format: Callable[[Any], Any] = _same
     schema: Mapping[str, Any] = field(factory=dict)
+    specifiers: bool = True
 
 
 def toml_type(value: object) -> str:
@@ -74,9 +91,33 @@ def _boolean(value: object) -> bool:
     return value
 
 
-STRING = Kind(word="string", parse=_text, schema={"type": "string"})
-PATH = Kind(word="path", parse=_filled, schema={"type": "string", "minLength": 1})
+STRING = Kind(word="string", parse=_text, schema={"type": "string", "pattern": _PLAIN_PATTERN})
+PATH = Kind(word="path", parse=_filled, schema={"type": "string", "pattern": _PLAIN_PATTERN, "minLength": 1})
 BOOLEAN = Kind(word="boolean", parse=_boolean, schema={"type": "boolean"})
+
+
+def _program(value: object) -> str:
+    text = _filled(value)
+    if "/" in text and not text.startswith("/"):
+        raise ValueError(f"{shown(text)} must be a name looked up in PATH, or an absolute path")
+    return text
+
+
+PROGRAM = Kind(word="program", parse=_program, schema={"type": "string", "pattern": r"^(/|[^/]+$)"})
+
+
+def word_or_path(*words: str) -> Kind:
+    """One of a fixed set of words, or a path; a path shows as one by a ``/`` or ``.``, so that a typo is no path."""
+
+    def parse(value: object) -> str:
+        text = _filled(value)
+        if text not in words and not re.search("[/.]", text):
+            allowed = quantity.alternatives([*words, "a path with a / or ."])
+            raise ValueError(f"must be {allowed}, not {shown(text)}{quantity.did_you_mean(text, words)}")
+        return text
+
+    schema = {"anyOf": [{"enum": list(words)}, {"type": "string", "pattern": "[/.]"}]}
+    return Kind(word=" | ".join([*words, "path"]), parse=parse, schema=schema)
 
 
 def integer(minimum: int, maximum: int) -> Kind:
@@ -86,7 +127,7 @@ def integer(minimum: int, maximum: int) -> Kind:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"expected an integer, not {toml_type(value)}")
         if not minimum <= value <= maximum:
-            raise ValueError(f"must be from {minimum} to {maximum}, not {value}")
+            raise ValueError(f"must be from {minimum} to {maximum}, not {shown(value)}")
         return value
 
     return Kind(word="integer", parse=parse, schema={"type": "integer", "minimum": minimum, "maximum": maximum})
@@ -98,45 +139,52 @@ def choice(*words: str) -> Kind:
     def parse(value: object) -> str:
         text = _text(value)
         if text not in words:
-            raise ValueError(
-                f"must be {quantity.alternatives(words)}, not {text!r}{quantity.did_you_mean(text, words)}"
-            )
+            near = quantity.did_you_mean(text, words)
+            raise ValueError(f"must be {quantity.alternatives(words)}, not {shown(text)}{near}")
         return text
 
-    return Kind(word=" | ".join(words), parse=parse, schema={"enum": list(words)})
+    return Kind(word=" | ".join(words), parse=parse, schema={"enum": list(words)}, specifiers=False)
 
 
-def _matching(word: str, pattern: re.Pattern[str], rule: str) -> Kind:
+def _matching(word: str, pattern: str, rule: str) -> Kind:
+    compiled = re.compile(pattern)
+
     def parse(value: object) -> str:
         text = _text(value)
-        if not pattern.fullmatch(text):
-            raise ValueError(f"{text!r} is not a valid {word}: {rule}")
+        if not compiled.fullmatch(text):
+            raise ValueError(f"{shown(text)} is not a valid {word}: {rule}")
         return text
 
-    return Kind(word=word, parse=parse, schema={"type": "string", "pattern": f"^{pattern.pattern}$"})
+    return Kind(word=word, parse=parse, schema={"type": "string", "pattern": f"^{pattern}$"})
 
 
-_NAME_RULE = "use letters, digits, '_', '.' and '-', at most 48, starting with a letter or digit"
-NAME = _matching("name", _NAME, _NAME_RULE)
-UNIT_NAME = _matching("unit name", _INSTANCE, _NAME_RULE)
-MAC = _matching("MAC address", _MAC, "six lower-case hexadecimal pairs such as 52:54:00:12:34:56")
-UUID = _matching("UUID", re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "lower case, 8-4-4-4-12")
-INTERFACE = _matching("interface name", re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"), "at most 15 characters, no '/'")
+NAME = _matching("name", NAME_PATTERN, NAME_RULE)
+UNIT_NAME = _matching("unit name", INSTANCE_PATTERN, NAME_RULE)
+MAC = _matching(
+    "MAC address",
+    r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
+    "six lower-case hexadecimal pairs such as 52:54:00:12:34:56, the first of them even (unicast)",
+)
+UUID = _matching("UUID", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "lower case, 8-4-4-4-12")
+INTERFACE = _matching("interface name", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", "at most 15 characters, no '/'")
 
 
 def optional(kind: Kind) -> Kind:
     """The same kind, or the empty string for "not given"."""
     return Kind(
         word=kind.word,
-        parse=lambda value: value if value == "" else kind.parse(value),
+        parse=lambda value: "" if value == "" else kind.parse(value),
+        format=lambda value: "" if value == "" else kind.format(value),
         schema={"anyOf": [{"const": ""}, dict(kind.schema)]},
+        specifiers=kind.specifiers,
     )
 
 
 CPU_SET = Kind(
     word="CPU set",
     parse=lambda value: quantity.parse_cpu_set(_text(value)),
-    schema={"type": "string", "pattern": r"^\d+(-\d+)?(,\d+(-\d+)?)*$"},
+    format=quantity.format_cpu_set,
+    schema={"type": "string", "pattern": f"^{quantity.CPU_SET_PATTERN}$"},
 )
 
 
@@ -145,15 +193,15 @@ def size(minimum: int, maximum: int = 1 << 62) -> Kind:
 
     def parse(value: object) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
-            raise ValueError(f'expected a string with a unit, such as "{value}M"')
+            raise ValueError(f'expected a string with a unit, such as "{shown(value)}M"')
         amount = quantity.parse_size(_text(value))
         if not minimum <= amount <= maximum:
-            raise ValueError(
-                f"must be from {quantity.format_size(minimum)} to {quantity.format_size(maximum)}, not {value!r}"
-            )
+            bounds = f"{quantity.format_size(minimum)} to {quantity.format_size(maximum)}"
+            raise ValueError(f"must be from {bounds}, not {shown(value)}")
         return amount
 
-    return Kind(word="size", parse=parse, schema={"type": "string", "pattern": r"^\d+(\.\d+)?[KMGT]?(i?B)?$"})
+    schema = {"type": "string", "pattern": f"^{quantity.SIZE_PATTERN}$"}
+    return Kind(word="size", parse=parse, format=quantity.format_size, schema=schema)
 
 
 def duration(minimum: float = 0.0, maximum: float = 365 * 86400.0) -> Kind:
@@ -161,15 +209,15 @@ def duration(minimum: float = 0.0, maximum: float = 365 * 86400.0) -> Kind:
 
     def parse(value: object) -> float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            raise ValueError(f'expected a string with a unit, such as "{value}s"')
+            raise ValueError(f'expected a string with a unit, such as "{shown(value)}s"')
         seconds = quantity.parse_duration(_text(value))
         if not minimum <= seconds <= maximum:
-            raise ValueError(
-                f"must be from {quantity.format_duration(minimum)} to {quantity.format_duration(maximum)}, not {value!r}"
-            )
+            bounds = f"{quantity.format_duration(minimum)} to {quantity.format_duration(maximum)}"
+            raise ValueError(f"must be from {bounds}, not {shown(value)}")
         return seconds
 
-    return Kind(word="time", parse=parse, schema={"type": "string", "pattern": r"^\d"})
+    schema = {"type": "string", "pattern": f"^[ \\t]*{quantity.DURATION_PATTERN}[ \\t]*$"}
+    return Kind(word="time", parse=parse, format=quantity.format_duration, schema=schema)
 
 
 def list_of(kind: Kind, *, maximum: int = 1024) -> Kind:
@@ -188,7 +236,13 @@ def list_of(kind: Kind, *, maximum: int = 1024) -> Kind:
                 raise ValueError(f"entry {position}: {error}") from error
         return tuple(parsed)
 
-    return Kind(word=f"list of {kind.word}s", parse=parse, schema={"type": "array", "items": dict(kind.schema)})
+    return Kind(
+        word=f"array of {kind.word}",
+        parse=parse,
+        format=lambda values: [kind.format(value) for value in values],
+        schema={"type": "array", "items": dict(kind.schema), "maxItems": maximum},
+        specifiers=kind.specifiers,
+    )
 
 
 @frozen(kw_only=True)
@@ -204,24 +258,29 @@ class Forward:
         return f"{self.host_address}:{self.host_port}:{self.guest_port}/{self.protocol}"
 
 
-_FORWARD = re.compile(r"(?:(\d+\.\d+\.\d+\.\d+):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?")
+_FORWARD_PATTERN = r"(?:([0-9]+\.[0-9]+\.[0-9]+\.[0-9]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
+_FORWARD = re.compile(_FORWARD_PATTERN)
 
 
 def _forward(value: object) -> Forward:
     text = _text(value)
     match = _FORWARD.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a forward: write [ADDRESS:]HOST-PORT:GUEST-PORT[/tcp|/udp], such as 2222:22")
+        form = "write [ADDRESS:]HOST-PORT:GUEST-PORT[/tcp|/udp], such as 2222:22"
+        raise ValueError(f"{shown(text)} is not a forward: {form}")
     ports = int(match[2]), int(match[3])
     if any(not 0 < port < 65536 for port in ports):
-        raise ValueError(f"{text!r}: a port is from 1 to 65535")
-    address = match[1] or "127.0.0.1"
-    if any(int(part) > 255 for part in address.split(".")):
-        raise ValueError(f"{text!r}: {address} is not an IPv4 address")
-    return Forward(protocol=match[4] or "tcp", host_address=address, host_port=ports[0], guest_port=ports[1])
+        raise ValueError(f"{shown(text)}: a port is from 1 to 65535")
+    parts = (match[1] or "127.0.0.1").split(".")
+    # a leading zero means octal to some readers and decimal to others
+    if any(len(part) > 3 or int(part) > 255 or (part[0] == "0" and part != "0") for part in parts):
+        raise ValueError(f"{shown(text)}: {shown(match[1])} is not an IPv4 address")
+    return Forward(protocol=match[4] or "tcp", host_address=".".join(parts), host_port=ports[0], guest_port=ports[1])
 
 
-FORWARD = Kind(word="forward", parse=_forward, schema={"type": "string", "pattern": f"^{_FORWARD.pattern}$"})
+FORWARD = Kind(
+    word="forward", parse=_forward, format=str, schema={"type": "string", "pattern": f"^{_FORWARD_PATTERN}$"}
+)
 
 
 @frozen(kw_only=True)
@@ -251,24 +310,29 @@ def _ready(value: object) -> Ready:
     raise ValueError('must be "running", "agent", { serial = "TEXT" } (1 to 256 bytes) or { port = NUMBER }')
 
 
+def _format_ready(value: Ready) -> object:
+    match value.on:
+        case "serial":
+            return {"serial": value.text}
+        case "port":
+            return {"port": value.port}
+        case word:
+            return word
+
+
+def _only(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+
+
 READY = Kind(
     word="readiness",
     parse=_ready,
+    format=_format_ready,
     schema={
         "oneOf": [
             {"enum": ["running", "agent"]},
-            {
-                "type": "object",
-                "properties": {"serial": {"type": "string", "minLength": 1, "maxLength": 256}},
-                "required": ["serial"],
-                "additionalProperties": False,
-            },
-            {
-                "type": "object",
-                "properties": {"port": {"type": "integer", "minimum": 1, "maximum": 65535}},
-                "required": ["port"],
-                "additionalProperties": False,
-            },
+            _only("serial", {"type": "string", "minLength": 1, "maxLength": 256}),
+            _only("port", {"type": "integer", "minimum": 1, "maximum": 65535}),
         ]
     },
 )

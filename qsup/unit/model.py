@@ -6,6 +6,8 @@ Must not: parse text, resolve paths, look at the host, or hold anything that is 
 
 A field's TOML name is its Python name with ``-`` for ``_``; plural fields that hold arrays of tables give theirs
 explicitly (``disks`` is ``[[disk]]``). Values are in base units: bytes and seconds.
+
+Long because it is one table: everything there is to know of every key, in the order of a unit file.
 """
 
 from __future__ import annotations
@@ -164,7 +166,8 @@ class ServiceSection:
     )
     start_limit_burst: int = _key(
         kinds.integer(0, 1_000_000),
-        "After that many automatic restarts within `start-limit-interval` the VM stays down (`start-limit-hit`); 0: no limit.",
+        "After that many automatic restarts within `start-limit-interval` the VM stays down (`start-limit-hit`); 0: no "
+        "limit.",
         default=5,
         applies=_S,
     )
@@ -179,8 +182,8 @@ class ServiceSection:
     )
     stop_methods: tuple[str, ...] = _key(
         kinds.list_of(kinds.choice(*STOP_METHODS)),
-        "How the VM is stopped, tried in this order: the guest agent's shutdown (skipped when no agent answers), the ACPI "
-        "power button, QMP `quit`, SIGTERM, SIGKILL.",
+        "How the VM is stopped, tried in this order: the guest agent's shutdown (skipped when no agent answers), the "
+        "ACPI power button, QMP `quit`, SIGTERM, SIGKILL.",
         default=STOP_METHODS,
         qemu="guest-shutdown, system_powerdown, quit",
         applies=_S,
@@ -195,8 +198,8 @@ class ServiceSection:
     term_timeout: float = _key(kinds.duration(0.1), "How long QEMU has to end after SIGTERM.", default=5.0, applies=_S)
     ready: Ready = _key(
         kinds.READY,
-        'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal text on '
-        "the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward).",
+        'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal '
+        "text on the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward).",
         default=Ready(on="running"),
         applies=_S,
     )
@@ -207,7 +210,7 @@ class MachineSection:
     """``[machine]``: the emulator, the board and what it boots."""
 
     emulator: str = _key(
-        kinds.PATH, "The QEMU binary: a name looked up in PATH, or an absolute path.", default="qemu-system-x86_64"
+        kinds.PROGRAM, "The QEMU binary: a name looked up in PATH, or an absolute path.", default="qemu-system-x86_64"
     )
     type: str = _key(
         kinds.NAME,
@@ -217,13 +220,15 @@ class MachineSection:
     )
     accel: str = _key(
         kinds.choice("auto", "kvm", "tcg"),
-        "The accelerator. `auto`: KVM where /dev/kvm opens and the CPU lists vmx or svm, else TCG. `kvm` means exactly KVM.",
+        "The accelerator. `auto`: KVM where /dev/kvm opens and the CPU lists vmx or svm, else TCG. `kvm` means exactly "
+        "KVM.",
         default="auto",
         qemu="-accel",
     )
     firmware: str = _key(
-        kinds.PATH,
-        "`bios`, `uefi`, `uefi-secure` (found through QEMU's firmware descriptors, with variables of the VM's own), or the path of a ROM file.",
+        kinds.word_or_path("bios", "uefi", "uefi-secure"),
+        "`bios`, `uefi`, `uefi-secure` (found through QEMU's firmware descriptors, with variables of the VM's own), or "
+        "the path of a ROM file.",
         default="bios",
         qemu="-bios, pflash",
     )
@@ -309,8 +314,8 @@ class DiskSection:
     )
     type: str = _key(kinds.choice("disk", "cdrom"), "What the guest sees.", default="disk")
     bus: str = _key(
-        kinds.choice("", *DISK_BUSES),
-        "How it is attached; by default `virtio`, for a `cdrom` `sata` (`ide` on a `pc` machine).",
+        kinds.optional(kinds.choice(*DISK_BUSES)),
+        "How it is attached; by default `virtio`. For a `cdrom`: `sata` on `q35`, `ide` on `pc`, `scsi` on others.",
         default="",
         qemu="virtio-blk, scsi-hd, nvme, ide-hd, usb-storage",
     )
@@ -363,8 +368,9 @@ class NicSection:
     id: str = _key(kinds.NAME, "Its name within the VM; the MAC derives from it and from the VM's UUID.")
     type: str = _key(
         kinds.choice("user", "tap", "bridge"),
-        "`user`: behind the host's own address, no privilege needed. `tap`: a tap made by the daemon on `bridge`, which must "
-        "exist. `bridge`: the same, and the bridge is made when it is absent and removed when its last VM leaves.",
+        "`user`: behind the host's own address, no privilege needed. `tap`: a tap made by the daemon on `bridge`, "
+        "which must exist. `bridge`: the same, and the bridge is made when it is absent and removed when its "
+        "last VM leaves.",
         default="user",
         qemu="-netdev",
     )
@@ -387,7 +393,8 @@ class NicSection:
     )
     forward: tuple[Forward, ...] = _key(
         kinds.list_of(kinds.FORWARD),
-        "Host ports that lead into the guest (`user`): `[ADDRESS:]HOST-PORT:GUEST-PORT[/tcp|/udp]`, on 127.0.0.1 unless said otherwise.",
+        "Host ports that lead into the guest (`user`): `[ADDRESS:]HOST-PORT:GUEST-PORT[/tcp|/udp]`, on 127.0.0.1 "
+        "unless said otherwise.",
         default=(),
         qemu="hostfwd",
     )
@@ -436,7 +443,7 @@ class DisplaySection:
         qemu="-vnc",
     )
     video: str = _key(
-        kinds.choice("", "none", "std", "virtio", "qxl"),
+        kinds.optional(kinds.choice("none", "std", "virtio", "qxl")),
         "The graphics card; by default `std` with a display and none without.",
         default="",
         qemu="VGA, virtio-vga, qxl-vga",

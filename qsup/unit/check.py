@@ -1,0 +1,254 @@
+"""The rules between keys: what each key alone allows, but a unit as a whole cannot mean.
+
+Decides: which combinations are contradictions on every host and every QEMU.
+Must not: look at the host, at QEMU's capabilities or at other units; what depends on those is `qsup.plan`'s to refuse.
+
+Each rule is a function in `_RULES` that yields one `Finding` per contradiction.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from qsup.unit.effective import effective_bus, effective_max_vcpus, effective_video, machine_family
+from qsup.unit.model import DiskSection, NicSection, Unit
+from qsup.unit.quantity import alternatives, format_duration, shown
+from qsup.unit.tree import Key
+
+#: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
+MAX_SERIAL = {"virtio": 20, "nvme": 20, "sata": 20, "ide": 20, "scsi": 36, "usb": 36}
+
+
+class Finding(NamedTuple):
+    """One contradiction.
+
+    Args:
+        message: what is wrong, and what to do.
+        keys: the keys it rests on. The first of them that the unit's files hold is blamed.
+    """
+
+    message: str
+    keys: Sequence[Key]
+
+
+def check(unit: Unit, name: str = "") -> list[Finding]:
+    """Every contradiction in a unit.
+
+    Args:
+        unit: a unit whose values are each of their kind.
+        name: the VM's name, against which ``after`` and its like are checked.
+    """
+    return [finding for rule in _RULES for finding in rule(unit)] + list(_relations(unit, name))
+
+
+def _relations(unit: Unit, name: str) -> Iterator[Finding]:
+    section = unit.unit
+    relations = {
+        "after": section.after,
+        "before": section.before,
+        "requires": section.requires,
+        "wants": section.wants,
+        "conflicts": section.conflicts,
+    }
+    for relation, others in relations.items():
+        if name in others:
+            yield Finding("names the VM itself", [("unit", relation)])
+    for one, other in (("after", "before"), ("conflicts", "requires"), ("conflicts", "wants")):
+        for both in sorted(set(relations[one]) & set(relations[other])):
+            yield Finding(f"{both!r} is in both {one} and {other}", [("unit", one), ("unit", other)])
+
+
+def _service(unit: Unit) -> Iterator[Finding]:
+    service = unit.service
+    if service.restart_max_delay < service.restart_delay:
+        longest, first = format_duration(service.restart_max_delay), format_duration(service.restart_delay)
+        message = f"restart-max-delay ({longest}) is shorter than restart-delay ({first})"
+        yield Finding(message, [("service", "restart-max-delay"), ("service", "restart-delay")])
+    if not service.stop_methods:
+        yield Finding("must name at least one method", [("service", "stop-methods")])
+    for method, count in Counter(service.stop_methods).items():
+        if count > 1:
+            yield Finding(f"{method!r} is there {count} times", [("service", "stop-methods")])
+
+
+def _ready(unit: Unit) -> Iterator[Finding]:
+    ready, key = unit.service.ready, ("service", "ready")
+    if ready.on == "agent" and not unit.agent.enabled:
+        yield Finding("waits for the guest agent, but the agent is disabled", [key, ("agent", "enabled")])
+    if ready.on == "serial" and unit.console.type == "none":
+        yield Finding("waits for text on the console, but the console's type is none", [key, ("console", "type")])
+    if ready.on == "port" and not any(
+        forward.protocol == "tcp" and forward.guest_port == ready.port for nic in unit.nics for forward in nic.forward
+    ):
+        yield Finding(f"waits for TCP port {ready.port} of the guest, but no NIC forwards it", [key, ("nic",)])
+
+
+def _boot(unit: Unit) -> Iterator[Finding]:
+    machine = unit.machine
+    for name, value in (("initrd", machine.initrd), ("append", machine.append)):
+        if value and not machine.kernel:
+            yield Finding(f"{name} needs a kernel", [("machine", name), ("machine", "kernel")])
+
+
+def _processors(unit: Unit) -> Iterator[Finding]:
+    cpu, topology = unit.cpu, unit.cpu.topology
+    counts = [("cpu", "max-vcpus"), ("cpu", "vcpus")]
+    if 0 < cpu.max_vcpus < cpu.vcpus:
+        yield Finding(f"max-vcpus ({cpu.max_vcpus}) is less than vcpus ({cpu.vcpus})", counts)
+        return
+    levels = (topology.sockets, topology.dies, topology.cores, topology.threads)
+    product, most = 1, effective_max_vcpus(unit)
+    for level in levels:
+        product *= level or 1
+    # QEMU works out one level that is left open, dies apart, so that the product fits (hw/core/machine-smp.c)
+    left_open = 0 in (topology.sockets, topology.cores, topology.threads)
+    if most % product if left_open else most != product:
+        rule = "do not divide" if left_open else "do not make up"
+        message = f"sockets x dies x cores x threads = {product} {rule} {most} vCPUs (max-vcpus, else vcpus)"
+        yield Finding(message, [("cpu", "topology"), *counts])
+
+
+def _ids(unit: Unit) -> Iterator[Finding]:
+    """QEMU has one name space for them all; within one array, files merge by id, so that none can be there twice."""
+    tables = {
+        "disk": [disk.id for disk in unit.disks],
+        "nic": [nic.id for nic in unit.nics],
+        "device": [device.id for device in unit.devices],
+    }
+    owners: dict[str, str] = {}
+    for table, ids in tables.items():
+        for id_ in ids:
+            owner = owners.setdefault(id_, table)
+            if owner != table:
+                yield Finding(f"the id {id_!r} is taken by a {owner}", [(table, id_, "id")])
+
+
+def _boot_order(unit: Unit) -> Iterator[Finding]:
+    owners: dict[int, str] = {}
+    entries: Iterable[tuple[str, DiskSection | NicSection]] = [
+        *(("disk", disk) for disk in unit.disks),
+        *(("nic", nic) for nic in unit.nics),
+    ]
+    for table, entry in entries:
+        if entry.bootindex < 0:
+            continue
+        owner = owners.setdefault(entry.bootindex, f"{table} {entry.id!r}")
+        if owner != f"{table} {entry.id!r}":
+            yield Finding(f"bootindex {entry.bootindex} is taken by {owner}", [(table, entry.id, "bootindex")])
+
+
+def _disks(unit: Unit) -> Iterator[Finding]:
+    for disk in unit.disks:
+        key = ("disk", disk.id)
+        yield from _image(disk, key)
+        yield from _attachment(unit, disk, key)
+
+
+def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
+    if not disk.path and disk.type == "disk":
+        yield Finding("a disk needs a path (only a cdrom may be empty)", [(*key, "path"), (*key, "type")])
+    if disk.aio == "native" and disk.cache not in ("none", "directsync"):
+        keys = [(*key, "aio"), (*key, "cache")]
+        yield Finding(f'aio "native" needs cache "none" or "directsync", not "{disk.cache}"', keys)
+    if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
+        keys = [(*key, "detect-zeroes"), (*key, "discard")]
+        yield Finding('detect-zeroes "unmap" needs discard "unmap"', keys)
+    if disk.backing and disk.format == "raw":
+        yield Finding("a raw image has no backing file", [(*key, "backing"), (*key, "format")])
+    for position, backing in enumerate(disk.backing[:-1], 1):
+        if backing.format == "raw":
+            inner = (*key, "backing", str(position), "format")
+            yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
+
+
+def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
+    bus = effective_bus(unit, disk)
+    keys = [(*key, "bus"), (*key, "type"), ("machine", "type")]
+    if disk.type == "cdrom" and bus in ("virtio", "nvme"):
+        yield Finding(f"a cdrom cannot be on {bus}; use {alternatives(['scsi', 'sata', 'ide', 'usb'])}", keys)
+    if disk.type == "disk" and disk.read_only and bus in ("sata", "ide"):
+        message = f"a disk on {bus} cannot be read-only; use virtio or scsi, or make it a cdrom"
+        yield Finding(message, [(*key, "read-only"), *keys])
+    if machine_family(unit.machine.type) == "microvm" and bus in ("nvme", "sata", "ide"):
+        yield Finding(f"microvm has no PCI bus for {bus}; use virtio or scsi", keys)
+    if len(disk.serial) > MAX_SERIAL[bus]:
+        message = f"on {bus} the guest sees at most {MAX_SERIAL[bus]} characters, not {len(disk.serial)}"
+        yield Finding(message, [(*key, "serial"), *keys])
+
+
+def _shared_paths(unit: Unit) -> Iterator[Finding]:
+    owners: dict[str, DiskSection] = {}
+    for disk in unit.disks:
+        other = owners.setdefault(disk.path, disk)
+        if other is disk or not disk.path or (_reads_only(disk) and _reads_only(other)):
+            continue
+        if not (disk.shareable and other.shareable):
+            keys = [
+                ("disk", one.id, name) for one in (disk, other) for name in ("path", "type", "read-only", "shareable")
+            ]
+            yield Finding(f"{shown(disk.path)} is the path of disk {other.id!r} already", keys)
+
+
+def _reads_only(disk: DiskSection) -> bool:
+    return disk.read_only or disk.type == "cdrom"
+
+
+def _nics(unit: Unit) -> Iterator[Finding]:
+    for nic in unit.nics:
+        key = ("nic", nic.id)
+        bridge = [(*key, "bridge"), (*key, "type")]
+        if nic.type == "user" and nic.bridge:
+            yield Finding("a user NIC joins no bridge; use type tap or bridge", bridge)
+        if nic.type != "user" and not nic.bridge:
+            yield Finding(f"a {nic.type} NIC needs a bridge", bridge)
+        if nic.type != "user" and nic.forward:
+            message = f"forward is for user NICs; the guest of a {nic.type} NIC has an address of its own"
+            yield Finding(message, [(*key, "forward"), (*key, "type")])
+        if nic.model != "virtio" and machine_family(unit.machine.type) == "microvm":
+            keys = [(*key, "model"), ("machine", "type")]
+            yield Finding(f"microvm has no PCI bus for {nic.model}; use virtio", keys)
+
+
+def _forwards(unit: Unit) -> Iterator[Finding]:
+    taken: dict[tuple[str, int], dict[str, str]] = {}
+    for nic in unit.nics:
+        for forward in nic.forward:
+            owners = taken.setdefault((forward.protocol, forward.host_port), {})
+            owner = _holder(owners, forward.host_address)
+            if owner:
+                place = f"{forward.host_address}:{forward.host_port}/{forward.protocol}"
+                keys = [("nic", nic.id, "forward"), ("nic", owner, "forward")]
+                yield Finding(f"{place} is taken by another forward of nic {owner!r}", keys)
+            owners.setdefault(forward.host_address, nic.id)
+
+
+def _holder(owners: dict[str, str], address: str) -> str:
+    """Whose forward listens on an address already, ``0.0.0.0`` being all of them; ``""`` for nobody's."""
+    if address == "0.0.0.0":
+        return next(iter(owners.values()), "")
+    return owners.get(address) or owners.get("0.0.0.0", "")
+
+
+def _screen(unit: Unit) -> Iterator[Finding]:
+    video, keys = effective_video(unit), [("display", "video"), ("display", "type")]
+    if unit.display.type != "none" and video == "none":
+        yield Finding(f"a {unit.display.type} display needs a graphics card", keys)
+    if machine_family(unit.machine.type) == "microvm" and unit.display.video in ("std", "qxl"):
+        yield Finding(f"microvm has no PCI bus for {video}", [*keys, ("machine", "type")])
+
+
+_RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
+    _service,
+    _ready,
+    _boot,
+    _processors,
+    _ids,
+    _boot_order,
+    _disks,
+    _shared_paths,
+    _nics,
+    _forwards,
+    _screen,
+)
