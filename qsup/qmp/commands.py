@@ -1,0 +1,218 @@
+"""QMP's commands as typed verbs.
+
+Decides: each command's arguments, and what its answer must look like.
+Must not: decide when a command is allowed, retry, or keep state.
+
+Every verb takes ``timeout``, seconds for the whole exchange, and raises what `Monitor.execute` raises;
+`MonitorProtocolError` also for an answer that is not of the command's type. Each names its QAPI command.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from qemu.qmp.message import UnexpectedTypeError
+
+from qsup.errors import MonitorClosed, MonitorProtocolError, QmpCommandError
+from qsup.qmp.connection import Monitor
+from qsup.qmp.results import (
+    AddfdInfo,
+    BlockInfo,
+    BlockStats,
+    ChardevInfo,
+    CpuInfoFast,
+    JobInfo,
+    KvmInfo,
+    StatusInfo,
+)
+from qsup.qmp.wire import elements, member
+
+_T = TypeVar("_T")
+_Arguments = Mapping[str, object] | None
+
+
+async def _ask(
+    monitor: Monitor,
+    command: str,
+    parse: Callable[[object], _T],
+    timeout: float,
+    arguments: _Arguments = None,
+    fds: Sequence[int] = (),
+) -> _T:
+    answer = await monitor.execute(command, arguments, timeout=timeout, fds=fds)
+    try:
+        return parse(answer)
+    except UnexpectedTypeError as error:
+        words = f"QEMU answered {command} with something else: {error.error_message}"
+        raise MonitorProtocolError(words, instance=monitor.name) from error
+
+
+async def _list(monitor: Monitor, command: str, parse: Callable[[object], _T], timeout: float) -> tuple[_T, ...]:
+    return await _ask(monitor, command, lambda answer: tuple(parse(item) for item in elements(answer)), timeout)
+
+
+def _name(value: object) -> str:
+    return member(value, "name", str)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise UnexpectedTypeError("no text", type(value).__name__)
+    return value
+
+
+# The machine
+
+
+async def query_status(monitor: Monitor, *, timeout: float) -> StatusInfo:
+    """``query-status``."""
+    return await _ask(monitor, "query-status", StatusInfo.parse, timeout)
+
+
+async def cont(monitor: Monitor, *, timeout: float) -> None:
+    """``cont``: let the vCPUs run; the event RESUME follows when they had not."""
+    await monitor.execute("cont", timeout=timeout)
+
+
+async def stop(monitor: Monitor, *, timeout: float) -> None:
+    """``stop``: halt the vCPUs; the event STOP follows when they ran."""
+    await monitor.execute("stop", timeout=timeout)
+
+
+async def system_reset(monitor: Monitor, *, timeout: float) -> None:
+    """``system_reset``: the reset button."""
+    await monitor.execute("system_reset", timeout=timeout)
+
+
+async def system_powerdown(monitor: Monitor, *, timeout: float) -> None:
+    """``system_powerdown``: press the ACPI power button; the guest may not listen."""
+    await monitor.execute("system_powerdown", timeout=timeout)
+
+
+async def inject_nmi(monitor: Monitor, *, timeout: float) -> None:
+    """``inject-nmi``: to all vCPUs."""
+    await monitor.execute("inject-nmi", timeout=timeout)
+
+
+async def quit(monitor: Monitor, *, timeout: float) -> None:
+    """``quit``: end QEMU. Its end of the connection is an answer too, but only its pidfd says that it is gone."""
+    try:
+        await monitor.execute("quit", timeout=timeout)
+    except MonitorClosed as error:
+        if not error.details["sent"]:
+            raise
+
+
+# Queries
+
+
+async def query_kvm(monitor: Monitor, *, timeout: float) -> KvmInfo:
+    """``query-kvm``."""
+    return await _ask(monitor, "query-kvm", KvmInfo.parse, timeout)
+
+
+async def query_name(monitor: Monitor, *, timeout: float) -> str:
+    """``query-name``: the ``-name`` QEMU was given, or ``""``."""
+    return await _ask(monitor, "query-name", lambda answer: member(answer, "name", str, ""), timeout)
+
+
+async def query_uuid(monitor: Monitor, *, timeout: float) -> uuid.UUID:
+    """``query-uuid``: the ``-uuid`` QEMU was given; all zero without."""
+    text = await _ask(monitor, "query-uuid", lambda answer: member(answer, "UUID", str), timeout)
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise MonitorProtocolError(f"QEMU answered query-uuid with {text!r:.50}", instance=monitor.name) from error
+
+
+async def query_cpus_fast(monitor: Monitor, *, timeout: float) -> tuple[CpuInfoFast, ...]:
+    """``query-cpus-fast``: the vCPUs and their threads, without disturbing them."""
+    return await _list(monitor, "query-cpus-fast", CpuInfoFast.parse, timeout)
+
+
+async def query_block(monitor: Monitor, *, timeout: float) -> tuple[BlockInfo, ...]:
+    """``query-block``: the drives the guest sees."""
+    return await _list(monitor, "query-block", BlockInfo.parse, timeout)
+
+
+async def query_blockstats(monitor: Monitor, *, timeout: float) -> tuple[BlockStats, ...]:
+    """``query-blockstats``: what went through them."""
+    return await _list(monitor, "query-blockstats", BlockStats.parse, timeout)
+
+
+async def query_chardev(monitor: Monitor, *, timeout: float) -> tuple[ChardevInfo, ...]:
+    """``query-chardev``."""
+    return await _list(monitor, "query-chardev", ChardevInfo.parse, timeout)
+
+
+async def query_jobs(monitor: Monitor, *, timeout: float) -> tuple[JobInfo, ...]:
+    """``query-jobs``: all that were not dismissed."""
+    return await _list(monitor, "query-jobs", JobInfo.parse, timeout)
+
+
+async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:
+    """``query-balloon``: bytes the guest holds, or ``None`` without a balloon (or before its driver has started)."""
+    try:
+        return await _ask(monitor, "query-balloon", lambda answer: member(answer, "actual", int), timeout)
+    except QmpCommandError as error:
+        if error.error_class in ("DeviceNotActive", "KVMMissingCap"):
+            return None
+        raise
+
+
+async def query_commands(monitor: Monitor, *, timeout: float) -> frozenset[str]:
+    """``query-commands``: the names of all that this QEMU has."""
+    return frozenset(await _list(monitor, "query-commands", _name, timeout))
+
+
+async def human_monitor_command(monitor: Monitor, line: str, *, timeout: float) -> str:
+    """``human-monitor-command``: what QMP has no command for; an error is text like any other."""
+    return await _ask(monitor, "human-monitor-command", _text, timeout, {"command-line": line})
+
+
+# Descriptors
+
+
+async def getfd(monitor: Monitor, fd: int, name: str, *, timeout: float) -> None:
+    """``getfd``: hand QEMU a copy of ``fd``, to be used once under ``name``; one of that name is closed first."""
+    await monitor.execute("getfd", {"fdname": name}, timeout=timeout, fds=(fd,))
+
+
+async def closefd(monitor: Monitor, name: str, *, timeout: float) -> None:
+    """``closefd``: take an unused one back."""
+    await monitor.execute("closefd", {"fdname": name}, timeout=timeout)
+
+
+async def add_fd(
+    monitor: Monitor, fd: int, *, timeout: float, fdset_id: int | None = None, opaque: str = ""
+) -> AddfdInfo:
+    """``add-fd``: hand QEMU a copy of ``fd`` for ``/dev/fdset/N``.
+
+    On a running VM a set that nothing uses vanishes when the connection ends: this and the use of it belong to one.
+
+    Args:
+        fdset_id: the set to add it to; ``None`` makes one.
+        opaque: free text, which ``query-fdsets`` gives back.
+    """
+    arguments: dict[str, object] = {"opaque": opaque} if opaque else {}
+    if fdset_id is not None:
+        arguments["fdset-id"] = fdset_id
+    return await _ask(monitor, "add-fd", AddfdInfo.parse, timeout, arguments, (fd,))
+
+
+async def remove_fd(monitor: Monitor, fdset_id: int, *, timeout: float) -> None:
+    """``remove-fd``: close a set; what uses it now keeps its own copies."""
+    await monitor.execute("remove-fd", {"fdset-id": fdset_id}, timeout=timeout)
+
+
+async def add_client_vnc(monitor: Monitor, fd: int, *, timeout: float) -> None:
+    """``getfd`` and ``add_client``: serve VNC, without a password, on a connected stream socket.
+
+    A VM started with ``-vnc none`` has VNC without listening anywhere: whoever may connect is decided here.
+    """
+    # a name of its own: two clients at a time must not take each other's descriptor
+    name = f"vnc-{uuid.uuid4().hex}"
+    await getfd(monitor, fd, name, timeout=timeout)
+    await monitor.execute("add_client", {"protocol": "vnc", "fdname": name, "skipauth": True}, timeout=timeout)

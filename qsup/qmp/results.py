@@ -1,0 +1,196 @@
+"""What QMP's queries answer, as frozen values.
+
+Decides: which members of an answer qsup relies on.
+Must not: do I/O, or rely on more than is used.
+
+Each class is named after its QAPI type where there is one, and is made from JSON by its ``parse``, which raises
+`UnexpectedTypeError` for what does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from qsup.qmp.wire import member
+
+
+@attrs.frozen(kw_only=True)
+class StatusInfo:
+    """``query-status``: ``status`` is QAPI's RunState, such as ``running`` or ``io-error``."""
+
+    status: str
+    running: bool
+
+    @classmethod
+    def parse(cls, value: object) -> StatusInfo:
+        """Read the answer."""
+        return cls(status=member(value, "status", str), running=member(value, "running", bool))
+
+
+@attrs.frozen(kw_only=True)
+class KvmInfo:
+    """``query-kvm``: whether KVM is used, and whether this QEMU knows it."""
+
+    enabled: bool
+    present: bool
+
+    @classmethod
+    def parse(cls, value: object) -> KvmInfo:
+        """Read the answer."""
+        return cls(enabled=member(value, "enabled", bool), present=member(value, "present", bool))
+
+
+@attrs.frozen(kw_only=True)
+class CpuInfoFast:
+    """One vCPU of ``query-cpus-fast``: the host thread that runs it, and its place in the topology.
+
+    Args:
+        cpu_index: QEMU's number.
+        thread_id: the host's tid; all share one under ``tcg,thread=single``.
+        qom_path: its QOM object.
+        props: QAPI's CpuInstanceProperties, to be given back verbatim in ``device_add``.
+    """
+
+    cpu_index: int
+    thread_id: int
+    qom_path: str
+    props: Mapping[str, object]
+
+    @classmethod
+    def parse(cls, value: object) -> CpuInfoFast:
+        """Read one element of the answer."""
+        return cls(
+            cpu_index=member(value, "cpu-index", int),
+            thread_id=member(value, "thread-id", int),
+            qom_path=member(value, "qom-path", str),
+            props=member(value, "props", dict, {}),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class BlockInfo:
+    """One drive of ``query-block``.
+
+    Args:
+        qdev: the QOM path or id of the device, or ``""``.
+        io_status: ``ok``, ``failed``, ``nospace``, or ``""`` for a device that does not tell.
+        node_name: the node inserted, or ``""`` for an empty drive.
+        driver: that node's block driver.
+        read_only: whether it is.
+        virtual_size: what the guest sees, in bytes.
+        actual_size: what the image takes on the host, in bytes; -1 where QEMU does not know.
+    """
+
+    qdev: str
+    io_status: str
+    node_name: str
+    driver: str
+    read_only: bool
+    virtual_size: int
+    actual_size: int
+
+    @classmethod
+    def parse(cls, value: object) -> BlockInfo:
+        """Read one element of the answer."""
+        inserted = member(value, "inserted", dict, {})
+        image = member(inserted, "image", dict, {})
+        return cls(
+            qdev=member(value, "qdev", str, ""),
+            io_status=member(value, "io-status", str, ""),
+            node_name=member(inserted, "node-name", str, ""),
+            driver=member(inserted, "drv", str, ""),
+            read_only=member(inserted, "ro", bool, False),
+            virtual_size=member(image, "virtual-size", int, 0),
+            actual_size=member(image, "actual-size", int, -1),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class BlockStats:
+    """One drive of ``query-blockstats``: totals since QEMU's start, in bytes, operations and nanoseconds."""
+
+    qdev: str
+    node_name: str
+    read_bytes: int
+    read_operations: int
+    read_time_ns: int
+    write_bytes: int
+    write_operations: int
+    write_time_ns: int
+    flush_operations: int
+    failed_operations: int
+
+    @classmethod
+    def parse(cls, value: object) -> BlockStats:
+        """Read one element of the answer."""
+        stats = member(value, "stats", dict)
+        failed = ("failed_rd_operations", "failed_wr_operations", "failed_flush_operations", "failed_unmap_operations")
+        return cls(
+            qdev=member(value, "qdev", str, ""),
+            node_name=member(value, "node-name", str, ""),
+            read_bytes=member(stats, "rd_bytes", int),
+            read_operations=member(stats, "rd_operations", int),
+            read_time_ns=member(stats, "rd_total_time_ns", int),
+            write_bytes=member(stats, "wr_bytes", int),
+            write_operations=member(stats, "wr_operations", int),
+            write_time_ns=member(stats, "wr_total_time_ns", int),
+            flush_operations=member(stats, "flush_operations", int),
+            failed_operations=sum(member(stats, key, int, 0) for key in failed),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class ChardevInfo:
+    """One character device of ``query-chardev``; ``frontend_open``: whether the guest's side of it is open."""
+
+    label: str
+    filename: str
+    frontend_open: bool
+
+    @classmethod
+    def parse(cls, value: object) -> ChardevInfo:
+        """Read one element of the answer."""
+        return cls(
+            label=member(value, "label", str),
+            filename=member(value, "filename", str),
+            frontend_open=member(value, "frontend-open", bool),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class JobInfo:
+    """One job of ``query-jobs``; only here does a failed job tell its ``error``, else ``""``."""
+
+    id: str
+    type: str
+    status: str
+    current_progress: int
+    total_progress: int
+    error: str
+
+    @classmethod
+    def parse(cls, value: object) -> JobInfo:
+        """Read one element of the answer."""
+        return cls(
+            id=member(value, "id", str),
+            type=member(value, "type", str),
+            status=member(value, "status", str),
+            current_progress=member(value, "current-progress", int),
+            total_progress=member(value, "total-progress", int),
+            error=member(value, "error", str, ""),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class AddfdInfo:
+    """``add-fd``: the set the descriptor is in, and QEMU's own number for it."""
+
+    fdset_id: int
+    fd: int
+
+    @classmethod
+    def parse(cls, value: object) -> AddfdInfo:
+        """Read the answer."""
+        return cls(fdset_id=member(value, "fdset-id", int), fd=member(value, "fd", int))
