@@ -36,7 +36,12 @@ _Decoder = Callable[[Any, str], Any]
 
 def encode(record: Record) -> dict[str, Any]:
     """A record as JSON values."""
-    return {"schema": record.SCHEMA, **attrs.asdict(record)}
+    return {"schema": record.SCHEMA, **attrs.asdict(record, value_serializer=_in_order)}
+
+
+def _in_order(_instance: object, _field: object, value: Any) -> Any:
+    # a set has no order of its own, and the same record must give the same text
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 def decode(cls: type[R], value: object) -> R:
@@ -114,8 +119,8 @@ def _decoder(hint: Any) -> _Decoder:
         (inner,) = (item for item in arguments if item is not types.NoneType)
         some = _decoder(inner)
         return lambda value, where: None if value is None else some(value, where)
-    if origin is tuple:
-        return functools.partial(_decode_array, _decoder(arguments[0]))
+    if origin in (tuple, frozenset):
+        return functools.partial(_decode_array, origin, _decoder(arguments[0]))
     if origin in (dict, Mapping):
         return functools.partial(_decode_mapping, _decoder(arguments[1]))
     if attrs.has(hint):
@@ -123,10 +128,10 @@ def _decoder(hint: Any) -> _Decoder:
     return functools.partial(_decode_scalar, (int, float) if hint is float else (hint,))
 
 
-def _decode_array(item: _Decoder, value: object, where: str) -> tuple[Any, ...]:
+def _decode_array(collection: type[Any], item: _Decoder, value: object, where: str) -> Any:
     if not isinstance(value, list):
         raise ValueError(f"{where}: expected an array, not {_word(value)}")
-    return tuple(item(element, f"{where}[{index}]") for index, element in enumerate(value))
+    return collection(item(element, f"{where}[{index}]") for index, element in enumerate(value))
 
 
 def _decode_mapping(item: _Decoder, value: object, where: str) -> dict[str, Any]:
