@@ -3,8 +3,8 @@
 Decides: what is known of the host and of a QEMU binary when a plan is made, and what a plan asks of the launcher.
 Must not: read any of it from the host; `qsup.host` fills the facts in and carries the plan out.
 
-A plan is a pure function of the unit, the identity, the host's facts and QEMU's capabilities. File descriptor numbers and
-staged file names are not known when it is made, so arguments hold references (`FdArgument`, `FileArgument`) that
+A plan is a pure function of the unit, the identity, the host's facts and QEMU's capabilities. File descriptor numbers
+and staged file names are not known when it is made, so arguments hold references (`FdArgument`, `FileArgument`) that
 `Plan.command` replaces.
 """
 

@@ -1,0 +1,135 @@
+"""What a VM has besides disks and NICs: console, agent channel, balloon, random numbers, screen, USB.
+
+Decides: which devices these are on each board.
+Must not: decide where they hang (`qsup.plan.board`).
+"""
+
+from __future__ import annotations
+
+from qsup.errors import UnsupportedError
+from qsup.plan.board import Board
+from qsup.plan.part import Part, Properties, option
+from qsup.plan.spec import Argument, Capabilities, FdArgument, ListenerFd
+from qsup.unit.model import DeviceSection, Unit, effective_video
+
+_VIDEO = {"std": "VGA", "virtio": "virtio-vga", "qxl": "qxl-vga"}
+#: The name that qemu-guest-agent looks for.
+AGENT_PORT = "org.qemu.guest_agent.0"
+
+
+def listener_chardev(name: str) -> tuple[Argument, ...]:
+    """A character device on a listening socket that is handed over; its client may come and go."""
+    return ("-chardev", FdArgument(before=f"socket,id={name},fd=", fd=name, after=",server=on,wait=off"))
+
+
+def monitor_part() -> Part:
+    """The QMP monitor."""
+    return Part(
+        subject="the monitor",
+        arguments=(*listener_chardev("qmp"), "-mon", "chardev=qmp,mode=control"),
+        fds=(ListenerFd(name="qmp"),),
+    )
+
+
+def console_part(unit: Unit) -> Part:
+    """The text console; a virtio console needs `serial_controller`."""
+    if unit.console.type == "none":
+        return Part(subject="[console]")
+    model = {"serial": "isa-serial", "virtio": "virtconsole"}[unit.console.type]
+    bus = {"bus": "serial.0"} if unit.console.type == "virtio" else {}
+    return Part(
+        subject="[console]",
+        arguments=listener_chardev("console"),
+        devices=({"driver": model, "id": "console", **bus, "chardev": "console"},),
+        fds=(ListenerFd(name="console"),),
+    )
+
+
+def agent_part(unit: Unit) -> Part:
+    """The guest agent's channel; it needs `serial_controller`."""
+    if not unit.agent.enabled:
+        return Part(subject="[agent]")
+    port = {"driver": "virtserialport", "id": "agent", "bus": "serial.0", "chardev": "agent", "name": AGENT_PORT}
+    return Part(
+        subject="[agent]",
+        arguments=listener_chardev("agent"),
+        devices=(port,),
+        fds=(ListenerFd(name="agent"),),
+    )
+
+
+def serial_controller(unit: Unit, board: Board) -> Part:
+    """The controller of virtio consoles and channels, where there are any."""
+    if unit.console.type != "virtio" and not unit.agent.enabled:
+        return Part(subject="virtio serial ports")
+    controller = {"driver": board.virtio_device("serial"), "id": "serial", **board.place("serial")}
+    return Part(subject="virtio serial ports", devices=(controller,))
+
+
+def balloon_part(unit: Unit, board: Board, capabilities: Capabilities) -> Part:
+    """The memory balloon; a guest short of memory takes back what it gave."""
+    device: dict[str, object] = {"driver": board.virtio_device("balloon"), "id": "balloon", **board.place("balloon")}
+    device["deflate-on-oom"] = True
+    if "free-page-reporting" in capabilities.schema_features:
+        device["free-page-reporting"] = True
+    return Part(subject="[memory] balloon", devices=(device,) if unit.memory.balloon else ())
+
+
+def panic_part(capabilities: Capabilities) -> Part:
+    """The device through which a guest's kernel reports a panic; the guest then stands still to be looked at."""
+    seen = "pvpanic" in capabilities.devices
+    device = {"driver": "pvpanic", "id": "panic"}
+    return Part(
+        subject="panic reports",
+        arguments=("-action", "panic=pause"),
+        devices=(device,) if seen else (),
+        warnings=() if seen else ("a panic of the guest's kernel will not be noticed: this QEMU has no pvpanic",),
+    )
+
+
+def device_part(device: DeviceSection, index: int, board: Board, capabilities: Capabilities) -> Part:
+    """One entry of ``[[device]]``.
+
+    Args:
+        index: its number among them, from 0.
+    """
+    source = _random_source(f"rng-{device.id}", capabilities)
+    place = board.place_one_of("device", index)
+    rng = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}", **place.properties, "rng": source["id"]}
+    return Part(subject=f"device {device.id!r}", arguments=option("object", source), devices=(*place.ports, rng))
+
+
+def _random_source(name: str, capabilities: Capabilities) -> Properties:
+    if "rng-builtin" in capabilities.objects:
+        return {"qom-type": "rng-builtin", "id": name}
+    return {"qom-type": "rng-random", "id": name, "filename": "/dev/urandom"}
+
+
+def display_part(unit: Unit, board: Board) -> Part:
+    """The screen. VNC is served on connections that the daemon hands over by ``add_client``: QEMU listens nowhere.
+
+    Raises:
+        UnsupportedError: a board without graphics.
+    """
+    model = effective_video(unit)
+    if unit.display.type == "vnc" and not board.has_pci:
+        raise UnsupportedError(f"[display]: a {board.family} machine has no graphics, so there is nothing to show")
+    card = () if model == "none" else ({"driver": _VIDEO[model], "id": "video", **board.place("video")},)
+    # viewers decide among themselves who types; none of them is thrown out by the next
+    vnc = ("-vnc", "none,share=force-shared") if unit.display.type == "vnc" else ()
+    return Part(subject="[display]", arguments=("-display", "none", *vnc), devices=card)
+
+
+def usb_part(unit: Unit, board: Board, *, needed: bool) -> Part:
+    """The USB controller, where anything is on it, and the tablet.
+
+    Args:
+        needed: whether a disk is on it.
+    """
+    tablet = unit.display.type != "none" and unit.display.tablet
+    if not tablet and not needed:
+        return Part(subject="USB")
+    # QEMU's limit of ports, so that the number of devices is the only one
+    controller = {"driver": "qemu-xhci", "id": "usb", **board.place("usb"), "p2": 15, "p3": 15}
+    pointer = ({"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"},) if tablet else ()
+    return Part(subject="USB", devices=(controller, *pointer))

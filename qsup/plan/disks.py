@@ -1,0 +1,170 @@
+"""Disks and CD drives: the devices that the guest sees, and where they hang.
+
+Decides: the device model for each type and bus, its place, the boot order, and what happens on an I/O error.
+Must not: know how an image is opened (`qsup.plan.blockdev`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
+
+from qsup.errors import UnsupportedError
+from qsup.plan.blockdev import chain_nodes, image_chain, is_read_only
+from qsup.plan.board import Board, Place
+from qsup.plan.part import Part, Properties, flatten, option
+from qsup.plan.spec import Capabilities, DiskPlan
+from qsup.unit.model import DiskSection, Unit, effective_bus
+
+_BUSES = {
+    "q35": ("virtio", "scsi", "nvme", "sata", "usb"),
+    "pc": ("virtio", "scsi", "nvme", "sata", "ide", "usb"),
+    "microvm": ("virtio", "scsi"),
+}
+_MODELS = {
+    ("disk", "scsi"): "scsi-hd",
+    ("disk", "nvme"): "nvme",
+    ("disk", "sata"): "ide-hd",
+    ("disk", "ide"): "ide-hd",
+    ("disk", "usb"): "usb-storage",
+    ("cdrom", "scsi"): "scsi-cd",
+    ("cdrom", "sata"): "ide-cd",
+    ("cdrom", "ide"): "ide-cd",
+    ("cdrom", "usb"): "scsi-cd",  # usb-storage is always a disk: a drive is a SCSI drive on the bare transport
+}
+#: Disks on one bus; virtio and NVMe disks have slots of the board instead.
+_ROOM = {"sata": 6, "ide": 4, "scsi": 256, "usb": 14}
+_NVME_SERIAL = 20  # characters (NVM Express, Identify Controller)
+_WRITE_THROUGH = ("writethrough", "directsync")
+
+
+@frozen(kw_only=True)
+class DiskPart:
+    """One disk: its arguments, and what is known of it afterwards."""
+
+    part: Part
+    plan: DiskPlan
+
+
+def disk_parts(
+    unit: Unit, boot: Mapping[str, int], board: Board, capabilities: Capabilities, fdsets: Iterator[int]
+) -> list[DiskPart]:
+    """Plan all disks, in the order of the unit.
+
+    Args:
+        boot: boot index by disk id; see `boot_order`.
+        fdsets: numbers of descriptor sets not used yet.
+
+    Raises:
+        UnsupportedError: a disk that this board or this QEMU cannot have.
+    """
+    counts: dict[str, Iterator[int]] = {}
+    parts = []
+    for disk in unit.disks:
+        bus = effective_bus(unit, disk)
+        _check(disk, bus, board, capabilities)
+        slots = "board" if bus in ("virtio", "nvme") else bus
+        place = _place(disk, bus, next(counts.setdefault(slots, itertools.count())), board)
+        parts.append(_disk_part(disk, bus, place, board, boot.get(disk.id), fdsets))
+    return parts
+
+
+def controllers(unit: Unit, board: Board) -> Part:
+    """The controllers that the disks' buses need and the board does not bring; USB's is shared with other devices."""
+    buses = {effective_bus(unit, disk) for disk in unit.disks}
+    found: list[Properties] = []
+    if "scsi" in buses:
+        found.append({"driver": board.virtio_device("scsi"), "id": "scsi", **board.place("scsi")})
+    if "sata" in buses and board.family != "q35":
+        found.append({"driver": "ich9-ahci", "id": "sata", **board.place("sata")})
+    return Part(subject="disk controllers", devices=tuple(found))
+
+
+def boot_order(unit: Unit) -> Mapping[str, int]:
+    """Boot index by disk id: the unit's, or the order of the disks where neither a disk nor a NIC says one."""
+    said = {disk.id: disk.bootindex for disk in unit.disks if disk.bootindex >= 0}
+    if said or any(nic.bootindex >= 0 for nic in unit.nics):
+        return said
+    return {disk.id: index for index, disk in enumerate(unit.disks)}
+
+
+def device_id(disk: DiskSection) -> str:
+    """The QOM id of a disk's device."""
+    return f"disk-{disk.id}"
+
+
+def _check(disk: DiskSection, bus: str, board: Board, capabilities: Capabilities) -> None:
+    if bus not in _BUSES[board.family]:
+        raise UnsupportedError(f"disk {disk.id!r}: a {board.family} machine has no {bus} bus")
+    if disk.path and disk.aio != "threads" and f"aio-{disk.aio}" not in capabilities.schema_features:
+        raise UnsupportedError(f"disk {disk.id!r}: this QEMU was built without aio = {disk.aio!r}")
+
+
+def _place(disk: DiskSection, bus: str, index: int, board: Board) -> Place:
+    """Where disk number ``index`` of its bus hangs."""
+    if index >= _ROOM.get(bus, index + 1):
+        raise UnsupportedError(f"disk {disk.id!r}: there is room for {_ROOM[bus]} disks on a {bus} bus")
+    match bus:
+        case "scsi":
+            return Place(properties={"bus": "scsi.0", "channel": 0, "scsi-id": index, "lun": 0})
+        case "sata":
+            return Place(properties={"bus": f"{'ide' if board.family == 'q35' else 'sata'}.{index}"})
+        case "ide":
+            return Place(properties={"bus": f"ide.{index // 2}", "unit": index % 2})
+        case "usb" if disk.type == "cdrom":
+            adapter = {"driver": "usb-bot", "id": f"usb-{disk.id}", "bus": "usb.0"}
+            return Place(ports=(adapter,), properties={"bus": f"usb-{disk.id}.0", "lun": 0})
+        case "usb":
+            return Place(properties={"bus": "usb.0"})
+    return board.place_one_of("disk", index)
+
+
+def _disk_part(
+    disk: DiskSection, bus: str, place: Place, board: Board, bootindex: int | None, fdsets: Iterator[int]
+) -> DiskPart:
+    chain = image_chain(disk, fdsets)
+    node = chain[0].node if chain else ""
+    drive = {"drive": node} if node else {}
+    model = board.virtio_device("blk") if bus == "virtio" else _MODELS[disk.type, bus]
+    device = {"driver": model, "id": device_id(disk), **place.properties, **drive, **_behaviour(disk, bus, bootindex)}
+    part = Part(
+        subject=f"disk {disk.id!r}",
+        arguments=(
+            *flatten([image.arguments() for image in chain]),
+            *flatten([option("blockdev", each) for each in chain_nodes(disk, chain)]),
+        ),
+        devices=(*place.ports, device),
+        fds=tuple(image.request for image in chain),
+    )
+    plan = DiskPlan(
+        id=disk.id,
+        path=disk.path,
+        format=disk.format,
+        type=disk.type,
+        bus=bus,
+        read_only=is_read_only(disk),
+        node=node,
+        device=device_id(disk),
+    )
+    return DiskPart(part=part, plan=plan)
+
+
+def _behaviour(disk: DiskSection, bus: str, bootindex: int | None) -> Properties:
+    """The device's properties besides its place and its image."""
+    properties: dict[str, object] = {}
+    if not is_read_only(disk):
+        properties["write-cache"] = "off" if disk.cache in _WRITE_THROUGH else "on"
+        if bus != "nvme":
+            # a full file system pauses the guest until there is room; other errors are the guest's to handle
+            properties |= {"werror": "enospc", "rerror": "report"}
+    if disk.shareable:
+        properties["share-rw"] = True
+    # NVMe insists on a serial number
+    serial = disk.serial or (disk.id[-_NVME_SERIAL:] if bus == "nvme" else "")
+    if serial:
+        properties["serial"] = serial
+    if bootindex is not None:
+        properties["bootindex"] = bootindex
+    return properties
