@@ -1,0 +1,215 @@
+"""The API's HTTP/1.1 server on Unix sockets (trio, h11, wsproto for upgrades), and the names routes are written with.
+
+Decides: which connections are accepted, which one goes when there are too many, and how serving ends.
+Must not: know VMs, routes, or who may do what.
+
+Not an ASGI server: none gives peer credentials, a body limit and a bounded shutdown together.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+import trio
+
+from qsup.api.connection import Authorise, Connection, OnBug, OnRequest, Service
+from qsup.api.limits import Limits
+from qsup.api.message import (
+    Answer,
+    Handler,
+    Request,
+    Response,
+    StreamResponse,
+    UpgradeResponse,
+    json_response,
+    problem,
+    problem_response,
+)
+from qsup.api.peer import Peer, peer_of
+from qsup.api.roles import Role
+from qsup.api.router import Route, Router
+from qsup.api.transport import PeerLeft, Transport
+from qsup.api.websocket import WebSocket
+from qsup.errors import HostError, OverloadedError, from_oserror
+
+__all__ = [
+    "Answer",
+    "Authorise",
+    "Handler",
+    "Limits",
+    "OnBug",
+    "OnRequest",
+    "Peer",
+    "PeerLeft",
+    "Request",
+    "Response",
+    "Role",
+    "Route",
+    "Router",
+    "StreamResponse",
+    "UpgradeResponse",
+    "WebSocket",
+    "json_response",
+    "problem",
+    "problem_response",
+    "serve",
+]
+
+# accept(2): the process or the machine has no more of something; it passes
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_RESOURCES_DELAY = 0.1
+
+
+def _ignore_request(method: str, pattern: str, status: int, seconds: float) -> None:
+    """Count nothing."""
+
+
+async def serve(
+    listener: socket.socket | trio.SocketListener,
+    router: Router,
+    *,
+    limits: Limits,
+    authorise: Authorise,
+    on_bug: OnBug,
+    on_request: OnRequest = _ignore_request,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve HTTP on a listening Unix socket until cancelled, then drain and close it.
+
+    Draining: nothing more is accepted, idle connections and endless answers end at once, running requests have
+    ``limits.drain_timeout`` seconds. A client that does not read cannot prolong that.
+
+    Args:
+        listener: bound and listening; closed at the end, its path is left alone.
+        authorise, on_request, on_bug: see `qsup.api.connection.Service`.
+        task_status: started as soon as connections are accepted.
+
+    Raises:
+        HostError: the listening socket is broken.
+    """
+    service = Service(router=router, limits=limits, authorise=authorise, on_request=on_request, on_bug=on_bug)
+    sock = listener if isinstance(listener, socket.socket) else socket.socket(fileno=listener.socket.detach())
+    sock.setblocking(False)
+    server = _Server(service)
+    broken: HostError | None = None
+    async with trio.open_nursery() as nursery:
+        connections = await nursery.start(server.hold_connections)
+        nursery.start_soon(server.evict_idle)
+        task_status.started()
+        try:
+            await server.accept_from(sock, connections)
+        except HostError as error:
+            broken = error
+        finally:
+            sock.close()
+            server.drain(connections)
+        nursery.cancel_scope.cancel()
+    if broken is not None:
+        raise broken
+
+
+class _Server:
+    """The connections of one listener."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._connections: set[Connection] = set()
+        self._draining = trio.Event()
+
+    async def hold_connections(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """Keep a nursery that outlives the accepting side's cancellation by the drain."""
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            task_status.started(nursery)
+            await self._draining.wait()
+
+    def drain(self, nursery: trio.Nursery) -> None:
+        """Let every connection end, and cancel what has not within the drain timeout."""
+        nursery.cancel_scope.deadline = trio.current_time() + self._service.limits.drain_timeout
+        for connection in self._connections:
+            connection.drain()
+        self._draining.set()
+
+    async def accept_from(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept connections for ever; `HostError` when the socket is broken."""
+        exhausted = False
+        while True:
+            try:
+                accepted, _ = sock.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise from_oserror(error, "could not accept a connection to the API") from error
+                if not exhausted:
+                    self._service.on_bug(error, "", "accept")
+                exhausted = True
+                self._evict_oldest(self._connections)
+                await trio.sleep(_RESOURCES_DELAY)
+            else:
+                exhausted = False
+                self._admit(accepted, nursery)
+                await trio.lowlevel.checkpoint()
+
+    async def evict_idle(self) -> None:
+        """Enforce the idle timeout, for ever.
+
+        One task for all connections: a deadline of its own for each wait would be a tenth of the cost of a small
+        request. Whoever is busy now, or comes later, cannot be due before a whole timeout from now.
+        """
+        timeout = self._service.limits.idle_timeout
+        while True:
+            now = trio.current_time()
+            for since, connection in _idle(self._connections):
+                if since + timeout <= now:
+                    self._evict(connection)
+            await trio.sleep_until(min((since for since, _ in _idle(self._connections)), default=now) + timeout)
+
+    def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        try:
+            peer = peer_of(sock)
+        except OSError as error:
+            sock.close()
+            self._service.on_bug(error, "", "accept")
+            return
+        connection = Connection(self._service, Transport(sock), peer)
+        if self._make_room(peer.uid):
+            self._connections.add(connection)
+            nursery.start_soon(self._run, connection)
+        else:
+            refusal = OverloadedError("too many connections are in use", hint="close some, or try again later")
+            nursery.start_soon(connection.turn_away, refusal)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        except Exception as error:
+            # one connection's end must not become everybody's
+            self._service.on_bug(error, "", "connection")
+        finally:
+            self._connections.discard(connection)
+
+    def _make_room(self, uid: int) -> bool:
+        """Evict an idle connection when a bound is reached; whether one more may come."""
+        limits = self._service.limits
+        same_uid = [connection for connection in self._connections if connection.peer.uid == uid]
+        if len(same_uid) >= limits.connections_per_uid:
+            return self._evict_oldest(same_uid)
+        return len(self._connections) < limits.connections or self._evict_oldest(self._connections)
+
+    def _evict_oldest(self, connections: Iterable[Connection]) -> bool:
+        idle = _idle(connections)
+        if idle:
+            self._evict(min(idle, key=lambda pair: pair[0])[1])
+        return bool(idle)
+
+    def _evict(self, connection: Connection) -> None:
+        connection.evict()
+        self._connections.discard(connection)
+
+
+def _idle(connections: Iterable[Connection]) -> list[tuple[float, Connection]]:
+    """The idle ones, each after the time since when it is."""
+    return [(connection.idle_since, connection) for connection in connections if connection.idle_since is not None]
