@@ -74,11 +74,13 @@ def read_bounded(path: Path, *, limit: int = RECORD_LIMIT) -> bytes:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise StateFileError(f"{path} is not a regular file", path=str(path))
-            data = file.read(limit + 1)
+            with open(fd, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = os.strerror(error.errno or 0)

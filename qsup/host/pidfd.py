@@ -84,6 +84,7 @@ class PidFd:
     def __init__(self, fd: int, *, pid: int, start_time: int) -> None:
         self._fd = fd
         self._status: ExitStatus | None = None
+        self._waiting = trio.Lock()  # trio lets one task at a time wait for a descriptor
         self.pid = pid
         self.start_time = start_time
 
@@ -148,19 +149,25 @@ class PidFd:
         return True
 
     async def wait_exit(self) -> ExitStatus:
-        """Wait until the process has ended, whoever its parent is, and say how. May be called again, and by several."""
-        await trio.lowlevel.checkpoint()
-        while self._status is None:
-            await trio.lowlevel.wait_readable(self._fd)
-            try:
-                self._reap()
-            except ChildProcessError:  # not our child
-                await self._learn()
+        """Wait until the process has ended, whoever its parent is, and say how. May be called again, and by several.
+
+        Raises:
+            trio.ClosedResourceError: the descriptor was given up meanwhile.
+        """
+        async with self._waiting:
+            while self._status is None:
+                if self._fd < 0:
+                    raise trio.ClosedResourceError
+                await trio.lowlevel.wait_readable(self._fd)
+                try:
+                    self._reap()
+                except ChildProcessError:  # not our child
+                    await self._learn()
         return self._status
 
     def _reap(self) -> None:
         """Take the status of our child that has ended; raises `ChildProcessError` when it is not ours."""
-        result = None if self._status else os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
+        result = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
         if result is not None:
             self._status = _from_siginfo(result)
 

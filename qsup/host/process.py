@@ -52,8 +52,8 @@ ulimit -c 0; umask 077; cd /
 _BIND = f"mount -n --bind {KVM_NODE} /dev/kvm || exit 126\n"
 _UNSHARE = ("unshare", "-m", "--propagation", "slave")
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
-# what Python ignores, or a service manager may have made its children ignore
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+# Python ignores some, and so may have whoever started the daemon
+_DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
 @frozen(kw_only=True)

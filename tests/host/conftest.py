@@ -1,0 +1,47 @@
+"""What the tests of `qsup.host` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need root are not collected for anybody else, and are never skipped for root."""
+    if os.geteuid() == 0:
+        return
+    rooted = [item for item in items if item.get_closest_marker("root")]
+    if rooted:
+        config.hook.pytest_deselected(items=rooted)
+        items[:] = [item for item in items if item not in rooted]
+
+
+def _open_fds() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_fds() -> Iterator[None]:
+    """Every test closes what it opens."""
+    before = _open_fds()
+    yield
+    after = _open_fds()
+    leaked = {fd: target for fd, target in after.items() if fd not in before}
+    assert not leaked
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """An empty image pool."""
+    directory = tmp_path / "pool"
+    directory.mkdir()
+    return directory

@@ -1,0 +1,300 @@
+"""Tests of `qsup.host.process`: what the launcher chain makes of the daemon's child."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from qsup.errors import HostError, StartError
+from qsup.host import proc, process
+from qsup.host.pidfd import ExitStatus
+from qsup.host.process import Credentials, adopt, launch_chain, launch_failure, run_tool, spawn
+from tests.host.children import child
+from tests.waiting import wait_until
+
+LIBC_SIGNALS = 0b11 << 31  # 32 and 33, which belong to the C library and cannot be set
+VM_USER = Credentials(uid=720_123, gid=720_123)
+
+
+class Printed:
+    """A file for a child's output."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("printed")
+
+    @property
+    def text(self) -> str:
+        """All that was printed."""
+        return os.pread(self.fd, 1 << 20, 0).decode()
+
+
+@pytest.fixture
+def printed() -> Iterator[Printed]:
+    """Where a test's child prints."""
+    output = Printed()
+    yield output
+    os.close(output.fd)
+
+
+async def run(
+    printed: Printed,
+    script: str,
+    *,
+    fds: Sequence[int] = (),
+    credentials: Credentials | None = None,
+    cgroups: Sequence[Path] = (),
+    kvm_node: bool = False,
+) -> ExitStatus:
+    """Run a shell script through the chain, to its end."""
+    with trio.fail_after(10):
+        started = await spawn(
+            ["/bin/sh", "-c", script],
+            fds=fds,
+            output_fd=printed.fd,
+            credentials=credentials,
+            cgroups=cgroups,
+            kvm_node=kvm_node,
+        )
+        status = await started.wait_exit()
+        await started.aclose()
+    return status
+
+
+async def test_pid_stays_the_same(printed: Printed) -> None:
+    """The pid known at the spawn is the program's own: the chain is made of execs alone."""
+    with trio.fail_after(10):
+        started = await spawn(["/bin/sh", "-c", "echo $$"], output_fd=printed.fd)
+        assert started.start_time == proc.start_time(started.pid)
+        assert (await started.wait_exit()).success
+    assert printed.text == f"{started.pid}\n"
+    assert started.status == ExitStatus(kind="code", value=0)
+    await started.aclose()
+
+
+async def test_environment_is_clean(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the daemon's environment reaches the program."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
+    monkeypatch.setenv("SECRET", "x")
+    await run(printed, "exec env")
+    names = {line.partition("=")[0] for line in printed.text.splitlines()}
+    assert names <= {"PATH", "LANG", "HOME", "PWD", "_", "SHLVL", "OLDPWD"}
+
+
+async def test_descriptors_are_those_given(printed: Printed) -> None:
+    """Only the descriptors named are inherited, under their numbers, though others be inheritable by mistake."""
+    given, stray = os.memfd_create("given"), os.memfd_create("stray")
+    os.set_inheritable(stray, True)
+    os.write(given, b"handed over")
+    await run(printed, f"ls /proc/$$/fd; cat /proc/self/fd/{given}; readlink /proc/$$/fd/0", fds=[given])
+    os.close(given)
+    os.close(stray)
+    lines = printed.text.replace("handed over", "").split()
+    assert "handed over" in printed.text
+    assert "/dev/null" in lines
+    assert {int(line) for line in lines if line.isdecimal()} == {0, 1, 2, given}
+
+
+async def test_session_limits_and_place(printed: Printed) -> None:
+    """The program leads a session of its own, may not dump core, has umask 077, and stands in the root directory."""
+    await run(printed, 'cut -d" " -f6 /proc/$$/stat; echo $$; ulimit -c; umask; pwd')
+    session, pid, core, umask, place = printed.text.split()
+    assert session == pid
+    assert (core, umask, place) == ("0", "0077", "/")
+    assert resource.getrlimit(resource.RLIMIT_CORE) is not None
+
+
+async def test_signals_are_at_their_defaults(printed: Printed) -> None:
+    """What Python ignores, the program does not."""
+    await run(printed, "grep -E '^Sig(Ign|Blk)' /proc/$$/status")
+    blocked, ignored = (int(mask, 16) for mask in printed.text.split()[1::2])
+    assert blocked == 0
+    assert ignored & ~LIBC_SIGNALS == 0
+
+
+async def test_no_new_privileges_for_anybody(printed: Printed) -> None:
+    """The caller's own programs cannot gain privileges either."""
+    await run(printed, "grep NoNewPrivs /proc/$$/status")
+    assert printed.text.split() == ["NoNewPrivs:", "1"]
+
+
+@pytest.mark.root
+async def test_user_without_rights(printed: Printed) -> None:
+    """As another user, no group, no capability and no way to gain one is left."""
+    status = await run(printed, "grep -E '^(Uid|Gid|Groups|Cap|NoNew)' /proc/$$/status", credentials=VM_USER)
+    assert status.success
+    fields = {line.partition(":")[0]: line.partition(":")[2].split() for line in printed.text.splitlines()}
+    assert fields["Uid"] == fields["Gid"] == ["720123"] * 4
+    assert fields["Groups"] == []
+    assert {name: value for name, value in fields.items() if name.startswith("Cap")} == {
+        name: ["0000000000000000"] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    }
+    assert fields["NoNewPrivs"] == ["1"]
+
+
+@pytest.fixture
+def kvm_node() -> Iterator[None]:
+    """Take the KVM node away again."""
+    yield
+    process.remove_kvm_node()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
+async def test_kvm_node_of_its_own(printed: Printed, kvm_node: None) -> None:
+    """A VM's user opens /dev/kvm through a node that nobody else can reach; the host's stays as it is."""
+    before = os.stat("/dev/kvm").st_mode
+    script = f"exec 7<>/dev/kvm && echo opened; ls {process.KVM_NODE.parent} 2>&1 || echo hidden"
+    assert (await run(printed, script, credentials=VM_USER, kvm_node=True)).success
+    assert printed.text.splitlines()[0] == "opened"
+    assert printed.text.splitlines()[-1] == "hidden"
+    assert os.stat("/dev/kvm").st_mode == before
+    assert stat.S_IMODE(process.KVM_NODE.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
+async def test_kvm_node_may_be_removed_under_a_vm(printed: Printed, kvm_node: None) -> None:
+    """Removing the node, as a daemon does at its end, takes nothing from a running VM."""
+    with trio.fail_after(10):
+        started = await spawn(
+            ["/bin/sh", "-c", "kill -STOP $$; exec 7<>/dev/kvm && echo opened"],
+            output_fd=printed.fd,
+            credentials=VM_USER,
+            kvm_node=True,
+        )
+        await wait_until(lambda: is_stopped(started.pid), "the child has stopped itself")
+        process.remove_kvm_node()
+        started.send_signal(signal.SIGCONT)
+        await started.wait_exit()
+        await started.aclose()
+    assert printed.text == "opened\n"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal."""
+    now = proc.read_stat(pid)
+    return now is not None and now.state == "T"
+
+
+async def test_unjoinable_cgroup_is_no_failure(printed: Printed, tmp_path: Path) -> None:
+    """A cgroup that cannot be joined shows in the output and keeps nothing from starting."""
+    assert (await run(printed, "echo started", cgroups=[tmp_path / "absent"])).success
+    assert "qsup-launch: " in printed.text
+    assert printed.text.endswith("started\n")
+
+
+async def test_missing_program_is_the_launchers_failure(printed: Printed) -> None:
+    """A program that cannot be executed is told from one that fails, with the reason."""
+    with trio.fail_after(10):
+        started = await spawn(["/nonexistent/qemu"], output_fd=printed.fd)
+        status = await started.wait_exit()
+        await started.aclose()
+    failure = launch_failure(status, printed.text)
+    assert failure
+    assert failure.startswith("the launcher could not start the program: setpriv: failed to execute /nonexistent/qemu")
+
+
+@pytest.mark.parametrize(
+    ("status", "output"),
+    [
+        (ExitStatus(kind="code", value=1), "unshare: unshare failed: Operation not permitted\n"),
+        (ExitStatus(kind="code", value=126), "mount: /dev/kvm: permission denied.\n"),
+        (ExitStatus(kind="code", value=127), "qsup-launch: 4: exec: setpriv: not found\n"),
+        (ExitStatus(kind="code", value=127), ""),
+    ],
+)
+def test_chain_failures_are_recognised(status: ExitStatus, output: str) -> None:
+    """Each link's failure is recognised, with its words where it had any."""
+    failure = launch_failure(status, output)
+    assert failure
+    assert failure.endswith(output.strip() or "exit code 127")
+
+
+@pytest.mark.parametrize(
+    ("status", "output"),
+    [
+        (ExitStatus(kind="code", value=1), "qemu-system-x86_64: -m 1X: Parameter 'size' expects a size\n"),
+        (ExitStatus(kind="code", value=1), "qsup-launch: 2: cannot create /x: Permission denied\nqemu: no\n"),
+        (ExitStatus(kind="code", value=0), "mount: something in passing\n"),
+        (ExitStatus(kind="signal", value=6), "unshare: odd\n"),
+        (ExitStatus(kind="unknown"), ""),
+    ],
+)
+def test_qemus_own_failures_are_not_the_launchers(status: ExitStatus, output: str) -> None:
+    """What QEMU says and how it dies is its own failure."""
+    assert launch_failure(status, output) is None
+
+
+def test_chain_of_a_root_daemon() -> None:
+    """The chain keeps the program's argv whole, however it looks."""
+    argv = ["/usr/bin/qemu", "-name", "a b; $(x)", "--", "-x"]
+    chain = launch_chain(argv, credentials=VM_USER, cgroups=[Path("/cg/a b")], kvm_node=True)
+    assert chain[-len(argv) - 1 :] == ["--", *argv]
+    assert chain[0] == "unshare"
+    assert "/cg/a b" in chain
+
+
+async def test_launcher_that_cannot_be_executed(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the chain's first program is missing, the spawn fails at once."""
+    monkeypatch.setattr(process, "launch_chain", lambda argv, **_: ["no-such-launcher", *argv])
+    with pytest.raises(StartError, match="could not execute no-such-launcher: No such file or directory"):
+        await spawn(["/bin/true"], output_fd=printed.fd)
+
+
+async def test_adopts_the_recorded_process_only() -> None:
+    """A process is found again by pid, start time and boot; any other is not."""
+    with child("/bin/sleep", "60") as sleeper:
+        start = proc.start_time(sleeper.pid)
+        assert start
+        found = adopt(sleeper.pid, start, proc.boot_id())
+        assert found
+        assert adopt(sleeper.pid, start + 1, proc.boot_id()) is None
+        sleeper.returncode = 0  # the pidfd reaps it
+        found.send_signal(signal.SIGKILL)
+        with trio.fail_after(5):
+            assert (await found.wait_exit()).describe() == "signal KILL"
+        await found.aclose()
+
+
+async def test_closing_leaves_the_process_running(printed: Printed) -> None:
+    """Giving up the watch harms nobody; the process can be found again and ended."""
+    started = await spawn(["/bin/sleep", "60"], output_fd=printed.fd)
+    pid, start = started.pid, started.start_time
+    await started.aclose()
+    found = adopt(pid, start, proc.boot_id())
+    assert found
+    assert found.send_signal(signal.SIGKILL)
+    with trio.fail_after(5):
+        await found.wait_exit()
+    await found.aclose()
+
+
+async def test_tool_gives_its_output() -> None:
+    """A tool's output comes back; its failure holds its last line; its time is bounded and it does not outlive it."""
+    assert await run_tool(["/bin/echo", "hello"], seconds=5) == "hello\n"
+    with pytest.raises(HostError, match=r"sh failed \(exit code 2\): second"):
+        await run_tool(["/bin/sh", "-c", "echo first; echo second >&2; exit 2"], seconds=5)
+    with pytest.raises(HostError, match=r"sleep took longer than 0\.05 s"):
+        await run_tool(["/bin/sleep", "60"], seconds=0.05)
+    with pytest.raises(HostError, match="failed to execute /nonexistent/tool"):
+        await run_tool(["/nonexistent/tool"], seconds=5)
+
+
+async def test_cancelled_tool_is_killed() -> None:
+    """A tool whose caller is cancelled is killed and reaped before the cancellation goes on."""
+    with trio.move_on_after(0.05):
+        await run_tool(["/bin/sleep", "4242.42"], seconds=60)
+    assert not [line for line in command_lines_of_children() if "4242.42" in line]
+
+
+def command_lines_of_children() -> list[str]:
+    """What our present children are."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
