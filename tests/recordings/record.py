@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.recordings.bare import DELIMITER, BareConnection, bare_agent, bare_qemu
+from tests.bare import DELIMITER, BareConnection, bare_agent, bare_qemu
 from tests.recordings.recording import Entry, Recording
 
 BASE = ("-nodefaults", "-no-user-config", "-accel", "tcg", "-display", "none", "-S", "-no-shutdown")

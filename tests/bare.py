@@ -7,6 +7,7 @@ Must not: import qsup, or leave anything behind.
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import json
 import os
@@ -15,6 +16,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import attrs
+
+from tests.guests import Emulator, rom_guest
 
 DEADLINE = 30.0
 # 0xFF, which the guest agent puts before the answer to guest-sync-delimited, as surrogateescape (PEP 383) writes it
@@ -33,9 +38,13 @@ class BareConnection:
     Args:
         path: the listening socket.
         listener: told every line, with the side it came from: ``client`` or ``server``.
+
+    Attributes:
+        events: the newest events that came and were asked for by nobody, oldest first.
     """
 
     def __init__(self, path: Path, listener: Listener = _ignore) -> None:
+        self.events: collections.deque[dict[str, object]] = collections.deque(maxlen=1000)
         self._socket = _connected(path)
         self._file = self._socket.makefile("rb")
         self._listener = listener
@@ -63,6 +72,11 @@ class BareConnection:
         self._listener("server", text)
         return text
 
+    def negotiate(self) -> None:
+        """Read a monitor's greeting and leave capabilities negotiation mode."""
+        self.read()
+        self.command("qmp_capabilities")
+
     def command(
         self,
         name: str,
@@ -81,14 +95,120 @@ class BareConnection:
         answer: dict[str, object] = {}
         missing = list(until)
         while not answer or missing:
-            text = self.read()
-            assert text, f"the connection ended in {name}"
-            message = json.loads(text.lstrip(DELIMITER))
+            message = self._message(name)
             if message.get("id") == name_of:
                 answer = message
-            elif message.get("event") in missing:
-                missing.remove(message["event"])
+            elif (event := message.get("event")) in missing:
+                missing.remove(str(event))
+            elif event:
+                self.events.append(message)
         return answer
+
+    def event(self, name: str) -> dict[str, object]:
+        """The oldest event of that name that nobody asked for yet; waits for it to come."""
+        for message in self.events:
+            if message["event"] == name:
+                self.events.remove(message)
+                return message
+        while True:
+            message = self._message(name)
+            if message.get("event") == name:
+                return message
+            self.events.append(message)
+
+    def _message(self, awaited: str) -> dict[str, object]:
+        text = self.read()
+        assert text, f"the connection ended in {awaited}"
+        message = json.loads(text.lstrip(DELIMITER))
+        assert isinstance(message, dict)
+        return message
+
+
+class BareConsole:
+    """Our end of a serial port.
+
+    Attributes:
+        output: all that the guest wrote and `read_until` took.
+    """
+
+    def __init__(self) -> None:
+        self.output = b""
+        self._ours, self._theirs = socket.socketpair()
+
+    @property
+    def fd(self) -> int:
+        """QEMU's end, for a chardev of type socket."""
+        return self._theirs.fileno()
+
+    def write(self, data: bytes) -> None:
+        """Type something."""
+        self._ours.sendall(data)
+
+    def read_until(self, text: bytes, *, seconds: float = DEADLINE) -> bytes:
+        """What the guest wrote since the last call, up to the end of ``text`` or a little more."""
+        start = len(self.output)
+        deadline = time.monotonic() + seconds
+        while text not in self.output[start:]:
+            self._ours.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                data = self._ours.recv(65536)
+            except TimeoutError:
+                data = b""
+            assert data, f"not within {seconds:g} s on the console: {text!r}, only {self.output[start:]!r}"
+            self.output += data
+        return self.output[start:]
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._ours.close()
+        self._theirs.close()
+
+
+@attrs.frozen(kw_only=True)
+class BareMachine:
+    """A running machine, its negotiated monitor and its console."""
+
+    process: subprocess.Popen[bytes]
+    monitor: BareConnection
+    console: BareConsole
+
+
+def accelerator() -> str:
+    """``kvm`` where this process may use /dev/kvm, else ``tcg``; the ROM guest runs on either."""
+    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def rom_options(accel: str) -> list[str]:
+    """The options of a smallest machine that runs the ROM guest; its console is yet to be given."""
+    # any processor will do for TCG, and `host` is more than a nested KVM can give
+    processor = ["-cpu", "kvm64"] if accel == "kvm" else []
+    base = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-machine", "q35", "-m", "16"]
+    return [*base, "-accel", accel, *processor, "-bios", str(rom_guest())]
+
+
+@contextlib.contextmanager
+def bare_machine(directory: Path, *options: str, emulator: Emulator, accel: str = "") -> Iterator[BareMachine]:
+    """Run the ROM guest on a bare QEMU until it has said that it is ready.
+
+    Args:
+        directory: for its socket and, as evidence, ``qmp.log``, ``console.log``, ``stderr`` and ``argv``.
+        options: further ones.
+        emulator: the QEMU.
+        accel: ``kvm`` or ``tcg``; by default what `accelerator` finds.
+    """
+    console = BareConsole()
+    serial = f"socket,id=serial,fd={console.fd},logfile={directory}/console.log"
+    given = [*rom_options(accel or accelerator()), "-chardev", serial, "-serial", "chardev:serial", *options]
+    with (
+        contextlib.closing(console),
+        (directory / "qmp.log").open("a", buffering=1, errors="surrogateescape") as log,
+        bare_qemu(directory, *given, binary=str(emulator.path), fds=[console.fd]) as process,
+        BareConnection(directory / "qmp.sock", lambda side, text: print(side, text, file=log)) as monitor,
+    ):
+        monitor.negotiate()
+        if "-S" not in options:
+            console.read_until(b"ready\r\n")
+        yield BareMachine(process=process, monitor=monitor, console=console)
 
 
 @contextlib.contextmanager
@@ -98,7 +218,7 @@ def bare_qemu(
     """Run a QEMU whose monitor listens at ``directory/qmp.sock``; kill and reap it, and remove the socket.
 
     Args:
-        directory: its working directory; its standard error goes to ``stderr`` there.
+        directory: its working directory; its standard error goes to ``stderr`` there, its command line to ``argv``.
         options: its command line but for the monitor's.
         binary: the emulator.
         fds: further descriptors to inherit.
@@ -109,6 +229,7 @@ def bare_qemu(
         listener.listen(1)
         monitor = [f"-chardev=socket,id=qmp,fd={listener.fileno()},server=on,wait=off", "-mon=chardev=qmp,mode=control"]
         command = [binary, *options, *(part for item in monitor for part in item.split("=", 1))]
+        (directory / "argv").write_text("\n".join(command))
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
