@@ -1,0 +1,202 @@
+"""The daemon as a set of resources: requests, documents, streams.
+
+Decides: when a request is sent again, how lists are put together, how the daemon's problems become errors of the tree.
+Must not: know a verb, or print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from qsup.api.protocol import BODY_MAX, JSON, quote
+from qsup.ctl.connection import Connection, Deadline, NotAnswered, Stream
+from qsup.errors import DaemonProtocolError, QsupError, RequestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from qsup.ctl.connection import Address
+    from qsup.ctl.http import Head
+
+#: Seconds the daemon has for an ordinary answer. Its reads never wait for a VM; raw QMP and the agent add their own.
+ANSWER_TIMEOUT = 30.0
+
+
+def decode(data: bytes) -> Any:
+    """JSON from the daemon; `DaemonProtocolError` for anything else."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DaemonProtocolError(f"the daemon's answer is not JSON: {data[:60]!r}") from error
+
+
+def new_token() -> str:
+    """A fresh ``Idempotency-Key``: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def error_from(problem: Mapping[str, Any], instance: str = "") -> QsupError:
+    """The error that a problem document (RFC 9457) stands for, in the class of its ``code``.
+
+    Args:
+        problem: `qsup.api.wire.Problem`.
+        instance: the VM it is about, where the document names none.
+    """
+    known = {"type", "title", "status", "detail", "code", "instance", "hint", "message", "self"}
+    kind = _classes(QsupError).get(str(problem.get("code")), QsupError)
+    error = kind.__new__(kind)
+    # several classes take what their message is made of; here it is made already
+    QsupError.__init__(
+        error,
+        str(problem.get("detail") or problem.get("title") or "the daemon gave no reason"),
+        instance=str(problem.get("instance") or instance),
+        hint=str(problem.get("hint") or ""),
+        **{name: value for name, value in problem.items() if name not in known},
+    )
+    return error
+
+
+def _classes(kind: type[QsupError]) -> dict[str, type[QsupError]]:
+    classes = {kind.code: kind}
+    for child in kind.__subclasses__():
+        classes |= _classes(child)
+    return classes
+
+
+class Client:
+    """The daemon as a set of resources. Documents are `qsup.api.wire` shapes.
+
+    Every method raises `DaemonUnreachable`, `DaemonProtocolError`, or the error that the daemon answered with.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._idle: Connection | None = None
+
+    def get(self, path: str, *, timeout: float = ANSWER_TIMEOUT) -> Any:
+        """A document. ``timeout``: seconds for the whole answer."""
+        return decode(self.exchange("GET", path, timeout=timeout))
+
+    def post(self, path: str, document: object = None, *, key: str = "", timeout: float = ANSWER_TIMEOUT) -> Any:
+        """Ask for something.
+
+        Args:
+            document: the JSON body, ``None`` for none.
+            key: an ``Idempotency-Key``. With one, a request whose connection ends unanswered is sent again, once.
+        """
+        body = b"" if document is None else json.dumps(document).encode()
+        return decode(self.exchange("POST", path, body=body, key=key, timeout=timeout))
+
+    def delete(self, path: str) -> Any:
+        """Remove or cancel something; ``None`` when the daemon has nothing to say."""
+        answer = self.exchange("DELETE", path)
+        return decode(answer) if answer else None
+
+    def pages(self, path: str, noun: str) -> Iterator[Any]:
+        """Every entry of a list that comes in pages: ``{noun: [...], "next": ...}``."""
+        separator = "&" if "?" in path else "?"
+        after = ""
+        while True:
+            page = self.get(path + after)
+            yield from page[noun]
+            if not page.get("next"):
+                return
+            after = f"{separator}after={quote(str(page['next']))}"
+
+    def exchange(
+        self, method: str, path: str, *, body: bytes = b"", key: str = "", timeout: float = ANSWER_TIMEOUT
+    ) -> bytes:
+        """One request and the body of its answer, on the kept connection."""
+        deadline = Deadline(timeout)
+        request = self._request(method, path, body=body, key=key)
+        try:
+            connection, head = self._ask(request, deadline)
+        except NotAnswered:
+            if method != "GET" and not key:
+                raise
+            # the daemon may just be changing places with its successor
+            connection, head = self._ask(request, deadline)
+        try:
+            answer = connection.receive_body(head, deadline)
+        except QsupError:
+            connection.close()
+            raise
+        if head.keeps_connection:
+            self._idle = connection
+        else:
+            connection.close()
+        if head.status >= 400:
+            raise _refusal(head, answer)
+        return answer
+
+    def stream(self, path: str) -> Stream:
+        """An endless answer, on a connection of its own. It is under way when this returns."""
+        connection, head = self._open(self._request("GET", path), 200)
+        return Stream(connection, head)
+
+    def upgrade(self, path: str, headers: str) -> tuple[Connection, Head]:
+        """Ask for another protocol; returns the connection once the daemon agreed (101).
+
+        Args:
+            headers: the handshake's own, each ended by CRLF.
+        """
+        return self._open(self._request("GET", path, headers=headers), 101)
+
+    def close(self) -> None:
+        """Close the kept connection."""
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
+
+    def _open(self, request: bytes, expected: int) -> tuple[Connection, Head]:
+        deadline = Deadline(ANSWER_TIMEOUT)
+        connection = Connection(self.address, deadline)
+        try:
+            connection.send(request, deadline)
+            head = connection.receive_head(deadline)
+            if head.status != expected:
+                raise _refusal(head, connection.receive_body(head, deadline))
+        except BaseException:
+            connection.close()
+            raise
+        return connection, head
+
+    def _ask(self, request: bytes, deadline: Deadline) -> tuple[Connection, Head]:
+        connection, self._idle = self._idle, None
+        if connection is not None and connection.is_stale:
+            connection.close()
+            connection = None
+        if connection is None:
+            connection = Connection(self.address, deadline)
+        try:
+            connection.send(request, deadline)
+            return connection, connection.receive_head(deadline)
+        except BaseException:
+            connection.close()
+            raise
+
+    @staticmethod
+    def _request(method: str, path: str, *, body: bytes = b"", key: str = "", headers: str = "") -> bytes:
+        if len(body) > BODY_MAX:
+            raise RequestError(f"the request is longer than the {BODY_MAX >> 20} MiB that the daemon reads")
+        head = f"{method} {path} HTTP/1.1\r\nHost: qsup\r\nUser-Agent: qsupctl\r\n{headers}"
+        if key:
+            head += f"Idempotency-Key: {key}\r\n"
+        if body or method == "POST":
+            head += f"Content-Type: {JSON}\r\nContent-Length: {len(body)}\r\n"
+        return f"{head}\r\n".encode("ascii") + body
+
+
+def _refusal(head: Head, answer: bytes) -> QsupError:
+    if head.status < 400:
+        return DaemonProtocolError(f"the daemon answered with the status {head.status}, which does not belong here")
+    try:
+        document = json.loads(answer)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return DaemonProtocolError(f"the daemon answered with the status {head.status} and no problem document")
+    return error_from(document)

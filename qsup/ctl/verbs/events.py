@@ -1,0 +1,86 @@
+"""``events``: what happens, one line each, until interrupted.
+
+Decides: how an event reads, and that a gap in the stream is told.
+Must not: buffer: each event is out before the next is read.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from qsup.api.protocol import PREFIX, quote
+from qsup.ctl.client import decode
+from qsup.ctl.connection import Deadline
+from qsup.ctl.names import matcher
+from qsup.ctl.parser import seconds
+from qsup.ctl.render import bold, clean, document, key_values, seconds_since_epoch
+from qsup.errors import ClientError, DaemonUnreachable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qsup.api.wire import Event
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``events [NAME...] [--type TYPE] [--since SEQ] [--count N] [--timeout TIME]``."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these VMs' events; globs match several")
+    parser.add_argument("--type", metavar="TYPE", help="only events of this type")
+    parser.add_argument("--since", type=int, metavar="SEQ", help="begin behind the event of this number")
+    parser.add_argument("-n", "--count", type=int, metavar="N", help="end after N events")
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time")
+
+
+def run(client: Client, options: Options) -> int:
+    """Print events until interrupted, ``--count`` or ``--timeout``."""
+    # a document that never ends cannot be indented JSON
+    style = "jsonl" if options.output == "json" else options.output
+    for number, event in enumerate(_events(client, options), 1):
+        sys.stdout.write(document(event, style) if style == "jsonl" else describe(event))
+        sys.stdout.flush()
+        if number == options.count:
+            break
+    return 0
+
+
+def _events(client: Client, options: Options) -> Iterator[Event]:
+    wanted = matcher(options.names or ["*"])
+    deadline = Deadline(options.timeout)
+    with client.stream(_path(options)) as stream:
+        try:
+            for line in stream.lines(deadline):
+                event: Event = decode(line)
+                if event["type"] == "overflow":
+                    hint = "begin again, with --since to go on behind the last event shown"
+                    raise ClientError("events came faster than they were read; some are lost", hint=hint)
+                if not options.names or wanted(event["instance"] or ""):
+                    yield event
+        except DaemonUnreachable:
+            if deadline.left() != 0.0:
+                raise
+            return
+    raise DaemonUnreachable("the daemon ended the stream of events")
+
+
+def _path(options: Options) -> str:
+    query = []
+    if options.since is not None:
+        query.append(f"since={options.since}")
+    if options.type is not None:
+        query.append(f"type={quote(options.type)}")
+    if len(options.names) == 1 and not any(sign in options.names[0] for sign in "*?["):
+        query.append(f"instance={quote(options.names[0])}")
+    return f"{PREFIX}/events" + ("?" + "&".join(query) if query else "")
+
+
+def describe(event: Event) -> str:
+    """One event on one line: local time, number, VM, type, data."""
+    moment = seconds_since_epoch(event["time"])
+    clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f"{moment % 1:.3f}"[1:]
+    subject = clean(event["instance"] or "-")
+    line = f"{clock} #{event['seq']} {subject:<12} {bold(clean(event['type']))} {key_values(event['data'])}"
+    return f"{line.rstrip()}\n"

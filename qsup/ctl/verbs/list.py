@@ -1,0 +1,67 @@
+"""``list``: the VMs, one per line.
+
+Decides: the columns, and what ``--state`` matches.
+Must not: ask for more than the one list.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.ctl.names import add_names, instances, matcher
+from qsup.ctl.render import age, documents, size, table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qsup.api.wire import Instance
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+_HEADER = ("NAME", "STATE", "SUBSTATE", "CAUSE", ">PID", ">CPUS", ">MEMORY", "SINCE", "DESCRIPTION")
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``list [NAME...] [--state STATE] [--no-legend]``."""
+    add_names(parser, optional=True)
+    parser.add_argument("--state", metavar="STATE", help="only those in this state or substate, such as failed")
+    parser.add_argument("--no-legend", action="store_true", help="neither header nor summary")
+
+
+def run(client: Client, options: Options) -> int:
+    """Print them; finding none is no failure."""
+    found = list(instances(client))
+    if options.names:
+        wanted = matcher(options.names)
+        found = [instance for instance in found if wanted(instance["name"])]
+    if options.state:
+        found = [instance for instance in found if options.state in (instance["state"], instance["substate"])]
+    if options.output != "table":
+        sys.stdout.write(documents(found, options.output, "instances"))
+        return 0
+    legend = not options.no_legend
+    sys.stdout.write(table(_HEADER, [_row(instance) for instance in found], coloured="STATE", titled=legend))
+    if legend and sys.stdout.isatty():
+        sys.stdout.write(_summary(found))
+    return 0
+
+
+def _row(instance: Instance) -> tuple[str, ...]:
+    cause = instance["cause"]
+    return (
+        instance["name"],
+        instance["state"],
+        instance["substate"],
+        cause["text"] if cause is not None and instance["state"] in ("failed", "inactive") else "",
+        str(instance["pid"] or ""),
+        str(instance["cpus"]["vcpus"]),
+        size(instance["memory"]["size"]),
+        age(instance["since"]),
+        instance["unit"]["description"],
+    )
+
+
+def _summary(found: list[Instance]) -> str:
+    if not found:
+        return "No VMs. Unit files in the daemon's unit directories become VMs at `qsupctl reload`.\n"
+    active = sum(instance["state"] == "active" for instance in found)
+    return f"\n{len(found)} VM{'s' if len(found) > 1 else ''}, {active} active.\n"

@@ -1,0 +1,52 @@
+"""``operations``: what the daemon does or did, newest first.
+
+Decides: the columns.
+Must not: wait (``wait NAME --for idle`` does).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.api.protocol import PREFIX, quote
+from qsup.ctl.render import age, documents, table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qsup.api.wire import Operation
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+_HEADER = ("ID", "VM", "KIND", "STATE", "STARTED", "PROGRESS")
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``operations [ID...] [--cancel]``."""
+    parser.add_argument("ids", nargs="*", metavar="ID", help="only these operations")
+    parser.add_argument("--cancel", action="store_true", help="end them, where they can be ended")
+
+
+def run(client: Client, options: Options) -> int:
+    """Print them, after ending them where that is asked for."""
+    if options.cancel and not options.ids:
+        from qsup.errors import UsageError
+
+        raise UsageError("operations: which one is to be cancelled?", hint="qsupctl operations lists them")
+    found: list[Operation] = []
+    for operation_id in options.ids:
+        path = f"{PREFIX}/operations/{quote(operation_id)}"
+        found.append((client.delete(path) if options.cancel else None) or client.get(path))
+    if not options.ids:
+        found.extend(client.pages(f"{PREFIX}/operations", "operations"))
+    if options.output == "table":
+        sys.stdout.write(table(_HEADER, [_row(operation) for operation in found]))
+    else:
+        sys.stdout.write(documents(found, options.output, "operations"))
+    return 0
+
+
+def _row(operation: Operation) -> tuple[str, ...]:
+    error = operation["error"]
+    progress = error["detail"] if error is not None else operation["progress"]
+    started = f"{age(operation['created'])} ago"
+    return operation["id"], operation["target"], operation["kind"], operation["state"], started, progress

@@ -1,0 +1,91 @@
+"""The power verbs: ``start stop restart kill pause resume reset powerdown nmi``.
+
+Decides: that operations of several VMs run side by side, and that a command waits for them unless told otherwise.
+Must not: judge whether a VM may be started or stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.api.protocol import PREFIX, instance_path
+from qsup.ctl.client import ANSWER_TIMEOUT, error_from, new_token
+from qsup.ctl.connection import Deadline
+from qsup.ctl.failures import complain, for_each
+from qsup.ctl.names import add_names, targets
+from qsup.ctl.parser import seconds
+from qsup.ctl.render import documents
+from qsup.errors import ClientError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qsup.api.wire import Operation, PowerRequest
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+#: Verbs whose ``--timeout`` is the guest's time to shut down rather than ours to wait.
+_STOPPING = ("stop", "restart")
+#: Seconds that one request waits; the next one goes on.
+_WAIT_STEP = 60.0
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``VERB NAME...|--all [--no-block] [--timeout TIME]``."""
+    add_names(parser)
+    parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
+    parser.add_argument("--wait", action="store_true", help="wait for it; this is the default")
+    meaning = "how long the guest has to shut down" if verb in _STOPPING else "how long to wait for the end"
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help=f"{meaning}, such as 90s")
+
+
+def run(client: Client, options: Options) -> int:
+    """Begin all operations, then wait for each."""
+    operations: dict[str, Operation] = {}
+    stopping = options.verb in _STOPPING
+    body: PowerRequest | None = {"timeout": options.timeout} if stopping and options.timeout is not None else None
+
+    def begin(name: str) -> None:
+        path = instance_path(name, f"/{options.verb}")
+        operations[name] = client.post(path, body, key=new_token())
+
+    code = for_each(targets(client, options), begin)
+    if not options.no_block:
+        deadline = Deadline(None if stopping else options.timeout)
+        try:
+            code = max(code, finish(client, operations, deadline))
+        except KeyboardInterrupt:
+            complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
+            raise
+    if options.output != "table":
+        sys.stdout.write(documents(operations.values(), options.output, "operations"))
+    return code
+
+
+def finish(client: Client, operations: dict[str, Operation], deadline: Deadline) -> int:
+    """Wait for operations, by VM, and put their last state in their place; failures are reported."""
+
+    def end(name: str) -> None:
+        operations[name] = operation = wait_operation(client, operations[name], deadline)
+        if operation["state"] != "succeeded":
+            error = operation["error"]
+            if error is not None:
+                raise error_from(error, name)
+            raise ClientError(f"the {operation['kind']} was {operation['state']}", instance=name)
+
+    return for_each(list(operations), end)
+
+
+def wait_operation(client: Client, operation: Operation, deadline: Deadline) -> Operation:
+    """The operation once it is final; `ClientError` when the deadline comes first."""
+    while operation["state"] == "running":
+        left = deadline.left()
+        if left == 0.0:
+            raise ClientError(
+                f"the {operation['kind']} is still under way: {operation['progress'] or 'no progress told'}",
+                instance=operation["target"],
+                hint=f"it goes on; qsupctl operations {operation['id']} shows how far it is",
+            )
+        step = _WAIT_STEP if left is None else min(left, _WAIT_STEP)
+        path = f"{PREFIX}/operations/{operation['id']}/wait?timeout={step:g}"
+        operation = client.get(path, timeout=step + ANSWER_TIMEOUT)
+    return operation

@@ -1,0 +1,150 @@
+"""``status``: VMs in detail, as systemctl shows services.
+
+Decides: which facts are shown in which order, and the exit code for a VM that is not active.
+Must not: change anything.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.api.protocol import EXIT_NOT_ACTIVE, EXIT_OK, instance_path
+from qsup.ctl.failures import for_each
+from qsup.ctl.names import add_names, expand
+from qsup.ctl.render import age, bold, clean, document, documents, fields, local_time, paint, size
+from qsup.ctl.verbs.about import show_health
+from qsup.errors import QsupError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qsup.api.wire import DiskWire, Instance, Log, NicWire
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+_BULLETS = {"inactive": "○", "failed": "\N{MULTIPLICATION SIGN}"}
+EPILOG = "Exit code: 0 active, 3 not active, 4 no such VM. Without a name it shows the daemon."
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``status [NAME...] [-n LINES]``."""
+    add_names(parser, optional=True)
+    parser.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="log lines to show (default: 10)")
+
+
+def run(client: Client, options: Options) -> int:
+    """Show each; the exit code is the worst."""
+    if not options.names:
+        return show_health(client, options.output)
+    shown: list[Instance] = []
+
+    def show(name: str) -> int:
+        instance: Instance = client.get(instance_path(name))
+        if options.output == "table":
+            sys.stdout.write("\n" * bool(shown) + describe(instance))
+            sys.stdout.write(_log(client, name, options.lines))
+        elif options.output == "jsonl":
+            sys.stdout.write(document(instance, "jsonl"))
+        shown.append(instance)
+        return EXIT_OK if instance["state"] == "active" else EXIT_NOT_ACTIVE
+
+    code = for_each(expand(client, options.names), show)
+    if options.output == "json":
+        sys.stdout.write(documents(shown, "json", "instances"))
+    return code
+
+
+def describe(instance: Instance) -> str:
+    """The facts of one VM, a line each."""
+    bullet = _BULLETS.get(instance["state"], "●")
+    unit = instance["unit"]
+    title = f"{clean(instance['name'])} - {clean(unit['description'])}" if unit["description"] else instance["name"]
+    return f"{paint(bullet, instance['state'])} {title}\n" + fields(_facts(instance))
+
+
+def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
+    yield from _unit_facts(instance)
+    yield "Active", _active(instance)
+    cause = instance["cause"]
+    if cause is not None and cause["detail"]:
+        yield "Cause", clean(cause["detail"])
+    if instance["restarts"]:
+        yield "Restarts", str(instance["restarts"])
+    if instance["pid"] is not None:
+        yield "Main PID", f"{instance['pid']} (uid {instance['uid']})"
+    yield from _machine_facts(instance)
+    for disk in instance["disks"]:
+        yield "Disk", clean(_disk(disk))
+    for nic in instance["nics"]:
+        yield "NIC", clean(_nic(nic))
+    for device in instance["devices"]:
+        yield "Device", clean(f"{device['id']}: {device['type']}")
+    yield from _channel_facts(instance)
+    if instance["operation"]:
+        yield "Operation", clean(instance["operation"])
+    for warning in instance["warnings"]:
+        yield "Warning", clean(warning)
+
+
+def _unit_facts(instance: Instance) -> Iterator[tuple[str, str]]:
+    unit = instance["unit"]
+    start = "enabled" if unit["autostart"] else "disabled"
+    first, *drop_ins = unit["files"] or [""]
+    yield "Loaded", f"{clean(first)} ({start})" if first else f"no unit file ({start})"
+    for drop_in in drop_ins:
+        yield "Drop-In", clean(drop_in)
+    if unit["stale"]:
+        yield "Note", "the unit changed since the VM was started; a restart applies it"
+
+
+def _active(instance: Instance) -> str:
+    level, cause = instance["state"], instance["cause"]
+    inner = cause["text"] if cause is not None and level in ("inactive", "failed") else instance["substate"]
+    text = paint(f"{level} ({clean(inner)})", level)
+    since = instance["since"]
+    return f"{text} since {local_time(since)}; {age(since)} ago" if since else text
+
+
+def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
+    machine, cpus, memory = instance["machine"], instance["cpus"], instance["memory"]
+    parts = [machine["type"], machine["accel"], machine["cpu_model"], machine["firmware"]]
+    yield "Machine", clean(", ".join(part for part in parts if part))
+    limit = f" (at most {cpus['max_vcpus']})" if cpus["max_vcpus"] > cpus["vcpus"] else ""
+    yield "CPUs", f"{cpus['vcpus']}{limit}"
+    actual = memory["actual"]
+    balloon = f" ({size(actual)} left by the balloon)" if actual is not None and actual != memory["size"] else ""
+    yield "Memory", f"{size(memory['size'])}{balloon}"
+
+
+def _disk(disk: DiskWire) -> str:
+    extra = [disk["type"], disk["format"], disk["bus"], "read-only" if disk["read_only"] else ""]
+    return f"{disk['id']}: {disk['path'] or 'empty'} ({', '.join(part for part in extra if part)})"
+
+
+def _nic(nic: NicWire) -> str:
+    link = f"{nic['type']} {nic['bridge']}".rstrip()
+    forwards = "".join(f", {forward}" for forward in nic["forward"])
+    return f"{nic['id']}: {link}, {nic['model']}, {nic['mac']}{forwards}"
+
+
+def _channel_facts(instance: Instance) -> Iterator[tuple[str, str]]:
+    agent, console, display = instance["agent"], instance["console"], instance["display"]
+    if agent["enabled"]:
+        yield "Agent", "connected" if agent["connected"] else "not connected"
+    if console["type"] != "none":
+        typing = ", one types" if console["has_writer"] else ""
+        yield "Console", f"{clean(console['type'])}, {console['watchers']} attached{typing}"
+    if display["type"] != "none":
+        yield "Display", clean(display["type"])
+
+
+def _log(client: Client, name: str, lines: int) -> str:
+    if lines <= 0:
+        return ""
+    try:
+        log: Log = client.get(instance_path(name, f"/log?lines={lines}"))
+    except QsupError as error:
+        return f"\n(no log: {clean(error.message)})\n"
+    text = "".join(f"{clean(line)}\n" for line in log["lines"])
+    return f"\n{bold('Log of QEMU:')}\n{text}" if text else ""
