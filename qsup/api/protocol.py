@@ -1,6 +1,6 @@
 """What a client and the daemon agree on, as far as ``qsupctl`` needs it before it does anything. Pure, and quick to import.
 
-Decides: the API's version, bounds both sides know, media types, and the exit codes of ``qsupctl``.
+Decides: qsup's version and the API's, bounds both sides know, media types, and the exit codes of ``qsupctl``.
 Must not: import anything but the standard library's cheapest modules (no typing, no re: each costs milliseconds per command).
 
 The shapes of requests and replies are in `qsup.api.wire`.
@@ -8,6 +8,8 @@ The shapes of requests and replies are in `qsup.api.wire`.
 
 from __future__ import annotations
 
+#: qsup's own version; the package takes it from here.
+VERSION = "0.1.0"
 API_VERSION = "v1"
 PREFIX = "/v1"
 

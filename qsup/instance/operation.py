@@ -1,7 +1,7 @@
 """A change that talks to QEMU, from its acceptance to its end. Pure.
 
 Decides: what is recorded of an operation and which of its states are final.
-Must not: carry it out, or write it to disk (`qsup.operations` keeps them).
+Must not: carry it out, or write it to disk (`qsup.instance.operations` keeps them).
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """The states of a VM, the events that move it, and the one table of transitions. Pure.
 
-Decides: which (state, event) pairs exist, where each leads, which effects the driver must carry out, and whether a request
-is allowed now.
+Decides: which (state, event) pairs exist, where each leads, which effects the driver must carry out, and whether a
+request is allowed now.
 Must not: do any of it. `qsup.instance.driver` alone looks pairs up here and alone holds a VM's state.
 
 Theory of operation
 -------------------
-A VM has a `State`. Everything that happens to it (a request, a QMP event, the end of its process, a deadline) becomes an
-`Event`. `step` finds the pair in `TRANSITIONS`; a pair that is not there raises `UndefinedTransition` and changes nothing.
-The result names the next state and the effects, in order. Effects that take time end by posting a further event, so the
-driver never waits inside a transition.
+A VM has a `State`. Everything that happens to it (a request, a QMP event, the end of its process, a deadline) becomes
+an `Event`. `step` finds the pair in `TRANSITIONS`; a pair that is not there raises `UndefinedTransition` and changes
+nothing. The result names the next state and the effects, in order. Effects that take time end by posting a further
+event, so the driver never waits inside a transition.
 
-The end of the process arrives as one of five events, chosen beforehand by `qsup.instance.restart.outcome` from the cause,
-the policy and the history: `ENDED` (orderly), `FAILED`, `START_FAILED`, `RESTARTING`, `LIMIT_HIT`. Each is possible
-wherever a process can be.
+The end of the process arrives as one of five events, chosen beforehand by `qsup.instance.restart.outcome` from the
+cause, the policy and the history: `ENDED` (orderly), `FAILED`, `START_FAILED`, `RESTARTING`, `LIMIT_HIT`. Each is
+possible wherever a process can be.
 
 Requests are judged by `judge` before they become events: allowed, needless (already so: succeeds and does nothing), or
 denied with the reason.
@@ -135,14 +135,14 @@ class Event(enum.Enum):
     LAUNCHED = "launched"  # QEMU runs the guest
     READY = "ready"
     START_TIMEOUT = "start-timeout"
-    # adoption by a restarted daemon
+    # adoption by a restarted daemon, and what a monitor answers that was out of reach
+    FOUND = "found"
     ADOPTED_RUNNING = "adopted-running"
     ADOPTED_WAITING = "adopted-waiting"
     ADOPTED_PAUSED = "adopted-paused"
     ADOPTED_IO_ERROR = "adopted-io-error"
     ADOPTED_PANICKED = "adopted-panicked"
     ADOPTED_SHUTDOWN = "adopted-shutdown"
-    ADOPTED_UNREACHABLE = "adopted-unreachable"
     ADOPTED_STOPPING = "adopted-stopping"
     RECORD_UNREADABLE = "record-unreadable"
     RECORD_REPAIRED = "record-repaired"
@@ -242,6 +242,7 @@ def _starting() -> _Table:
 
 
 def _adoption() -> _Table:
+    # the process is found first, its monitor reached after that, as after any loss of the connection
     arrivals = {
         Event.ADOPTED_RUNNING: _to(State.RUNNING),
         Event.ADOPTED_WAITING: _to(State.WAITING_READY, Effect.AWAIT_READY),
@@ -249,24 +250,20 @@ def _adoption() -> _Table:
         Event.ADOPTED_IO_ERROR: _to(State.IO_ERROR),
         Event.ADOPTED_PANICKED: _to(State.GUEST_PANICKED),
         Event.ADOPTED_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
+        Event.ADOPTED_STOPPING: _to(State.STOPPING_QUIT, Effect.QUIT),
     }
-    table: _Table = {
-        (state, event): arrival for state in (State.DEAD, State.UNREACHABLE) for event, arrival in arrivals.items()
-    }
-    table |= {
-        (State.DEAD, Event.ADOPTED_UNREACHABLE): _to(State.UNREACHABLE, Effect.RECONNECT),
-        (State.DEAD, Event.ADOPTED_STOPPING): _to(State.STOPPING_QUIT, Effect.QUIT),
+    table: _Table = {(State.UNREACHABLE, event): arrival for event, arrival in arrivals.items()}
+    # what a restarted daemon finds already over is judged by the policy like any other end
+    return table | {
+        (State.DEAD, Event.FOUND): _to(State.UNREACHABLE, Effect.RECONNECT),
         (State.DEAD, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_REPAIRED): _to(State.DEAD),
-    }
-    # what a restarted daemon finds already over was judged by the policy like any other end
-    table |= {
         (State.DEAD, Event.ENDED): _to(State.DEAD),
         (State.DEAD, Event.FAILED): _to(State.CRASHED),
+        (State.DEAD, Event.START_FAILED): _to(State.START_FAILED),
         (State.DEAD, Event.RESTARTING): _to(State.AUTO_RESTART, Effect.ARM_RESTART),
         (State.DEAD, Event.LIMIT_HIT): _to(State.START_LIMIT_HIT),
     }
-    return table
 
 
 def _guest() -> _Table:

@@ -1,0 +1,178 @@
+"""Into a running VM: raw QMP, the guest agent, its screen, its counters.
+
+Decides: what each of these needs of the VM, and how it is refused when that is not there.
+Must not: change the VM's state; what raw commands change comes back as events, and is queried again.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from qsup.errors import DeniedError, RequestError, StateFileError
+from qsup.host import codec, network, proc
+from qsup.host.output import printable
+from qsup.instance.driver import Driver
+from qsup.instance.record import Running
+from qsup.instance.services import Services
+from qsup.instance.view import StatsView
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.qmp.screen import screendump
+from qsup.unit.load import LoadedUnit
+from qsup.unit.parse import unit_from_values
+
+_SCREEN_TIMEOUT = 10.0
+_VNC_TIMEOUT = 5.0
+_LINE_MAX = 4096
+
+
+def _monitor(driver: Driver, doing: str) -> Monitor:
+    """The VM's monitor.
+
+    Raises:
+        DeniedError: the VM does not run, or its monitor is out of reach.
+    """
+    if driver.monitor is None:
+        state = driver.state
+        raise DeniedError(
+            f"cannot {doing}: it is {state.level.value} ({state.substate})",
+            instance=driver.name,
+            hint="start it first" if driver.life is None else "wait until its monitor answers",
+        )
+    return driver.monitor
+
+
+async def qmp(driver: Driver, command: str, arguments: Mapping[str, Any] | None, seconds: float) -> object:
+    """Send one raw QMP command.
+
+    Raises:
+        DeniedError: the VM has no monitor now.
+        MonitorError: as `Monitor.execute`.
+    """
+    monitor = _monitor(driver, "send a QMP command")
+    try:
+        return await monitor.execute(command, arguments, timeout=seconds)
+    finally:
+        if not command.startswith("query-"):
+            driver.refresh()
+
+
+async def agent(driver: Driver, command: str, arguments: Mapping[str, Any], seconds: float) -> object:
+    """Call the guest agent: ``ping``, ``info``, ``addresses`` or ``exec``.
+
+    Raises:
+        DeniedError: the VM does not run.
+        AgentError: as `qsup.qmp.agent` says.
+        RequestError: no such command.
+    """
+    _monitor(driver, "ask its guest agent")
+    guest = driver.guest
+    match command:
+        case "ping":
+            await guest.ping(seconds)
+            return {}
+        case "info":
+            return await guest.info(seconds)
+        case "addresses":
+            return await guest.addresses(seconds)
+        case "exec":
+            return await guest.execute(arguments, seconds)
+    raise RequestError(f"unknown guest agent command {command!r}", instance=driver.name)
+
+
+async def screenshot(driver: Driver) -> bytes:
+    """The screen as PNG.
+
+    Raises:
+        DeniedError: no graphics card, or the VM does not run.
+        MonitorError: as `screendump`.
+    """
+    monitor = _monitor(driver, "take a screenshot")
+    if driver.life is not None and not driver.life.summary.has_video:
+        raise DeniedError("it has no graphics card", instance=driver.name, hint="set [display] video in its unit")
+    return await screendump(monitor, timeout=_SCREEN_TIMEOUT)
+
+
+@asynccontextmanager
+async def vnc(driver: Driver) -> AsyncIterator[trio.SocketStream]:
+    """A connection to QEMU's VNC server, made by handing QEMU one end of a socket pair.
+
+    Raises:
+        DeniedError: no VNC display, or the VM does not run.
+        MonitorError: QEMU did not take it.
+    """
+    monitor = _monitor(driver, "show its screen")
+    if driver.life is not None and not driver.life.summary.has_vnc:
+        raise DeniedError("it has no VNC display", instance=driver.name, hint='set [display] type = "vnc" in its unit')
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        async with stream:
+            await commands.add_client_vnc(monitor, theirs.fileno(), timeout=_VNC_TIMEOUT)
+            theirs.close()
+            yield stream
+
+
+def stats(driver: Driver) -> StatsView:
+    """Counters of a VM: of its process as they are now, of its disks as last sampled.
+
+    Raises:
+        DeniedError: it does not run.
+    """
+    life = driver.life
+    if life is None:
+        raise DeniedError("it does not run, so there is nothing to count", instance=driver.name, hint="start it first")
+    usage = proc.read_stat(life.process.pid)
+    return StatsView(
+        cpu_seconds=usage.cpu_seconds if usage else 0.0,
+        memory_rss=usage.rss if usage else 0,
+        threads=usage.threads if usage else 0,
+        disks=driver.sample_disks(),
+        nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record.uuid, nic.id))},
+    )
+
+
+def _tap(uuid: str, nic: str) -> Mapping[str, int]:
+    """A tap's counters seen from the guest: what the host sent is what the guest received."""
+    directory = Path("/sys/class/net") / network.tap_name(uuid, nic) / "statistics"
+    counters = {}
+    for name in ("bytes", "packets", "errors", "dropped"):
+        for ours, theirs in (("tx", "rx"), ("rx", "tx")):
+            try:
+                counters[f"{theirs}_{name}"] = int((directory / f"{ours}_{name}").read_text())
+            except FileNotFoundError:
+                return {}  # user networking has no interface on the host
+    return counters
+
+
+async def follow_log(driver: Driver) -> AsyncIterator[str]:
+    """Lines of QEMU's output as they come, until the VM ends."""
+    life = driver.life
+    if life is None:
+        return
+    rest = ""
+    async for chunk in life.output.feed.follow():
+        *lines, rest = (rest + printable(chunk.data)).split("\n")
+        for line in lines:
+            yield line[:_LINE_MAX]
+        rest = rest[-_LINE_MAX:]
+
+
+def unit_of_record(name: str, services: Services) -> LoadedUnit | None:
+    """The unit of a VM that runs although its files are gone or broken: as it was when it was started."""
+    directory = services.layout.instance(name)
+    try:
+        record = directory.read_record()
+        running = codec.decode(Running, record.state)
+        unit = unit_from_values(running.unit)
+    except (StateFileError, ValueError):
+        return None
+    finally:
+        directory.close()
+    return LoadedUnit(name=name, unit=unit, files=running.files, etag=record.unit_digest, text="")

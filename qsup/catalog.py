@@ -1,0 +1,186 @@
+"""The unit files of one daemon: what is loaded, and the few writes that the API allows.
+
+Decides: what a reload compares, where files are written (the administrator's directory, the last of the search path),
+and that a unit is written only when it is valid.
+Must not: know running VMs; `qsup.supervisor` joins the two.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import evolve
+
+from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, UnitError, from_oserror
+from qsup.host.atomic import write_atomic
+from qsup.host.rundir import Layout
+from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.load import Catalog, LoadedUnit, check_text, load_catalog, load_unit
+from qsup.unit.specifier import SpecifierContext
+from qsup.unit.write import dropin_text, values_of
+
+#: The drop-in that `enable` and `disable` write.
+_AUTOSTART = "50-autostart.toml"
+
+
+class UnitStore:
+    """The units of a daemon's search path, as last read.
+
+    Args:
+        layout: says where unit files are.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._dirs = layout.unit_dirs
+        self._context = SpecifierContext(
+            name="", hostname=socket.gethostname(), runtime_dir=str(layout.run), state_dir=str(layout.state)
+        )
+        self._catalog = Catalog(units={}, templates={})
+
+    @property
+    def units(self) -> Mapping[str, LoadedUnit]:
+        """Every unit without errors, templates not included."""
+        return self._catalog.units
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """All errors of all files, as last read."""
+        return self._catalog.diagnostics
+
+    def context(self, name: str) -> SpecifierContext:
+        """What specifiers stand for in the unit of that name."""
+        return evolve(self._context, name=name)
+
+    async def reload(self) -> ReloadResult:
+        """Read all unit files again and say what changed."""
+        before = {**self._catalog.units, **self._catalog.templates}
+        self._catalog = await trio.to_thread.run_sync(partial(load_catalog, self._dirs, self.context))
+        after = {**self._catalog.units, **self._catalog.templates}
+        changed = (name for name in after.keys() & before.keys() if after[name].etag != before[name].etag)
+        return ReloadResult(
+            added=tuple(sorted(after.keys() - before.keys())),
+            changed=tuple(sorted(changed)),
+            removed=tuple(sorted(before.keys() - after.keys())),
+            diagnostics=self._catalog.diagnostics,
+        )
+
+    def read(self, name: str) -> LoadedUnit:
+        """Load one unit afresh, instances of templates included. Takes a millisecond.
+
+        Raises:
+            NoSuchUnit, UnitError: see `qsup.unit.load.load_unit`.
+        """
+        return load_unit(name, self._dirs, self.context(name))
+
+    async def load(self, name: str) -> LoadedUnit:
+        """`read`, in a worker thread."""
+        return await trio.to_thread.run_sync(self.read, name)
+
+    def listing(self) -> Sequence[UnitInfo]:
+        """Every unit and template without errors, as last read, sorted by name."""
+        loaded = {**self._catalog.units, **self._catalog.templates}
+        return tuple(_info(loaded[name], values=False) for name in sorted(loaded))
+
+    def info(self, name: str) -> UnitInfo:
+        """One unit, read afresh.
+
+        Raises:
+            NoSuchUnit, UnitError: see `qsup.unit.load.load_unit`.
+        """
+        return _info(self.read(name), values=True)
+
+    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+        """What is wrong with a text as the file of a unit."""
+        return check_text(name, text, self.context(name), dirs=self._dirs)
+
+    async def put(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+        """Write a unit's file.
+
+        Raises:
+            UnitError: it is not valid; nothing was written.
+            PreconditionFailed: the unit is not as ``if_match`` says.
+            HostError: the file could not be written.
+        """
+        self._check_match(name, if_match)
+        if wrong := tuple(self.validate(name, text)):
+            raise UnitError(wrong, instance=name, hint="nothing was written")
+        await self._write(self._file(name), text)
+        return self.info(name)
+
+    async def delete(self, name: str, *, if_match: str | None) -> None:
+        """Remove a unit's file from the administrator's directory, and the drop-in of `set_autostart` with it.
+
+        Raises:
+            NoSuchUnit: there is no such file there.
+            PreconditionFailed: the unit is not as ``if_match`` says.
+        """
+        self._check_match(name, if_match)
+        try:
+            await trio.to_thread.run_sync(self._file(name).unlink)
+        except FileNotFoundError:
+            raise NoSuchUnit(
+                f"{self._file(name)} does not exist", instance=name, hint="only files in that directory can be deleted"
+            ) from None
+        except OSError as error:
+            raise from_oserror(error, f"could not delete {self._file(name)}", instance=name) from error
+        await trio.to_thread.run_sync(partial(self._dropin(name).unlink, missing_ok=True))
+
+    async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
+        """Write a drop-in that sets ``install.autostart``, unless the unit says so already.
+
+        Raises:
+            NoSuchUnit, UnitError: see `qsup.unit.load.load_unit`.
+            HostError: the drop-in could not be written.
+        """
+        if self.read(name).unit.install.autostart is not enabled:
+            await self._write(self._dropin(name), dropin_text({("install", "autostart"): enabled}))
+        return self.info(name)
+
+    def _file(self, name: str) -> Path:
+        return self._dirs[-1] / f"{name}.toml"
+
+    def _dropin(self, name: str) -> Path:
+        return self._dirs[-1] / f"{name}.toml.d" / _AUTOSTART
+
+    async def _write(self, path: Path, text: str) -> None:
+        def write() -> None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise from_oserror(error, f"could not make {path.parent}") from error
+            write_atomic(path, text.encode(), mode=0o644)
+
+        await trio.to_thread.run_sync(write)
+
+    def _check_match(self, name: str, if_match: str | None) -> None:
+        if if_match is None:
+            return
+        try:
+            present = self.read(name).etag
+        except (NoSuchUnit, UnitError):
+            present = ""
+        if present != if_match:
+            raise PreconditionFailed(
+                f"unit {name} is not the version that was read",
+                instance=name,
+                hint="read it again, then repeat the change",
+            )
+
+
+def _info(loaded: LoadedUnit, *, values: bool) -> UnitInfo:
+    shown: Mapping[str, Any] | None = values_of(loaded.unit) if values else None
+    return UnitInfo(
+        name=loaded.name,
+        files=loaded.files,
+        template=loaded.name.endswith("@"),
+        autostart=loaded.unit.install.autostart,
+        description=loaded.unit.unit.description,
+        etag=loaded.etag,
+        text=loaded.text,
+        values=shown,
+    )

@@ -1,0 +1,126 @@
+"""The daemon's own configuration: ``qsupd.toml``.
+
+Decides: its keys, their defaults, and that a wrong one stops the daemon before it does anything.
+Must not: hold anything that belongs to a single VM.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, fields, frozen
+
+from qsup.errors import ConfigError
+from qsup.log import LEVELS
+
+_UID_MAX = (1 << 32) - 2
+
+
+@frozen(kw_only=True)
+class Config:
+    """What ``qsupd.toml`` can say.
+
+    Args:
+        pools: directories for images, in place of the layout's own; the first resolves relative paths.
+        block_devices: globs of block devices that units may use, such as ``/dev/vg0/*``.
+        uid_first, uid_last: the uids for QEMU processes.
+        operate_group: members may operate VMs.
+        start_concurrency: how many VMs are started at the same time when the daemon starts.
+        log_level: the least that is logged.
+    """
+
+    pools: tuple[Path, ...] = ()
+    block_devices: tuple[str, ...] = ()
+    uid_first: int = 720_000
+    uid_last: int = 729_999
+    operate_group: str = "qsup"
+    start_concurrency: int = 4
+    log_level: str = "info"
+
+
+def _paths(value: Any) -> tuple[Path, ...]:
+    paths = tuple(Path(text) for text in _texts(value))
+    for path in paths:
+        if not path.is_absolute():
+            raise ValueError(f"{path} is not absolute")
+    return paths
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("must be an array of strings")
+    return tuple(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a string that is not empty")
+    return value
+
+
+def _level(value: Any) -> str:
+    if value not in LEVELS:
+        raise ValueError(f"must be one of {', '.join(LEVELS)}")
+    return str(value)
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"must be an integer from {low} to {high}")
+        return value
+
+    return parse
+
+
+_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "pools": _paths,
+    "block_devices": _texts,
+    "uid_first": _number(1000, _UID_MAX),
+    "uid_last": _number(1000, _UID_MAX),
+    "operate_group": _text,
+    "start_concurrency": _number(1, 1000),
+    "log_level": _level,
+}
+assert set(_PARSERS) == {attribute.name for attribute in fields(Config)}, "every key has a parser"
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, or says something wrong; every wrong key is named.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"could not read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    wrong: list[str] = []
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in _PARSERS or "_" in key:
+            wrong.append(f"unknown key {key!r}{_suggestion(key)}")
+            continue
+        try:
+            found[name] = _PARSERS[name](value)
+        except ValueError as error:
+            wrong.append(f"{key}: {error}")
+    config = evolve(Config(), **found)
+    if config.uid_first > config.uid_last:
+        wrong.append("uid-first is above uid-last")
+    if wrong:
+        raise ConfigError(f"{path}: {'; '.join(wrong)}")
+    return config
+
+
+def _suggestion(key: str) -> str:
+    known = [name.replace("_", "-") for name in _PARSERS]
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

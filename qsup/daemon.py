@@ -1,0 +1,258 @@
+"""``qsupd``: configuration, logging, signals, the sockets, and the nursery that everything runs in.
+
+Decides: from its command line and environment, which directories it works in and how it is told to end.
+Must not: know what a VM is; it joins the supervisor and the API, and that is all.
+
+SIGTERM and SIGINT end the daemon and leave every VM running; SIGHUP reads the unit files again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from qsup import log
+from qsup.api.http import Limits, Request, serve
+from qsup.api.protocol import VERSION
+from qsup.api.roles import Policy, Role, decide
+from qsup.api.routes.endpoint import Api
+from qsup.api.routes.table import make_router
+from qsup.catalog import UnitStore
+from qsup.config import Config, load_config
+from qsup.errors import QsupError, from_oserror
+from qsup.host.cgroup import CgroupTree
+from qsup.host.claims import Claims
+from qsup.host.facts import firmware_directories, read_host_facts
+from qsup.host.journal import Journal
+from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_environment
+from qsup.host.records import IdentityStore
+from qsup.host.rundir import DaemonLock, Layout
+from qsup.instance.events import EventRing
+from qsup.instance.latency import LatencyTable
+from qsup.instance.operations import KEPT, OperationTable
+from qsup.instance.probe import Prober
+from qsup.instance.services import Services
+from qsup.supervisor import Supervisor
+
+_log = structlog.get_logger()
+
+SYSTEM_CONFIG = Path("/etc/qsup/qsupd.toml")
+
+
+@frozen(kw_only=True)
+class Setup:
+    """What the command line, the configuration and the environment amount to."""
+
+    layout: Layout
+    config: Config
+    service: ServiceEnvironment
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="qsupd", description="Supervise QEMU virtual machines.")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--root", type=Path, metavar="DIR", help="keep units/, state/, run/ and log/ under DIR")
+    where.add_argument("--user", action="store_true", help="use the caller's own directories (the default unless root)")
+    where.add_argument("--config", type=Path, metavar="FILE", help=f"configuration in place of {SYSTEM_CONFIG}")
+    parser.add_argument(
+        "--unit-path",
+        type=Path,
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a further directory of unit files; it wins",
+    )
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="the API's socket")
+    parser.add_argument("--log-level", choices=log.LEVELS, help="the least that is logged")
+    parser.add_argument("--version", action="version", version=f"qsupd {VERSION}")
+    return parser.parse_args(arguments)
+
+
+def set_up(options: argparse.Namespace) -> Setup:
+    """Make one value of the command line, the configuration and the environment.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    service = take_environment(os.environ)
+    if options.root is not None:
+        layout, default = Layout.for_root(options.root), options.root / "qsupd.toml"
+    elif options.config is not None or (not options.user and os.geteuid() == 0):
+        layout, default = Layout.for_system(), SYSTEM_CONFIG
+    else:
+        layout = Layout.for_user(os.environ)
+        default = layout.unit_dirs[-1].parent / "qsupd.toml"
+    config = load_config(options.config) if options.config else load_config(default) if default.exists() else Config()
+    if options.log_level:
+        config = evolve(config, log_level=options.log_level)
+    if config.pools:
+        layout = evolve(layout, pools=config.pools)
+    if options.unit_path:
+        layout = evolve(layout, unit_dirs=(*layout.unit_dirs, *(path.absolute() for path in options.unit_path)))
+    if options.socket is not None:
+        layout = evolve(layout, socket=options.socket.absolute())
+    return Setup(layout=layout, config=config, service=service)
+
+
+def _set_up_logging(config: Config) -> None:
+    send = None
+    if log.stderr_is_journal(os.environ):
+        send = JournalSender().send
+    log.configure(config.log_level, send_to_journal=send)
+
+
+def _operate_gids(group: str) -> frozenset[int]:
+    try:
+        return frozenset({grp.getgrnam(group).gr_gid})
+    except KeyError:
+        return frozenset()
+
+
+def _listen(layout: Layout, service: ServiceEnvironment, gids: frozenset[int]) -> socket.socket:
+    """The API's socket: systemd's when it handed one over, else our own.
+
+    Raises:
+        HostError: it cannot be bound.
+    """
+    if service.sockets:
+        return socket.socket(fileno=service.sockets[0][1])
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        layout.socket.unlink(missing_ok=True)
+        listener.bind(str(layout.socket))
+        layout.socket.chmod(0o660 if gids else 0o600)
+        if gids:
+            os.chown(layout.socket, -1, min(gids))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise from_oserror(error, f"could not listen on {layout.socket}") from error
+    return listener
+
+
+def make_supervisor(setup: Setup) -> Supervisor:
+    """Join the parts of a supervisor; nothing runs yet.
+
+    Raises:
+        StateFileError, HostError: the operation journal cannot be used.
+    """
+    layout, config = setup.layout, setup.config
+    journal = Journal(layout.state / "operations.jsonl", key=lambda record: str(record["id"]), keep=KEPT)
+    if journal.damage:
+        _log.error("operation journal", damage=journal.damage)
+    operations = OperationTable(journal)
+    operations.restore(journal.records())
+    ring = EventRing(uuid.uuid4().hex)
+    latency = LatencyTable()
+    store = UnitStore(layout)
+    root = os.geteuid() == 0
+    firmware = firmware_directories(os.environ, uid=os.geteuid())
+
+    services = Services(
+        layout=layout,
+        load=store.load,
+        facts=partial(read_host_facts, firmware=firmware),
+        capabilities=Prober(layout.state / "capabilities").probe,
+        claims=Claims(),
+        cgroups=CgroupTree(layout.tag),
+        identities=IdentityStore(layout.state / "instances"),
+        operations=operations,
+        publish=ring.publish,
+        block_devices=config.block_devices,
+        uids=range(config.uid_first, config.uid_last + 1) if root else None,
+        on_latency=latency.observe,
+    )
+    return Supervisor(services, store, ring, latency, start_concurrency=config.start_concurrency)
+
+
+async def run(setup: Setup) -> None:
+    """Run the daemon until it is told to end; VMs run on.
+
+    Raises:
+        QsupError: it cannot begin.
+    """
+    gids = _operate_gids(setup.config.operate_group)
+    policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
+    supervisor = make_supervisor(setup)
+    api = Api(supervisor, policy=policy, version=VERSION)
+    listener = _listen(setup.layout, setup.service, gids)
+    notifier = Notifier(setup.service.notify_socket)
+
+    def authorise(needed: Role, request: Request) -> QsupError | None:
+        return decide(needed, request.peer, policy)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey_signals, nursery.cancel_scope, supervisor, notifier)
+        await nursery.start(supervisor.run)
+        serving = partial(
+            serve, limits=Limits(), authorise=authorise, on_bug=_report_bug, on_request=api.traffic.on_request
+        )
+        await nursery.start(partial(serving, listener, make_router(api)))
+        if setup.service.watchdog:
+            nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
+        _log.info("ready", socket=str(setup.layout.socket), instances=len(supervisor.instances()))
+        notifier.ready(f"{len(supervisor.instances())} VMs")
+    if not setup.service.sockets:
+        setup.layout.socket.unlink(missing_ok=True)
+    _log.info("ended; VMs run on")
+
+
+async def _obey_signals(scope: trio.CancelScope, supervisor: Supervisor, notifier: Notifier) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        async for number in received:
+            if number == signal.SIGHUP:
+                result = await supervisor.reload()
+                _log.info("unit files read", added=result.added, changed=result.changed, removed=result.removed)
+                continue
+            _log.info("told to end", signal=signal.Signals(number).name)
+            notifier.stopping()
+            scope.cancel()
+            return
+
+
+async def _feed_watchdog(notifier: Notifier, seconds: float) -> None:
+    """Being able to run this task is what the watchdog watches."""
+    while True:
+        notifier.watchdog()
+        await trio.sleep(seconds / 3)
+
+
+def _report_bug(error: Exception, request_id: str, route: str) -> None:
+    _log.error("request failed by a bug", route=route, request_id=request_id, exc_info=error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: 0 when it was told to end, 1 when it could not begin."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    lock: DaemonLock | None = None
+    try:
+        setup = set_up(options)
+        _set_up_logging(setup.config)
+        os.umask(0o077)
+        lock = setup.layout.prepare()
+        trio.run(run, setup)
+    except QsupError as error:
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        print(f"qsupd: {error}{hint}", file=sys.stderr)
+        return 1
+    finally:
+        if lock is not None:
+            lock.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

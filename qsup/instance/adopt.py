@@ -1,0 +1,285 @@
+"""Finding a VM again that an earlier daemon started.
+
+Decides: what is believed of a run record, and in which state an adopted VM is.
+Must not: signal a process that is not, beyond doubt, the recorded one; or change anything about a VM that runs.
+
+What is believed: the boot id, then a pidfd whose process has the recorded start time, then what QEMU itself answers. A
+record without a pid is a launch that a dying daemon left half done: what it made is given back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import AsyncExitStack
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from qsup.errors import MonitorError, StateFileError
+from qsup.host import codec, network, process
+from qsup.host.cgroup import Cgroup
+from qsup.host.output import Output
+from qsup.host.pidfd import PidFd
+from qsup.host.records import RunRecord
+from qsup.host.rundir import InstanceDirectory
+from qsup.instance import watch
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.console import ConsoleHub
+from qsup.instance.life import Life
+from qsup.instance.record import CauseRecord, Running
+from qsup.instance.restart import RestartHistory
+from qsup.instance.services import Services
+from qsup.instance.state import Event, State
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.qmp.dial import connect_monitor, connect_unix
+from qsup.unit.parse import unit_from_values
+
+_log = structlog.get_logger()
+
+_CONNECT_TIMEOUT = 5.0
+_QUERY_TIMEOUT = 5.0
+#: Seconds between two attempts to reach a monitor, growing to the longest.
+_RETRY_FIRST = 0.5
+_RETRY_LONGEST = 10.0
+_EMPTY_TIMEOUT = 5.0
+
+
+@frozen(kw_only=True, eq=False)
+class Found:
+    """What is left of a VM that an earlier daemon started.
+
+    Args:
+        life: the VM, not yet connected; ``None`` when its process is gone, and then ``cause`` says how it ended.
+        ending: a stop that was under way.
+    """
+
+    life: Life | None
+    cause: Cause | None
+    history: RestartHistory
+    ending: Cause | None
+    since: float
+
+
+@frozen(kw_only=True)
+class Reached:
+    """What a monitor answered after a reconnect: the event that brings the driver into the right state, and more."""
+
+    event: Event
+    cause: Cause | None
+    threads: tuple[int, ...]
+    agent_connected: bool
+
+
+async def find(name: str, number: int, services: Services, nursery: trio.Nursery) -> Found | None:
+    """Look for a VM in its run directory; quick, because it asks the kernel and not QEMU.
+
+    Args:
+        number: of the life, should it live.
+        nursery: where the reader of QEMU's output lives.
+
+    Returns:
+        ``None`` when there is nothing of it.
+
+    Raises:
+        StateFileError: its record cannot be read; nothing is touched.
+    """
+    if name not in services.layout.instance_names():
+        return None
+    directory = services.layout.instance(name)
+    resources = AsyncExitStack()
+    resources.callback(directory.remove)
+    try:
+        record, running = _read(directory)
+    except StateFileError as error:
+        directory.close()
+        if not error.details.get("missing"):
+            raise
+        await resources.aclose()  # a daemon died before it wrote the record: nothing else was made yet
+        return None
+    return await _identify(record, running, directory, number, services, nursery, resources)
+
+
+def _read(directory: InstanceDirectory) -> tuple[RunRecord, Running]:
+    record = directory.read_record()
+    path = directory.path / "record.json"
+    try:
+        running = codec.decode(Running, record.state)
+        unit_from_values(running.unit)
+    except ValueError as error:
+        raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
+    return record, running
+
+
+async def _identify(
+    record: RunRecord,
+    running: Running,
+    directory: InstanceDirectory,
+    number: int,
+    services: Services,
+    nursery: trio.Nursery,
+    resources: AsyncExitStack,
+) -> Found:
+    ending = running.ending.cause() if running.ending else None
+    cgroup = services.cgroups.reopen(record.cgroups)
+    for bridge in record.bridges:
+        resources.callback(network.release_bridge, bridge)
+    resources.callback(services.claims.release, record.name)
+    resources.push_async_callback(cgroup.remove)
+    child = None
+    if record.pid is not None and record.start_time is not None:
+        child = process.adopt(record.pid, record.start_time, record.boot_id)
+    if child is None:
+        await _empty(cgroup)
+        await resources.aclose()
+        return Found(life=None, cause=_lost(record), history=running.history(), ending=ending, since=running.since)
+    for claim in record.claims:
+        services.claims.restore(claim, holder=record.name)
+    output = Output(directory.path / "output", services.layout.log / f"{record.name}.log")
+    resources.callback(output.close)
+    resources.push_async_callback(child.aclose)
+    nursery.start_soon(output.run)
+    life = Life(
+        number=number,
+        unit=unit_from_values(running.unit),
+        process=child,
+        directory=directory,
+        record=record,
+        running=running,
+        output=output,
+        monitor=None,
+        threads=(),
+        output_start=output.end,
+        console_start=0,
+        resources=resources,
+    )
+    return Found(life=life, cause=None, history=running.history(), ending=ending, since=running.since)
+
+
+def _lost(record: RunRecord) -> Cause:
+    if record.pid is None:
+        return Cause(kind=CauseKind.START_FAILED, detail="the daemon ended while it was starting it")
+    return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
+
+
+async def _empty(cgroup: Cgroup) -> None:
+    """Kill what a half-done launch may have left in its cgroup; only that launch's processes can be in it."""
+    for pid in cgroup.members():
+        try:
+            handle = PidFd.open(pid)
+        except ProcessLookupError:
+            continue
+        handle.send_signal(signal.SIGKILL)
+        with trio.move_on_after(_EMPTY_TIMEOUT):
+            await handle.wait_exit()
+        handle.close()
+
+
+def attach_console(life: Life, nursery: trio.Nursery, console: ConsoleHub) -> None:
+    """Connect to the console again, if it can be had; without it the VM is no less alive."""
+    if not life.summary.has_console:
+        return
+    try:
+        console.connect(connect_unix(life.directory.path / "console"))
+    except OSError as error:
+        _log.warning("could not connect the console", instance=life.record.name, why=os.strerror(error.errno or 0))
+    else:
+        nursery.start_soon(console.pump)
+
+
+async def _connect(life: Life, services: Services, nursery: trio.Nursery) -> Monitor:
+    return await connect_monitor(
+        nursery,
+        life.directory.path / "qmp",
+        name=life.record.name,
+        timeout=_CONNECT_TIMEOUT,
+        on_latency=services.on_latency,
+    )
+
+
+async def _ask(life: Life, monitor: Monitor, ending: Cause | None) -> Reached:
+    status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
+    cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
+    connected = life.summary.has_agent and await watch.agent_is_open(monitor)
+    if ending is not None:
+        event, cause = Event.ADOPTED_STOPPING, ending
+    elif status.status == "prelaunch":
+        # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
+        await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
+        event, cause = Event.ADOPTED_WAITING, None
+    else:
+        event, cause = _judge(life, status.status)
+    return Reached(event=event, cause=cause, threads=tuple(c.thread_id for c in cpus), agent_connected=connected)
+
+
+def _judge(life: Life, status: str) -> tuple[Event, Cause | None]:
+    """What QAPI's RunState means for a VM that nobody watched."""
+    match status:
+        case "running":
+            return (Event.ADOPTED_RUNNING if life.running.was_ready else Event.ADOPTED_WAITING), None
+        case "shutdown":
+            return Event.ADOPTED_SHUTDOWN, Cause(kind=CauseKind.GUEST_SHUTDOWN)
+        case "guest-panicked":
+            return Event.ADOPTED_PANICKED, Cause(kind=CauseKind.GUEST_PANIC, detail="the guest reported a panic")
+        case "io-error":
+            return Event.ADOPTED_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail="QEMU paused it for an I/O error")
+        case _:
+            return Event.ADOPTED_PAUSED, None
+
+
+async def reconnect(
+    life: Life, ending: Cause | None, services: Services, nursery: trio.Nursery
+) -> tuple[Monitor, Reached]:
+    """Try again and again to reach a monitor, until it answers.
+
+    Args:
+        ending: a stop that is under way.
+        nursery: where the monitor's reader lives.
+    """
+    wait = 0.0
+    while True:
+        await trio.sleep(wait)
+        wait = min(max(wait * 2, _RETRY_FIRST), _RETRY_LONGEST)
+        try:
+            monitor = await _connect(life, services, nursery)
+        except MonitorError as error:
+            _log.info("monitor out of reach", instance=life.record.name, why=error.message)
+            continue
+        try:
+            return monitor, await _ask(life, monitor, ending)
+        except MonitorError as error:
+            _log.info("monitor connected but did not answer", instance=life.record.name, why=error.message)
+            await monitor.aclose()
+
+
+def save(life: Life, *, since: float, was_ready: bool, ending: Cause | None, history: RestartHistory) -> None:
+    """Write down where the VM stands, for the next daemon.
+
+    Raises:
+        HostError: the record could not be written; the one before it stands.
+    """
+    running = evolve(
+        life.running,
+        since=since,
+        was_ready=was_ready,
+        ending=CauseRecord.of(ending) if ending else None,
+        restarts=history.count,
+        restart_times=history.recent,
+    )
+    life.directory.write_record(evolve(life.record, state=codec.encode(running)))
+
+
+#: States in which a life's record is kept up to date; in the others there is none, or it is being given up.
+RECORDED = frozenset(
+    {
+        State.WAITING_READY,
+        State.RUNNING,
+        State.PAUSED,
+        State.IO_ERROR,
+        State.GUEST_PANICKED,
+        State.STOPPING_GUEST,
+        State.STOPPING_QUIT,
+    }
+)

@@ -1,0 +1,158 @@
+"""The text console: one connection to QEMU, any number of watchers, one of whom types.
+
+Decides: who may type, and how much history a new watcher sees.
+Must not: interpret what the guest writes; it is hostile and goes to terminals as it is, by the viewer's own choice.
+
+A watcher is a position in the ring of recent output. One that falls behind the ring goes on at its oldest byte, so it
+costs nothing and delays nobody.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from qsup.errors import BusyError, DeniedError
+from qsup.host.output import Chunk, Feed
+
+_CHUNK = 32 * 1024
+_SEND_TIMEOUT = 10.0
+
+
+class ConsoleHub:
+    """The console of one VM, over all its lives; history goes on when the VM starts anew.
+
+    Args:
+        name: the VM's, for errors.
+        on_change: called when who watches or types has changed.
+    """
+
+    def __init__(self, name: str, on_change: Callable[[], None]) -> None:
+        self._name = name
+        self._on_change = on_change
+        self._feed = Feed()
+        self._stream: trio.SocketStream | None = None
+        self._sending = trio.Lock()
+        self._writer: Attachment | None = None
+        self.watchers = 0
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether a client may type now."""
+        return self._writer is not None
+
+    def connect(self, connected: socket.socket) -> int:
+        """Take over a connection to QEMU's console; `pump` then reads from it.
+
+        Returns:
+            Where in the console's output this connection begins, for `wait_text`.
+        """
+        history = bytes(self._feed.ring)
+        self._feed = Feed()
+        self._feed.append(history)
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        return len(history)
+
+    async def pump(self) -> None:
+        """Take in the console's output until QEMU closes it."""
+        stream, feed = self._stream, self._feed
+        if stream is None:
+            return
+        try:
+            while data := await stream.receive_some(_CHUNK):
+                feed.append(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # QEMU's end; the process watcher says why
+        finally:
+            if self._stream is stream:
+                self._stream = None
+            feed.close()
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+
+    async def wait_text(self, text: bytes, *, start: int) -> bool:
+        """Wait until the guest has written ``text`` (at least one byte) after offset ``start``.
+
+        Returns:
+            ``False`` when the console was closed before.
+        """
+        tail = b""
+        async for chunk in self._feed.follow(start):
+            tail = (b"" if chunk.lost else tail) + chunk.data
+            if text in tail:
+                return True
+            tail = tail[max(0, len(tail) - len(text) + 1) :]
+        return False
+
+    @asynccontextmanager
+    async def attach(self, *, write: bool) -> AsyncIterator[Attachment]:
+        """Watch the console from its recent history on, and type if ``write``.
+
+        Raises:
+            DeniedError: the VM is not running, so there is no console.
+            BusyError: another client types.
+        """
+        if self._stream is None:
+            raise DeniedError("its console is not open", instance=self._name, hint="start it first")
+        if write and self._writer is not None:
+            raise BusyError("another client is typing on its console", instance=self._name, hint="watch it instead")
+        attachment = Attachment(self, self._feed.follow(self._feed.ring.start), is_writer=write)
+        if write:
+            self._writer = attachment
+        self.watchers += 1
+        self._on_change()
+        try:
+            yield attachment
+        finally:
+            self.watchers -= 1
+            if self._writer is attachment:
+                self._writer = None
+            self._on_change()
+
+    async def send(self, data: bytes) -> None:
+        """Type into the guest.
+
+        Raises:
+            DeniedError: the console is closed.
+            BusyError: the guest does not read.
+        """
+        stream = self._stream
+        if stream is None:
+            raise DeniedError("its console is closed", instance=self._name)
+        with trio.move_on_after(_SEND_TIMEOUT) as scope:
+            async with self._sending:
+                try:
+                    await stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    raise DeniedError("its console is closed", instance=self._name) from error
+        if scope.cancelled_caught:
+            raise BusyError("its guest does not read what is typed", instance=self._name)
+
+
+class Attachment:
+    """One client on a console."""
+
+    def __init__(self, hub: ConsoleHub, output: AsyncIterator[Chunk], *, is_writer: bool) -> None:
+        self.is_writer = is_writer
+        self._hub = hub
+        self._output = output
+
+    async def receive(self) -> bytes:
+        """The next output, at first the recent history; ``b""`` once QEMU has closed the console."""
+        async for chunk in self._output:
+            return chunk.data
+        return b""
+
+    async def send(self, data: bytes) -> None:
+        """Type into the guest.
+
+        Raises:
+            DeniedError: this client only watches, or the console is closed.
+            BusyError: the guest does not read.
+        """
+        if not self.is_writer:
+            raise DeniedError("this client only watches the console")
+        await self._hub.send(data)

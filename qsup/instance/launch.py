@@ -1,0 +1,192 @@
+"""Bringing a VM to life: from its unit to a guest that runs.
+
+Decides: the order of the steps after the host is prepared, and that a failure or a cancel at any of them gives back all
+that was made.
+Must not: judge what a failure means for the VM, or watch it once it lives.
+
+QEMU is executed paused, recorded, negotiated with, checked against what was promised, and only then let run. Its end at
+any time ends the launch at once, in its own words.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from qsup.errors import MonitorConnectError, MonitorError, StartError, UnsupportedError
+from qsup.host import process
+from qsup.host.output import Output
+from qsup.host.process import Credentials, Process
+from qsup.instance.console import ConsoleHub
+from qsup.instance.life import Life, last_words
+from qsup.instance.prepare import Prepared, prepare
+from qsup.instance.restart import RestartHistory
+from qsup.instance.services import Services
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.qmp.dial import connect_monitor, connect_unix
+from qsup.unit.load import LoadedUnit
+
+_log = structlog.get_logger()
+T = TypeVar("T")
+
+#: Seconds for one query once the monitor has answered its first.
+_QUERY_TIMEOUT = 10.0
+#: Seconds for QEMU to end after its monitor's connection did, so that its own words can be told.
+_LAST_WORDS = 2.0
+#: Seconds for a process that was sent SIGKILL to go.
+_REAP_TIMEOUT = 5.0
+
+
+@frozen(kw_only=True)
+class _Up:
+    """What bringing QEMU up yields."""
+
+    monitor: Monitor
+    threads: tuple[int, ...]
+    console_start: int
+
+
+async def launch(
+    number: int,
+    loaded: LoadedUnit,
+    services: Services,
+    nursery: trio.Nursery,
+    console: ConsoleHub,
+    history: RestartHistory,
+) -> Life:
+    """Start the VM of a unit and let its guest run.
+
+    Args:
+        number: of the life that begins.
+        nursery: where the monitor's and the console's readers live, longer than this call.
+
+    Raises:
+        QsupError: why it could not be started; everything made for it is gone again.
+    """
+    resources = AsyncExitStack()
+    try:
+        prepared = await prepare(loaded, services, history, resources)
+        output_start = prepared.output.end
+        child = await _spawn(prepared, resources)
+        record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
+        prepared.directory.write_record(record)
+        nursery.start_soon(prepared.output.run)
+        up = await _unless_it_dies(
+            child, prepared.output, output_start, lambda: _bring_up(prepared, services, loaded, nursery, console)
+        )
+    except BaseException:
+        with trio.CancelScope(shield=True):  # bounded: each callback has a deadline of its own
+            await resources.aclose()
+        raise
+    return Life(
+        number=number,
+        unit=loaded.unit,
+        process=child,
+        directory=prepared.directory,
+        record=record,
+        running=prepared.running,
+        output=prepared.output,
+        monitor=up.monitor,
+        threads=up.threads,
+        output_start=output_start,
+        console_start=up.console_start,
+        resources=resources,
+    )
+
+
+async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
+    credentials = None if prepared.uid is None else Credentials(uid=prepared.uid, gid=prepared.uid)
+    writer = prepared.output.open_writer()
+    try:
+        child = await process.spawn(
+            prepared.argv,
+            fds=prepared.fds,
+            output_fd=writer,
+            credentials=credentials,
+            cgroups=prepared.cgroup.paths,
+            kvm_node=prepared.plan.accel == "kvm" and credentials is not None,
+        )
+    finally:
+        os.close(writer)
+        prepared.close_fds()
+    resources.push_async_callback(end_process, child)
+    return child
+
+
+async def end_process(child: Process) -> None:
+    """See that a process is gone: SIGKILL if it is not, and wait a bounded time for its end."""
+    child.send_signal(signal.SIGKILL)
+    with trio.move_on_after(_REAP_TIMEOUT) as scope:
+        await child.wait_exit()
+    if scope.cancelled_caught:
+        _log.error("the kernel keeps a process after SIGKILL", pid=child.pid)
+    await child.aclose()
+
+
+async def _unless_it_dies(child: Process, output: Output, start: int, work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work; when QEMU ends meanwhile, raise at once what it said.
+
+    Raises:
+        StartError: QEMU ended, or its monitor failed.
+    """
+    result: list[T] = []
+    failure: MonitorError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await child.wait_exit()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        try:
+            result.append(await work())
+        except MonitorError as error:
+            failure = error
+            if isinstance(error, MonitorConnectError) or error.code == "qmp-closed":
+                with trio.move_on_after(_LAST_WORDS):
+                    await child.wait_exit()
+        nursery.cancel_scope.cancel()
+    if child.status is not None:
+        raise _died(child, output, start) from failure
+    if failure is not None:
+        raise StartError(failure.message, hint=failure.hint) from failure
+    return result[0]
+
+
+def _died(child: Process, output: Output, start: int) -> StartError:
+    assert child.status is not None
+    output.drain()
+    text = output.text_since(start)
+    words = process.launch_failure(child.status, text) or last_words(text)
+    how = child.status.describe()
+    return StartError(words or f"QEMU ended with {how} and said nothing", exit=how)
+
+
+async def _bring_up(
+    prepared: Prepared, services: Services, loaded: LoadedUnit, nursery: trio.Nursery, console: ConsoleHub
+) -> _Up:
+    monitor = await connect_monitor(
+        nursery,
+        prepared.directory.path / "qmp",
+        name=loaded.name,
+        timeout=loaded.unit.service.start_timeout,
+        on_latency=services.on_latency,
+    )
+    if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
+        raise UnsupportedError("KVM was asked for, and QEMU runs without it")
+    cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
+    console_start = 0
+    if prepared.plan.has_console:
+        # connected before the guest runs: what it writes while nobody is connected is lost
+        console_start = console.connect(connect_unix(prepared.directory.path / "console"))
+        nursery.start_soon(console.pump)
+    await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
+    return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)

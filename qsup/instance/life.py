@@ -1,0 +1,65 @@
+"""One life of a VM: what exists from the spawn of QEMU until its end has been cleaned up.
+
+Decides: what belongs to a life and is given back with it.
+Must not: change; what moves is in the driver.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+
+from attrs import frozen
+
+from qsup.host.output import Output
+from qsup.host.process import Process
+from qsup.host.records import RunRecord
+from qsup.host.rundir import InstanceDirectory
+from qsup.instance.record import Running
+from qsup.plan.spec import PlanSummary
+from qsup.qmp.connection import Monitor
+from qsup.unit.model import Unit
+
+
+@frozen(kw_only=True, eq=False)
+class Life:
+    """One life.
+
+    Args:
+        number: grows by one with each life of this VM in this daemon.
+        unit: what is running, whatever the files say now.
+        monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
+        threads: host thread ids of the vCPUs at birth.
+        output_start: where in QEMU's output this life begins.
+        console_start: where in the console's output this life begins.
+        resources: closed after QEMU's end: claims, cgroup, sockets, record.
+    """
+
+    number: int
+    unit: Unit
+    process: Process
+    directory: InstanceDirectory
+    record: RunRecord
+    running: Running
+    output: Output
+    monitor: Monitor | None
+    threads: tuple[int, ...]
+    output_start: int
+    console_start: int
+    resources: AsyncExitStack
+
+    def last_words(self) -> str:
+        """The last line QEMU wrote, without its program name."""
+        self.output.drain()
+        return last_words(self.output.text_since(self.output_start))
+
+    @property
+    def summary(self) -> PlanSummary:
+        """What was planned."""
+        return self.running.plan
+
+
+def last_words(text: str) -> str:
+    """The last line of what QEMU wrote, without its program name, or ``""``."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return re.sub(r"^\S*qemu-system-\S+: ", "", lines[-1].strip())[:1000] if lines else ""

@@ -1,0 +1,74 @@
+"""What can lie in a driver's inbox. Pure.
+
+Decides: the kinds of message.
+Must not: act on them.
+
+A message about one life of the VM carries that life's number; the driver drops it when a later life has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from qsup.errors import QsupError
+from qsup.instance.cause import Cause
+from qsup.instance.life import Life
+from qsup.instance.state import Event, Request
+
+
+@frozen(kw_only=True)
+class Asked:
+    """Somebody wants something; the operation exists already and holds the VM."""
+
+    operation: str
+    request: Request
+    timeout: float | None = None
+
+
+@frozen(kw_only=True)
+class Happened:
+    """An event of the table."""
+
+    life: int
+    event: Event
+    cause: Cause | None = None
+
+
+@frozen(kw_only=True)
+class LaunchEnded:
+    """The launch brought the VM to life, or gave everything back: then ``error`` says why, ``None`` for a cancel."""
+
+    life: int
+    born: Life | None = None
+    error: QsupError | None = None
+
+
+@frozen(kw_only=True)
+class ProcessEnded:
+    """QEMU's process is gone."""
+
+    life: int
+    cause: Cause
+
+
+@frozen(kw_only=True)
+class Finished:
+    """A request that needs no state of its own (pause, reset...) was carried out, or failed."""
+
+    operation: str
+    result: Mapping[str, Any] | None = None
+    error: QsupError | None = None
+
+
+@frozen(kw_only=True)
+class Noted:
+    """Something that is shown, but moves no state; ``changes`` are fields of `qsup.instance.driver.Observed`."""
+
+    life: int
+    changes: Mapping[str, Any]
+
+
+Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted

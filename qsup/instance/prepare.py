@@ -1,0 +1,267 @@
+"""Everything that is made on the host before QEMU is executed.
+
+Decides: the order in which things are made, and what is recorded before anything can be lost.
+Must not: execute QEMU, or leave anything behind that is not on the stack of resources it was given.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import evolve, field, frozen
+
+from qsup.errors import NetworkError, QsupError
+from qsup.host import codec, network, proc
+from qsup.host.cgroup import Cgroup
+from qsup.host.claims import Claim
+from qsup.host.image import OpenImage, create_qcow2_copy, open_image
+from qsup.host.output import Output
+from qsup.host.records import IdentityRecord, RunRecord, new_uuid
+from qsup.host.rundir import InstanceDirectory
+from qsup.host.staging import stage_file
+from qsup.host.uids import allocate_uid
+from qsup.instance.record import Running
+from qsup.instance.restart import RestartHistory
+from qsup.instance.services import Services
+from qsup.plan.argv import build_plan
+from qsup.plan.spec import ImageFd, ListenerFd, Plan, TapFd
+from qsup.unit.load import LoadedUnit
+from qsup.unit.write import values_of
+
+
+@frozen(kw_only=True, eq=False)
+class Prepared:
+    """What the launch needs, ready to be handed over.
+
+    Args:
+        fds: descriptors that QEMU inherits under these numbers; `close_fds` once it has them.
+        uid: whom QEMU runs as, ``None`` for the daemon's own user.
+    """
+
+    plan: Plan
+    argv: list[str]
+    fds: tuple[int, ...]
+    uid: int | None
+    directory: InstanceDirectory
+    output: Output
+    cgroup: Cgroup
+    record: RunRecord
+    running: Running
+
+    def close_fds(self) -> None:
+        """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+@frozen(kw_only=True)
+class _Handed:
+    """Descriptors and paths collected for the command line."""
+
+    numbers: dict[str, int] = field(factory=dict)
+    paths: dict[str, str] = field(factory=dict)
+
+    def close(self) -> None:
+        for fd in self.numbers.values():
+            os.close(fd)
+
+
+async def prepare(
+    loaded: LoadedUnit, services: Services, history: RestartHistory, resources: AsyncExitStack
+) -> Prepared:
+    """Plan a start and make what it needs.
+
+    Args:
+        resources: gets everything that must be given back when the VM has ended, or the launch has failed.
+
+    Raises:
+        QsupError: why it cannot be made.
+    """
+    identity = await _identity(loaded, services)
+    plan = await _plan(loaded, identity, services)
+    identity = await _keep_machine(identity, plan, services)
+    directory = services.layout.instance(loaded.name)
+    resources.callback(directory.remove)
+    handed = _Handed()
+    try:
+        claims = await _images(plan, identity, services, handed, resources)
+        _check_forwards(plan)
+        taps, bridges = _taps(plan, identity, handed, resources)
+        for request in plan.fds:
+            if isinstance(request, ListenerFd):
+                handed.numbers[request.name] = directory.bind_listener(request.name)
+        await _stage(plan, services, identity, handed)
+        cgroup = services.cgroups.create(loaded.name)
+        resources.push_async_callback(cgroup.remove)
+        output = Output(directory.path / "output", services.layout.log / f"{loaded.name}.log")
+        resources.callback(output.close)
+        if cgroup.absence:
+            plan = evolve(plan, warnings=(*plan.warnings, cgroup.absence))
+        argv = plan.command(handed.numbers, handed.paths)
+        running = _running(loaded, plan, history)
+        record = RunRecord(
+            name=loaded.name,
+            uuid=identity.uuid,
+            boot_id=proc.boot_id(),
+            uid=os.geteuid() if identity.uid is None else identity.uid,
+            unit_digest=loaded.etag,
+            argv=tuple(argv),
+            machine=plan.machine,
+            started=running.since,
+            cgroups=tuple(map(str, cgroup.paths)),
+            taps=taps,
+            bridges=bridges,
+            claims=claims,
+            state=codec.encode(running),
+        )
+        directory.write_record(record)
+    except BaseException:
+        handed.close()
+        raise
+    return Prepared(
+        plan=plan,
+        argv=argv,
+        fds=tuple(sorted(handed.numbers.values())),
+        uid=identity.uid,
+        directory=directory,
+        output=output,
+        cgroup=cgroup,
+        record=record,
+        running=running,
+    )
+
+
+async def _identity(loaded: LoadedUnit, services: Services) -> IdentityRecord:
+    known = services.identities.load(loaded.name)
+    record = known or IdentityRecord(name=loaded.name, uuid=loaded.unit.machine.uuid or new_uuid())
+    if loaded.unit.machine.uuid:
+        record = evolve(record, uuid=loaded.unit.machine.uuid)
+    if services.uids is not None and record.uid is None:
+        taken = frozenset(services.identities.uids())
+        record = evolve(record, uid=allocate_uid(record.uuid, taken=taken, within=services.uids))
+    if services.uids is None:
+        record = evolve(record, uid=None)
+    if record != known:
+        await trio.to_thread.run_sync(services.identities.save, record)
+    return record
+
+
+async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services) -> Plan:
+    capabilities = await services.capabilities(loaded.unit.machine.emulator)
+    return build_plan(
+        loaded.unit,
+        identity=identity.identity,
+        host=services.facts(),
+        capabilities=capabilities,
+        state_dir=str(services.state_dir(loaded.name)),
+    )
+
+
+async def _keep_machine(identity: IdentityRecord, plan: Plan, services: Services) -> IdentityRecord:
+    if not plan.machine_alias or plan.machine_alias in identity.machines:
+        return identity
+    kept = identity.with_machine(plan.machine_alias, plan.machine)
+    await trio.to_thread.run_sync(services.identities.save, kept)
+    return kept
+
+
+async def _images(
+    plan: Plan, identity: IdentityRecord, services: Services, handed: _Handed, resources: AsyncExitStack
+) -> tuple[Claim, ...]:
+    await _variables(plan, services, identity)
+    resources.callback(services.claims.release, identity.name)
+    claims = []
+    for request in plan.fds:
+        if isinstance(request, ImageFd):
+            image = await trio.to_thread.run_sync(partial(_open, request, services))
+            handed.numbers.update(_numbers(request, image))
+            claims.append(
+                services.claims.acquire(
+                    image, holder=identity.name, writable=request.claim_write, shareable=request.shareable
+                )
+            )
+    return tuple(claims)
+
+
+def _open(request: ImageFd, services: Services) -> OpenImage:
+    return open_image(
+        request.path,
+        pools=services.layout.pools,
+        format=request.format,
+        read_only=not request.writable,
+        backing=request.backing,
+        allow_block_devices=services.block_devices,
+        own=request.own,
+    )
+
+
+def _numbers(request: ImageFd, image: OpenImage) -> dict[str, int]:
+    if image.fd_rw is None:
+        return {request.name: image.fd_ro}
+    return {request.name: image.fd_rw, f"{request.name}:ro": image.fd_ro}
+
+
+async def _variables(plan: Plan, services: Services, identity: IdentityRecord) -> None:
+    """Make the UEFI variable store at the first start; from then on it is the VM's own."""
+    store = plan.variables
+    if store is None:
+        return
+    target = services.state_dir(identity.name) / store.file
+    if target.exists():
+        return
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await create_qcow2_copy(Path(store.template), target, source_format=store.template_format)
+
+
+def _check_forwards(plan: Plan) -> None:
+    for nic in plan.nics:
+        for text in nic.forward:
+            address, port, _ = text.partition("/")[0].rsplit(":", 2)
+            try:
+                network.check_port_free(text.rpartition("/")[2], address, int(port))
+            except QsupError as error:
+                raise NetworkError(f"NIC {nic.id}: {error.message}", hint=error.hint) from error
+
+
+def _taps(
+    plan: Plan, identity: IdentityRecord, handed: _Handed, resources: AsyncExitStack
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names, bridges = [], []
+    macs = {nic.id: nic.mac for nic in plan.nics}
+    for request in plan.fds:
+        if isinstance(request, TapFd):
+            name = network.tap_name(identity.uuid, request.nic)
+            handed.numbers[request.name] = network.create_tap(
+                name, bridge=request.bridge, mac=macs[request.nic], create_bridge=request.create_bridge
+            )
+            names.append(name)
+            if request.create_bridge and request.bridge not in bridges:
+                bridges.append(request.bridge)
+                resources.callback(network.release_bridge, request.bridge)
+    return tuple(names), tuple(bridges)
+
+
+async def _stage(plan: Plan, services: Services, identity: IdentityRecord, handed: _Handed) -> None:
+    for request in plan.files:
+        path = services.layout.pools[0] / request.path  # an absolute path stays as it is
+        staged = await trio.to_thread.run_sync(partial(stage_file, path, uid=identity.uid))
+        handed.paths[request.name] = staged.path
+        if staged.fd is not None:
+            handed.numbers[f"file:{request.name}"] = staged.fd
+
+
+def _running(loaded: LoadedUnit, plan: Plan, history: RestartHistory) -> Running:
+    return Running(
+        description=loaded.unit.unit.description,
+        files=tuple(map(str, loaded.files)),
+        unit=values_of(loaded.unit),
+        plan=plan.summary(),
+        since=time.time(),
+        restarts=history.count,
+        restart_times=history.recent,
+    )

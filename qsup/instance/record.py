@@ -1,0 +1,69 @@
+"""The driver's own part of a run record: what is running and how it got there.
+
+Decides: what a driver needs, besides the process itself, to go on with a VM that an earlier daemon started.
+Must not: say how the VM is found (`qsup.host.records.RunRecord` does), or hold anything secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.restart import RestartHistory
+from qsup.plan.spec import PlanSummary
+
+
+@frozen(kw_only=True)
+class CauseRecord:
+    """A `Cause` in plain values."""
+
+    kind: str
+    detail: str = ""
+    exit_code: int | None = None
+    signal: str = ""
+
+    @classmethod
+    def of(cls, cause: Cause) -> CauseRecord:
+        """Take a cause apart."""
+        return cls(kind=cause.kind.value, detail=cause.detail, exit_code=cause.exit_code, signal=cause.signal)
+
+    def cause(self) -> Cause:
+        """Put it together again.
+
+        Raises:
+            ValueError: the kind is unknown to this version.
+        """
+        return Cause(kind=CauseKind(self.kind), detail=self.detail, exit_code=self.exit_code, signal=self.signal)
+
+
+@frozen(kw_only=True)
+class Running:
+    """One life of one VM.
+
+    Args:
+        description, files: of the unit, as it was when QEMU was started.
+        unit: every key with its value; what is running, whatever the files say now.
+        since: wall clock of the last change of state.
+        was_ready: readiness was reached, so an adopter need not wait for it again.
+        ending: a stop that is under way, by its cause.
+        restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    description: str
+    files: tuple[str, ...]
+    unit: Mapping[str, Any]
+    plan: PlanSummary
+    since: float
+    was_ready: bool = False
+    ending: CauseRecord | None = None
+    restarts: int = 0
+    restart_times: tuple[float, ...] = ()
+
+    def history(self) -> RestartHistory:
+        """The restart history in the form the policy uses."""
+        return RestartHistory(count=self.restarts, recent=self.restart_times)

@@ -1,0 +1,70 @@
+"""What follows the end of a VM: the restart policy and its arithmetic. Pure.
+
+Decides: whether it starts again, after how long, and when it has been tried too often.
+Must not: look at a clock. Times are monotonic seconds given by the caller.
+"""
+
+from __future__ import annotations
+
+from attrs import evolve, frozen
+
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.state import Event, State
+from qsup.unit.model import ServiceSection
+
+
+@frozen(kw_only=True)
+class RestartHistory:
+    """The automatic restarts of a VM since it was last started by somebody.
+
+    Args:
+        count: all of them.
+        recent: monotonic seconds of those that may still count for the burst limit, oldest first.
+    """
+
+    count: int = 0
+    recent: tuple[float, ...] = ()
+
+    def within(self, now: float, interval: float) -> tuple[float, ...]:
+        """Those of the last ``interval`` seconds."""
+        return tuple(at for at in self.recent if now - at < interval)
+
+    def add(self, now: float, service: ServiceSection) -> RestartHistory:
+        """The history with one more restart at ``now``."""
+        kept = self.within(now, service.start_limit_interval)[-service.start_limit_burst :]
+        return evolve(self, count=self.count + 1, recent=(*kept, now))
+
+
+def delay(service: ServiceSection, recent: int) -> float:
+    """Seconds to wait before the next restart.
+
+    Args:
+        recent: how many restarts lie within the limit's interval; each doubles the delay.
+    """
+    # 2.0 ** 1024 overflows; by 64 doublings any delay has long met its maximum
+    return min(service.restart_delay * 2.0 ** min(recent, 64), max(service.restart_max_delay, service.restart_delay))
+
+
+def wants_restart(policy: str, cause: Cause) -> bool:
+    """Whether ``policy`` starts a VM again that ended by ``cause``. An operator's stop is never undone."""
+    if cause.kind is CauseKind.OPERATOR:
+        return False
+    return policy == "always" or (policy == "on-failure" and cause.is_failure)
+
+
+def outcome(state: State, cause: Cause, service: ServiceSection, history: RestartHistory, now: float) -> Event:
+    """Which of the five ends the end of the process is.
+
+    Args:
+        state: the state it ended in.
+        cause: why it ended.
+    """
+    if wants_restart(service.restart, cause):
+        burst = service.start_limit_burst
+        if burst and len(history.within(now, service.start_limit_interval)) >= burst:
+            return Event.LIMIT_HIT
+        return Event.RESTARTING
+    if not cause.is_failure:
+        return Event.ENDED
+    never_ran = state is State.SPAWNING or cause.kind in (CauseKind.START_FAILED, CauseKind.START_TIMEOUT)
+    return Event.START_FAILED if never_ran else Event.FAILED

@@ -1,0 +1,97 @@
+"""Ending a VM: one stage at a time, each with its deadline.
+
+Decides: how each stage is carried out and when it has failed.
+Must not: choose the next stage; the table does, on `Event.STAGE_TIMEOUT`. A stage that succeeds is seen by the process
+watcher (or by QEMU's SHUTDOWN event) and is cancelled by the driver, so it only ever reports its failure.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from qsup.errors import AgentError, MonitorError
+from qsup.instance.guest import GuestChannel
+from qsup.instance.life import Life
+from qsup.instance.messages import Happened, Message
+from qsup.instance.state import Event
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+
+_log = structlog.get_logger()
+
+Post = Callable[[Message], None]
+
+#: Seconds for QEMU to acknowledge a command that asks for the end.
+_COMMAND_TIMEOUT = 5.0
+#: Seconds after SIGKILL until the kernel is said to keep the process.
+KILL_TIMEOUT = 5.0
+
+
+def _failed(life: Life, post: Post) -> None:
+    post(Happened(life=life.number, event=Event.STAGE_TIMEOUT))
+
+
+async def ask_guest(life: Life, monitor: Monitor, guest: GuestChannel, seconds: float | None, post: Post) -> None:
+    """Ask the guest to shut down: by its agent where one answers, else (or after that) by the ACPI power button.
+
+    Args:
+        seconds: what the guest is given for each way, in place of the unit's ``stop-timeout``.
+    """
+    service = life.unit.service
+    given = service.stop_timeout if seconds is None else seconds
+    if "agent" in service.stop_methods and await _ask_agent(life, guest):
+        await trio.sleep(given)
+    if "acpi" in service.stop_methods and await _press_button(life, monitor):
+        await trio.sleep(given)
+    _failed(life, post)
+
+
+async def _ask_agent(life: Life, guest: GuestChannel) -> bool:
+    try:
+        await guest.shutdown(_COMMAND_TIMEOUT)
+    except AgentError as error:
+        _log.info("guest agent does not take the shutdown", instance=life.record.name, why=error.message)
+        return False
+    return True
+
+
+async def _press_button(life: Life, monitor: Monitor) -> bool:
+    try:
+        await commands.system_powerdown(monitor, timeout=_COMMAND_TIMEOUT)
+    except MonitorError as error:
+        _log.warning("could not press the power button", instance=life.record.name, why=error.message)
+        return False
+    return True
+
+
+async def quit_qemu(life: Life, monitor: Monitor | None, post: Post) -> None:
+    """QMP ``quit``. Reply, SHUTDOWN event and the connection's end come in any order; only the process's end counts."""
+    service = life.unit.service
+    if monitor is not None and "quit" in service.stop_methods:
+        deadline = trio.current_time() + service.quit_timeout
+        try:
+            await commands.quit(monitor, timeout=service.quit_timeout)
+        except MonitorError as error:
+            _log.info("no answer to quit", instance=life.record.name, why=error.message)
+        await trio.sleep_until(deadline)
+    _failed(life, post)
+
+
+async def terminate(life: Life, post: Post) -> None:
+    """SIGTERM, to which QEMU answers by an orderly exit."""
+    service = life.unit.service
+    if "term" in service.stop_methods:
+        life.process.send_signal(signal.SIGTERM)
+        await trio.sleep(service.term_timeout)
+    _failed(life, post)
+
+
+async def kill(life: Life, post: Post) -> None:
+    """SIGKILL, always possible, always last."""
+    life.process.send_signal(signal.SIGKILL)
+    await trio.sleep(KILL_TIMEOUT)
+    _failed(life, post)

@@ -1,0 +1,115 @@
+"""Making the view of a VM. Pure.
+
+Decides: what is shown of a VM that runs (what was planned and is known) and of one that does not (what its unit asks).
+Must not: read anything but its arguments.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from qsup.instance.cause import Cause
+from qsup.instance.life import Life
+from qsup.instance.state import State
+from qsup.instance.view import InstanceView
+from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit, effective_bus
+
+
+@frozen(kw_only=True)
+class Moving:
+    """What changes while a VM lives.
+
+    Args:
+        uuid: from the VM's identity, ``""`` before its first start.
+    """
+
+    state: State
+    cause: Cause | None
+    since: float
+    restarts: int
+    operation: str | None
+    agent_connected: bool
+    memory_actual: int | None
+    threads: tuple[int, ...]
+    console_watchers: int
+    console_has_writer: bool
+    uuid: str
+
+
+def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> InstanceView:
+    """The view of one VM.
+
+    Args:
+        loaded: its unit as the files say it now.
+        life: what runs, ``None`` while nothing does.
+    """
+    unit = life.unit if life else loaded.unit
+    summary = life.summary if life else None
+    return InstanceView(
+        name=loaded.name,
+        state=moving.state,
+        cause=moving.cause,
+        since=moving.since,
+        pid=life.process.pid if life else None,
+        uid=life.record.uid if life else None,
+        restarts=moving.restarts,
+        uuid=moving.uuid,
+        description=loaded.unit.unit.description,
+        files=tuple(map(str, loaded.files)),
+        autostart=loaded.unit.install.autostart,
+        unit_stale=life is not None and life.record.unit_digest != loaded.etag,
+        machine=summary.machine if summary else unit.machine.type,
+        accel=summary.accel if summary else unit.machine.accel,
+        cpu_model=summary.cpu_model if summary else unit.cpu.model,
+        emulator=summary.emulator if summary else unit.machine.emulator,
+        firmware=unit.machine.firmware,
+        vcpus=unit.cpu.vcpus,
+        max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
+        threads=moving.threads,
+        memory_size=unit.memory.size,
+        memory_actual=moving.memory_actual,
+        disks=summary.disks if summary else _disks(unit),
+        nics=summary.nics if summary else _nics(unit),
+        devices=tuple((device.id, device.type) for device in unit.devices),
+        agent_enabled=unit.agent.enabled,
+        agent_connected=moving.agent_connected,
+        console=unit.console.type,
+        console_watchers=moving.console_watchers,
+        console_has_writer=moving.console_has_writer,
+        display=unit.display.type,
+        video=summary.has_video if summary else False,
+        operation=moving.operation,
+        warnings=summary.warnings if summary else (),
+    )
+
+
+def _disks(unit: Unit) -> tuple[DiskPlan, ...]:
+    return tuple(
+        DiskPlan(
+            id=disk.id,
+            path=disk.path,
+            format=disk.format,
+            type=disk.type,
+            bus=effective_bus(unit, disk),
+            read_only=disk.read_only,
+            node="",
+            device="",
+        )
+        for disk in unit.disks
+    )
+
+
+def _nics(unit: Unit) -> tuple[NicPlan, ...]:
+    return tuple(
+        NicPlan(
+            id=nic.id,
+            type=nic.type,
+            model=nic.model,
+            mac=nic.mac,
+            bridge=nic.bridge,
+            forward=tuple(map(str, nic.forward)),
+        )
+        for nic in unit.nics
+    )

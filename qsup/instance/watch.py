@@ -1,0 +1,209 @@
+"""Watching a life: its process, its monitor's events, its heartbeat.
+
+Decides: what QEMU's words and silences mean as events of the table.
+Must not: change state, or decide what follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+import trio
+
+from qsup.errors import MonitorClosed, MonitorError, MonitorTimeout
+from qsup.host.pidfd import ExitStatus
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.guest import AGENT_PORT
+from qsup.instance.life import Life
+from qsup.instance.messages import Happened, Message, Noted, ProcessEnded
+from qsup.instance.state import Event
+from qsup.qmp import commands, events
+from qsup.qmp.connection import Monitor
+from qsup.qmp.results import BlockStats
+
+_log = structlog.get_logger()
+
+Post = Callable[[Message], None]
+
+#: Seconds between two heartbeats, and what QEMU has to answer one. Together they bound how long a silent VM goes
+#: unnoticed.
+HEARTBEAT_INTERVAL = 5.0
+HEARTBEAT_TIMEOUT = 4.0
+#: Seconds for the process to end after its monitor did, before the monitor alone counts as lost.
+_EXIT_GRACE = 2.0
+_QUERY_TIMEOUT = 10.0
+#: Seconds for which counters are sampled after somebody asked for them.
+_SAMPLE_FOR = 120.0
+
+
+def cause_of_exit(status: ExitStatus, last_words: str) -> Cause:
+    """Why a process ended that nobody had told to.
+
+    Args:
+        last_words: the last line QEMU wrote, or ``""``.
+    """
+    match status.kind:
+        case "signal":
+            return Cause(kind=CauseKind.SIGNAL, signal=status.describe().removeprefix("signal "), detail=last_words)
+        case "code":
+            return Cause(kind=CauseKind.EXIT_CODE, exit_code=status.value, detail=last_words)
+        case _:
+            return Cause(kind=CauseKind.EXIT_UNKNOWN, detail=last_words)
+
+
+async def process(life: Life, post: Post) -> None:
+    """Post the end of the process, with QEMU's last words."""
+    status = await life.process.wait_exit()
+    post(ProcessEnded(life=life.number, cause=cause_of_exit(status, life.last_words())))
+
+
+async def monitor(life: Life, connection: Monitor, wants_restart: Callable[[Cause], bool], post: Post) -> None:
+    """Post what the monitor's events mean, until the connection ends."""
+
+    def say(event: Event, cause: Cause | None = None) -> None:
+        post(Happened(life=life.number, event=event, cause=cause))
+
+    reason = await _until_closed(
+        life, connection, lambda notice: _interpret(notice, life, say, wants_restart, post), post
+    )
+    # the process ends with its monitor, mostly; then the process's end says more
+    await trio.sleep(0.0 if not isinstance(reason, MonitorClosed) else _EXIT_GRACE)
+    say(Event.MONITOR_LOST, Cause(kind=CauseKind.MONITOR_LOST, detail=reason.message))
+
+
+async def _until_closed(
+    life: Life, connection: Monitor, interpret: Callable[[events.Notice], None], post: Post
+) -> MonitorError:
+    """Hand over every event until the connection ends, and return why it did."""
+    try:
+        while True:
+            for notice in await connection.events.receive_batch():
+                interpret(notice)
+                if isinstance(notice, events.Lost):
+                    await refresh(life, connection, post)
+    except MonitorError as error:
+        return connection.close_reason or error
+
+
+def _interpret(
+    notice: events.Notice,
+    life: Life,
+    say: Callable[..., None],
+    wants_restart: Callable[[Cause], bool],
+    post: Post,
+) -> None:
+    match notice:
+        case events.StopEvent():
+            say(Event.GUEST_STOPPED)
+        case events.ResumeEvent():
+            say(Event.GUEST_RESUMED)
+        case events.ResetEvent():
+            say(Event.GUEST_RESET)
+        case events.ShutdownEvent(guest=True):
+            kind = CauseKind.GUEST_PANIC if notice.reason == "guest-panic" else CauseKind.GUEST_SHUTDOWN
+            say(Event.GUEST_SHUTDOWN, Cause(kind=kind))
+        case events.GuestPanickedEvent():
+            cause = Cause(kind=CauseKind.GUEST_PANIC, detail=_panic_words(notice))
+            say(Event.GUEST_PANICKED, cause)
+            if wants_restart(cause):
+                say(Event.RESTART_WANTED, cause)
+        case events.BlockIoErrorEvent(action="stop"):
+            say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=_io_error_words(notice, life)))
+        case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
+            post(Noted(life=life.number, changes={"agent_connected": notice.open}))
+        case events.BalloonChangeEvent():
+            post(Noted(life=life.number, changes={"memory_actual": notice.actual}))
+
+
+def _panic_words(event: events.GuestPanickedEvent) -> str:
+    kind = event.info.get("type")
+    return f"the guest reported a panic ({str(kind)[:40]})" if kind else "the guest reported a panic"
+
+
+def _io_error_words(event: events.BlockIoErrorEvent, life: Life) -> str:
+    disk = next((d.id for d in life.summary.disks if event.node_name == d.node), event.device or event.node_name)
+    return f"disk {disk[:64]}: {event.operation[:16]} failed: {event.reason[:200] or 'I/O error'}"
+
+
+class DiskSampler:
+    """The disks' counters, read along with the heartbeat for as long as somebody wants them."""
+
+    def __init__(self) -> None:
+        self.disks: Mapping[str, Mapping[str, int]] = {}
+        self._until = -math.inf
+
+    def wanted(self) -> None:
+        """Somebody looked: keep sampling for a while."""
+        self._until = trio.current_time() + _SAMPLE_FOR
+
+    async def sample(self, life: Life, connection: Monitor) -> None:
+        """Read the counters, if they are wanted.
+
+        Raises:
+            MonitorError: as QEMU's monitor says.
+        """
+        if trio.current_time() > self._until:
+            return
+        found = {
+            stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=_QUERY_TIMEOUT)
+        }
+        self.disks = {disk.id: _counters(found[disk.node]) for disk in life.summary.disks if disk.node in found}
+
+
+def _counters(stats: BlockStats) -> Mapping[str, int]:
+    """In the words of QAPI's BlockDeviceStats."""
+    return {
+        "rd_bytes": stats.read_bytes,
+        "rd_operations": stats.read_operations,
+        "rd_total_time_ns": stats.read_time_ns,
+        "wr_bytes": stats.write_bytes,
+        "wr_operations": stats.write_operations,
+        "wr_total_time_ns": stats.write_time_ns,
+        "flush_operations": stats.flush_operations,
+    }
+
+
+async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post: Post) -> None:
+    """Ask the monitor again and again whether it is there."""
+    silent = False
+    while connection.close_reason is None:
+        await trio.sleep(HEARTBEAT_INTERVAL)
+        try:
+            status = await commands.query_status(connection, timeout=HEARTBEAT_TIMEOUT)
+            await sampler.sample(life, connection)
+        except MonitorTimeout:
+            silent = True
+            cause = Cause(kind=CauseKind.MONITOR_SILENT, detail=f"no answer within {HEARTBEAT_TIMEOUT:g} s")
+            post(Happened(life=life.number, event=Event.SILENT, cause=cause))
+        except MonitorError:
+            return  # the connection's end is the events' reader's to tell
+        else:
+            if silent:
+                event = Event.ANSWERED_RUNNING if status.running else Event.ANSWERED_PAUSED
+                post(Happened(life=life.number, event=event))
+            silent = False
+
+
+async def refresh(life: Life, connection: Monitor, post: Post) -> None:
+    """Query again what events may have told while nobody listened, or what a reset may have changed."""
+    try:
+        cpus = await commands.query_cpus_fast(connection, timeout=_QUERY_TIMEOUT)
+        status = await commands.query_status(connection, timeout=_QUERY_TIMEOUT)
+        changes: dict[str, Any] = {"threads": tuple(cpu.thread_id for cpu in cpus)}
+        if life.summary.has_agent:
+            changes["agent_connected"] = await agent_is_open(connection)
+    except MonitorError as error:
+        _log.info("could not query the VM again", instance=life.record.name, why=error.message)
+        return
+    post(Noted(life=life.number, changes=changes))
+    if status.status == "shutdown":
+        post(Happened(life=life.number, event=Event.GUEST_SHUTDOWN, cause=Cause(kind=CauseKind.GUEST_SHUTDOWN)))
+
+
+async def agent_is_open(connection: Monitor) -> bool:
+    """Whether somebody in the guest has the agent's port open (QAPI ``query-chardev``)."""
+    devices = await commands.query_chardev(connection, timeout=_QUERY_TIMEOUT)
+    return any(device.label == AGENT_PORT and device.frontend_open for device in devices)
