@@ -158,15 +158,14 @@ class BoundedLog:
 
     def write(self, data: bytes) -> None:
         """Append, beginning a new file whenever one is full."""
-        data = data[-LOG_SIZE:]
         try:
             self._open()
-            if self._size + len(data) > LOG_SIZE:
-                room = max(0, LOG_SIZE - self._size)
-                self._append(data[:room])
-                data = data[room:]
-                self._rotate()
-            self._append(data)
+            while data:
+                if self._size >= LOG_SIZE:
+                    self._rotate()
+                written = os.write(self._fd, data[: LOG_SIZE - self._size])
+                self._size += written
+                data = data[written:]
         except OSError as error:
             self.lost += len(data)
             self.problem = os.strerror(error.errno or 0)
@@ -180,12 +179,6 @@ class BoundedLog:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self.path, flags, 0o600)
             self._size = os.fstat(self._fd).st_size
-
-    def _append(self, data: bytes) -> None:
-        while data:
-            written = os.write(self._fd, data)
-            self._size += written
-            data = data[written:]
 
     def _rotate(self) -> None:
         self.close()

@@ -1,0 +1,248 @@
+"""Tests of `qsup.host.output`: a bounded history of whatever is printed, and never a blocked writer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsup.host.output import LOG_SIZE, RING_SIZE, BoundedLog, Chunk, Feed, Output, Ring, last_lines, printable
+from tests.host.full import full_file_system
+from tests.waiting import wait_until
+
+
+@given(st.integers(1, 20), st.lists(st.binary(max_size=30)))
+def test_ring_keeps_the_last_bytes(capacity: int, pieces: list[bytes]) -> None:
+    """Whatever the pieces, a ring holds the stream's last bytes and knows their offsets."""
+    ring = Ring(capacity)
+    stream = b""
+    for piece in pieces:
+        ring.append(piece)
+        stream += piece
+        assert bytes(ring) == stream[-capacity:]
+        assert (ring.start, ring.end) == (len(stream) - len(bytes(ring)), len(stream))
+    for offset in range(len(stream) + 1):
+        assert ring.since(offset) == stream[max(offset, ring.start) :]
+
+
+async def test_followers_get_everything_in_order() -> None:
+    """Several followers each get the whole stream from where they began, until it is closed."""
+    feed = Feed()
+    feed.append(b"before ")
+    got: dict[str, bytes] = {"all": b"", "new": b""}
+
+    async def follow(name: str, offset: int | None) -> None:
+        async for chunk in feed.follow(offset):
+            assert not chunk.lost
+            got[name] += chunk.data
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, "all", 0)
+        nursery.start_soon(follow, "new", None)
+        for word in (b"one ", b"two ", b"three"):
+            await trio.testing.wait_all_tasks_blocked()
+            feed.append(word)
+        feed.close()
+    assert got == {"all": b"before one two three", "new": b"one two three"}
+
+
+async def test_slow_follower_is_told_what_it_lost() -> None:
+    """A follower that comes late gets what is still kept, with the number of bytes that are gone."""
+    feed = Feed(capacity=10)
+    follower = feed.follow(0)
+    feed.append(b"0123456789abcdef")
+    assert await anext(follower) == Chunk(data=b"6789abcdef", lost=6)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"plain \t text\r\n", "plain \t text\n"),
+        (b"\x1b[31mred\x1b[0m", "red"),
+        (b"\x1b]0;title\x07after", "after"),
+        (b"\x1b]0;title\x1b\\after", "after"),
+        (b"\x1b]0;never ended\nnext line", "\nnext line"),
+        (b"\x1bP1;2|data\x1b\\x", "x"),
+        (b"bell\x07 back\x08 null\x00 del\x7f", "bell back null del"),
+        (b"\xc2\x9b31mC1", "31mC1"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        ("over\u202eride".encode(), "override"),
+        (b"\x1b", ""),
+        (b"a\rb", "ab"),
+    ],
+)
+def test_printable_text_cannot_steer_a_terminal(raw: bytes, shown: str) -> None:
+    """Escape sequences and control characters are taken out, and nothing else."""
+    assert printable(raw) == shown
+
+
+@given(st.binary())
+def test_printable_text_has_no_control_characters(data: bytes) -> None:
+    """From no bytes whatever does a control character come out, but for tab and newline."""
+    assert not [char for char in printable(data) if unicodedata.category(char) == "Cc" and char not in "\t\n"]
+
+
+def test_last_lines() -> None:
+    """The last lines come without their newlines; of nothing there are none."""
+    assert last_lines(b"a\nb\nc\n", 2) == ["b", "c"]
+    assert last_lines(b"a\nb", 5) == ["a", "b"]
+    assert last_lines(b"", 5) == last_lines(b"a", 0) == []
+
+
+@given(st.lists(st.integers(0, 3 * LOG_SIZE), max_size=6))
+def test_log_is_bounded(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    """However much is written at once or in all, the log's two files stay bounded and end with the last bytes."""
+    directory = tmp_path_factory.mktemp("log")
+    log = BoundedLog(directory / "web.log")
+    written = b""
+    for index, size in enumerate(sizes):
+        piece = bytes([65 + index]) * size
+        log.write(piece)
+        written += piece
+    log.close()
+    assert sum(path.stat().st_size for path in directory.iterdir()) <= 2 * LOG_SIZE
+    kept = log.read()
+    assert written.endswith(kept)
+    assert len(kept) >= min(len(written), LOG_SIZE)
+
+
+@pytest.mark.root
+def test_log_on_a_full_disk_fails_nobody(tmp_path: Path) -> None:
+    """A log that cannot be written counts what it lost and goes on once there is room."""
+    with full_file_system(tmp_path) as full:
+        log = BoundedLog(full.path / "web.log")
+        full.fill()
+        log.write(b"x" * 30_000)
+        assert log.lost > 0
+        assert log.problem == "No space left on device"
+        full.make_room()
+        log.write(b"and on")
+        log.close()
+        assert log.read().endswith(b"and on")
+
+
+@asynccontextmanager
+async def running_output(directory: Path) -> AsyncIterator[Output]:
+    """An output with its reader."""
+    output = Output(directory / "output", directory / "web.log")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.run)
+            yield output
+            nursery.cancel_scope.cancel()
+    finally:
+        output.close()
+
+
+def write_to(output: Output, data: bytes) -> None:
+    """Print something as QEMU would."""
+    fd = output.open_writer()
+    os.write(fd, data)
+    os.close(fd)
+
+
+async def test_takes_in_what_is_printed(tmp_path: Path) -> None:
+    """What a process prints comes to the followers, to the tail and to the log, in that order of time."""
+    async with running_output(tmp_path) as output:
+        follower = output.feed.follow()
+        before = output.end
+        write_to(output, b"first\nsecond\n")
+        with trio.fail_after(5):
+            assert (await anext(follower)).data == b"first\nsecond\n"
+        assert output.tail(1) == ["second"]
+        assert output.text_since(before) == "first\nsecond\n"
+        assert output.log.path.read_bytes() == b"first\nsecond\n"
+
+
+FLOOD = """
+import os, sys
+line = b"x" * 99 + b"\\n"
+for _ in range(5000):
+    os.set_blocking(1, True)
+    os.write(1, line * 100)
+os.write(2, b"the last words\\n")
+"""
+
+
+async def test_flood_is_bounded_and_its_end_kept(tmp_path: Path) -> None:
+    """A program that prints 50 MB and dies leaves bounded logs, bounded memory, and its last line."""
+    async with running_output(tmp_path) as output:
+        writer = output.open_writer()
+        with trio.fail_after(30):
+            await trio.run_process([sys.executable, "-c", FLOOD], stdout=writer, stderr=writer)
+        os.close(writer)
+        output.drain()
+        assert output.end == 50_000_015
+        assert output.tail(1) == ["the last words"]
+        assert len(bytes(output.feed.ring)) == RING_SIZE
+    assert log_size(tmp_path) <= 2 * LOG_SIZE
+
+
+def log_size(directory: Path) -> int:
+    """Bytes of all log files."""
+    return sum(path.stat().st_size for path in directory.glob("web.log*"))
+
+
+async def test_writer_is_never_blocked_nor_killed(tmp_path: Path) -> None:
+    """Nobody reads: a program prints what fits, is told that no more does, and lives."""
+    output = Output(tmp_path / "output", tmp_path / "log")
+    writer = output.open_writer()
+    script = "import os\ntry:\n  while os.write(1, b'x' * 4096): pass\nexcept BlockingIOError: print(end='')\n"
+    with trio.fail_after(10):
+        await trio.run_process([sys.executable, "-c", script], stdout=writer)
+    os.close(writer)
+    output.close()
+    assert output.end >= 64 << 10
+
+
+async def test_restarted_daemon_reads_what_was_printed_meanwhile(tmp_path: Path) -> None:
+    """What QEMU printed while no daemon was there, and what the log held before, are both in the history."""
+    first = Output(tmp_path / "output", tmp_path / "log")
+    qemu = first.open_writer()
+    os.write(qemu, b"early\n")
+    first.drain()
+    first.close()
+    os.write(qemu, b"meanwhile\n")
+    second = Output(tmp_path / "output", tmp_path / "log")
+    second.drain()
+    os.close(qemu)
+    assert second.tail(2) == ["early", "meanwhile"]
+    second.close()
+
+
+async def test_closing_ends_reader_and_followers(tmp_path: Path) -> None:
+    """Closing takes in the last words, ends the reader and the followers, and may be done twice."""
+    output = Output(tmp_path / "output", tmp_path / "log")
+    got: list[bytes] = []
+
+    async def follow() -> None:
+        async for chunk in output.feed.follow():
+            got.append(chunk.data)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.run)
+            nursery.start_soon(follow)
+            await trio.testing.wait_all_tasks_blocked()
+            write_to(output, b"last words")
+            output.close()
+            output.close()
+    assert got == [b"last words"]
+
+
+async def test_idle_reader_sleeps(tmp_path: Path) -> None:
+    """Without anything printed the reader waits, also after writers have come and gone."""
+    async with running_output(tmp_path) as output:
+        write_to(output, b"x")
+        await wait_until(lambda: output.end == 1, "the byte has come")
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked(0.01)
