@@ -180,13 +180,22 @@ fetch_newer_qemu() {
     mkdir -p "$work/state"
     echo "deb $mirror $release-backports main" >"$work/state/sources.list"
     if ! apt_private "$work/state" apt-get update || ! unpack_packages "$work/state" "$work/tree" \
-        qemu-system-x86 qemu-system-common qemu-system-data qemu-utils qemu-block-extra seabios; then
+        qemu-system-x86 qemu-system-common qemu-system-data qemu-utils qemu-block-extra seabios \
+        qemu-system-modules-opengl qemu-system-modules-spice; then
         say "no second QEMU: $release-backports cannot be reached at $mirror, or holds none"
         return 1
     fi
     # it looks for data beside itself; what it shares with the installed one (network boot ROMs) is not in its packages
     mkdir -p "$work/tree/usr/lib"
     ln -sfn /usr/lib/ipxe "$work/tree/usr/lib/ipxe"
+    # but for modules: those of the installed one, which it would find, make it abort
+    mv "$work/tree/usr/bin/qemu-system-x86_64" "$work/tree/usr/bin/qemu-system-x86_64.real"
+    cat >"$work/tree/usr/bin/qemu-system-x86_64" <<'WRAPPER'
+#!/bin/sh
+export QEMU_MODULE_DIR="${0%/bin/*}/lib/x86_64-linux-gnu/qemu"
+exec "${0%/*}/qemu-system-x86_64.real" "$@"
+WRAPPER
+    chmod 755 "$work/tree/usr/bin/qemu-system-x86_64"
     if ! "$work/tree/usr/bin/qemu-system-x86_64" --version; then
         say "no second QEMU: the one of $release-backports does not run here"
         return 1
