@@ -57,8 +57,18 @@ def find_address(
     hint = "start your own daemon with: qsupd --user"
     if not user and os.path.exists(os.path.dirname(SYSTEM_SOCKET)):
         hint += "; for the system's daemon, become root or a member of the group qsup"
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
-    return Address(os.path.join(runtime, "qsup/api.sock"), hint)
+    return Address(_user_socket(environ), hint)
+
+
+def _user_socket(environ: Mapping[str, str]) -> str:
+    """Where ``qsupd --user`` listens: `qsup.host.rundir` decides it, a test compares."""
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime):
+        return os.path.join(runtime, "qsup/api.sock")
+    state = environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):
+        state = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local/state")
+    return os.path.join(state, "qsup/run/api.sock")
 
 
 class NotAnswered(DaemonUnreachable):

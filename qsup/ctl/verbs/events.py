@@ -12,14 +12,14 @@ import time
 from qsup.api.protocol import PREFIX, quote
 from qsup.ctl.client import decode
 from qsup.ctl.connection import Deadline
-from qsup.ctl.names import matcher
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import bold, clean, document, key_values, seconds_since_epoch
+from qsup.ctl.render import bold, clean, document, key_values, paint, seconds_since_epoch
 from qsup.errors import ClientError, DaemonUnreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from qsup.api.wire import Event
     from qsup.ctl.client import Client
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def options(parser: Parser, verb: str) -> None:
     """Declare ``events [NAME...] [--type TYPE] [--since SEQ] [--count N] [--timeout TIME]``."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these VMs' events; globs match several")
-    parser.add_argument("--type", metavar="TYPE", help="only events of this type")
+    parser.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; globs match several")
     parser.add_argument("--since", type=int, metavar="SEQ", help="begin behind the event of this number")
     parser.add_argument("-n", "--count", type=int, metavar="N", help="end after N events")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time")
@@ -48,7 +48,6 @@ def run(client: Client, options: Options) -> int:
 
 
 def _events(client: Client, options: Options) -> Iterator[Event]:
-    wanted = matcher(options.names or ["*"])
     deadline = Deadline(options.timeout)
     with client.stream(_path(options)) as stream:
         try:
@@ -57,8 +56,7 @@ def _events(client: Client, options: Options) -> Iterator[Event]:
                 if event["type"] == "overflow":
                     hint = "begin again, with --since to go on behind the last event shown"
                     raise ClientError("events came faster than they were read; some are lost", hint=hint)
-                if not options.names or wanted(event["instance"] or ""):
-                    yield event
+                yield event
         except DaemonUnreachable:
             if deadline.left() != 0.0:
                 raise
@@ -67,20 +65,34 @@ def _events(client: Client, options: Options) -> Iterator[Event]:
 
 
 def _path(options: Options) -> str:
-    query = []
-    if options.since is not None:
-        query.append(f"since={options.since}")
-    if options.type is not None:
-        query.append(f"type={quote(options.type)}")
-    if len(options.names) == 1 and not any(sign in options.names[0] for sign in "*?["):
-        query.append(f"instance={quote(options.names[0])}")
-    return f"{PREFIX}/events" + ("?" + "&".join(query) if query else "")
+    # the daemon takes globs, several with commas between them
+    query = {"since": options.since, "type": ",".join(options.type), "instance": ",".join(options.names)}
+    given = [f"{name}={quote(str(value))}" for name, value in query.items() if value not in (None, "")]
+    return f"{PREFIX}/events" + ("?" + "&".join(given) if given else "")
 
 
 def describe(event: Event) -> str:
-    """One event on one line: local time, number, VM, type, data."""
+    """One event on one line: local time, number, VM, type, and what there is to say."""
     moment = seconds_since_epoch(event["time"])
     clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f"{moment % 1:.3f}"[1:]
-    subject = clean(event["instance"] or "-")
-    line = f"{clock} #{event['seq']} {subject:<12} {bold(clean(event['type']))} {key_values(event['data'])}"
+    data = event["data"]
+    said = (
+        _change(data)
+        if event["type"] == "instance-state" and data.keys() >= {"state", "substate"}
+        else key_values(data)
+    )
+    line = f"{clock} #{event['seq']} {clean(event['instance'] or '-'):<12} {bold(clean(event['type']))} {said}"
     return f"{line.rstrip()}\n"
+
+
+def _change(data: dict[str, Any]) -> str:
+    """``active (running), was waiting-ready``, with the cause where there is one."""
+    if not data.keys() >= {"state", "substate"}:
+        return key_values(data)
+    said = f"{paint(clean(data['state']), data['state'])} ({clean(data['substate'])})"
+    if data.get("previous"):
+        said += f", was {clean(data['previous'])}"
+    cause = data.get("cause")
+    if isinstance(cause, dict):
+        said += ": " + clean(": ".join(str(cause[key]) for key in ("text", "detail") if cause.get(key)))
+    return said

@@ -1,7 +1,7 @@
 """``operations``: what the daemon does or did, newest first.
 
 Decides: the columns.
-Must not: wait (``wait NAME --for idle`` does).
+Must not: wait for one.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 EPILOG = """What can be waited for:
   ready        it is active: the guest runs and is ready, as its unit defines it (the default)
   agent        somebody in the guest has opened the guest agent's channel
-  idle         no operation is under way
   any state    active, inactive, failed ...
   any substate running, paused, auto-restart, crashed ...
 A wait for a VM that has failed ends at once with code 1, unless a state of a stopped VM is waited for."""
@@ -36,7 +35,7 @@ UP_WORDS = (
     *("unresponsive", "unreachable", "stopping-guest", "stopping-quit", "stopping-term", "stopping-kill", "stuck"),
 )
 #: What a VM that has failed may be, or become.
-DOWN_WORDS = ("idle", "inactive", "failed", "dead", "crashed", "start-failed", "start-limit-hit", "quarantined")
+DOWN_WORDS = ("inactive", "failed", "dead", "crashed", "start-failed", "start-limit-hit", "quarantined")
 
 
 def options(parser: Parser, verb: str) -> None:
@@ -68,8 +67,6 @@ def is_reached(instance: Instance, wanted: str) -> bool:
         reached = instance["state"] == "active"
     elif wanted == "agent":
         reached = instance["agent"]["connected"]
-    elif wanted == "idle":
-        reached = instance["operation"] is None
     else:
         reached = wanted in (instance["state"], instance["substate"])
     if not reached and instance["state"] == "failed" and wanted in UP_WORDS:
