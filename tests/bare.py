@@ -16,10 +16,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
-from tests.guests import Emulator, rom_guest
+from tests.guests import Emulator, linux_guest, rom_guest
 
 DEADLINE = 30.0
 # 0xFF, which the guest agent puts before the answer to guest-sync-delimited, as surrogateescape (PEP 383) writes it
@@ -104,6 +105,12 @@ class BareConnection:
                 self.events.append(message)
         return answer
 
+    def ask(self, name: str, arguments: dict[str, object] | None = None) -> Any:
+        """Send a command that succeeds; return what it returns."""
+        answer = self.command(name, arguments)
+        assert "return" in answer, f"{name}: {answer}"
+        return answer["return"]
+
     def event(self, name: str) -> dict[str, object]:
         """The oldest event of that name that nobody asked for yet; waits for it to come."""
         for message in self.events:
@@ -178,27 +185,36 @@ def accelerator() -> str:
     return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
-def rom_options(accel: str) -> list[str]:
-    """The options of a smallest machine that runs the ROM guest; its console is yet to be given."""
+SMALLEST = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-machine", "q35"]
+
+
+def rom_options(accel: str = "") -> list[str]:
+    """The options of a smallest machine that runs the ROM guest, by default on what `accelerator` finds."""
+    accel = accel or accelerator()
     # any processor will do for TCG, and `host` is more than a nested KVM can give
     processor = ["-cpu", "kvm64"] if accel == "kvm" else []
-    base = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-machine", "q35", "-m", "16"]
-    return [*base, "-accel", accel, *processor, "-bios", str(rom_guest())]
+    return [*SMALLEST, "-m", "16", "-accel", accel, *processor, "-bios", str(rom_guest())]
+
+
+def linux_options() -> list[str]:
+    """The options of a smallest machine that runs the Linux guest, which needs a stock processor and so TCG."""
+    guest = linux_guest()
+    boot = ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", guest.append]
+    return [*SMALLEST, "-m", "128", "-accel", "tcg", *boot]
 
 
 @contextlib.contextmanager
-def bare_machine(directory: Path, *options: str, emulator: Emulator, accel: str = "") -> Iterator[BareMachine]:
-    """Run the ROM guest on a bare QEMU until it has said that it is ready.
+def bare_machine(directory: Path, *options: str, emulator: Emulator) -> Iterator[BareMachine]:
+    """Run a machine with a serial console, and connect to its monitor.
 
     Args:
         directory: for its socket and, as evidence, ``qmp.log``, ``console.log``, ``stderr`` and ``argv``.
-        options: further ones.
+        options: all but those of the monitor and the console, such as `rom_options` gives.
         emulator: the QEMU.
-        accel: ``kvm`` or ``tcg``; by default what `accelerator` finds.
     """
     console = BareConsole()
     serial = f"socket,id=serial,fd={console.fd},logfile={directory}/console.log"
-    given = [*rom_options(accel or accelerator()), "-chardev", serial, "-serial", "chardev:serial", *options]
+    given = [*options, "-chardev", serial, "-serial", "chardev:serial"]
     with (
         contextlib.closing(console),
         (directory / "qmp.log").open("a", buffering=1, errors="surrogateescape") as log,
@@ -206,8 +222,6 @@ def bare_machine(directory: Path, *options: str, emulator: Emulator, accel: str 
         BareConnection(directory / "qmp.sock", lambda side, text: print(side, text, file=log)) as monitor,
     ):
         monitor.negotiate()
-        if "-S" not in options:
-            console.read_until(b"ready\r\n")
         yield BareMachine(process=process, monitor=monitor, console=console)
 
 

@@ -1,0 +1,138 @@
+"""What every other real test stands on: the guests on each QEMU, and the fixture that finds leftovers."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests import leftovers
+from tests.bare import BareConnection, bare_machine, linux_options, rom_options
+from tests.guests import Emulator
+from tests.waiting import poll_until
+
+
+@pytest.mark.user
+def test_rom_guest_powers_off(root_dir: Path, qemu: Emulator) -> None:
+    """The ROM guest echoes what is typed and powers off when the power button is pressed."""
+    with bare_machine(root_dir, *rom_options(), emulator=qemu) as machine:
+        machine.console.read_until(b"boot 1\r\nready\r\n")
+        machine.console.write(b"hello")
+        machine.console.read_until(b"hello")
+        machine.monitor.command("system_powerdown", until=["SHUTDOWN"])
+        assert machine.monitor.ask("query-status")["status"] == "shutdown"
+
+
+@pytest.mark.user
+def test_rom_guest_obeys_keys(root_dir: Path, qemu: Emulator) -> None:
+    """The ROM guest resets, counting its boots, shows an NMI, and panics when told to."""
+    with bare_machine(root_dir, *rom_options(), "-device", "pvpanic", emulator=qemu) as machine:
+        machine.console.read_until(b"ready\r\n")
+        machine.console.write(b"R")
+        machine.console.read_until(b"boot 2\r\nready\r\n")
+        machine.monitor.event("RESET")
+        machine.monitor.command("inject-nmi")
+        machine.console.read_until(b"nmi\r\n")
+        machine.console.write(b"P")
+        machine.monitor.event("GUEST_PANICKED")
+
+
+def test_linux_guest_is_complete(root_dir: Path, qemu: Emulator) -> None:
+    """The Linux guest has a shell, an agent, an address and a web server, and obeys the power button."""
+    agent = ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
+    agent += ["-chardev", f"socket,id=agent,path={root_dir}/agent.sock,server=on,wait=off"]
+    nic = ["-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:80", "-device", "virtio-net-pci,netdev=net"]
+    with bare_machine(root_dir, *linux_options(), *agent, *nic, emulator=qemu) as machine:
+        machine.console.read_until(b"guest ready")
+        machine.console.write(b"expr 6 '*' 7\n")
+        machine.console.read_until(b"\n42\r\n")
+        with BareConnection(root_dir / "agent.sock") as channel:
+            assert channel.ask("guest-ping") == {}
+            poll_until(lambda: "10.0.2.15" in str(channel.ask("guest-network-get-interfaces")), "a lease")
+        usernet = machine.monitor.ask("human-monitor-command", {"command-line": "info usernet"})
+        port = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", usernet)
+        assert port
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/", timeout=10) as answer:
+            assert answer.read() == b"hello from the guest\n"
+        machine.monitor.command("system_powerdown", until=["SHUTDOWN"])
+        # a killed QEMU would leave the agent's socket behind
+        machine.monitor.ask("quit")
+        machine.process.wait(10)
+
+
+# Leftovers
+
+
+def shell(script: str, *, cwd: Path) -> subprocess.Popen[bytes]:
+    """A shell without our mark in its environment."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script], env={"PATH": os.environ["PATH"]}, cwd=cwd, stdout=subprocess.PIPE
+    )
+
+
+def orphan(redirection: str, *, cwd: Path) -> leftovers.Process:
+    """A process of another session whose parent is gone, with one file open."""
+    with shell(f"setsid sleep 61 {redirection} >/dev/null & echo $!", cwd=cwd) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+    poll_until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0061\0", "the orphan's exec")
+    return next(process for process in leftovers.processes() if process.pid == pid)
+
+
+@pytest.mark.user
+def test_forgotten_child_is_named_and_ended(session: leftovers.Session, root_dir: Path) -> None:
+    """A child that a test forgot is named by its command line, and dead afterwards."""
+    before = leftovers.take()
+    with shell("exec sleep 61", cwd=Path("/")) as child:
+        words = leftovers.clear(before, session, root_dir, seconds=0.1)
+        assert f"process {child.pid}: sleep 61" in words
+        assert child.wait(5) == -9
+
+
+@pytest.mark.user
+def test_orphan_is_known_by_its_open_files(session: leftovers.Session, root_dir: Path) -> None:
+    """A process that left our family and cleared its environment is known by a file it has open."""
+    before = leftovers.take()
+    (root_dir / "open").touch()
+    found = orphan(f"<{root_dir}/open", cwd=Path("/"))
+    assert leftovers.clear(before, session, root_dir, seconds=0) == [f"process {found.pid}: sleep 61"]
+    assert found not in leftovers.processes()
+
+
+@pytest.mark.user
+def test_strangers_are_left_alone(session: leftovers.Session, root_dir: Path) -> None:
+    """A process that came during the test and has nothing to do with it is neither named nor ended."""
+    before = leftovers.take()
+    found = orphan("</dev/null", cwd=Path("/"))
+    assert leftovers.clear(before, session, root_dir, seconds=0) == []
+    assert found in leftovers.processes()
+    found.end()
+
+
+@pytest.mark.user
+def test_descriptors_and_sockets_are_named(session: leftovers.Session, root_dir: Path) -> None:
+    """A descriptor left open and a socket left in the test's directory are named, and the socket is removed."""
+    before = leftovers.take()
+    leaked = os.open("/dev/null", os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root_dir / "left.sock"))
+    try:
+        words = leftovers.clear(before, session, root_dir, seconds=0)
+    finally:
+        os.close(leaked)
+    assert words == [f"file {root_dir}/left.sock", f"descriptor {leaked} -> /dev/null"]
+    assert not list(root_dir.iterdir())
+
+
+@pytest.mark.root
+def test_interfaces_are_named_and_removed(session: leftovers.Session, root_dir: Path) -> None:
+    """An interface left behind is named, and removed when its name is one of ours."""
+    before = leftovers.take()
+    subprocess.run(["ip", "link", "add", "qs-left", "type", "bridge"], check=True, timeout=10)
+    assert leftovers.clear(before, session, root_dir, seconds=0) == ["interface qs-left"]
+    assert not leftovers.left(before, session, root_dir)
