@@ -3,7 +3,8 @@
 Decides: which combinations are contradictions on every host and every QEMU.
 Must not: look at the host, at QEMU's capabilities or at other units; what depends on those is `qsup.plan`'s to refuse.
 
-Each rule is a function in `_RULES` that yields one `Finding` per contradiction.
+Each rule is a function in `RULES` that yields one `Finding` per contradiction; its docstring is its line in the unit
+reference.
 """
 
 from __future__ import annotations
@@ -12,8 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from qsup.unit.effective import effective_bus, effective_max_vcpus, effective_video, machine_family
-from qsup.unit.model import DiskSection, NicSection, Unit
+from qsup.unit.model import (
+    DiskSection,
+    NicSection,
+    Unit,
+    effective_bus,
+    effective_max_vcpus,
+    effective_video,
+    machine_family,
+)
 from qsup.unit.quantity import alternatives, format_duration, shown
 from qsup.unit.tree import Key
 
@@ -40,27 +48,29 @@ def check(unit: Unit, name: str = "") -> list[Finding]:
         unit: a unit whose values are each of their kind.
         name: the VM's name, against which ``after`` and its like are checked.
     """
-    return [finding for rule in _RULES for finding in rule(unit)] + list(_relations(unit, name))
+    return [*(finding for rule in RULES for finding in rule(unit)), *relations(unit, name)]
 
 
-def _relations(unit: Unit, name: str) -> Iterator[Finding]:
+def relations(unit: Unit, name: str) -> Iterator[Finding]:
+    """A VM does not name itself, and names no other both `after` and `before`, or both in `conflicts` and wanted."""
     section = unit.unit
-    relations = {
+    named = {
         "after": section.after,
         "before": section.before,
         "requires": section.requires,
         "wants": section.wants,
         "conflicts": section.conflicts,
     }
-    for relation, others in relations.items():
+    for relation, others in named.items():
         if name in others:
             yield Finding("names the VM itself", [("unit", relation)])
     for one, other in (("after", "before"), ("conflicts", "requires"), ("conflicts", "wants")):
-        for both in sorted(set(relations[one]) & set(relations[other])):
+        for both in sorted(set(named[one]) & set(named[other])):
             yield Finding(f"{both!r} is in both {one} and {other}", [("unit", one), ("unit", other)])
 
 
 def _service(unit: Unit) -> Iterator[Finding]:
+    """`restart-max-delay` is not shorter than `restart-delay`; `stop-methods` names at least one, and none twice."""
     service = unit.service
     if service.restart_max_delay < service.restart_delay:
         longest, first = format_duration(service.restart_max_delay), format_duration(service.restart_delay)
@@ -74,6 +84,7 @@ def _service(unit: Unit) -> Iterator[Finding]:
 
 
 def _ready(unit: Unit) -> Iterator[Finding]:
+    """`ready` waits only for what the VM has: an agent, a console, a TCP forward to that port."""
     ready, key = unit.service.ready, ("service", "ready")
     if ready.on == "agent" and not unit.agent.enabled:
         yield Finding("waits for the guest agent, but the agent is disabled", [key, ("agent", "enabled")])
@@ -86,6 +97,7 @@ def _ready(unit: Unit) -> Iterator[Finding]:
 
 
 def _boot(unit: Unit) -> Iterator[Finding]:
+    """`initrd` and `append` come with a `kernel`."""
     machine = unit.machine
     for name, value in (("initrd", machine.initrd), ("append", machine.append)):
         if value and not machine.kernel:
@@ -93,6 +105,7 @@ def _boot(unit: Unit) -> Iterator[Finding]:
 
 
 def _processors(unit: Unit) -> Iterator[Finding]:
+    """`max-vcpus` is not less than `vcpus`; the topology makes up exactly that many."""
     cpu, topology = unit.cpu, unit.cpu.topology
     counts = [("cpu", "max-vcpus"), ("cpu", "vcpus")]
     if 0 < cpu.max_vcpus < cpu.vcpus:
@@ -111,7 +124,7 @@ def _processors(unit: Unit) -> Iterator[Finding]:
 
 
 def _ids(unit: Unit) -> Iterator[Finding]:
-    """QEMU has one name space for them all; within one array, files merge by id, so that none can be there twice."""
+    """The ids of disks, NICs and devices are all different."""
     tables = {
         "disk": [disk.id for disk in unit.disks],
         "nic": [nic.id for nic in unit.nics],
@@ -126,6 +139,7 @@ def _ids(unit: Unit) -> Iterator[Finding]:
 
 
 def _boot_order(unit: Unit) -> Iterator[Finding]:
+    """A `bootindex` is given once."""
     owners: dict[int, str] = {}
     entries: Iterable[tuple[str, DiskSection | NicSection]] = [
         *(("disk", disk) for disk in unit.disks),
@@ -140,6 +154,7 @@ def _boot_order(unit: Unit) -> Iterator[Finding]:
 
 
 def _disks(unit: Unit) -> Iterator[Finding]:
+    """A disk has a `path` (an empty `cdrom` has none), and what it asks of its bus and its image is possible there."""
     for disk in unit.disks:
         key = ("disk", disk.id)
         yield from _image(disk, key)
@@ -179,6 +194,7 @@ def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
 
 
 def _shared_paths(unit: Unit) -> Iterator[Finding]:
+    """No two disks write to one image, unless both are `shareable`."""
     owners: dict[str, DiskSection] = {}
     for disk in unit.disks:
         other = owners.setdefault(disk.path, disk)
@@ -196,6 +212,7 @@ def _reads_only(disk: DiskSection) -> bool:
 
 
 def _nics(unit: Unit) -> Iterator[Finding]:
+    """A `tap` or `bridge` NIC has a `bridge`, a `user` NIC has none; `forward` is for `user` NICs."""
     for nic in unit.nics:
         key = ("nic", nic.id)
         bridge = [(*key, "bridge"), (*key, "type")]
@@ -212,6 +229,7 @@ def _nics(unit: Unit) -> Iterator[Finding]:
 
 
 def _forwards(unit: Unit) -> Iterator[Finding]:
+    """A port of the host is forwarded once."""
     taken: dict[tuple[str, int], dict[str, str]] = {}
     for nic in unit.nics:
         for forward in nic.forward:
@@ -232,6 +250,7 @@ def _holder(owners: dict[str, str], address: str) -> str:
 
 
 def _screen(unit: Unit) -> Iterator[Finding]:
+    """A display has a graphics card to show."""
     video, keys = effective_video(unit), [("display", "video"), ("display", "type")]
     if unit.display.type != "none" and video == "none":
         yield Finding(f"a {unit.display.type} display needs a graphics card", keys)
@@ -239,7 +258,7 @@ def _screen(unit: Unit) -> Iterator[Finding]:
         yield Finding(f"microvm has no PCI bus for {video}", [*keys, ("machine", "type")])
 
 
-_RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
+RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _service,
     _ready,
     _boot,

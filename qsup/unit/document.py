@@ -107,7 +107,7 @@ def _syntax_error(text: str, message: str) -> tuple[int, str]:
     position = _POSITION.search(message)
     if position is None:
         return 0, message
-    line = int(position[1]) if position[1] else max(len(text.splitlines()), 1)
+    line = int(position[1]) if position[1] else text.rstrip("\n").count("\n") + 1
     bare = message[: position.start()]
     at_end = "" if position[1] else " before the end of the file"
     return line, f"not TOML: {bare[:1].lower()}{bare[1:200]}{at_end}"

@@ -115,6 +115,13 @@ def _masks(status: os.stat_result) -> bool:
     return False
 
 
+def name_errors(path: Path, name: str) -> tuple[Diagnostic, ...]:
+    """What is wrong with the name of a unit that a file is named after."""
+    if is_instance_name(name) or is_template_name(name):
+        return ()
+    return (Diagnostic(printable(path), 0, "", f"'{printable(name)}' is not a valid unit name: {NAME_RULE}"),)
+
+
 def find_unit(name: str, dirs: Sequence[Path], read: Read = read_file) -> UnitFiles | None:
     """The files of one unit.
 
@@ -130,12 +137,7 @@ def find_unit(name: str, dirs: Sequence[Path], read: Read = read_file) -> UnitFi
     document = read(main) if main else None
     if document is None:
         return None
-    documents = [document]
-    try:
-        documents += filter(None, map(read, dropin_files(name, dirs)))
-    except OSError as error:
-        documents.append(_unreadable(Path(error.filename), os.strerror(error.errno or errno.EIO)))
-    return UnitFiles(name=name, documents=tuple(documents))
+    return UnitFiles(name=name, documents=(document, *dropins(name, dirs, read)))
 
 
 def _main_file(name: str, dirs: Sequence[Path]) -> Path | None:
@@ -147,28 +149,30 @@ def _main_file(name: str, dirs: Sequence[Path]) -> Path | None:
     return None
 
 
-def dropin_files(name: str, dirs: Sequence[Path]) -> list[Path]:
-    """The drop-ins of one unit in the order in which they apply, masking ones included.
+def dropins(name: str, dirs: Sequence[Path], read: Read = read_file) -> tuple[Document, ...]:
+    """The drop-ins of one unit, in the order in which they apply; a folder that cannot be read is one with an error.
 
     Of several with one file name the one of the most specific folder counts (``web@blue.toml.d`` before
     ``web@.toml.d``), and among those the one of the latest directory.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
     chosen: dict[str, Path] = {}
+    unreadable: list[Document] = []
     for folder in dict.fromkeys((template_of(name), name)):
         for directory in dirs if folder else ():
             here = directory / f"{folder}{DROPIN_SUFFIX}"
-            chosen |= {file: here / file for file in _toml_files(here)}
-    return [chosen[file] for file in sorted(chosen)]
+            try:
+                chosen |= {file: here / file for file in os.listdir(here) if _is_toml(file)}
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                unreadable.append(_unreadable(here, os.strerror(error.errno or errno.EIO)))
+    documents = (read(chosen[file]) for file in sorted(chosen))
+    return (*(document for document in documents if document is not None), *unreadable)
 
 
-def _toml_files(directory: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(directory) if name.endswith(SUFFIX) and not name.startswith(".")]
-    except FileNotFoundError:
-        return []
+def _is_toml(file: str) -> bool:
+    # a hidden file is an editor's, or one that is being written
+    return file.endswith(SUFFIX) and not file.startswith(".")
 
 
 def list_names(dirs: Sequence[Path]) -> Names:
@@ -188,24 +192,18 @@ def list_names(dirs: Sequence[Path]) -> Names:
             diagnostics.append(Diagnostic(printable(directory), 0, "", message))
             continue
         for file in files:
-            name = _unit_name(file)
+            name = unit_name_of(file)
             if name is None:
                 continue
-            if is_instance_name(name) or is_template_name(name):
-                found.add(name)
+            if misnamed := name_errors(directory / file, name):
+                diagnostics += misnamed
             else:
-                diagnostics.append(_misnamed(directory / file, name))
+                found.add(name)
     return Names(units=tuple(sorted(found)), diagnostics=tuple(diagnostics))
 
 
-def _unit_name(file: str) -> str | None:
-    """The unit that a file or folder of drop-ins is named after; ``None`` for what is neither."""
-    for suffix in (SUFFIX, DROPIN_SUFFIX):
-        # a hidden file is an editor's, or one that is being written
-        if file.endswith(suffix) and not file.startswith("."):
-            return file.removesuffix(suffix)
-    return None
-
-
-def _misnamed(path: Path, name: str) -> Diagnostic:
-    return Diagnostic(printable(path), 0, "", f"'{printable(name)}' is not a valid unit name: {NAME_RULE}")
+def unit_name_of(file: str) -> str | None:
+    """The unit that a file or folder of drop-ins is named after, valid or not; ``None`` for what is neither."""
+    if _is_toml(file):
+        return file.removesuffix(SUFFIX)
+    return file.removesuffix(DROPIN_SUFFIX) if file.endswith(DROPIN_SUFFIX) and not file.startswith(".") else None

@@ -27,7 +27,6 @@ _NAME = re.compile(NAME_PATTERN)
 _INSTANCE = re.compile(INSTANCE_PATTERN)
 # a tab is harmless; a newline in an argument, a log line or a listing is not
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_PLAIN_PATTERN = r"^[^\x00-\x08\x0a-\x1f\x7f]*$"
 
 
 def is_instance_name(text: str) -> bool:
@@ -91,8 +90,8 @@ def _boolean(value: object) -> bool:
     return value
 
 
-STRING = Kind(word="string", parse=_text, schema={"type": "string", "pattern": _PLAIN_PATTERN})
-PATH = Kind(word="path", parse=_filled, schema={"type": "string", "pattern": _PLAIN_PATTERN, "minLength": 1})
+STRING = Kind(word="string", parse=_text, schema={"type": "string"})
+PATH = Kind(word="path", parse=_filled, schema={"type": "string", "minLength": 1})
 BOOLEAN = Kind(word="boolean", parse=_boolean, schema={"type": "boolean"})
 
 
@@ -130,7 +129,8 @@ def integer(minimum: int, maximum: int) -> Kind:
             raise ValueError(f"must be from {minimum} to {maximum}, not {shown(value)}")
         return value
 
-    return Kind(word="integer", parse=parse, schema={"type": "integer", "minimum": minimum, "maximum": maximum})
+    schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
+    return Kind(word=f"{minimum} to {maximum}", parse=parse, schema=schema)
 
 
 def choice(*words: str) -> Kind:
@@ -216,7 +216,7 @@ def duration(minimum: float = 0.0, maximum: float = 365 * 86400.0) -> Kind:
             raise ValueError(f"must be from {bounds}, not {shown(value)}")
         return seconds
 
-    schema = {"type": "string", "pattern": f"^[ \\t]*{quantity.DURATION_PATTERN}[ \\t]*$"}
+    schema = {"type": "string", "pattern": r"^([ \t]*[0-9]+(\.[0-9]+)?[ \t]*[a-zµμ]+)+[ \t]*$"}
     return Kind(word="time", parse=parse, format=quantity.format_duration, schema=schema)
 
 

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from qsup.errors import Diagnostic, NoSuchUnit, UnitError
 from qsup.unit.compose import compose
 from qsup.unit.document import read_document
-from qsup.unit.files import SUFFIX, UnitFiles, find_unit, list_names, printable, read_file
+from qsup.unit.files import SUFFIX, UnitFiles, dropins, find_unit, list_names, name_errors, printable, read_file
 from qsup.unit.kinds import NAME_RULE, is_instance_name, is_template_name
 from qsup.unit.model import Unit
 from qsup.unit.quantity import shown
@@ -141,13 +141,11 @@ def check_text(
         context: what its specifiers stand for.
         dirs: the search path whose drop-ins apply to it.
     """
-    if not (is_instance_name(name) or is_template_name(name)):
-        return (Diagnostic(f"{printable(name)}{SUFFIX}", 0, "", f"not a valid unit name: {NAME_RULE}"),)
+    if misnamed := name_errors(Path(f"{name}{SUFFIX}"), name):
+        return misnamed
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     document = read_document(f"{name}{SUFFIX}", data)
-    existing = find_unit(name, dirs)
-    dropins = existing.documents[1:] if existing else ()
-    return compose((document, *dropins), evolve(context, name=name)).diagnostics
+    return compose((document, *dropins(name, dirs)), evolve(context, name=name)).diagnostics
 
 
 def _loaded(files: UnitFiles, context: SpecifierContext) -> tuple[LoadedUnit | None, tuple[Diagnostic, ...]]:

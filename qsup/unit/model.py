@@ -1,7 +1,8 @@
 """What a unit can say: the frozen model of a unit file, with the meaning of every key beside it.
 
-Decides: sections, keys, defaults, each key's kind, its documentation, QEMU's name for it, and when a change of it takes
-effect. The parser, the JSON Schema and ``docs/units.md`` are made from this and nothing else.
+Decides: sections, keys, defaults (those that hang on another key too), each key's kind, its documentation, QEMU's name
+for it, and when a change of it takes effect. The parser, the JSON Schema and ``docs/units.md`` are made from this and
+nothing else.
 Must not: parse text, resolve paths, look at the host, or hold anything that is not in a unit file.
 
 A field's TOML name is its Python name with ``-`` for ``_``; plural fields that hold arrays of tables give theirs
@@ -13,6 +14,7 @@ Long because it is one table: everything there is to know of every key, in the o
 from __future__ import annotations
 
 import enum
+import re
 from typing import Any
 
 import attrs
@@ -481,3 +483,35 @@ class Unit:
     agent: AgentSection = _section(AgentSection, "The guest agent's channel.")
     display: DisplaySection = _section(DisplaySection, "The screen.")
     qemu: QemuSection = _section(QemuSection, "The escape hatch.")
+
+
+# What a unit leaves open when another key decides it, in one place for everyone
+
+_FAMILIES = (("q35", r"(pc-)?q35(-.*)?"), ("pc", r"pc(-i440fx-.*)?"), ("microvm", r"microvm"))
+
+
+def machine_family(machine_type: str) -> str:
+    """``q35``, ``pc`` or ``microvm`` for an alias or versioned machine type of that family, else ``""``."""
+    for family, pattern in _FAMILIES:
+        if re.fullmatch(pattern, machine_type):
+            return family
+    return ""
+
+
+def effective_bus(unit: Unit, disk: DiskSection) -> str:
+    """How the disk is attached: its ``bus``, else ``virtio``, else for a CD drive what the machine has."""
+    if disk.bus:
+        return disk.bus
+    if disk.type != "cdrom":
+        return "virtio"
+    return {"q35": "sata", "pc": "ide"}.get(machine_family(unit.machine.type), "scsi")
+
+
+def effective_video(unit: Unit) -> str:
+    """The graphics card: ``video``, else ``std`` with a display and ``none`` without."""
+    return unit.display.video or ("none" if unit.display.type == "none" else "std")
+
+
+def effective_max_vcpus(unit: Unit) -> int:
+    """``max-vcpus``, else as many as ``vcpus``."""
+    return unit.cpu.max_vcpus or unit.cpu.vcpus

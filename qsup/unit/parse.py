@@ -7,9 +7,10 @@ Must not: compare keys with each other (`qsup.unit.check`), or know of other fil
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
 from attrs import evolve, frozen
 
 from qsup.errors import Diagnostic
@@ -70,12 +71,32 @@ def parse_document(document: Document, context: SpecifierContext) -> tuple[Table
     return table, (*document.diagnostics, *reader.diagnostics)
 
 
-class _Reader:
-    """One pass over one document."""
+def unit_from_values(values: Mapping[str, Any]) -> Unit:
+    """The unit that `qsup.unit.write.values_of` was given.
 
-    def __init__(self, document: Document, context: SpecifierContext) -> None:
+    Specifiers are expanded already, and keys that this version does not know are passed over: another version of the
+    daemon may have written them.
+
+    Raises:
+        ValueError: with the first value that is not of its key's kind.
+    """
+    document = Document(file="", text="", values=values)
+    reader = _Reader(document, None, ignore_unknown=True)
+    builder = Builder()
+    unit = builder.build(Unit, reader.table(Unit, document.values, _Place()), ())
+    for diagnostic in (*reader.diagnostics, *builder.missing):
+        raise ValueError(f"{diagnostic.key}: {diagnostic.message}")
+    assert isinstance(unit, Unit)
+    return unit
+
+
+class _Reader:
+    """One pass over one document; without a context, specifiers are left as they are."""
+
+    def __init__(self, document: Document, context: SpecifierContext | None, *, ignore_unknown: bool = False) -> None:
         self.document = document
         self.context = context
+        self.ignore_unknown = ignore_unknown
         self.diagnostics: list[Diagnostic] = []
 
     def report(self, place: _Place, message: str) -> None:
@@ -98,18 +119,18 @@ class _Reader:
                 _, nested, section = sections[name]
                 read = self.entries if section.many else self.section
                 items[name] = read(nested, value, inner)
-            else:
+            elif not self.ignore_unknown:
                 self.report(inner, _unknown(cls, name, value))
         return Table(origin=self.origin(place), items=items)
 
     def leaf(self, facts: KeyFacts, value: Any, place: _Place) -> Leaf:
         """The value, or a broken leaf; a template's value that awaits its instance is broken without being an error."""
         try:
-            if facts.kind.specifiers:
+            if self.context and facts.kind.specifiers:
                 value = expand(value, self.context)
             return Leaf(value=facts.kind.parse(value), origin=self.origin(place))
         except ValueError as error:
-            if not awaits_instance(value, self.context):
+            if not (self.context and awaits_instance(value, self.context)):
                 self.report(place, str(error))
         return Leaf(value=None, origin=self.origin(place), broken=True)
 
@@ -163,7 +184,7 @@ class _Reader:
             self.report(where, "the key 'id' is missing")
             return ""
         try:
-            name = expand(entry["id"], self.context)
+            name = expand(entry["id"], self.context) if self.context else entry["id"]
         except ValueError:
             # reported with the key itself
             return ""
@@ -174,6 +195,40 @@ class _Reader:
             self.report(where, f"the id {shown(name)} is taken: line {line} has it already")
             return ""
         return name
+
+
+class Builder:
+    """Turns a tree into model objects; what is broken is left out, what is missing is reported."""
+
+    def __init__(self) -> None:
+        self.missing: list[Diagnostic] = []
+        self.missing_keys: list[Key] = []
+
+    def build(self, cls: type[Any], table: Table, key: Key) -> Any:
+        """A model object, or ``None`` when a required key of it is missing or broken."""
+        values: dict[str, Any] = {}
+        complete = True
+        for name, (attribute, _) in keys_of(cls).items():
+            leaf = table.items.get(name)
+            if isinstance(leaf, Leaf) and not leaf.broken:
+                values[attribute.name] = leaf.value
+            elif attribute.default is attrs.NOTHING:
+                complete = False
+                if leaf is None:
+                    self._report_missing(table, key, name)
+        for name, (attribute, nested, _) in sections_of(cls).items():
+            match table.items.get(name):
+                case Table() as inner:
+                    values[attribute.name] = self.build(nested, inner, (*key, name))
+                case Entries() as entries:
+                    built = [self.build(nested, inner, (*key, name, id_)) for id_, inner in entries.items.items()]
+                    values[attribute.name] = tuple(entry for entry in built if entry is not None)
+        return cls(**values) if complete else None
+
+    def _report_missing(self, table: Table, key: Key, name: str) -> None:
+        document, path = table.origin.document, table.origin.path
+        self.missing.append(document.diagnostic(path, key, f"the key {name!r} is missing"))
+        self.missing_keys.append(key)
 
 
 def _header(path: Path, *, many: bool) -> str:

@@ -40,8 +40,7 @@ _SPELLINGS = {
 _MAX_MICROSECONDS = 10**15
 _UNIT_OF = {spelling: unit for unit, others in _SPELLINGS.items() for spelling in (unit, *others)}
 _STEP = r"[0-9]{1,12}(\.[0-9]{1,12})?[ \t]*(" + "|".join(sorted(_UNIT_OF, key=len, reverse=True)) + ")"
-DURATION_PATTERN = rf"{_STEP}([ \t]*{_STEP})*"
-_DURATION = re.compile(DURATION_PATTERN)
+_DURATION = re.compile(rf"{_STEP}([ \t]*{_STEP})*")
 _DURATION_STEP = re.compile(r"([0-9]+)(?:\.([0-9]+))?[ \t]*([^0-9.\s]+)")
 
 #: The kernel's own bound for x86-64 (CONFIG_NR_CPUS).
