@@ -162,7 +162,7 @@ class CgroupTree:
     """
 
     def __init__(self, tag: str, *, hierarchies: Hierarchies | None = None) -> None:
-        self._tag = tag
+        self.tag = tag
         self._own = hierarchies or detect()
 
     def create(self, name: str) -> Cgroup:
@@ -172,7 +172,7 @@ class CgroupTree:
         made: list[Path] = []
         refused: list[str] = []
         for top in tops:
-            path = top / self._tag / name
+            path = top / self.tag / name
             reason = _make(path, top)
             if reason:
                 refused.append(f"{path}: {reason}")

@@ -77,12 +77,12 @@ def parse_qcow2(area: bytes) -> Qcow2Header:
     """Parse the first cluster of a qcow2 image.
 
     Args:
-        area: its first `header_area` bytes, or fewer if the file ends before.
+        area: at least its first `header_area` bytes, or fewer if the file ends before.
 
     Raises:
         HeaderError: the header is corrupt, encrypted, or asks for features that are not known.
     """
-    header_area(area)
+    area = area[: header_area(area)]
     _, version, backing_offset, backing_size, _, size, encryption = _V2.unpack_from(area)
     incompatible, length = 0, 72
     if version == 3:

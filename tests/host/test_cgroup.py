@@ -1,0 +1,212 @@
+"""Tests of `qsup.host.cgroup`: a cgroup per VM, on the hierarchies that are really mounted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from qsup.errors import HostError
+from qsup.host import cgroup
+from qsup.host.cgroup import Cgroup, CgroupTree, Hierarchies, parse_hierarchies
+from qsup.host.process import Credentials, Process, spawn
+from tests.waiting import wait_until
+
+V2_MOUNT = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+HYBRID_MOUNTS = """\
+24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+31 24 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 24 0:27 / /sys/fs/cgroup/memory rw shared:7 - cgroup cgroup rw,memory
+33 24 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+34 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+35 24 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+HYBRID_MEMBERSHIP = "5:pids:/x\n4:memory:/user.slice\n3:cpu,cpuacct:/\n1:name=systemd:/y\n0::/user.slice/s:1.scope\n"
+
+
+def test_unified_host() -> None:
+    """On a host of version 2 the daemon's own cgroup is the one place."""
+    found = parse_hierarchies(V2_MOUNT, "0::/system.slice/qsupd.service\n")
+    assert found == Hierarchies(unified=Path("/sys/fs/cgroup/system.slice/qsupd.service"))
+
+
+def test_hybrid_host() -> None:
+    """Beside the unified tree, controllers of version 1 are used where they are mounted, joined ones once."""
+    found = parse_hierarchies(HYBRID_MOUNTS, HYBRID_MEMBERSHIP)
+    assert found.unified == Path("/sys/fs/cgroup/unified/user.slice/s:1.scope")
+    assert found.v1 == {
+        "cpu": Path("/sys/fs/cgroup/cpu,cpuacct"),
+        "cpuacct": Path("/sys/fs/cgroup/cpu,cpuacct"),
+        "memory": Path("/sys/fs/cgroup/memory/user.slice"),
+    }
+
+
+def test_container_sees_part_of_the_tree() -> None:
+    """Where only a part of the tree is mounted, paths count from there."""
+    found = parse_hierarchies(V2_MOUNT.replace(" / /sys", " /docker/abc /sys"), "0::/docker/abc/inner\n")
+    assert found.unified == Path("/sys/fs/cgroup/inner")
+
+
+def test_host_without_cgroups() -> None:
+    """Without any hierarchy a VM has no cgroup, and the reason is told; nothing fails."""
+    found = parse_hierarchies("", "0::/\n")
+    made = CgroupTree("qsup-test", hierarchies=found).create("web")
+    assert made.paths == ()
+    assert made.absence == "without a cgroup of its own in: no cgroup hierarchy is mounted"
+    assert made.members() == frozenset()
+    assert made.stats() == cgroup.CgroupStats()
+
+
+async def test_absent_cgroup_does_nothing() -> None:
+    """What has no directory is killed and removed without an error."""
+    absent = Cgroup(absence="none here")
+    await absent.kill()
+    await absent.remove()
+
+
+def test_undelegated_tree_is_an_absence(tmp_path: Path) -> None:
+    """A tree that may not be used gives an absence that names the place and the reason."""
+    own = tmp_path / "absent"
+    made = CgroupTree("qsup-test", hierarchies=Hierarchies(unified=own)).create("web")
+    assert made.paths == ()
+    assert made.absence == f"without a cgroup of its own in: {own}/qsup-test/web: not delegated to this user"
+
+
+@pytest.fixture
+def tree() -> Iterator[CgroupTree]:
+    """A tree of our own on the real hierarchies; nothing of it may be left."""
+    hierarchies = cgroup.detect()
+    tag = f"qsup-test-{uuid.uuid4().hex[:8]}"
+    yield CgroupTree(tag, hierarchies=hierarchies)
+    tops = [top for top in (hierarchies.unified, *hierarchies.v1.values()) if top]
+    left = [path for top in tops for path in (top / tag).glob("*/")]
+    if left:
+        trio.run(clear, Cgroup(left))
+    assert not left
+
+
+async def clear(left: Cgroup) -> None:
+    """Take away what a failed test left."""
+    await left.kill()
+    await left.remove()
+
+
+async def start(made: Cgroup, script: str = "exec sleep 60") -> Process:
+    """A process in a cgroup."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    process = await spawn(
+        ["/bin/sh", "-c", script],
+        output_fd=null,
+        credentials=Credentials(uid=720_124, gid=720_124),
+        cgroups=made.paths,
+    )
+    os.close(null)
+    await wait_until(lambda: process.pid in made.members(), "the process has joined")
+    return process
+
+
+@pytest.mark.root
+async def test_process_is_in_every_hierarchy_from_its_spawn(tree: CgroupTree) -> None:
+    """The launcher joins all directories, so whatever the process does later happens inside."""
+    made = tree.create("web")
+    assert made.paths
+    assert not made.absence
+    process = await start(made)
+    assert [members(path) for path in made.paths] == [{process.pid}] * len(made.paths)
+    await made.kill()
+    with trio.fail_after(5):
+        assert (await process.wait_exit()).describe() == "signal KILL"
+    await process.aclose()
+    await made.remove()
+
+
+def members(path: Path) -> set[int]:
+    """The processes of one directory."""
+    return {int(pid) for pid in (path / "cgroup.procs").read_text().split()}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("versions", ["all", "v1", "v2"])
+async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> None:
+    """Children and what they started die too, by version 2's own means or through the freezer of version 1."""
+    hierarchies = cgroup.detect()
+    limited = {
+        "all": hierarchies,
+        "v1": attrs.evolve(hierarchies, unified=None),
+        "v2": attrs.evolve(hierarchies, v1={}),
+    }[versions]
+    made = CgroupTree(tree.tag, hierarchies=limited).create("web")
+    if not made.paths:
+        pytest.fail(f"this host mounts no cgroup {versions}")
+    process = await start(made, "(sleep 60 & sleep 60) & exec sleep 60")
+    await wait_until(lambda: len(made.members()) == 3, "all have started")
+    await made.kill()
+    with trio.fail_after(5):
+        await process.wait_exit()
+        await wait_until(lambda: not made.members(), "all are gone")
+    await process.aclose()
+    await made.remove()
+
+
+@pytest.mark.root
+async def test_busy_cgroup_is_named(tree: CgroupTree) -> None:
+    """A cgroup that does not empty is an error that names its processes, after the time given and not before."""
+    made = tree.create("web")
+    process = await start(made)
+    with pytest.raises(HostError, match=rf"did not empty within 0\.05 s \(processes: {process.pid}\)"):
+        await made.remove(seconds=0.05)
+    process.send_signal(signal.SIGKILL)
+    with trio.fail_after(5):
+        await process.wait_exit()
+    await process.aclose()
+    await made.remove()
+    await made.remove()
+
+
+@pytest.mark.root
+async def test_found_again_by_its_paths(tree: CgroupTree) -> None:
+    """A later daemon finds the cgroup by the recorded paths; once it is gone, that is an absence."""
+    made = tree.create("web")
+    process = await start(made)
+    again = tree.reopen([str(path) for path in made.paths])
+    assert again.members() == {process.pid}
+    await again.kill()
+    with trio.fail_after(5):
+        await process.wait_exit()
+    await process.aclose()
+    await again.remove()
+    assert tree.reopen([str(path) for path in made.paths]).absence == "its cgroup is gone"
+
+
+@pytest.mark.root
+async def test_two_vms_have_two_cgroups(tree: CgroupTree) -> None:
+    """Removing one VM's cgroup leaves the other's, and the common parent goes with the last."""
+    web, mail = tree.create("web"), tree.create("mail@blue")
+    await web.remove()
+    process = await start(mail)
+    await mail.kill()
+    with trio.fail_after(5):
+        await process.wait_exit()
+    await process.aclose()
+    await mail.remove()
+
+
+@pytest.mark.root
+async def test_counts_what_was_used(tree: CgroupTree) -> None:
+    """CPU time of a busy process is counted; memory where a controller counts it."""
+    made = tree.create("web")
+    process = await start(made, "while :; do :; done")
+    await wait_until(lambda: (made.stats().cpu_seconds or 0) > 0.02, "CPU time has been counted")
+    if "memory" in cgroup.detect().v1:
+        assert made.stats().memory_bytes
+    await made.kill()
+    with trio.fail_after(5):
+        await process.wait_exit()
+    await process.aclose()
+    await made.remove()
