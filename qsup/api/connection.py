@@ -114,11 +114,13 @@ class Connection:
         call = _Call(head)
         try:
             answer = await self._call_handler(call, head)
-            opening = self._opening(call, answer)
+            if isinstance(answer, UpgradeResponse):
+                return await self._upgrade(call, answer)
+            opening = self._opening(answer)
         except Exception as error:
             answer = self._answer_for(error, call)
-            opening = self._opening(call, answer)
-        self._service.on_request(call.method, call.pattern, opening.status_code, trio.current_time() - call.begun)
+            opening = self._opening(answer)
+        self._count(call, answer.status)
         await self._send(call, answer, opening)
         return await self._finish()
 
@@ -138,8 +140,11 @@ class Connection:
             call = _Call(None)
             answer = problem_response(error, call.request_id)
             self._service.on_request("", "", answer.status, 0.0)
-            await self._send(call, answer, self._opening(call, answer))
+            await self._send(call, answer, self._opening(answer))
         return False
+
+    def _count(self, call: _Call, status: int) -> None:
+        self._service.on_request(call.method, call.pattern, status, trio.current_time() - call.begun)
 
     async def _call_handler(self, call: _Call, head: Head) -> Answer:
         target = parse_target(head.target)
@@ -177,16 +182,30 @@ class Connection:
         except (TypeError, ValueError) as wrong_details:
             return self._answer_for(wrong_details, call)
 
-    def _opening(self, call: _Call, answer: Answer) -> h11.Response | h11.InformationalResponse:
+    def _opening(self, answer: Response | StreamResponse) -> h11.Response:
         """The head of an answer, checked: after this only the socket can fail."""
-        if isinstance(answer, UpgradeResponse):
-            return self._upgrade_opening(call)
         fields = list(answer.headers.items())
         if isinstance(answer, Response) and answer.status not in _BODILESS:
             fields.append(("content-length", str(len(answer.body))))
         if self._draining or self._must_close or self._http.their_state is h11.ERROR:
             fields.append(("connection", "close"))
         return h11.Response(status_code=answer.status, headers=fields, reason=_PHRASES.get(answer.status, b""))
+
+    async def _upgrade(self, call: _Call, answer: UpgradeResponse) -> bool:
+        """Become a WebSocket until its end. What is raised can still be answered: the handshake has not been."""
+        opening = self._upgrade_opening(call)
+        attached = False
+        try:
+            async with answer.attach:
+                attached = True
+                self._count(call, opening.status_code)
+                await self._put(self._bytes(opening))
+                await self._talk(call, answer)
+        except Exception as error:
+            if not attached:
+                raise
+            self._report(error, call)
+        return False
 
     def _upgrade_opening(self, call: _Call) -> h11.InformationalResponse:
         assert call.head is not None
@@ -198,19 +217,16 @@ class Connection:
         fields = [("upgrade", "websocket"), ("connection", "upgrade"), ("sec-websocket-accept", token)]
         return h11.InformationalResponse(status_code=101, headers=fields, reason=_PHRASES[101])
 
-    async def _send(self, call: _Call, answer: Answer, opening: h11.Response | h11.InformationalResponse) -> None:
+    async def _send(self, call: _Call, answer: Response | StreamResponse, opening: h11.Response) -> None:
         data = self._bytes(opening)
         if isinstance(answer, Response):
             if answer.body and call.wants_body and answer.status not in _BODILESS:
                 data += self._bytes(h11.Data(data=answer.body))
             await self._put(data + self._bytes(h11.EndOfMessage()))
-        elif isinstance(answer, StreamResponse):
+        else:
             await self._put(data)
             await self._stream(call, answer.chunks)
             await self._put(self._bytes(h11.EndOfMessage()))
-        else:
-            await self._put(data)
-            await self._talk(call, answer)
 
     def _bytes(self, event: h11.Event) -> bytes:
         return self._http.send(event) or b""

@@ -7,6 +7,7 @@ Must not: touch a socket, or know any route.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from attrs import field, frozen
@@ -126,12 +127,15 @@ class StreamResponse:
 class UpgradeResponse:
     """Continue as a WebSocket (RFC 6455).
 
-    ``handler`` is not called when the request is no valid handshake, so it alone may take what must be given back.
-    It ends when `WebSocket.receive` returns ``None``; the socket is closed after it returns (code 1000) or raises
-    (1011, with the error's text where it is a `QsupError`).
+    Args:
+        handler: ends when `WebSocket.receive` returns ``None``; the socket is closed after it returns (code 1000) or
+            raises (1011, with the error's text where it is a `QsupError`).
+        attach: what the conversation needs and must give back. Entered when the handshake is known to be valid and
+            has not been answered yet: what it raises is answered like any handler's error. Left at the end.
     """
 
     handler: Callable[[WebSocket], Awaitable[None]]
+    attach: AbstractAsyncContextManager[object] = field(factory=nullcontext)
 
 
 Answer = Response | StreamResponse | UpgradeResponse
