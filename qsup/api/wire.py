@@ -280,6 +280,12 @@ class Log(TypedDict):
     lines: list[str]
 
 
+class LogLine(TypedDict):
+    """One further line, where the log is followed."""
+
+    line: str
+
+
 class CommandLine(TypedDict):
     """QEMU's argv as it was executed, or as it would be."""
 

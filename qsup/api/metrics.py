@@ -1,0 +1,286 @@
+"""What `/metrics` says, in Prometheus' words.
+
+Decides: every metric's name, labels and source, and how requests are counted.
+Must not: ask a VM anything (it shows what the supervisor knows), or load prometheus_client before the first scrape: the
+daemon's resident size counts, and most daemons are never scraped.
+
+A scrape takes a `Snapshot` in the daemon's own task, which is quick, and has it written by a worker thread, which is
+not: a thousand VMs make tens of thousands of lines, and no VM is to wait for them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from qsup.api.backend import Backend
+from qsup.errors import QsupError
+from qsup.instance.state import Level
+from qsup.instance.view import InstanceView, StatsView
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+#: Upper bounds of the latency buckets, in seconds; one more bucket without a bound follows.
+LATENCY_BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+
+#: QAPI's BlockDeviceStats, as `StatsView.disks` names them: metric, factor to its unit, help.
+DISK_COUNTERS: Mapping[str, tuple[str, float, str]] = {
+    "rd_bytes": ("qsup_disk_read_bytes", 1, "Bytes the guest read."),
+    "wr_bytes": ("qsup_disk_written_bytes", 1, "Bytes the guest wrote."),
+    "rd_operations": ("qsup_disk_reads", 1, "Reads of the guest."),
+    "wr_operations": ("qsup_disk_writes", 1, "Writes of the guest."),
+    "flush_operations": ("qsup_disk_flushes", 1, "Flushes of the guest."),
+    "rd_total_time_ns": ("qsup_disk_read_seconds", 1e-9, "Time spent in reads."),
+    "wr_total_time_ns": ("qsup_disk_write_seconds", 1e-9, "Time spent in writes."),
+    "flush_total_time_ns": ("qsup_disk_flush_seconds", 1e-9, "Time spent in flushes."),
+    "failed_rd_operations": ("qsup_disk_failed_reads", 1, "Reads that failed."),
+    "failed_wr_operations": ("qsup_disk_failed_writes", 1, "Writes that failed."),
+}
+#: The kernel's words for a network interface, as `StatsView.nics` names them, seen from the guest.
+NIC_COUNTERS: Mapping[str, tuple[str, float, str]] = {
+    "rx_bytes": ("qsup_nic_receive_bytes", 1, "Bytes the guest received."),
+    "tx_bytes": ("qsup_nic_transmit_bytes", 1, "Bytes the guest sent."),
+    "rx_packets": ("qsup_nic_receive_packets", 1, "Packets the guest received."),
+    "tx_packets": ("qsup_nic_transmit_packets", 1, "Packets the guest sent."),
+    "rx_errors": ("qsup_nic_receive_errors", 1, "Packets towards the guest that failed."),
+    "tx_errors": ("qsup_nic_transmit_errors", 1, "Packets from the guest that failed."),
+    "rx_dropped": ("qsup_nic_receive_dropped", 1, "Packets towards the guest that were dropped."),
+    "tx_dropped": ("qsup_nic_transmit_dropped", 1, "Packets from the guest that were dropped."),
+}
+
+#: Counts by bucket (not cumulative; the last is what is beyond all bounds), and the sum in seconds.
+Latencies = tuple[Sequence[int], float]
+
+
+class Histogram:
+    """How long something took, counted in `LATENCY_BUCKETS`."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+class Traffic:
+    """What was asked of the API. Routes are counted by their pattern, so a hostile path makes no new series."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._durations: dict[tuple[str, str], Histogram] = {}
+
+    def on_request(self, method: str, pattern: str, status: int, seconds: float) -> None:
+        """Count one answered request; the HTTP server's hook."""
+        key = method, pattern, status
+        self._requests[key] = self._requests.get(key, 0) + 1
+        histogram = self._durations.get((method, pattern))
+        if histogram is None:
+            histogram = self._durations[method, pattern] = Histogram()
+        histogram.observe(seconds)
+
+    @property
+    def requests(self) -> Mapping[tuple[str, str, int], int]:
+        """Requests by method, pattern and status, as they are now."""
+        return dict(self._requests)
+
+    @property
+    def durations(self) -> Mapping[tuple[str, str], Latencies]:
+        """Durations by method and pattern, as they are now."""
+        return {key: (tuple(histogram.counts), histogram.total) for key, histogram in self._durations.items()}
+
+
+@frozen(kw_only=True)
+class Snapshot:
+    """Everything one scrape shows, taken at one moment.
+
+    Args:
+        stats: counters by instance, of those that have a process.
+        qmp: latencies by QMP command.
+        requests, durations: see `Traffic`.
+        events: how many there were in this life of the daemon.
+        problems: how many things are wrong with the daemon.
+    """
+
+    version: str
+    uptime: float
+    problems: int
+    events: int
+    instances: Sequence[InstanceView]
+    stats: Mapping[str, StatsView]
+    qmp: Mapping[str, Latencies]
+    requests: Mapping[tuple[str, str, int], int]
+    durations: Mapping[tuple[str, str], Latencies]
+
+
+def take_snapshot(backend: Backend, traffic: Traffic, *, version: str) -> Snapshot:
+    """What is known now; waits for nothing."""
+    views = backend.instances()
+    problems, uptime = backend.health()
+    return Snapshot(
+        version=version,
+        uptime=uptime,
+        problems=len(problems),
+        events=backend.event_sequence(),
+        instances=views,
+        stats={view.name: stats for view in views if (stats := _stats(backend, view)) is not None},
+        qmp=backend.qmp_latency(),
+        requests=traffic.requests,
+        durations=traffic.durations,
+    )
+
+
+def _stats(backend: Backend, view: InstanceView) -> StatsView | None:
+    if view.pid is None:
+        return None
+    try:
+        return backend.stats(view.name)
+    except QsupError:
+        return None  # a VM without counters must not take the others' away
+
+
+def exposition(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+    """The text of a scrape. Slow, and needs nothing but its arguments: for a worker thread.
+
+    Args:
+        accept: the request's Accept header; OpenMetrics is chosen where it is asked for.
+
+    Returns:
+        The text and its media type.
+    """
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    # the daemon's own CPU time, memory and descriptors, by the names that every Prometheus client uses
+    ProcessCollector(registry=registry)
+    registry.register(_Collector(snapshot))
+    encode, media = choose_encoder(accept)
+    return encode(registry), media
+
+
+class _Collector:
+    """prometheus_client's custom collector over one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _daemon(self._snapshot)
+        yield from _states(self._snapshot)
+        yield from _processes(self._snapshot)
+        stats = self._snapshot.stats
+        yield from _counters(DISK_COUNTERS, "disk", {name: view.disks for name, view in stats.items()})
+        yield from _counters(NIC_COUNTERS, "nic", {name: view.nics for name, view in stats.items()})
+        yield from _latencies(self._snapshot)
+
+
+def _daemon(snapshot: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+    yield InfoMetricFamily("qsup", "The daemon.", value={"version": snapshot.version})
+    yield GaugeMetricFamily("qsup_uptime_seconds", "How long the daemon has been up.", value=snapshot.uptime)
+    yield GaugeMetricFamily("qsup_problems", "What is wrong with the daemon; see /v1/health.", value=snapshot.problems)
+    yield CounterMetricFamily("qsup_events", "Events since the daemon's start.", value=snapshot.events)
+    requests = CounterMetricFamily(
+        "qsup_api_requests", "Requests to the API by route and status.", labels=("method", "route", "status")
+    )
+    for (method, route, status), number in snapshot.requests.items():
+        requests.add_metric((method, route, str(status)), number)
+    yield requests
+
+
+def _states(snapshot: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    total = GaugeMetricFamily("qsup_instances", "VMs by state.", labels=("state",))
+    state = GaugeMetricFamily("qsup_instance_state", "1 for the state a VM is in.", labels=("instance", "state"))
+    restarts = CounterMetricFamily("qsup_instance_restarts", "Automatic restarts of a VM.", labels=("instance",))
+    for level in Level:
+        total.add_metric((level.value,), sum(view.state.level is level for view in snapshot.instances))
+    for view in snapshot.instances:
+        for level in Level:
+            state.add_metric((view.name, level.value), float(view.state.level is level))
+        restarts.add_metric((view.name,), view.restarts)
+    yield from (total, state, restarts)
+
+
+def _processes(snapshot: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    cpu = CounterMetricFamily("qsup_instance_cpu_seconds", "CPU time of a VM's QEMU.", labels=("instance",))
+    memory = GaugeMetricFamily(
+        "qsup_instance_resident_memory_bytes", "Resident memory of a VM's QEMU.", labels=("instance",)
+    )
+    threads = GaugeMetricFamily("qsup_instance_threads", "Threads of a VM's QEMU.", labels=("instance",))
+    for name, stats in snapshot.stats.items():
+        cpu.add_metric((name,), stats.cpu_seconds)
+        memory.add_metric((name,), stats.memory_rss)
+        threads.add_metric((name,), stats.threads)
+    yield from (cpu, memory, threads)
+
+
+def _counters(
+    table: Mapping[str, tuple[str, float, str]],
+    noun: str,
+    counters: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> Iterator[Metric]:
+    """One family per row of ``table``, from counters by instance, then by disk or NIC, then by the row's key."""
+    from prometheus_client.metrics_core import CounterMetricFamily
+
+    for key, (metric, factor, text) in table.items():
+        family = CounterMetricFamily(metric, text, labels=("instance", noun))
+        for name, things in counters.items():
+            for thing, values in things.items():
+                if key in values:
+                    family.add_metric((name, thing), values[key] * factor)
+        yield family
+
+
+def _latencies(snapshot: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import HistogramMetricFamily
+
+    qmp = HistogramMetricFamily(
+        "qsup_qmp_command_duration_seconds", "From sending a QMP command to its answer.", labels=("command",)
+    )
+    for command, (counts, total) in snapshot.qmp.items():
+        qmp.add_metric((command,), _cumulative(counts), sum_value=total)
+    api = HistogramMetricFamily(
+        "qsup_api_request_duration_seconds",
+        "From a request's header to its answer; to the answer's header for streams.",
+        labels=("method", "route"),
+    )
+    for labels, (counts, total) in snapshot.durations.items():
+        api.add_metric(labels, _cumulative(counts), sum_value=total)
+    yield from (qmp, api)
+
+
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Prometheus' buckets: each holds all that took no longer than its bound."""
+    bounds = [*map(str, LATENCY_BUCKETS), "+Inf"]
+    return [(bound, sum(counts[: index + 1])) for index, bound in enumerate(bounds)]

@@ -1,0 +1,217 @@
+"""From the supervisor's values to the shapes on the wire.
+
+Decides: which member of `qsup.api.wire` each field becomes, how times are written, and that an instance is rendered
+once per change instead of once per request.
+Must not: choose what a client may see (routes do), or ask anybody for more than the value it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import cast
+
+from qsup.api import jsontext, wire
+from qsup.api.message import problem
+from qsup.errors import Diagnostic, QsupError
+from qsup.instance.cause import Cause
+from qsup.instance.operation import Operation
+from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.unit.info import ReloadResult, UnitInfo
+
+
+def timestamp(seconds: float) -> str:
+    """Wall clock seconds since the epoch as RFC 3339 in UTC with microseconds.
+
+    >>> timestamp(0.25)
+    '1970-01-01T00:00:00.250000Z'
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def instance(view: InstanceView) -> wire.Instance:
+    """One VM."""
+    return {
+        "name": view.name,
+        "state": view.state.level.value,
+        "substate": view.state.substate,
+        "cause": None if view.cause is None else _cause(view.cause),
+        "pid": view.pid,
+        "uid": view.uid,
+        "since": timestamp(view.since),
+        "restarts": view.restarts,
+        "uuid": view.uuid,
+        "unit": {
+            "name": view.name,
+            "description": view.description,
+            "files": list(view.files),
+            "autostart": view.autostart,
+            "stale": view.unit_stale,
+        },
+        "machine": {
+            "type": view.machine,
+            "accel": view.accel,
+            "cpu_model": view.cpu_model,
+            "emulator": view.emulator,
+            "firmware": view.firmware,
+        },
+        "cpus": {"vcpus": view.vcpus, "max_vcpus": view.max_vcpus, "threads": list(view.threads)},
+        "memory": {"size": view.memory_size, "actual": view.memory_actual},
+        "disks": [
+            {
+                "id": disk.id,
+                "path": disk.path,
+                "format": disk.format,
+                "type": disk.type,
+                "bus": disk.bus,
+                "read_only": disk.read_only,
+            }
+            for disk in view.disks
+        ],
+        "nics": [
+            {
+                "id": nic.id,
+                "type": nic.type,
+                "model": nic.model,
+                "mac": nic.mac,
+                "bridge": nic.bridge,
+                "forward": list(nic.forward),
+            }
+            for nic in view.nics
+        ],
+        "devices": [{"id": device, "type": kind} for device, kind in view.devices],
+        "agent": {"enabled": view.agent_enabled, "connected": view.agent_connected},
+        "console": {
+            "type": view.console,
+            "watchers": view.console_watchers,
+            "has_writer": view.console_has_writer,
+        },
+        "display": {"type": view.display, "video": view.video},
+        "operation": view.operation,
+        "warnings": list(view.warnings),
+    }
+
+
+def _cause(cause: Cause) -> wire.CauseWire:
+    return {
+        "kind": cause.kind.value,
+        "text": cause.text,
+        "detail": cause.detail,
+        "exit_code": cause.exit_code,
+        "signal": cause.signal,
+    }
+
+
+class InstanceCache:
+    """Instances as JSON text, each rendered once for as long as its view lives.
+
+    Views are frozen and replaced at each change, so a view's identity says whether its text is still right. A list of a
+    hundred VMs is then a join of a hundred byte strings.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[InstanceView, bytes]] = {}
+
+    def one(self, view: InstanceView) -> bytes:
+        """The JSON text of one VM."""
+        known = self._known.get(view.name)
+        if known is not None and known[0] is view:
+            return known[1]
+        text = jsontext.dumps(instance(view))
+        self._known[view.name] = (view, text)
+        return text
+
+    def many(self, views: Sequence[InstanceView], after: str | None) -> bytes:
+        """The JSON text of a `wire.InstanceList`.
+
+        Args:
+            after: what ``next`` says.
+        """
+        rows = b",".join(map(self.one, views))
+        return b'{"instances":[%b],"next":%b}' % (rows, jsontext.dumps(after))
+
+    def forget_others(self, views: Sequence[InstanceView]) -> None:
+        """Drop every VM that is not among ``views``, all there are."""
+        if len(self._known) > len(views):
+            names = {view.name for view in views}
+            self._known = {name: known for name, known in self._known.items() if name in names}
+
+
+def operation(value: Operation, request_id: str) -> wire.Operation:
+    """One operation.
+
+    Args:
+        request_id: of the request that asks; a problem document names it.
+    """
+    return {
+        "id": value.id,
+        "kind": value.kind,
+        "target": value.target,
+        "state": value.state.value,
+        "progress": value.progress,
+        "created": timestamp(value.created),
+        "updated": timestamp(value.updated),
+        "cancellable": value.cancellable,
+        "result": None if value.result is None else dict(value.result),
+        "error": None if value.error is None else failure(value.error, request_id),
+    }
+
+
+def failure(error: QsupError, request_id: str) -> wire.Problem:
+    """An error inside another document, in the words it would have as an answer of its own."""
+    return cast("wire.Problem", problem(error, request_id))
+
+
+def unit(info: UnitInfo, *, whole: bool) -> wire.UnitWire:
+    """One unit; with its text and effective values when it is asked for by itself (``whole``)."""
+    shape: wire.UnitWire = {
+        "name": info.name,
+        "files": list(info.files),
+        "template": info.template,
+        "autostart": info.autostart,
+        "description": info.description,
+        "etag": info.etag,
+    }
+    if whole:
+        shape["text"] = info.text
+        if info.values is not None:
+            shape["unit"] = dict(info.values)
+    return shape
+
+
+def diagnostics(found: Iterable[Diagnostic]) -> list[wire.DiagnosticWire]:
+    """Errors of unit files."""
+    return [cast("wire.DiagnosticWire", diagnostic.as_dict()) for diagnostic in found]
+
+
+def reload(result: ReloadResult) -> wire.Reload:
+    """What a reload found."""
+    return {
+        "added": list(result.added),
+        "changed": list(result.changed),
+        "removed": list(result.removed),
+        "diagnostics": diagnostics(result.diagnostics),
+    }
+
+
+def event(record: EventRecord) -> wire.Event:
+    """One event."""
+    return {
+        "seq": record.seq,
+        "boot_id": record.boot_id,
+        "time": timestamp(record.time),
+        "type": record.type,
+        "instance": record.instance,
+        "data": dict(record.data),
+    }
+
+
+def stats(view: StatsView) -> wire.Stats:
+    """Counters of one VM."""
+    return {
+        "cpu_seconds": view.cpu_seconds,
+        "memory_rss": view.memory_rss,
+        "threads": view.threads,
+        "disks": {name: dict(counters) for name, counters in view.disks.items()},
+        "nics": {name: dict(counters) for name, counters in view.nics.items()},
+    }

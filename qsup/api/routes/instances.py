@@ -1,0 +1,87 @@
+"""Instances: what runs, as the supervisor knows it.
+
+Decides: how VMs are listed and shown.
+Must not: wait for a VM, or change one.
+"""
+
+from __future__ import annotations
+
+from qsup.api import render, wire
+from qsup.api.http import Answer, Response, Role, json_response
+from qsup.api.protocol import JSON, PREFIX
+from qsup.api.routes.endpoint import Call, Endpoint, Reply
+from qsup.api.routes.paging import page_by_name
+from qsup.api.routes.parameters import PAGING
+from qsup.errors import DeniedError, NoSuchInstance, UnitError
+
+INSTANCE = f"{PREFIX}/instances/{{instance}}"
+
+_JSON_HEADERS = {"content-type": JSON}
+
+
+async def _list(call: Call) -> Answer:
+    views = call.backend.instances()
+    cache = call.api.instances
+    cache.forget_others(views)
+    page, after = page_by_name(views, lambda view: view.name, call.query)
+    return Response(headers=_JSON_HEADERS, body=cache.many(page, after))
+
+
+async def _get(call: Call) -> Answer:
+    return Response(headers=_JSON_HEADERS, body=call.api.instances.one(call.backend.instance(call.instance())))
+
+
+async def _stats(call: Call) -> Answer:
+    return json_response(render.stats(call.backend.stats(call.instance())))
+
+
+async def _cmdline(call: Call) -> Answer:
+    argv, running = call.backend.command_line(call.instance())
+    line: wire.CommandLine = {"argv": list(argv), "running": running}
+    return json_response(line)
+
+
+ENDPOINTS = (
+    Endpoint(
+        id="listInstances",
+        method="GET",
+        pattern=f"{PREFIX}/instances",
+        handler=_list,
+        role=Role.READ,
+        summary="All VMs, sorted by name",
+        query=PAGING,
+        replies=(Reply(shape=wire.InstanceList, doc="The VMs."),),
+    ),
+    Endpoint(
+        id="getInstance",
+        method="GET",
+        pattern=INSTANCE,
+        handler=_get,
+        role=Role.READ,
+        summary="One VM",
+        doc="Answered from what the supervisor knows, never by waiting for the VM.",
+        replies=(Reply(shape=wire.Instance, doc="The VM."),),
+        errors=(NoSuchInstance,),
+    ),
+    Endpoint(
+        id="getInstanceStats",
+        method="GET",
+        pattern=f"{INSTANCE}/stats",
+        handler=_stats,
+        role=Role.READ,
+        summary="A VM's counters, as last read",
+        replies=(Reply(shape=wire.Stats, doc="The counters."),),
+        errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="getInstanceCommandLine",
+        method="GET",
+        pattern=f"{INSTANCE}/cmdline",
+        handler=_cmdline,
+        role=Role.READ,
+        summary="QEMU's command line: the running one, or what a start would use",
+        doc="It holds no secrets: those reach QEMU through descriptors and its monitor.",
+        replies=(Reply(shape=wire.CommandLine, doc="The arguments, the emulator first."),),
+        errors=(NoSuchInstance, UnitError, DeniedError),
+    ),
+)

@@ -1,0 +1,105 @@
+"""The power verbs.
+
+Decides: how a verb becomes an operation over HTTP, and who waits for it.
+Must not: judge whether a verb is allowed now; `qsup.instance.state` does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from qsup.api import render, wire
+from qsup.api.http import Answer, Role, json_response
+from qsup.api.protocol import POWER_VERBS, PREFIX, WAIT_MAX
+from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply
+from qsup.api.routes.instances import INSTANCE
+from qsup.api.routes.parameters import seconds
+from qsup.errors import (
+    BusyError,
+    DeniedError,
+    HostError,
+    NoSpaceError,
+    NoSuchInstance,
+    PayloadTooLarge,
+    RequestError,
+    UnitError,
+)
+from qsup.instance.state import Request as Verb
+
+#: Longest Idempotency-Key that is kept.
+_KEY_MAX = 255
+
+
+async def _power(verb: Verb, call: Call) -> Answer:
+    begun = await call.backend.request(
+        call.instance(),
+        verb,
+        uid=call.request.peer.uid,
+        timeout=body_timeout(call.body.get("timeout")),
+        idempotency_key=_idempotency_key(call),
+    )
+    wait = call.query["wait"]
+    if wait is not None and not begun.is_final:
+        # leaving ends the wait, never the operation
+        begun = await call.request.while_connected(call.backend.wait_operation, begun.id, wait)
+    return json_response(
+        render.operation(begun, call.request.request_id),
+        200 if wait is not None and begun.is_final else 202,
+        headers={"location": f"{PREFIX}/operations/{begun.id}"},
+    )
+
+
+def body_timeout(seconds: float | None) -> float | None:
+    """A body's ``timeout`` as it may be; `RequestError` otherwise."""
+    if seconds is not None and not 0 < seconds <= WAIT_MAX:
+        raise RequestError(f"'timeout' must be more than 0 and at most {WAIT_MAX:.0f} seconds")
+    return seconds
+
+
+def _idempotency_key(call: Call) -> str:
+    key = call.request.headers.get("idempotency-key", "")
+    if len(key) > _KEY_MAX or not key.isascii() or not key.isprintable():
+        raise RequestError(f"Idempotency-Key must be at most {_KEY_MAX} printable ASCII characters")
+    return key
+
+
+_DOC = {
+    Verb.START: ("Start a VM", "An active one is left as it is, and the operation succeeds."),
+    Verb.STOP: ("Stop a VM, the guest first", "By the unit's `stop-methods`; `timeout` is the guest's, in seconds."),
+    Verb.RESTART: ("Stop a VM and start it again", "One that is down is started."),
+    Verb.KILL: ("End a VM's QEMU at once, by SIGKILL", "The guest is not asked. A stop that takes too long gives way."),
+    Verb.PAUSE: ("Stop a VM's vCPUs", "Memory and devices are kept."),
+    Verb.RESUME: ("Let a VM's vCPUs run again", "Also after an I/O error, once its cause is mended."),
+    Verb.RESET: ("Press a VM's reset button", "The guest is not asked; QEMU goes on with the same process."),
+    Verb.POWERDOWN: ("Press a VM's power button", "What follows is the guest's choice, nothing if it ignores it."),
+    Verb.NMI: ("Inject a non-maskable interrupt", "Many guests answer it with a dump of their state."),
+}
+_WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
+
+
+def _endpoint(verb: Verb) -> Endpoint:
+    summary, doc = _DOC[verb]
+    return Endpoint(
+        id=f"{verb.value}Instance",
+        method="POST",
+        pattern=f"{INSTANCE}/{verb.value}",
+        handler=partial(_power, verb),
+        role=Role.OPERATE,
+        summary=summary,
+        doc=doc,
+        query=(_WAIT,),
+        headers={"Idempotency-Key": "A repetition with the same key gets the operation that the first one began."},
+        body=Body(shape=wire.PowerRequest, optional=True),
+        replies=(
+            Reply(
+                shape=wire.Operation,
+                doc="With `wait`: it has ended. One that failed says why in `error`.",
+                headers=("Location",),
+            ),
+            Reply(status=202, shape=wire.Operation, doc="It has begun and goes on by itself.", headers=("Location",)),
+        ),
+        errors=(NoSuchInstance, DeniedError, BusyError, UnitError, PayloadTooLarge, NoSpaceError, HostError),
+    )
+
+
+ENDPOINTS = tuple(_endpoint(Verb(verb)) for verb in POWER_VERBS)

@@ -1,0 +1,434 @@
+"""A supervisor without VMs: all that `qsup.api.backend.Backend` promises, in memory.
+
+It judges requests by the real table and keeps events in the real ring, so that routes meet what they will meet.
+Operations end at once, or, for an instance in `FakeBackend.held`, when `FakeBackend.finish` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from attrs import evolve
+
+from qsup.api.metrics import Histogram
+from qsup.errors import (
+    AgentUnavailable,
+    BusyError,
+    DeniedError,
+    Diagnostic,
+    NoSuchInstance,
+    NoSuchOperation,
+    NoSuchUnit,
+    PreconditionFailed,
+    QmpCommandError,
+    QsupError,
+    UnitError,
+)
+from qsup.instance.events import EventRing
+from qsup.instance.operation import Operation, OperationState
+from qsup.instance.state import Request, State, Verdict, judge
+from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.unit.info import ReloadResult, UnitInfo
+
+#: 2026-03-01T12:00:00Z
+NOON = 1772366400.0
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+UNIT_TEXT = '[machine]\ntype = "q35"\n'
+
+_LEADS_TO = {
+    Request.START: State.RUNNING,
+    Request.RESTART: State.RUNNING,
+    Request.RESUME: State.RUNNING,
+    Request.STOP: State.DEAD,
+    Request.KILL: State.DEAD,
+    Request.PAUSE: State.PAUSED,
+}
+
+
+def make_view(name: str, **changes: Any) -> InstanceView:
+    """A running VM with a disk, a NIC and everything else a view can show."""
+    view = InstanceView(
+        name=name,
+        state=State.RUNNING,
+        cause=None,
+        since=NOON,
+        pid=4242,
+        uid=720000,
+        restarts=1,
+        uuid="6e1f4b4e-0000-4000-8000-000000000001",
+        description="a web server",
+        files=(f"/etc/qsup/units/{name}.toml",),
+        autostart=True,
+        unit_stale=False,
+        machine="pc-q35-7.2",
+        accel="tcg",
+        cpu_model="max",
+        emulator="/usr/bin/qemu-system-x86_64",
+        firmware="bios",
+        vcpus=2,
+        max_vcpus=4,
+        threads=(4243, 4244),
+        memory_size=512 << 20,
+        memory_actual=None,
+        disks=(
+            DiskPlan(
+                id="root",
+                path=f"{name}.qcow2",
+                format="qcow2",
+                type="disk",
+                bus="virtio",
+                read_only=False,
+                node="disk-root",
+                device="disk-root",
+            ),
+        ),
+        nics=(
+            NicPlan(id="lan", type="user", model="virtio", mac="52:54:00:12:34:56", forward=("127.0.0.1:2222:22/tcp",)),
+        ),
+        devices=(("rng0", "rng"),),
+        agent_enabled=True,
+        agent_connected=True,
+        console="serial",
+        console_watchers=0,
+        console_has_writer=False,
+        display="vnc",
+        video=True,
+        operation=None,
+        warnings=(),
+    )
+    return evolve(view, **changes)
+
+
+def make_unit(name: str, text: str = UNIT_TEXT, **changes: Any) -> UnitInfo:
+    """A unit with one file."""
+    path = f"/etc/qsup/units/{name}.toml"
+    info = UnitInfo(
+        name=name,
+        files=(path,),
+        template=name.endswith("@"),
+        autostart=False,
+        description="",
+        etag=hashlib.sha256(text.encode()).hexdigest()[:16],
+        text=f"# {path}\n{text}",
+        values={"machine": {"type": "q35"}},
+    )
+    return evolve(info, **changes)
+
+
+class FakeConsole:
+    """A guest that echoes: the history, what is typed, and the end when `FakeBackend.hang_up` is called."""
+
+    def __init__(self, *, is_writer: bool) -> None:
+        self.is_writer = is_writer
+        self._typed, self._output = trio.open_memory_channel[bytes](math.inf)
+        self._typed.send_nowait(b"login: ")
+
+    async def receive(self) -> bytes:
+        """The next output."""
+        return await self._output.receive()
+
+    async def send(self, data: bytes) -> None:
+        """Echo, or refuse a watcher."""
+        if not self.is_writer:
+            raise DeniedError("this client only watches the console")
+        await self._typed.send(data)
+
+    def hang_up(self) -> None:
+        """End the console for good."""
+        self._typed.send_nowait(b"")
+
+
+class FakeBackend:
+    """The supervisor in memory. Long because the protocol it fulfils is.
+
+    Attributes:
+        views: the VMs by name; replace a view to change a VM.
+        held: names of VMs whose operations end by `finish` only.
+        timeouts: what each request carried as its timeout, by operation.
+        calls: raw QMP and agent calls that were made.
+        problems: what is wrong with the daemon.
+        consoles: attached consoles by VM.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.views = {name: make_view(name) for name in names}
+        self.units_by_name = {name: make_unit(name) for name in names}
+        self.diagnostics: tuple[Diagnostic, ...] = ()
+        self.ring = EventRing("life-1")
+        self.held: set[str] = set()
+        self.timeouts: dict[str, float | None] = {}
+        self.calls: list[tuple[str, str, object, float]] = []
+        self.problems: list[str] = []
+        self.consoles: dict[str, list[FakeConsole]] = {}
+        self.log_lines = [f"line {number}" for number in range(1, 6)]
+        self.latency = Histogram()
+        self._log_followers: list[trio.MemorySendChannel[str]] = []
+        self._operations: dict[str, Operation] = {}
+        self._finished: dict[str, trio.Event] = {}
+
+    def set_state(self, name: str, state: State, **changes: Any) -> None:
+        """Move a VM and tell everyone."""
+        view = self.views[name]
+        self.views[name] = evolve(view, state=state, **changes)
+        self.ring.publish("instance-state", name, {"old": view.state.substate, "new": state.substate})
+
+    def instances(self) -> Sequence[InstanceView]:
+        """The VMs, sorted by name."""
+        return [self.views[name] for name in sorted(self.views)]
+
+    def instance(self, name: str) -> InstanceView:
+        """One VM."""
+        try:
+            return self.views[name]
+        except KeyError:
+            raise NoSuchInstance(f"there is no instance {name!r}") from None
+
+    async def request(
+        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+    ) -> Operation:
+        """Judge a verb by the real table; carry it out at once unless the VM is held."""
+        view = self.instance(name)
+        for known in self._operations.values():
+            if idempotency_key and (known.requested_by, known.idempotency_key) == (uid, idempotency_key):
+                return known
+        if view.operation is not None:
+            raise BusyError("another operation holds it", instance=name, operation=view.operation)
+        judgement = judge(view.state, request)
+        if judgement.verdict is Verdict.DENIED:
+            raise DeniedError(judgement.reason, instance=name, hint=judgement.hint)
+        operation = self._begin(name, request, uid=uid, key=idempotency_key)
+        self.timeouts[operation.id] = timeout
+        if name in self.held:
+            self.views[name] = evolve(view, operation=operation.id)
+            return operation
+        return self.finish(operation.id)
+
+    def _begin(self, name: str, request: Request, *, uid: int, key: str) -> Operation:
+        operation = Operation(
+            id=uuid.uuid4().hex,
+            kind=request.value,
+            target=name,
+            state=OperationState.RUNNING,
+            progress="accepted",
+            created=NOON,
+            updated=NOON,
+            cancellable=request is Request.STOP,
+            requested_by=uid,
+            idempotency_key=key,
+        )
+        self._operations[operation.id] = operation
+        self._finished[operation.id] = trio.Event()
+        return operation
+
+    def finish(self, operation_id: str, error: QsupError | None = None) -> Operation:
+        """End a held operation, well or with an error."""
+        operation = self._operations[operation_id]
+        state = OperationState.SUCCEEDED if error is None else OperationState.FAILED
+        operation = evolve(
+            operation,
+            state=state,
+            progress="done",
+            result={} if error is None else None,
+            error=error,
+            cancellable=False,
+        )
+        self._operations[operation_id] = operation
+        view = self.views[operation.target]
+        after = _LEADS_TO.get(Request(operation.kind), view.state) if error is None else State.START_FAILED
+        self.set_state(operation.target, after, operation=None)
+        self._finished[operation_id].set()
+        return operation
+
+    def operations(self) -> Sequence[Operation]:
+        """All of them, newest first."""
+        return tuple(reversed(self._operations.values()))
+
+    def operation(self, operation_id: str) -> Operation:
+        """One of them."""
+        try:
+            return self._operations[operation_id]
+        except KeyError:
+            raise NoSuchOperation(f"there is no operation {operation_id!r}") from None
+
+    async def wait_operation(self, operation_id: str, timeout: float) -> Operation:
+        """Wait for its end."""
+        self.operation(operation_id)
+        with trio.move_on_after(timeout):
+            await self._finished[operation_id].wait()
+        return self.operation(operation_id)
+
+    async def cancel_operation(self, operation_id: str) -> Operation:
+        """End a stop."""
+        operation = self.operation(operation_id)
+        if not operation.cancellable:
+            raise DeniedError("it cannot be cancelled", instance=operation.target)
+        self._operations[operation_id] = evolve(operation, state=OperationState.CANCELLED, cancellable=False)
+        self._finished[operation_id].set()
+        return self._operations[operation_id]
+
+    def units(self) -> Sequence[UnitInfo]:
+        """The units, sorted by name."""
+        return [self.units_by_name[name] for name in sorted(self.units_by_name)]
+
+    def unit_diagnostics(self) -> Sequence[Diagnostic]:
+        """What the test put there."""
+        return self.diagnostics
+
+    def unit(self, name: str) -> UnitInfo:
+        """One unit."""
+        try:
+            return self.units_by_name[name]
+        except KeyError:
+            raise NoSuchUnit(f"there is no unit {name!r}") from None
+
+    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+        """Keep the text, if it is valid and of the version meant."""
+        if found := tuple(self.validate(name, text)):
+            raise UnitError(found, instance=name)
+        self._match(name, if_match)
+        self.units_by_name[name] = make_unit(name, text)
+        return self.units_by_name[name]
+
+    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+        """Forget it, unless its VM runs."""
+        self.unit(name)
+        self._match(name, if_match)
+        if name in self.views and self.views[name].pid is not None:
+            raise DeniedError("it is running", instance=name, hint="stop it first")
+        del self.units_by_name[name]
+
+    def _match(self, name: str, if_match: str | None) -> None:
+        known = self.units_by_name.get(name)
+        if if_match is not None and (known is None or known.etag != if_match):
+            raise PreconditionFailed("the unit was changed by somebody else", instance=name)
+
+    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+        """Anything goes but the word bogus."""
+        if "bogus" in text:
+            return [Diagnostic(f"{name}.toml", 2, "machine.bogus", "unknown key; did you mean 'type'?")]
+        return []
+
+    async def reload(self) -> ReloadResult:
+        """Always one new and one gone."""
+        return ReloadResult(added=("new",), changed=(), removed=("old",), diagnostics=self.diagnostics)
+
+    async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
+        """Change the flag."""
+        self.units_by_name[name] = evolve(self.unit(name), autostart=enabled)
+        return self.units_by_name[name]
+
+    def event_sequence(self) -> int:
+        """The newest number."""
+        return self.ring.sequence
+
+    def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
+        """The real ring."""
+        return self.ring.subscribe(since=since)
+
+    def log(self, name: str, lines: int) -> Sequence[str]:
+        """The last lines."""
+        self.instance(name)
+        return self.log_lines[len(self.log_lines) - lines :] if lines < len(self.log_lines) else self.log_lines
+
+    def follow_log(self, name: str) -> AsyncIterator[str]:
+        """Lines given to `print_line` from now on."""
+        self.instance(name)
+        send, receive = trio.open_memory_channel[str](math.inf)
+        self._log_followers.append(send)
+        return receive
+
+    def print_line(self, line: str) -> None:
+        """Let QEMU write a line."""
+        self.log_lines.append(line)
+        for follower in self._log_followers:
+            follower.send_nowait(line)
+
+    def command_line(self, name: str) -> tuple[Sequence[str], bool]:
+        """A short one."""
+        view = self.instance(name)
+        return [view.emulator, "-nodefaults"], view.pid is not None
+
+    def stats(self, name: str) -> StatsView:
+        """Always the same."""
+        if self.instance(name).pid is None:
+            raise DeniedError("it is not running", instance=name)
+        return StatsView(
+            cpu_seconds=12.5,
+            memory_rss=40 << 20,
+            threads=5,
+            disks={"root": {"rd_bytes": 4096, "wr_bytes": 512, "rd_operations": 2, "rd_total_time_ns": 1_500_000_000}},
+            nics={"lan": {"rx_bytes": 100, "tx_bytes": 200}},
+        )
+
+    async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
+        """Only query-status is known."""
+        self.instance(name)
+        self.calls.append((name, command, arguments, timeout))
+        if command != "query-status":
+            raise QmpCommandError(
+                command, "CommandNotFound", f"The command {command} has not been found", instance=name
+            )
+        return {"status": "running", "running": True}
+
+    async def agent(self, name: str, command: str, arguments: Mapping[str, Any], timeout: float) -> object:
+        """Only exec has something to say."""
+        if not self.instance(name).agent_connected:
+            raise AgentUnavailable("nobody in the guest listens", instance=name)
+        self.calls.append((name, command, arguments, timeout))
+        if command == "exec":
+            return {"exit_code": 0, "signal": None, "stdout": "hello\n", "stderr": "", "truncated": False}
+        return {}
+
+    async def screenshot(self, name: str) -> bytes:
+        """The beginning of a PNG."""
+        if not self.instance(name).video:
+            raise DeniedError("it has no graphics card", instance=name)
+        return PNG_MAGIC
+
+    @asynccontextmanager
+    async def console(self, name: str, *, write: bool) -> AsyncIterator[FakeConsole]:
+        """An echo."""
+        view = self.instance(name)
+        if view.console == "none":
+            raise DeniedError("it has no console", instance=name)
+        attached = self.consoles.setdefault(name, [])
+        if write and any(console.is_writer for console in attached):
+            raise BusyError("another client is typing on its console", instance=name)
+        console = FakeConsole(is_writer=write)
+        attached.append(console)
+        try:
+            yield console
+        finally:
+            attached.remove(console)
+
+    @asynccontextmanager
+    async def vnc(self, name: str) -> AsyncIterator[trio.SocketStream]:
+        """A greeting, then an echo in capitals."""
+        if self.instance(name).display != "vnc":
+            raise DeniedError("it has no VNC display", instance=name)
+        ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+        async with ours, theirs, trio.open_nursery() as nursery:
+            await theirs.send_all(b"RFB 003.008\n")
+            nursery.start_soon(_echo, theirs)
+            yield ours
+            nursery.cancel_scope.cancel()
+
+    def health(self) -> tuple[Sequence[str], float]:
+        """What the test put there."""
+        return self.problems, 61.5
+
+    def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        """What the test put there."""
+        return {"query-status": (self.latency.counts, self.latency.total)}
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    async for data in stream:
+        await stream.send_all(data.upper())
