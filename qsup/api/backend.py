@@ -101,9 +101,10 @@ class Backend(Protocol):
         """The newest event's ``seq``."""
 
     def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
-        """Events after ``since`` (``None``: from now on), without end; `GoneError` when ``since`` is too old.
+        """Events after ``since`` (``None``: from now on), without end; `GoneError` at once when ``since`` is too old.
 
-        A reader that is too slow gets one record of type ``overflow`` and then the end.
+        A reader that is too slow gets one record of type ``overflow`` and then the end. A wait for the next event may
+        be cancelled; nothing is lost by it.
         """
 
     def log(self, name: str, lines: int) -> Sequence[str]:
@@ -137,4 +138,4 @@ class Backend(Protocol):
         """What is wrong with the daemon (empty: nothing), and its uptime in seconds."""
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
-        """Per command: counts by bucket of `qsup.api.metrics.LATENCY_BUCKETS`, and the sum in seconds."""
+        """Per command: counts by bucket of `qsup.instance.latency.LATENCY_BUCKETS`, and the sum in seconds."""

@@ -18,6 +18,8 @@ from qsup.errors import GoneError
 from qsup.instance.view import EventRecord
 
 KEPT = 8192
+#: The type of the last record that an overtaken listener gets.
+OVERFLOW = "overflow"
 
 
 class EventRing:
@@ -55,6 +57,22 @@ class EventRing:
         self._wakeup.set()
         self._wakeup = trio.Event()
 
+    async def wait_after(self, position: int) -> EventRecord:
+        """The event right after number ``position``, once there is one; ``overflow`` when it is no longer kept."""
+        while position >= self._sequence:
+            await self._wakeup.wait()
+        oldest = self._ring[0].seq
+        if position + 1 >= oldest:
+            return self._ring[position + 1 - oldest]
+        return EventRecord(
+            seq=self._sequence,
+            boot_id=self._life,
+            time=time.time(),
+            type=OVERFLOW,
+            instance=None,
+            data={"lost": oldest - position - 1},
+        )
+
     def subscribe(self, *, since: int | None) -> AsyncIterator[EventRecord]:
         """Events after number ``since`` (``None``: from now on), without end.
 
@@ -71,22 +89,23 @@ class EventRing:
                 hint="read the instances anew and follow the events from now on",
                 oldest=oldest,
             )
-        return self._follow(position)
+        return _Listener(self, position)
 
-    async def _follow(self, position: int) -> AsyncIterator[EventRecord]:
-        while True:
-            while position < self._sequence:
-                oldest = self._ring[0].seq
-                if position + 1 < oldest:
-                    yield EventRecord(
-                        seq=self._sequence,
-                        boot_id=self._life,
-                        time=time.time(),
-                        type="overflow",
-                        instance=None,
-                        data={"lost": oldest - position - 1},
-                    )
-                    return
-                position += 1
-                yield self._ring[position - oldest]
-            await self._wakeup.wait()
+
+class _Listener:
+    # a class and not a generator: a wait that is cancelled, for a sign of life in between, must not be the end of it
+    def __init__(self, ring: EventRing, position: int) -> None:
+        self._ring = ring
+        self._position = position
+        self._overtaken = False
+
+    def __aiter__(self) -> _Listener:
+        return self
+
+    async def __anext__(self) -> EventRecord:
+        if self._overtaken:
+            raise StopAsyncIteration
+        record = await self._ring.wait_after(self._position)
+        self._position += 1
+        self._overtaken = record.type == OVERFLOW
+        return record

@@ -17,11 +17,10 @@ from qsup.api.protocol import EVENT_STREAM, NDJSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.parameters import Globs, count, globs
 from qsup.errors import GoneError, NotAcceptable, RequestError
+from qsup.instance.events import OVERFLOW
 
 #: How often a listener for server-sent events hears something, in seconds, so that no proxy between takes it for dead.
 KEEP_ALIVE = 15.0
-#: The event that ends the stream of a listener that was too slow; no filter hides it.
-OVERFLOW = "overflow"
 _SINCE = count(
     "since", "Begin behind the event of this `seq`; without it, with the next one.", minimum=0, maximum=2**63 - 1
 )
@@ -73,7 +72,7 @@ def _last_event_id(text: str) -> int:
 def _filter(types: Globs | None, instances: Globs | None) -> Filter:
     def wanted(record: EventRecord) -> bool:
         if record.type == OVERFLOW:
-            return True
+            return True  # it is the end of the stream, whatever is listened for
         return (types is None or types.match(record.type)) and (instances is None or instances.match(record.instance))
 
     return wanted
