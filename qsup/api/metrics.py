@@ -10,7 +10,6 @@ not: a thousand VMs make tens of thousands of lines, and no VM is to wait for th
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,31 +17,12 @@ from attrs import frozen
 
 from qsup.api.backend import Backend
 from qsup.errors import QsupError
+from qsup.instance.latency import LATENCY_BUCKETS, Histogram, Latencies
 from qsup.instance.state import Level
 from qsup.instance.view import InstanceView, StatsView
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
-
-#: Upper bounds of the latency buckets, in seconds; one more bucket without a bound follows.
-LATENCY_BUCKETS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
 
 #: QAPI's BlockDeviceStats, as `StatsView.disks` names them: metric, factor to its unit, help.
 DISK_COUNTERS: Mapping[str, tuple[str, float, str]] = {
@@ -68,24 +48,6 @@ NIC_COUNTERS: Mapping[str, tuple[str, float, str]] = {
     "rx_dropped": ("qsup_nic_receive_dropped", 1, "Packets towards the guest that were dropped."),
     "tx_dropped": ("qsup_nic_transmit_dropped", 1, "Packets from the guest that were dropped."),
 }
-
-#: Counts by bucket (not cumulative; the last is what is beyond all bounds), and the sum in seconds.
-Latencies = tuple[Sequence[int], float]
-
-
-class Histogram:
-    """How long something took, counted in `LATENCY_BUCKETS`."""
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(LATENCY_BUCKETS) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += 1
-        self.total += seconds
 
 
 class Traffic:

@@ -16,7 +16,6 @@ from typing import Any
 import trio
 from attrs import evolve
 
-from qsup.api.metrics import Histogram
 from qsup.errors import (
     AgentUnavailable,
     BusyError,
@@ -31,6 +30,7 @@ from qsup.errors import (
     UnitError,
 )
 from qsup.instance.events import EventRing
+from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
@@ -168,7 +168,7 @@ class FakeBackend:
         self.problems: list[str] = []
         self.consoles: dict[str, list[FakeConsole]] = {}
         self.log_lines = [f"line {number}" for number in range(1, 6)]
-        self.latency = Histogram()
+        self.latency = LatencyTable()
         self._log_followers: list[trio.MemorySendChannel[str]] = []
         self._operations: dict[str, Operation] = {}
         self._finished: dict[str, trio.Event] = {}
@@ -426,7 +426,7 @@ class FakeBackend:
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """What the test put there."""
-        return {"query-status": (self.latency.counts, self.latency.total)}
+        return self.latency.snapshot()
 
 
 async def _echo(stream: trio.SocketStream) -> None:
