@@ -38,14 +38,14 @@ def _monitor(driver: Driver, doing: str) -> Monitor:
     Raises:
         DeniedError: the VM does not run, or its monitor is out of reach.
     """
-    if driver.monitor is None:
+    if driver.body is None or driver.body.monitor is None:
         state = driver.state
         raise DeniedError(
             f"cannot {doing}: it is {state.level.value} ({state.substate})",
             instance=driver.name,
             hint="start it first" if driver.life is None else "wait until its monitor answers",
         )
-    return driver.monitor
+    return driver.body.monitor
 
 
 async def qmp(driver: Driver, command: str, arguments: Mapping[str, Any] | None, seconds: float) -> object:
@@ -59,8 +59,8 @@ async def qmp(driver: Driver, command: str, arguments: Mapping[str, Any] | None,
     try:
         return await monitor.execute(command, arguments, timeout=seconds)
     finally:
-        if not command.startswith("query-"):
-            driver.refresh()
+        if driver.body is not None and not command.startswith("query-"):
+            driver.body.refresh()
 
 
 async def agent(driver: Driver, command: str, arguments: Mapping[str, Any], seconds: float) -> object:
@@ -72,7 +72,8 @@ async def agent(driver: Driver, command: str, arguments: Mapping[str, Any], seco
         RequestError: no such command.
     """
     _monitor(driver, "ask its guest agent")
-    guest = driver.guest
+    assert driver.body is not None, "a monitor is a body's"
+    guest = driver.body.guest
     match command:
         case "ping":
             await guest.ping(seconds)
@@ -133,7 +134,7 @@ def stats(driver: Driver) -> StatsView:
         cpu_seconds=usage.cpu_seconds if usage else 0.0,
         memory_rss=usage.rss if usage else 0,
         threads=usage.threads if usage else 0,
-        disks=driver.sample_disks(),
+        disks=driver.body.sampler.look() if driver.body else {},
         nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record.uuid, nic.id))},
     )
 

@@ -25,6 +25,7 @@ from qsup.instance.latency import LatencyTable
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
+from qsup.instance.settle import Holder
 from qsup.instance.state import Level, Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.unit.info import ReloadResult, UnitInfo
@@ -82,6 +83,7 @@ class Supervisor:
                 self._add(loaded)
             with trio.move_on_after(_ADOPTION_WAIT):
                 for driver in list(self._drivers.values()):
+                    await driver.wait_adopted()
                     await driver.wait_state(lambda state: state is not State.UNREACHABLE)
             self._resolve_operations()
             task_status.started()
@@ -199,7 +201,7 @@ class Supervisor:
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(f"cannot {request.value}: {judgement.reason}", instance=name, hint=judgement.hint)
         operation = operations.begin(request.value, name, uid=uid, key=idempotency_key)
-        driver.hold(operation.id, request, timeout=timeout)
+        driver.hold(Holder(operation=operation.id, request=request, timeout=timeout))
         await self._record(driver, operation, request)
         driver.post(Asked(operation=operation.id, request=request))
         return operation
@@ -212,12 +214,12 @@ class Supervisor:
             if request in _PREEMPTING:
                 _log.error("operation not recorded", instance=driver.name, operation=operation.id, why=str(error))
                 return
-            driver.release_holder(operation.id)
+            driver.release(operation.id)
             self._services.operations.discard(operation.id)
             error.instance = driver.name
             raise
         except BaseException:
-            driver.release_holder(operation.id)
+            driver.release(operation.id)
             self._services.operations.discard(operation.id)
             raise
 
@@ -286,7 +288,7 @@ class Supervisor:
     async def reload(self) -> ReloadResult:
         """Read all unit files again. Running VMs go on as they were started."""
         result = await self._store.reload()
-        for name, loaded in self._store.units.items():
+        for loaded in self._store.units.values():
             self._add(loaded).set_unit(loaded)
         for name in [name for name in self._drivers if self._has_gone(name)]:
             self._drivers.pop(name).retire()
@@ -359,7 +361,8 @@ class Supervisor:
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
         """QEMU's argv while it runs, and ``True``; the argv of its last start, or nothing, and ``False``."""
-        return self.driver(name).command_line()
+        driver = self.driver(name)
+        return driver.command_line, driver.life is not None
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
         """One raw QMP command; see `qsup.access.qmp`."""

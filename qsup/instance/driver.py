@@ -1,48 +1,42 @@
 """The one task that owns a VM.
 
-Decides: when to look something up in the table, and how each effect is carried out.
-Must not: hold a state that the table did not give it, wait for the guest or QEMU in its own loop, or end a process
-otherwise than through its pidfd.
+Decides: when to look something up in the table, what each end of the process means, and when an operation is over.
+Must not: hold a state that the table did not give it, wait for the guest or QEMU in its own loop, or touch the process
+and the monitor itself; its `Body` does, effect by effect.
 
 Everything reaches it through its inbox: requests, QMP events, deadlines, the end of the process. It handles one message
-at a time; what takes time runs in a job and posts its result. The only waits of the loop itself are short ones on the
-host's own files: cleaning up after an end, so that the next message finds the VM's place tidy.
+at a time; what takes time runs in a job of the body and posts its result. The only waits of the loop itself are short
+ones on the host's own files: reading the unit before a start, cleaning up after an end, so that the next message finds
+the VM's place tidy.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import DeniedError, QsupError, StartError, StateFileError, StopError, UndefinedTransition
-from qsup.instance import adopt, ready, restart, stop, watch
+from qsup.errors import DeniedError, QsupError, StateFileError, UndefinedTransition
+from qsup.instance import adopt, restart
+from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
-from qsup.instance.control import carry_out
-from qsup.instance.guest import GuestChannel
 from qsup.instance.inbox import Inbox
-from qsup.instance.jobs import Jobs
-from qsup.instance.launch import launch
 from qsup.instance.life import Life
 from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
-from qsup.instance.state import Effect, Event, Level, Request, State, Verdict, judge, step
+from qsup.instance.settle import Holder, Standing, settle
+from qsup.instance.state import Event, Level, Request, State, Verdict, judge, step
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
-from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
 
 _log = structlog.get_logger()
-
-_STAGES = frozenset({State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL})
-_LIFE_JOBS = ("launch", "start-timeout", "ready", "stage", "process", "monitor", "heartbeat", "reconnect", "refresh")
 
 
 @frozen(kw_only=True)
@@ -52,21 +46,6 @@ class Observed:
     agent_connected: bool = False
     memory_actual: int | None = None
     threads: tuple[int, ...] = ()
-
-
-@frozen(kw_only=True)
-class Holder:
-    """The operation that holds the VM.
-
-    Args:
-        start_next: a restart whose stop half is under way.
-        timeout: seconds in place of the unit's ``stop-timeout``.
-    """
-
-    operation: str
-    request: Request
-    start_next: bool = False
-    timeout: float | None = None
 
 
 class Driver:
@@ -79,24 +58,25 @@ class Driver:
     def __init__(self, loaded: LoadedUnit, services: Services) -> None:
         self.name = loaded.name
         self.loaded = loaded
-        self.console = ConsoleHub(loaded.name, self.touch)
-        self.guest = GuestChannel(loaded.name)
-        self.monitor: Monitor | None = None
-        self.life: Life | None = None
         self.holder: Holder | None = None
+        self.console = ConsoleHub(loaded.name, self.touch)
+        self.body: Body | None = None
         self._services = services
         self._inbox: Inbox[Message] = Inbox()
+        self._scope = trio.CancelScope()
+        self._adopted = trio.Event()
+        self._changed = trio.Event()
         self._state = State.DEAD
         self._cause: Cause | None = None
-        self._since = time.time()
         self._ending: Cause | None = None
+        self._since = time.time()
+        self._kept_since = 0.0
         self._history = RestartHistory()
+        self._restart_delay = 0.0
+        self._hint = ""
         self._observed = Observed()
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
-        self._sampler = watch.DiskSampler()
-        self._number = 0
-        self._changed = trio.Event()
         self._view: InstanceView | None = None
         self._log = _log.bind(instance=loaded.name)
 
@@ -106,6 +86,11 @@ class Driver:
     def state(self) -> State:
         """The state now."""
         return self._state
+
+    @property
+    def life(self) -> Life | None:
+        """The VM's present life, ``None`` while it has none."""
+        return self.body.life if self.body else None
 
     @property
     def view(self) -> InstanceView:
@@ -127,31 +112,24 @@ class Driver:
             self._view = make_view(self.loaded, self.life, moving)
         return self._view
 
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """QEMU's argv in the present or the last life, empty before the first."""
+        return self._argv
+
     def set_unit(self, loaded: LoadedUnit) -> None:
-        """The unit's files were read anew; it counts from the next start on, except what the daemon alone acts on."""
-        self.loaded = loaded
-        self._view = None
-
-    def command_line(self) -> tuple[tuple[str, ...], bool]:
-        """QEMU's argv and whether it runs; while it does not, that of its last life, or nothing."""
-        return self._argv, self.life is not None
-
-    def refresh(self) -> None:
-        """Query again what a raw command may have changed."""
-        self._refresh()
-
-    def sample_disks(self) -> Mapping[str, Mapping[str, int]]:
-        """The disks' counters as last sampled; asking keeps the sampling going."""
-        self._sampler.wanted()
-        return self._sampler.disks
-
-    def retire(self) -> None:
-        """End the task; the VM does not run and its unit is gone."""
-        self._nursery.cancel_scope.cancel()
+        """The unit's files were read anew; what the daemon alone acts on counts at once, the rest at the next start."""
+        if loaded.etag != self.loaded.etag:
+            self.loaded = loaded
+            self.touch()
 
     def touch(self) -> None:
-        """Something that the view shows has changed outside the driver, such as the console's watchers."""
+        """Something that the view shows has changed."""
         self._view = None
+
+    async def wait_adopted(self) -> None:
+        """Wait until what an earlier daemon left of this VM has been taken over, as far as the kernel knows of it."""
+        await self._adopted.wait()
 
     async def wait_state(self, satisfied: Callable[[State], bool]) -> None:
         """Wait until the state satisfies a predicate; the caller sets the deadline."""
@@ -160,19 +138,19 @@ class Driver:
 
     # requests
 
-    def hold(self, operation: str, request: Request, *, timeout: float | None) -> None:
+    def hold(self, holder: Holder) -> None:
         """Take a request that was judged; the holder before it, if any, has been overtaken."""
         if self.holder is not None:
-            overtaken = DeniedError(f"overtaken by {request.value}", instance=self.name)
+            overtaken = DeniedError(f"overtaken by {holder.request.value}", instance=self.name)
             self._services.operations.finish(self.holder.operation, error=overtaken)
-        self.holder = Holder(operation=operation, request=request, timeout=timeout)
-        self._view = None
+        self.holder = holder
+        self.touch()
 
-    def release_holder(self, operation: str) -> None:
-        """Let go of a request that was never posted."""
+    def release(self, operation: str) -> None:
+        """Let the VM go if this operation holds it."""
         if self.holder is not None and self.holder.operation == operation:
             self.holder = None
-            self._view = None
+            self.touch()
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; those about the guest and the process overtake requests."""
@@ -181,87 +159,104 @@ class Driver:
     # the task
 
     async def run(self) -> None:
-        """Own the VM until cancelled. A running VM is then left running; a launch under way is undone."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._jobs = Jobs(nursery)
-            await self._adopt()
-            while True:
-                await self._handle(await self._inbox.receive())
+        """Own the VM until cancelled or retired. A running VM is then left running; a launch under way is undone."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self.body = Body(self.name, self._services, nursery, self.console, self.post)
+                await self._adopt(self.body)
+                self._adopted.set()
+                while True:
+                    await self._handle(self.body, await self._inbox.receive())
 
-    async def _handle(self, message: Message) -> None:
+    def retire(self) -> None:
+        """End the task; the VM does not run and its unit is gone."""
+        self._scope.cancel()
+
+    async def _handle(self, body: Body, message: Message) -> None:
         match message:
             case Asked():
-                self._on_request(message)
+                await self._on_request(body, message)
             case Finished():
-                self._end_operation(message.operation, result=message.result, error=message.error)
-            case LaunchEnded(life=number) | ProcessEnded(life=number) | Happened(life=number) | Noted(life=number) if (
-                number != self._number
-            ):
-                self._log.debug("message about an earlier life", message=type(message).__name__, life=number)
+                self._end_operation(message.operation, message.result, message.error)
+            case _ if message.life != body.number:
+                self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
             case LaunchEnded():
-                await self._on_launch_ended(message)
+                await self._on_launch_ended(body, message)
             case ProcessEnded():
-                await self._on_end(message.cause)
+                await self._on_end(body, message.cause)
             case Happened():
-                self._apply(message.event, message.cause)
-                self._settle()
+                await self._on_event(body, message)
             case Noted():
                 self._observed = evolve(self._observed, **message.changes)
-                self._view = None
-                self._services.publish("instance-changed", self.name, dict(message.changes))
+                self.touch()
+                self._services.publish("instance-changed", self.name, message.changes)
+
+    async def _on_event(self, body: Body, message: Happened) -> None:
+        if message.event is Event.RESTART_DUE:
+            await self._reread_unit()
+        self._apply(body, message.event, message.cause)
+        self._settle(body)
 
     # transitions
 
-    def _apply(self, event: Event, cause: Cause | None = None) -> bool:
+    def _apply(self, body: Body, event: Event, cause: Cause | None = None) -> None:
         try:
             transition = step(self._state, event)
         except UndefinedTransition as error:
-            self._log.warning(
-                "event without an edge", state=self._state.substate, table_event=event.value, why=str(error)
-            )
-            return False
+            self._log.warning("event without an edge", why=error.message)
+            return
         before, self._state = self._state, transition.target
-        if before in _STAGES and self._state is not before:
-            self._jobs.cancel("stage")
-        if (self._state.level in (Level.ACTIVATING, Level.ACTIVE) and self._state is not State.AUTO_RESTART) or cause is not None:
-            self._cause = cause
-        if self._state.level is Level.DEACTIVATING and self._ending is None:
-            self._ending = cause
+        self._account(cause)
         if self._state is not before:
-            self._on_change(before, event)
+            body.cancel_stage()
+            if self._state.level is not Level.ACTIVATING:
+                body.cancel_start_timeout()
+            self._tell(before, event)
+        orders = Orders(
+            loaded=self.loaded,
+            history=self._history,
+            ending=self._ending,
+            stop_timeout=self.holder.timeout if self.holder else None,
+            restart_delay=self._restart_delay,
+        )
         for effect in transition.effects:
-            self._effects[effect](self)
-        return True
+            body.perform(effect, orders)
 
-    def _on_change(self, before: State, event: Event) -> None:
-        self._since = time.time()
-        self._view = None
+    def _account(self, cause: Cause | None) -> None:
+        """Keep why the VM is where it is now."""
+        if self._state.level is Level.DEACTIVATING:
+            # the first reason is the reason: what the guest does while it is being stopped does not replace it
+            self._cause = self._ending = self._ending or cause
+        elif cause is not None or self._state.level in (Level.ACTIVE, Level.ACTIVATING):
+            self._cause = cause
+
+    def _tell(self, before: State, event: Event) -> None:
+        # a daemon's restart is no change of the VM's: the time stands until it is known again where the VM is
+        self._since = self._kept_since or time.time()
+        if self._state is not State.UNREACHABLE:
+            self._kept_since = 0.0
+        self.touch()
         self._changed.set()
         self._changed = trio.Event()
-        cause = self._cause
-        self._services.publish(
-            "instance-state",
-            self.name,
-            {
-                "state": self._state.level.value,
-                "substate": self._state.substate,
-                "previous": before.substate,
-                "cause": None
-                if cause is None
-                else {"kind": cause.kind.value, "text": cause.text, "detail": cause.detail},
-                "pid": self.life.process.pid if self.life else None,
-            },
-        )
-        if self._state.level is not Level.ACTIVATING:
-            self._jobs.cancel("start-timeout")
+        state, cause, life = self._state, self._cause, self.life
+        words = None if cause is None else {"kind": cause.kind.value, "text": cause.text, "detail": cause.detail}
+        data = {
+            "state": state.level.value,
+            "substate": state.substate,
+            "previous": before.substate,
+            "cause": words,
+            "pid": life.process.pid if life else None,
+            "operation": self.holder.operation if self.holder else None,
+        }
+        self._services.publish("instance-state", self.name, data)
         self._log.info(
             "state changed",
-            state=self._state.substate,
+            state=state.substate,
             before=before.substate,
             by=event.value,
             cause=cause.text if cause else None,
-            detail=cause.detail if cause and cause.detail else None,
+            detail=(cause.detail or None) if cause else None,
+            operation=data["operation"],
         )
 
     def _save(self) -> None:
@@ -277,301 +272,146 @@ class Driver:
             )
         except QsupError as error:
             # the VM runs and stays findable by the record before this one
-            self._log.error("could not update the run record", error=str(error))
+            self._log.error("could not update the run record", why=error.message)
 
-    # ends
+    # the ends of a life
 
-    async def _on_end(self, cause: Cause) -> None:
+    async def _on_launch_ended(self, body: Body, message: LaunchEnded) -> None:
+        if message.born is None:
+            self._hint = message.error.hint if message.error else ""
+            words = message.error.message if message.error else "the start was cancelled"
+            await self._on_end(body, Cause(kind=CauseKind.START_FAILED, detail=words))
+            return
+        self._take(body, message.born)
+        if self._state is State.SPAWNING:
+            self._apply(body, Event.LAUNCHED)
+        else:
+            self._apply(body, Event.KILL)  # stopped at the very moment it was born
+        self._settle(body)
+
+    def _take(self, body: Body, life: Life) -> None:
+        body.take(life)
+        self._uuid, self._argv = life.record.uuid, life.record.argv
+        self._observed = Observed(threads=life.threads)
+        self.touch()
+
+    async def _on_end(self, body: Body, cause: Cause) -> None:
         """The process is gone: judge the end, tell it, then clean up; only then is an operation done."""
-        state, now = self._state, time.monotonic()
+        now = time.monotonic()
         reason = self._ending or cause
         service = self.loaded.unit.service
-        event = restart.outcome(state, reason, service, self._history, now)
+        event = restart.outcome(self._state, reason, service, self._history, now)
         if event is Event.RESTARTING:
-            recent = len(self._history.within(now, service.start_limit_interval))
-            self._restart_delay = restart.delay(service, recent)
+            self._restart_delay = restart.delay(service, len(self._history.within(now, service.start_limit_interval)))
             self._history = self._history.add(now, service)
         elif event is Event.LIMIT_HIT:
-            reason = evolve(
-                reason, detail=_limit_words(reason, service.start_limit_burst, service.start_limit_interval)
-            )
+            reason = restart.limit_cause(reason, service)
         self._ending = None
         self._observed = Observed()
-        self._jobs.cancel(*(name for name in _LIFE_JOBS if name != "process"))
-        life, self.life = self.life, None
-        self._apply(event, reason)
-        await self._clean_up(life)
-        self._settle()
-
-    async def _clean_up(self, life: Life | None) -> None:
-        if self.monitor is not None:
-            await self.monitor.aclose()
-            self.monitor = None
-        self.guest.detach()
-        if life is not None:
-            try:
-                await life.resources.aclose()
-            except QsupError as error:
-                self._log.error("could not clean up entirely", error=str(error))
+        life = body.let_go()
+        self._apply(body, event, reason)
+        await body.clean_up(life)
+        self.touch()
+        self._settle(body)
 
     # requests
 
-    def _on_request(self, asked: Asked) -> None:
+    async def _on_request(self, body: Body, asked: Asked) -> None:
         if self.holder is None or self.holder.operation != asked.operation:
             return  # overtaken while it was on its way
         judgement = judge(self._state, asked.request)
         if judgement.verdict is Verdict.DENIED:
-            error = DeniedError(
-                f"cannot {asked.request.value}: {judgement.reason}", instance=self.name, hint=judgement.hint
-            )
-            self._end_operation(asked.operation, error=error)
+            words = f"cannot {asked.request.value}: {judgement.reason}"
+            self._end_operation(asked.operation, error=DeniedError(words, instance=self.name, hint=judgement.hint))
         elif judgement.verdict is Verdict.NEEDLESS:
-            self._end_operation(asked.operation, result={"changed": False})
+            self._end_operation(asked.operation, {"changed": False})
         else:
-            self._begin(asked)
-            self._settle()
+            try:
+                await self._begin(body, asked, self.holder)
+            except QsupError as error:
+                self._end_operation(asked.operation, error=error)
+            self._settle(body)
 
-    def _begin(self, asked: Asked) -> None:
-        assert self.holder is not None
+    async def _begin(self, body: Body, asked: Asked, holder: Holder) -> None:
+        if asked.request in (Request.START, Request.RESTART):
+            # what is started is what the files say now, and a broken unit stops nothing
+            self.set_unit(await self._services.load(self.name))
         operator = Cause(kind=CauseKind.OPERATOR, detail=f"{asked.request.value} requested")
         match asked.request:
             case Request.START:
-                self._history = RestartHistory()
-                self._apply(Event.START)
+                self._begin_start(body)
             case Request.STOP:
-                self._apply(Event.STOP, operator)
+                self._apply(body, Event.STOP, operator)
             case Request.KILL:
-                self._apply(Event.KILL, operator)
+                self._apply(body, Event.KILL, operator)
             case Request.RESTART:
-                self.holder = evolve(self.holder, start_next=True)
+                self.holder = evolve(holder, start_next=True)
                 if judge(self._state, Request.STOP).verdict is Verdict.ALLOWED:
-                    self._apply(Event.STOP, operator)
+                    self._apply(body, Event.STOP, operator)
             case _:
-                self._jobs.start("control", partial(self._control, asked))
+                body.control(asked, self._state, self.wait_state)
 
-    async def _control(self, asked: Asked) -> None:
-        monitor = self.monitor
-        if monitor is None:
-            error = DeniedError("its monitor is not connected", instance=self.name)
-            self.post(Finished(operation=asked.operation, error=error))
-            return
+    def _begin_start(self, body: Body) -> None:
+        """A start that somebody asked for; automatic restarts are counted from here."""
+        self._history = RestartHistory()
+        self._hint = ""
+        self._apply(body, Event.START)
+
+    async def _reread_unit(self) -> None:
+        """Before an automatic restart: a unit that was broken meanwhile starts as it was before."""
         try:
-            result = await carry_out(asked.request, monitor, self._state, self.wait_state)
-            self.post(Finished(operation=asked.operation, result=result))
+            self.set_unit(await self._services.load(self.name))
         except QsupError as error:
-            error.instance = self.name
-            self.post(Finished(operation=asked.operation, error=error))
+            self._log.warning("the unit cannot be read; its last valid version counts", why=error.message)
 
-    def _settle(self) -> None:
+    def _settle(self, body: Body) -> None:
         """End the holder's operation when the state says that it is done, and record where the VM stands."""
         self._save()
-        holder = self.holder
-        if holder is None:
+        if self.holder is None:
             return
-        level = self._state.level
-        if holder.start_next:
-            if level in (Level.INACTIVE, Level.FAILED) or self._state is State.AUTO_RESTART:
-                self.holder = evolve(holder, start_next=False)
-                self._history = RestartHistory()
-                self._apply(Event.START)
-        elif holder.request in (Request.START, Request.RESTART):
-            if level is Level.ACTIVE:
-                self._end_operation(holder.operation, result={"changed": True})
-            elif level is not Level.ACTIVATING or self._state is State.AUTO_RESTART:
-                self._end_operation(holder.operation, error=self._start_error())
-        elif holder.request in (Request.STOP, Request.KILL):
-            if level in (Level.INACTIVE, Level.FAILED):
-                self._end_operation(holder.operation, result={"changed": True})
-            elif self._state is State.STUCK:
-                self._end_operation(holder.operation, error=self._stuck_error())
-        elif level not in (Level.ACTIVE, Level.ACTIVATING):
-            self._jobs.cancel("control")
-            error = StopError(f"{holder.request.value}: it ended meanwhile", instance=self.name)
-            self._end_operation(holder.operation, error=error)
-
-    def _start_error(self) -> QsupError:
-        cause = self._cause
-        words = (cause.detail or cause.text) if cause else self._state.substate
-        hint = "it will be tried again" if self._state is State.AUTO_RESTART else self._start_hint
-        return StartError(words, instance=self.name, hint=hint, cause=cause.kind.value if cause else "")
-
-    def _stuck_error(self) -> QsupError:
-        pid = self.life.process.pid if self.life else None
-        return StopError(
-            f"SIGKILL was sent to process {pid}, but the kernel keeps it",
-            instance=self.name,
-            hint="it waits for something that cannot be interrupted, mostly storage; it will be cleaned up when it ends",
-            pid=pid,
+        life = self.life
+        standing = Standing(
+            name=self.name,
+            state=self._state,
+            cause=self._cause,
+            hint=self._hint,
+            pid=life.process.pid if life else None,
         )
+        settled = settle(self.holder, standing)
+        if settled is None:
+            return
+        if settled.start:
+            self.holder = evolve(self.holder, start_next=False)
+            self._begin_start(body)
+        else:
+            self._end_operation(self.holder.operation, settled.result, settled.error)
 
     def _end_operation(
-        self, operation: str, *, result: Mapping[str, Any] | None = None, error: QsupError | None = None
+        self, operation: str, result: Mapping[str, Any] | None = None, error: QsupError | None = None
     ) -> None:
-        self._services.operations.finish(operation, result=result, error=error)
-        if self.holder is not None and self.holder.operation == operation:
-            self.holder = None
-            self._view = None
-
-    # the launch
-
-    _restart_delay = 0.0
-    _start_hint = ""
-
-    def _launch(self) -> None:
-        self._number += 1
-        self._ending = None
-        self._start_hint = ""
-        number = self._number
-        seconds = self.loaded.unit.service.start_timeout
-        timed_out = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {seconds:g} s")
-        self._jobs.after(
-            "start-timeout",
-            seconds,
-            partial(self.post, Happened(life=number, event=Event.START_TIMEOUT, cause=timed_out)),
-        )
-        self._jobs.start("launch", partial(self._launch_job, number))
-
-    async def _launch_job(self, number: int) -> None:
-        ended = LaunchEnded(life=number)
-        try:
-            loaded = await self._services.load(self.name)
-            self.set_unit(loaded)
-            life = await launch(number, loaded, self._services, self._nursery, self.console, self._history)
-            ended = LaunchEnded(life=number, born=life)
-        except QsupError as error:
-            ended = LaunchEnded(life=number, error=error)
-        finally:
-            # also when cancelled: the launch has then given everything back
-            self.post(ended)
-
-    async def _on_launch_ended(self, message: LaunchEnded) -> None:
-        if message.born is None:
-            error = message.error
-            self._start_hint = error.hint if error else ""
-            await self._on_end(Cause(kind=CauseKind.START_FAILED, detail=error.message if error else "cancelled"))
-            return
-        self._take(message.born)
-        if self._state is State.SPAWNING:
-            self._apply(Event.LAUNCHED)
-        else:
-            self._kill()  # stopped at the very moment it was born
-        self._settle()
-
-    def _take(self, life: Life) -> None:
-        """From now on the life is watched."""
-        self.life = life
-        self._uuid = life.record.uuid
-        self._argv = life.record.argv
-        self._observed = evolve(self._observed, threads=life.threads)
-        self._view = None
-        self._jobs.start("process", partial(watch.process, life, self.post))
-        if life.monitor is not None:
-            self._attach(life, life.monitor)
-
-    def _attach(self, life: Life, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.guest.attach(life)
-        self._jobs.start("monitor", partial(watch.monitor, life, monitor, self._wants_restart, self.post))
-        self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self._sampler, self.post))
-
-    def _wants_restart(self, cause: Cause) -> bool:
-        return restart.wants_restart(self.loaded.unit.service.restart, cause)
-
-    # effects
-
-    def _cancel_launch(self) -> None:
-        self._jobs.cancel("launch")
-
-    def _await_ready(self) -> None:
-        if self.life is not None and self.monitor is not None:
-            self._jobs.start(
-                "ready", partial(ready.wait_ready, self.life, self.monitor, self.console, self.guest, self.post)
-            )
-
-    def _ask_guest(self) -> None:
-        seconds = self.holder.timeout if self.holder else None
-        if self.life is not None and self.monitor is not None:
-            ask = partial(stop.ask_guest, self.life, self.monitor, self.guest, seconds, self.post)
-            self._jobs.start("stage", ask)
-
-    def _quit(self) -> None:
-        if self.life is not None:
-            self._jobs.start("stage", partial(stop.quit_qemu, self.life, self.monitor, self.post))
-
-    def _term(self) -> None:
-        if self.life is not None:
-            self._jobs.start("stage", partial(stop.terminate, self.life, self.post))
-
-    def _kill(self) -> None:
-        if self.life is not None:
-            self._jobs.start("stage", partial(stop.kill, self.life, self.post))
-
-    def _arm_restart(self) -> None:
-        number = self._number
-        self._jobs.after(
-            "restart", self._restart_delay, partial(self.post, Happened(life=number, event=Event.RESTART_DUE))
-        )
-
-    def _disarm_restart(self) -> None:
-        self._jobs.cancel("restart")
-
-    def _reconnect(self) -> None:
-        self._jobs.cancel("heartbeat", "monitor")
-        if self.life is not None:
-            self._jobs.start("reconnect", partial(self._reconnect_job, self.life))
-
-    async def _reconnect_job(self, life: Life) -> None:
-        monitor, reached = await adopt.reconnect(life, self._ending, self._services, self._nursery)
-        self._attach(life, monitor)
-        self._observed = evolve(self._observed, threads=reached.threads, agent_connected=reached.agent_connected)
-        self.post(Happened(life=life.number, event=reached.event, cause=reached.cause))
-
-    def _refresh(self) -> None:
-        if self.life is not None and self.monitor is not None:
-            self._jobs.start("refresh", partial(watch.refresh, self.life, self.monitor, self.post))
-
-    _effects: Mapping[Effect, Callable[[Driver], None]] = {
-        Effect.LAUNCH: _launch,
-        Effect.CANCEL_LAUNCH: _cancel_launch,
-        Effect.AWAIT_READY: _await_ready,
-        Effect.CANCEL_READY: lambda self: self._jobs.cancel("ready"),
-        Effect.ASK_GUEST: _ask_guest,
-        Effect.QUIT: _quit,
-        Effect.TERM: _term,
-        Effect.KILL: _kill,
-        Effect.ARM_RESTART: _arm_restart,
-        Effect.DISARM_RESTART: _disarm_restart,
-        Effect.RECONNECT: _reconnect,
-        Effect.REFRESH: _refresh,
-    }
+        ended = self._services.operations.finish(operation, result=result, error=error)
+        self.release(operation)
+        data = {"operation": operation, "kind": ended.kind, "state": ended.state.value}
+        self._services.publish("operation", self.name, data | ({"error": error.message} if error else {}))
 
     # adoption
 
-    async def _adopt(self) -> None:
+    async def _adopt(self, body: Body) -> None:
         """Take over what an earlier daemon left of this VM, before anything else."""
         try:
-            found = await adopt.find(self.name, self._number + 1, self._services, self._nursery)
+            found = await body.find()
         except StateFileError as error:
-            self._apply(Event.RECORD_UNREADABLE, Cause(kind=CauseKind.RECORD_UNREADABLE, detail=error.message))
+            cause = Cause(kind=CauseKind.RECORD_UNREADABLE, detail=error.message)
+            self._apply(body, Event.RECORD_UNREADABLE, cause)
             return
         if found is None:
             return
-        self._number += 1
         self._history = found.history
         self._ending = found.ending
         if found.life is None:
-            await self._on_end(found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
+            await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return
-        adopt.attach_console(found.life, self._nursery, self.console)
-        self._take(found.life)
-        self._apply(Event.FOUND)
-        self._since = found.since
-        self._settle()
-
-
-def _limit_words(cause: Cause, burst: int, interval: float) -> str:
-    words = f"restarted {burst} times within {interval:g} s and stays down; the last end: {cause.text}"
-    return f"{words}: {cause.detail}" if cause.detail else words
-
-
-assert set(Driver._effects) == set(Effect), "every effect of the table is carried out"
+        self._kept_since = found.since
+        self._take(body, found.life)
+        self._apply(body, Event.FOUND)
+        self._settle(body)

@@ -20,6 +20,10 @@ from qsup.plan.spec import PlanSummary
 from qsup.qmp.connection import Monitor
 from qsup.unit.model import Unit
 
+_PROGRAM = re.compile(r"^\S*qemu-system-\S+: ")
+_HARMLESS = re.compile(r": (warning|info): ")
+_WORDS_MAX = 1000
+
 
 @frozen(kw_only=True, eq=False)
 class Life:
@@ -60,6 +64,6 @@ class Life:
 
 
 def last_words(text: str) -> str:
-    """The last line of what QEMU wrote, without its program name, or ``""``."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return re.sub(r"^\S*qemu-system-\S+: ", "", lines[-1].strip())[:1000] if lines else ""
+    """The last line of what QEMU wrote that is more than a warning, without its program name, or ``""``."""
+    lines = [line for line in text.splitlines() if line.strip() and not _HARMLESS.search(line)]
+    return _PROGRAM.sub("", lines[-1].strip())[:_WORDS_MAX] if lines else ""

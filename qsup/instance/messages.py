@@ -25,7 +25,6 @@ class Asked:
 
     operation: str
     request: Request
-    timeout: float | None = None
 
 
 @frozen(kw_only=True)

@@ -196,6 +196,7 @@ def _open(request: ImageFd, services: Services) -> OpenImage:
         read_only=not request.writable,
         backing=request.backing,
         allow_block_devices=services.block_devices,
+        direct=request.direct,
         own=request.own,
     )
 

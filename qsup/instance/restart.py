@@ -12,6 +12,9 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import Event, State
 from qsup.unit.model import ServiceSection
 
+#: Restarts that are remembered at least: by so many doublings any delay has long met its maximum.
+RECENT_MAX = 64
+
 
 @frozen(kw_only=True)
 class RestartHistory:
@@ -31,7 +34,7 @@ class RestartHistory:
 
     def add(self, now: float, service: ServiceSection) -> RestartHistory:
         """The history with one more restart at ``now``."""
-        kept = self.within(now, service.start_limit_interval)[-service.start_limit_burst :]
+        kept = self.within(now, service.start_limit_interval)[-max(service.start_limit_burst, RECENT_MAX) :]
         return evolve(self, count=self.count + 1, recent=(*kept, now))
 
 
@@ -41,8 +44,10 @@ def delay(service: ServiceSection, recent: int) -> float:
     Args:
         recent: how many restarts lie within the limit's interval; each doubles the delay.
     """
-    # 2.0 ** 1024 overflows; by 64 doublings any delay has long met its maximum
-    return min(service.restart_delay * 2.0 ** min(recent, 64), max(service.restart_max_delay, service.restart_delay))
+    # 2.0 ** 1024 would overflow
+    return min(
+        service.restart_delay * 2.0 ** min(recent, RECENT_MAX), max(service.restart_max_delay, service.restart_delay)
+    )
 
 
 def wants_restart(policy: str, cause: Cause) -> bool:
@@ -50,6 +55,13 @@ def wants_restart(policy: str, cause: Cause) -> bool:
     if cause.kind is CauseKind.OPERATOR:
         return False
     return policy == "always" or (policy == "on-failure" and cause.is_failure)
+
+
+def limit_cause(last: Cause, service: ServiceSection) -> Cause:
+    """Why a VM stays down that was restarted too often; how it ended the last time stays in view."""
+    often = f"restarted {service.start_limit_burst} times within {service.start_limit_interval:g} s"
+    words = f"{often}; the last end: {last.text}"
+    return evolve(last, detail=f"{words}: {last.detail}" if last.detail else words)
 
 
 def outcome(state: State, cause: Cause, service: ServiceSection, history: RestartHistory, now: float) -> Event:

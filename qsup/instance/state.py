@@ -185,6 +185,7 @@ class Effect(enum.Enum):
     DISARM_RESTART = "disarm-restart"
     RECONNECT = "reconnect"  # keep trying to reach the monitor; posts ADOPTED_* when it answers
     REFRESH = "refresh"  # query again what a reset may have changed
+    FORGET_GUEST = "forget-guest"  # the guest's agent knows nothing of what was asked before
 
 
 @frozen(kw_only=True)
@@ -274,7 +275,7 @@ def _guest() -> _Table:
             (state, Event.GUEST_SHUTDOWN): _to(State.STOPPING_QUIT, *leaving, Effect.QUIT),
             (state, Event.GUEST_PANICKED): _to(State.GUEST_PANICKED, *leaving),
             (state, Event.GUEST_IO_ERROR): _to(State.IO_ERROR, *leaving),
-            (state, Event.GUEST_RESET): _to(state, Effect.REFRESH),
+            (state, Event.GUEST_RESET): _to(state, Effect.FORGET_GUEST, Effect.REFRESH),
             (state, Event.SILENT): _to(State.UNRESPONSIVE, *leaving),
             (state, Event.MONITOR_LOST): _to(State.UNREACHABLE, *leaving, Effect.RECONNECT),
         }
@@ -300,7 +301,7 @@ def _guest() -> _Table:
         Event.GUEST_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
         Event.GUEST_PANICKED: _to(State.GUEST_PANICKED),
         Event.GUEST_IO_ERROR: _to(State.IO_ERROR),
-        Event.GUEST_RESET: _to(State.UNRESPONSIVE, Effect.REFRESH),
+        Event.GUEST_RESET: _to(State.UNRESPONSIVE, Effect.FORGET_GUEST, Effect.REFRESH),
         Event.GUEST_STOPPED: _to(State.PAUSED),
         Event.GUEST_RESUMED: _to(State.RUNNING),
     }.items():

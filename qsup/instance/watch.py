@@ -132,12 +132,13 @@ class DiskSampler:
     """The disks' counters, read along with the heartbeat for as long as somebody wants them."""
 
     def __init__(self) -> None:
-        self.disks: Mapping[str, Mapping[str, int]] = {}
+        self._disks: Mapping[str, Mapping[str, int]] = {}
         self._until = -math.inf
 
-    def wanted(self) -> None:
-        """Somebody looked: keep sampling for a while."""
+    def look(self) -> Mapping[str, Mapping[str, int]]:
+        """The counters by disk as last sampled; looking keeps the sampling going for a while."""
         self._until = trio.current_time() + _SAMPLE_FOR
+        return self._disks
 
     async def sample(self, life: Life, connection: Monitor) -> None:
         """Read the counters, if they are wanted.
@@ -150,7 +151,7 @@ class DiskSampler:
         found = {
             stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=_QUERY_TIMEOUT)
         }
-        self.disks = {disk.id: _counters(found[disk.node]) for disk in life.summary.disks if disk.node in found}
+        self._disks = {disk.id: _counters(found[disk.node]) for disk in life.summary.disks if disk.node in found}
 
 
 def _counters(stats: BlockStats) -> Mapping[str, int]:
