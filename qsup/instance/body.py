@@ -1,0 +1,259 @@
+"""The body of a VM's driver: what is connected, what is under way, and how each effect of the table is carried out.
+
+Decides: which task serves each effect.
+Must not: know the state or look at the table. It learns what to do as effects, and answers with messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import structlog
+import trio
+from attrs import frozen
+
+from qsup.errors import DeniedError, QsupError
+from qsup.instance import adopt, ready, stop, watch
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.console import ConsoleHub
+from qsup.instance.control import WaitState, carry_out
+from qsup.instance.guest import GuestChannel
+from qsup.instance.jobs import Jobs
+from qsup.instance.launch import launch
+from qsup.instance.life import Life
+from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted
+from qsup.instance.restart import RestartHistory, wants_restart
+from qsup.instance.services import Services
+from qsup.instance.state import Effect, Event, State
+from qsup.qmp.connection import Monitor
+from qsup.unit.load import LoadedUnit
+
+_log = structlog.get_logger()
+
+#: What ends with a life; a restart that is due, and the watch over the process, do not.
+_LIFE_JOBS = ("launch", "start-timeout", "ready", "stage", "monitor", "heartbeat", "reconnect", "refresh", "control")
+
+
+@frozen(kw_only=True)
+class Orders:
+    """What effects need to know besides their name.
+
+    Args:
+        loaded: the unit as it is to be started, or counts now.
+        history: automatic restarts so far.
+        ending: a stop that is under way.
+        stop_timeout: seconds in place of the unit's.
+        restart_delay: seconds until the next automatic restart.
+    """
+
+    loaded: LoadedUnit
+    history: RestartHistory
+    ending: Cause | None
+    stop_timeout: float | None
+    restart_delay: float
+
+
+class Body:
+    """Everything of one VM that lives in time.
+
+    Args:
+        name: the VM's.
+        post: puts a message into the driver's inbox.
+        touch: called when something shown has changed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Services,
+        nursery: trio.Nursery,
+        console: ConsoleHub,
+        post: Callable[[Message], None],
+    ) -> None:
+        self.number = 0
+        self.life: Life | None = None
+        self.monitor: Monitor | None = None
+        self.guest = GuestChannel(name)
+        self.sampler = watch.DiskSampler()
+        self._name = name
+        self._services = services
+        self._nursery = nursery
+        self._console = console
+        self._post = post
+        self._jobs = Jobs(nursery)
+
+    # lives
+
+    async def find(self) -> adopt.Found | None:
+        """Look for what an earlier daemon left; see `adopt.find`."""
+        found = await adopt.find(self._name, self.number + 1, self._services, self._nursery)
+        if found is not None:
+            self.number += 1
+        return found
+
+    def take(self, life: Life) -> None:
+        """From now on this life is watched."""
+        self.life = life
+        self.guest.attach(life)
+        self._jobs.start("process", partial(watch.process, life, self._post))
+        if life.monitor is not None:
+            self._attach(life, life.monitor)
+        else:
+            adopt.attach_console(life, self._nursery, self._console)
+
+    def _attach(self, life: Life, monitor: Monitor) -> None:
+        self.monitor = monitor
+        policy = life.unit.service.restart
+        self._jobs.start("monitor", partial(watch.monitor, life, monitor, partial(wants_restart, policy), self._post))
+        self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self.sampler, self._post))
+
+    def let_go(self) -> Life | None:
+        """The life has ended: nothing of it goes on."""
+        self._jobs.cancel(*_LIFE_JOBS)
+        life, self.life = self.life, None
+        return life
+
+    async def clean_up(self, life: Life | None) -> None:
+        """Give back what an ended life held; takes a bounded time."""
+        if self.monitor is not None:
+            await self.monitor.aclose()
+            self.monitor = None
+        self.guest.detach()
+        if life is None:
+            return
+        try:
+            await life.resources.aclose()
+        except QsupError as error:
+            _log.error("could not clean up entirely", instance=self._name, why=error.message)
+
+    # requests that one command carries out
+
+    def control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
+        """Carry out pause, resume, reset, powerdown or nmi; posts `Finished`."""
+        self._jobs.start("control", partial(self._control, asked, state, wait_state))
+
+    async def _control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
+        try:
+            if self.monitor is None:
+                raise DeniedError("its monitor is not connected", instance=self._name)
+            result = await carry_out(asked.request, self.monitor, state, wait_state)
+        except QsupError as error:
+            error.instance = self._name
+            self._post(Finished(operation=asked.operation, error=error))
+        else:
+            self._post(Finished(operation=asked.operation, result=result))
+
+    # effects
+
+    def perform(self, effect: Effect, orders: Orders) -> None:
+        """Begin one effect; never waits."""
+        _EFFECTS[effect](self, orders)
+
+    def cancel_start_timeout(self) -> None:
+        """The start is over, one way or another."""
+        self._jobs.cancel("start-timeout")
+
+    def cancel_stage(self) -> None:
+        """The stage of a stop is over."""
+        self._jobs.cancel("stage")
+
+    def _launch(self, orders: Orders) -> None:
+        self.number += 1
+        seconds = orders.loaded.unit.service.start_timeout
+        late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {seconds:g} s")
+        self._say_after("start-timeout", seconds, Event.START_TIMEOUT, late)
+        self._jobs.start("launch", partial(self._launch_job, self.number, orders))
+
+    async def _launch_job(self, number: int, orders: Orders) -> None:
+        ended = LaunchEnded(life=number)
+        try:
+            life = await launch(number, orders.loaded, self._services, self._nursery, self._console, orders.history)
+            ended = LaunchEnded(life=number, born=life)
+        except QsupError as error:
+            ended = LaunchEnded(life=number, error=error)
+        finally:
+            # also when cancelled: the launch has then given everything back
+            self._post(ended)
+
+    def _cancel_launch(self, orders: Orders) -> None:
+        self._jobs.cancel("launch")
+
+    def _await_ready(self, orders: Orders) -> None:
+        if self.life is not None and self.monitor is not None:
+            wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, self._post)
+            self._jobs.start("ready", wait)
+
+    def _cancel_ready(self, orders: Orders) -> None:
+        self._jobs.cancel("ready")
+
+    def _ask_guest(self, orders: Orders) -> None:
+        if self.life is not None and self.monitor is not None:
+            ask = partial(stop.ask_guest, self.life, self.monitor, self.guest, orders.stop_timeout, self._post)
+            self._jobs.start("stage", ask)
+
+    def _quit(self, orders: Orders) -> None:
+        if self.life is not None:
+            self._jobs.start("stage", partial(stop.quit_qemu, self.life, self.monitor, self._post))
+
+    def _term(self, orders: Orders) -> None:
+        if self.life is not None:
+            self._jobs.start("stage", partial(stop.terminate, self.life, self._post))
+
+    def _kill(self, orders: Orders) -> None:
+        if self.life is not None:
+            self._jobs.start("stage", partial(stop.kill, self.life, self._post))
+
+    def _arm_restart(self, orders: Orders) -> None:
+        self._say_after("restart", orders.restart_delay, Event.RESTART_DUE)
+
+    def _disarm_restart(self, orders: Orders) -> None:
+        self._jobs.cancel("restart")
+
+    def _say_after(self, job: str, seconds: float, event: Event, cause: Cause | None = None) -> None:
+        message = Happened(life=self.number, event=event, cause=cause)
+        self._jobs.after(job, seconds, partial(self._post, message))
+
+    def _reconnect(self, orders: Orders) -> None:
+        self._jobs.cancel("heartbeat", "monitor")
+        if self.life is not None:
+            self._jobs.start("reconnect", partial(self._reconnect_job, self.life, orders.ending))
+
+    async def _reconnect_job(self, life: Life, ending: Cause | None) -> None:
+        if self.monitor is not None:
+            await self.monitor.aclose()
+            self.monitor = None
+        monitor, reached = await adopt.reconnect(life, ending, self._services, self._nursery)
+        self._attach(life, monitor)
+        changes = {"threads": reached.threads, "agent_connected": reached.agent_connected}
+        self._post(Noted(life=life.number, changes=changes))
+        self._post(Happened(life=life.number, event=reached.event, cause=reached.cause))
+
+    def refresh(self) -> None:
+        """Query again what a raw command or a reset may have changed."""
+        if self.life is not None and self.monitor is not None:
+            self._jobs.start("refresh", partial(watch.refresh, self.life, self.monitor, self._post))
+
+    def _refresh(self, orders: Orders) -> None:
+        self.refresh()
+
+    def _forget_guest(self, orders: Orders) -> None:
+        self.guest.forget()
+
+
+_EFFECTS: Mapping[Effect, Callable[[Body, Orders], None]] = {
+    Effect.LAUNCH: Body._launch,
+    Effect.CANCEL_LAUNCH: Body._cancel_launch,
+    Effect.AWAIT_READY: Body._await_ready,
+    Effect.CANCEL_READY: Body._cancel_ready,
+    Effect.ASK_GUEST: Body._ask_guest,
+    Effect.QUIT: Body._quit,
+    Effect.TERM: Body._term,
+    Effect.KILL: Body._kill,
+    Effect.ARM_RESTART: Body._arm_restart,
+    Effect.DISARM_RESTART: Body._disarm_restart,
+    Effect.RECONNECT: Body._reconnect,
+    Effect.REFRESH: Body._refresh,
+    Effect.FORGET_GUEST: Body._forget_guest,
+}
+assert set(_EFFECTS) == set(Effect), "every effect of the table is carried out"

@@ -1,0 +1,106 @@
+"""When an operation on a VM is done, and how it went. Pure.
+
+Decides: from the state alone, whether what was asked for has come true, has failed, or is still under way.
+Must not: end an operation or move a state; the driver does both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from qsup.errors import QsupError, StartError, StopError
+from qsup.instance.cause import Cause
+from qsup.instance.state import Level, Request, State
+
+
+@frozen(kw_only=True)
+class Holder:
+    """The operation that holds the VM.
+
+    Args:
+        start_next: a restart whose stop half is under way.
+        timeout: seconds in place of the unit's ``stop-timeout``.
+    """
+
+    operation: str
+    request: Request
+    start_next: bool = False
+    timeout: float | None = None
+
+
+@frozen(kw_only=True)
+class Standing:
+    """Where the VM stands.
+
+    Args:
+        hint: what a failed launch advised.
+        pid: of the process, ``None`` without one.
+    """
+
+    name: str
+    state: State
+    cause: Cause | None
+    hint: str
+    pid: int | None
+
+
+@frozen(kw_only=True)
+class Settled:
+    """What follows: the operation ends with `result` or `error`, or the second half of a restart begins."""
+
+    result: Mapping[str, Any] = field(factory=dict)
+    error: QsupError | None = None
+    start: bool = False
+
+
+_CHANGED = Settled(result={"changed": True})
+_START = Settled(start=True)
+_DOWN = (Level.INACTIVE, Level.FAILED)
+
+
+def settle(holder: Holder, standing: Standing) -> Settled | None:
+    """What the VM's standing means for the operation that holds it; ``None``: still under way."""
+    state = standing.state
+    if holder.start_next:
+        return _START if state.level in _DOWN or state is State.AUTO_RESTART else None
+    match holder.request:
+        case Request.START | Request.RESTART:
+            return _settle_start(standing)
+        case Request.STOP | Request.KILL:
+            return _settle_stop(standing)
+        case _:
+            # pause, reset and their like end by QEMU's answer, unless the VM ends first
+            if state.level in (Level.ACTIVE, Level.ACTIVATING):
+                return None
+            words = f"{holder.request.value} was overtaken: the VM is now {state.level.value} ({state.substate})"
+            return Settled(error=QsupError(words, instance=standing.name))
+
+
+def _settle_start(standing: Standing) -> Settled | None:
+    state, cause = standing.state, standing.cause
+    if state.level is Level.ACTIVE:
+        return _CHANGED
+    if state.level is Level.ACTIVATING and state is not State.AUTO_RESTART:
+        return None
+    if state.level is Level.DEACTIVATING:
+        return None  # it will be down in a moment, and only then nothing is left of the attempt
+    words = (cause.detail or cause.text) if cause else state.substate
+    hint = "it will be tried again" if state is State.AUTO_RESTART else standing.hint
+    return Settled(error=StartError(words, instance=standing.name, hint=hint, cause=cause.kind.value if cause else ""))
+
+
+def _settle_stop(standing: Standing) -> Settled | None:
+    if standing.state.level in _DOWN:
+        return _CHANGED
+    if standing.state is not State.STUCK:
+        return None
+    error = StopError(
+        f"SIGKILL was sent to process {standing.pid}, but the kernel keeps it",
+        instance=standing.name,
+        hint="it waits for something that cannot be interrupted, mostly storage; it is cleaned up when it ends",
+        pid=standing.pid,
+    )
+    return Settled(error=error)
