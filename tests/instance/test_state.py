@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qsup.errors import UndefinedTransition
+from qsup.instance.diagram import page
 from qsup.instance.state import (
     TRANSITIONS,
     WITH_PROCESS,
@@ -156,3 +158,9 @@ def test_a_silent_monitor_never_ends_a_vm() -> None:
 def test_substates_are_unique() -> None:
     """A substate names one state."""
     assert len({state.substate for state in State}) == len(State)
+
+
+def test_the_documented_states_are_those_of_the_table() -> None:
+    """``docs/states.md`` is printed from the table and has not drifted from it."""
+    committed = Path(__file__).parents[2] / "docs" / "states.md"
+    assert committed.read_text() == page() + "\n", "run: python -m qsup.instance.diagram > docs/states.md"
