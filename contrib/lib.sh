@@ -83,7 +83,7 @@ python_of_system() {
 # python_environment dev|run: have .venv hold the project, with its development tools or without; pip runs only when
 # what pyproject.toml asks for has changed.
 python_environment() {
-    local kind=$1 venv=$checkout/.venv python wanted
+    local kind=$1 venv=$checkout/.venv which='import sys; print(sys.base_prefix, sys.version_info)' python wanted
     python_of_system >/dev/null || need python3=python3
     python=$(python_of_system) || die "qsup needs Python 3.11 or newer; this system has $(python3 --version)"
     wanted=$("$python" - "$checkout/pyproject.toml" <<'PYTHON'
@@ -94,13 +94,10 @@ asked = [described.get(table) for table in ("build-system", "project", "dependen
 print(hashlib.sha256(json.dumps([asked, sys.version_info[:2]]).encode()).hexdigest())
 PYTHON
     )
-    if [ "$kind" = run ] && [ "$(cat "$venv/.qsup-dev" 2>/dev/null)" = "$wanted" ]; then
+    if has_stamp "$venv" dev "$wanted" || has_stamp "$venv" "$kind" "$wanted"; then
         return
     fi
-    if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.qsup-$kind" 2>/dev/null)" = "$wanted" ]; then
-        return
-    fi
-    if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if [ "$("$venv/bin/python" -c "$which" 2>/dev/null)" != "$("$python" -c "$which")" ]; then
         need python:ensurepip=python3-venv
         say "making the Python environment $venv"
         "$python" -m venv --clear "$venv"
@@ -115,6 +112,8 @@ PYTHON
     fi
     echo "$wanted" >"$venv/.qsup-$kind"
 }
+
+has_stamp() { [ -x "$1/bin/python" ] && [ "$(cat "$1/.qsup-$2" 2>/dev/null)" = "$3" ]; }
 
 # Packages that are unpacked, not installed
 

@@ -54,9 +54,10 @@ def _diagram() -> Iterator[str]:
     yield "## Transitions"
     yield ""
     alive = ", ".join(f"`{state.substate}`" for state in State if state in WITH_PROCESS)
-    yield "Edges that change nothing are left out, and so is the end of QEMU's process: it is possible in every state that"
-    yield f"has one ({alive}) and leads,"
-    yield "by its cause and the restart policy, to `dead`, `crashed`, `start-failed`, `auto-restart` or `start-limit-hit`."
+    yield "Edges that change nothing are left out, and so is the end of QEMU's process. It is possible in every state"
+    yield f"that has one ({alive})"
+    yield "and leads, by its cause and the restart policy, to `dead`, `crashed`, `start-failed`, `auto-restart` or"
+    yield "`start-limit-hit`."
     yield ""
     yield "```mermaid"
     yield "stateDiagram-v2"
