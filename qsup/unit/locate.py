@@ -20,19 +20,21 @@ Path = tuple[str | int, ...]
 #: No unit nests deeper; far below both Python's recursion limit and where `tomllib` turns quadratic.
 MAX_DEPTH = 32
 
-_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
-_SPACE = re.compile(r"[ \t]*+")
-_KEY = re.compile(r'"(?:[^"\\\n]++|\\.)*+"|\'[^\'\n]*+\'|[A-Za-z0-9_-]++')
+# No possessive quantifiers: Python 3.11 before 3.11.5 matches them wrongly. Alternatives exclude each other instead, so
+# that there is nothing to backtrack into.
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_KEY = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+')
 # a closing delimiter of three quotes may have one or two quotes of content right before it
 _STRING = re.compile(
-    r'"""(?:[^"\\]++|\\.|""?(?!"))*+"""(?:"{0,2})'
-    r"|'''(?:[^']++|''?(?!'))*+'''(?:'{0,2})"
-    r'|"(?:[^"\\\n]++|\\.)*+"'
-    r"|'[^'\n]*+'",
+    r'"""(?:[^"\\]|\\.|""?(?!"))*"""(?:"{0,2})'
+    r"|'''(?:[^']|''?(?!'))*'''(?:'{0,2})"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'",
     re.DOTALL,
 )
 # numbers, dates and booleans; a date and its time may have a space between them
-_OTHER = re.compile(r"[^,\]}#\n]++")
+_OTHER = re.compile(r"[^,\]}#\n]+")
 
 
 class TooComplex(ValueError):
