@@ -346,12 +346,14 @@ class Monitor:
     def _answer(self, message: dict[str, object]) -> None:
         refuse_anonymous_error(message)
         call_id = message.get("id")
-        call = self._calls.pop(call_id, None) if isinstance(call_id, str) else None
+        call = self._calls.get(call_id) if isinstance(call_id, str) else None
         if call is None or call.abandoned:
             # it was asked by a client before us, answered already, or is too late
             self._dropped += 1
         if call is not None:
+            # while it is still in the table: if this fails, it is one of those to be told of the connection's end
             call.result, call.error = parse_answer(message, call.command)
+            del self._calls[str(call_id)]
             call.answered = True
             call.done.set()
             self._pass_turn()

@@ -10,7 +10,6 @@ also for an answer that is not of the command's type. Each names its command in 
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -171,16 +170,24 @@ async def run(
     if input:
         request["input-data"] = base64.b64encode(input).decode()
     pid = await _ask(agent, "guest-exec", lambda answer: member(answer, "pid", int), timeout, request)
+    try:
+        return await _wait_exit(agent, pid, max_output, deadline)
+    except AgentTimeout as error:
+        words = f"{path} still ran in the guest after {timeout:g} s"
+        raise AgentTimeout(words, instance=agent.name, pid=pid) from error
+
+
+async def _wait_exit(agent: GuestAgent, pid: int, max_output: int, deadline: float) -> ExecResult:
     poll = _FIRST_POLL
-    while (left := deadline - trio.current_time()) > 0:
+    while True:
+        left = deadline - trio.current_time()
         result = await _ask(
             agent, "guest-exec-status", lambda answer: _parse_status(answer, max_output), left, {"pid": pid}
         )
         if result is not None:
             return result
-        await trio.sleep(min(poll, left))
+        await trio.sleep(min(poll, max(left, 0)))
         poll = min(poll * 2, _LAST_POLL)
-    raise AgentTimeout(f"{path} still runs in the guest after {timeout:g} s", instance=agent.name, pid=pid)
 
 
 def _parse_status(value: object, max_output: int) -> ExecResult | None:
@@ -204,5 +211,5 @@ def _number(value: object, key: str) -> int | None:
 def _output(value: object, key: str) -> bytes:
     try:
         return base64.b64decode(member(value, key, str, ""), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise UnexpectedTypeError(f"'{key}' is not base64", key) from error

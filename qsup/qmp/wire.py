@@ -23,8 +23,9 @@ from qsup.errors import RequestError
 
 _T = TypeVar("_T")
 
-# An empty list costs 3 bytes on the wire and 64 in memory: a bound on bytes alone does not bound memory.
-MAX_VALUES = 1_000_000
+# An empty list costs 3 bytes on the wire and 64 in memory: a bound on bytes alone does not bound memory. QEMU's schema,
+# its largest answer by far, holds 16,000 values.
+MAX_VALUES = 250_000
 # Below this size a line cannot hold enough values to matter, and counting them would cost more than it protects.
 _UNCOUNTED = 64 * 1024
 _MAX_REQUEST = 16 * 1024 * 1024

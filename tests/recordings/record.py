@@ -82,6 +82,7 @@ def record_session(recorder: Recorder) -> None:
             "query-jobs query-balloon query-commands query-machines inject-nmi no-such-command"
         ).split():
             monitor.command(command)
+        monitor.command("screendump", {"filename": "screen"})
         monitor.command("query-yank", oob=True)
         monitor.command("cont", until=["RESUME"])
         monitor.command("query-status")
