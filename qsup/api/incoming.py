@@ -17,6 +17,8 @@ from qsup.errors import HeaderTooLarge, PayloadTooLarge, RequestError, RequestTi
 
 #: A client that sends this much ahead of an answer is no longer watched for leaving.
 _READ_AHEAD_MAX = 65536
+#: A body may come in so many pieces: a mebibyte in chunks of one byte would be half a minute of parsing.
+_PIECES_MAX = 16384
 
 
 class Head:
@@ -49,6 +51,8 @@ class Incoming:
         self._transport = transport
         self._limits = limits
         self._body_deadline = math.inf
+        self._body_size = 0
+        self._body_pieces = 0
 
     async def next_head(self) -> Head | None:
         """Wait for the head of the next request, without end for its first byte; ``None`` when the client closed.
@@ -57,8 +61,8 @@ class Incoming:
             RequestError: what came is no acceptable request; nothing that follows it can be understood.
             PeerLeft: the connection was reset.
         """
-        self._body_deadline = math.inf
-        deadline = math.inf
+        self._body_deadline = deadline = math.inf
+        self._body_size = self._body_pieces = 0
         try:
             event = self._http.next_event()
             if event is not h11.NEED_DATA:
@@ -88,15 +92,14 @@ class Incoming:
         try:
             while data := await self._next_data():
                 body += data
-                if len(body) > self._limits.body:
-                    raise self.body_too_large()
         except trio.TooSlowError as error:
             raise RequestTimeout(f"the body did not arrive within {self._limits.body_timeout:g} s") from error
         return bytes(body)
 
     def body_too_large(self) -> PayloadTooLarge:
         """The error for a body that is, or says it will be, beyond the bound."""
-        return PayloadTooLarge(f"the body is larger than {self._limits.body} bytes", limit=self._limits.body)
+        text = f"the body is larger than {self._limits.body} bytes, or comes in too many chunks"
+        return PayloadTooLarge(text, limit=self._limits.body)
 
     async def drop_body(self) -> bool:
         """Read what nobody asked for, so that the next request can be found; whether it can.
@@ -104,10 +107,9 @@ class Incoming:
         Closing at once would be simpler, but a client that first writes all of its body would then fail in writing and
         never read the answer that says why.
         """
-        left = self._limits.body
         try:
-            while left >= 0 and (data := await self._next_data()):
-                left -= len(data)
+            while await self._next_data():
+                pass  # dropped
         except (RequestError, trio.TooSlowError):
             return False
         return self._http.their_state is not h11.SEND_BODY
@@ -138,6 +140,7 @@ class Incoming:
             except h11.RemoteProtocolError as error:
                 raise _refusal(error) from error
             if isinstance(event, h11.Data):
+                self._count(len(event.data))
                 return bytes(event.data)
             if event is h11.NEED_DATA:
                 if self._body_deadline == math.inf:
@@ -145,18 +148,28 @@ class Incoming:
                 self._http.receive_data(await self._transport.receive(self._body_deadline))
         return b""
 
+    def _count(self, size: int) -> None:
+        self._body_size += size
+        self._body_pieces += 1
+        if self._body_size > self._limits.body or self._body_pieces > _PIECES_MAX:
+            raise self.body_too_large()
+
 
 def _refusal(error: h11.RemoteProtocolError) -> RequestError:
     if error.error_status_hint == HeaderTooLarge.status:
         return HeaderTooLarge("the request line and header are too large")
-    return RequestError(f"this is not HTTP/1.1 as it should be: {error}")
+    # h11 quotes the bytes it dislikes as a Python object
+    words = str(error).partition(": bytearray(")[0]
+    return RequestError(f"this is not HTTP/1.1 as it should be: {words}")
 
 
 def _unambiguous(head: Head) -> Head:
     """Refuse a request whose end an intermediary might see elsewhere (RFC 9112, sections 6.1 and 6.3).
 
-    h11 lets Transfer-Encoding win over Content-Length, and takes it from a client of HTTP/1.0.
+    h11 lets Transfer-Encoding win over Content-Length, takes it from a client of HTTP/1.0, and takes any version.
     """
+    if head.version not in (b"1.1", b"1.0"):
+        raise RequestError("this is not HTTP/1.1")
     if "transfer-encoding" in head.headers:
         if "content-length" in head.headers:
             raise RequestError("the request has both Transfer-Encoding and Content-Length")

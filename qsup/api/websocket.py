@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections import deque
 from collections.abc import Mapping
 
 import trio
@@ -23,6 +22,8 @@ from qsup.errors import RequestError, UpgradeRequired
 
 #: Seconds to wait for the peer's half of the closing handshake.
 CLOSE_TIMEOUT = 1.0
+# wsproto makes a fragment of each read too; no client splits a message into bytes but to keep the daemon busy
+_FRAGMENTS_MAX = 16384
 
 
 def accept_token(method: str, http_version: bytes, headers: Mapping[str, str]) -> str:
@@ -68,8 +69,8 @@ class WebSocket:
         self._send_timeout = send_timeout
         self._frames = Connection(ConnectionType.SERVER, trailing_data=received)
         self._send_lock = trio.Lock()
-        self._messages: deque[bytes | str] = deque()
         self._partial = bytearray()
+        self._fragments = 0
         self._over = False
 
     async def send_bytes(self, data: bytes) -> None:
@@ -83,14 +84,12 @@ class WebSocket:
     async def receive(self) -> bytes | str | None:
         """The next message, ``None`` once the connection is closing or gone. It has no deadline: silence is lawful."""
         try:
-            while not self._messages:
-                if self._over:
-                    return None
-                await self._step(math.inf)
+            while not self._over:
+                if (message := await self._step(math.inf)) is not None:
+                    return message
         except PeerLeft:
             self._over = True
-            return None
-        return self._messages.popleft()
+        return None
 
     async def close(self, code: int = CloseReason.NORMAL_CLOSURE, reason: str = "") -> None:
         """End the connection in good order: send a close frame, await the peer's for `CLOSE_TIMEOUT`. Never raises.
@@ -104,7 +103,6 @@ class WebSocket:
             deadline = trio.current_time() + CLOSE_TIMEOUT
             while not self._over:
                 await self._step(deadline)
-                self._messages.clear()
         except (PeerLeft, trio.TooSlowError):
             self._over = True
 
@@ -114,43 +112,40 @@ class WebSocket:
                 raise PeerLeft
             await self._transport.send_all(self._frames.send(event), self._send_timeout)
 
-    async def _step(self, deadline: float) -> None:
-        """Act on the frames that are here, else wait for bytes; `trio.TooSlowError` at the deadline."""
-        events = list(self._frames.events())
-        for event in events:
-            await self._take(event)
-        if not events:
+    async def _step(self, deadline: float) -> bytes | str | None:
+        """Act on one frame, or wait for bytes; the message that is complete with it. `trio.TooSlowError`."""
+        # one at a time: wsproto sends nothing more once it has read a close frame, and what came before is owed answers
+        event = next(self._frames.events(), None)
+        if event is None:
             data = await self._transport.receive(deadline)
             if data:
                 self._frames.receive_data(data)
             else:
                 self._over = True
-
-    async def _take(self, event: Event) -> None:
-        if self._over:
-            return
-        if isinstance(event, TextMessage | BytesMessage):
-            await self._collect(event)
-        elif isinstance(event, Ping):
-            # with a close under way, nobody waits for the pong
-            if self._frames.state is ConnectionState.OPEN:
-                await self._send(event.response(), ConnectionState.OPEN)
+        elif isinstance(event, TextMessage | BytesMessage):
+            return await self._collect(event)
+        elif isinstance(event, Ping) and self._frames.state is ConnectionState.OPEN:
+            await self._send(event.response(), ConnectionState.OPEN)
         elif isinstance(event, CloseConnection):
             # the peer's close frame, or wsproto's verdict on bytes that are no frame
             await self._end(event)
+        return None
 
-    async def _collect(self, message: TextMessage | BytesMessage) -> None:
-        """Put the fragments of a message together (one buffer, whatever their number)."""
-        data = message.data.encode() if isinstance(message.data, str) else message.data
-        if len(self._partial) + len(data) > self._message_max:
-            reason = f"a message is longer than {self._message_max} bytes"
+    async def _collect(self, fragment: TextMessage | BytesMessage) -> bytes | str | None:
+        """Put the fragments of a message together (in one buffer, whatever their number)."""
+        data = fragment.data.encode() if isinstance(fragment, TextMessage) else fragment.data
+        self._fragments += 1
+        if len(self._partial) + len(data) > self._message_max or self._fragments > _FRAGMENTS_MAX:
+            reason = f"a message is longer than {self._message_max} bytes, or in too many fragments"
             await self._end(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG, reason=reason))
-            return
+            return None
         self._partial += data
-        if message.message_finished:
-            whole = bytes(self._partial)
-            self._partial.clear()
-            self._messages.append(whole.decode() if isinstance(message.data, str) else whole)
+        if not fragment.message_finished:
+            return None
+        self._fragments = 0
+        whole = bytes(self._partial)
+        self._partial.clear()
+        return whole.decode() if isinstance(fragment, TextMessage) else whole
 
     async def _end(self, close: CloseConnection) -> None:
         try:

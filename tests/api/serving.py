@@ -45,6 +45,10 @@ class Reply:
         return self.json()["code"]
 
 
+class ConnectionEnded(Exception):
+    """The server closed instead of answering."""
+
+
 class Client:
     """One connection to the server."""
 
@@ -79,6 +83,8 @@ class Client:
         event = await self._event()
         while isinstance(event, h11.InformationalResponse):
             event = await self._event()
+        if isinstance(event, h11.ConnectionClosed):
+            raise ConnectionEnded
         assert isinstance(event, h11.Response), event
         return event
 
@@ -129,7 +135,7 @@ class Served:
         bugs: what `on_bug` was told.
         requests: what `on_request` was told, without the time.
         scope: cancel it to begin the drain; `ended` is set behind it.
-        clients: every connection that was made; closed at the end of the test.
+        clients: every connection that was made; closed when the test ends.
     """
 
     path: str
@@ -179,11 +185,10 @@ async def serving(path: Path, router: Router, *, forbid: bool = False, **limits:
         try:
             yield served
         finally:
-            served.scope.cancel()
-            with trio.move_on_after(PATIENCE):
-                await served.ended.wait()
             for client in served.clients:
                 client.stream.socket.close()
+            served.scope.cancel()
+            nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
 
 
 def routes(**handlers: Handler) -> Router:
