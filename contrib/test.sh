@@ -62,10 +62,10 @@ if [ "$EUID" -eq 0 ]; then
     # nobody sees the checkout at a place that is open to all, wherever it is
     home=$scratch/home
     place=$scratch/checkout
-    install -d -o nobody -g nogroup -m 700 "$home" "$home/run"
+    install -d -o nobody -g nogroup -m 700 "$home" "$home/run" "$cache/tools-nobody"
     mkdir "$place"
     # shellcheck disable=SC2016  # the inner shell expands them
-    run_pytest nobody "$home/tools" \
+    run_pytest nobody "$cache/tools-nobody" \
         unshare --mount --propagation private sh -ec 'mount --bind "$1" "$2"; cd "$2"; shift 2; exec "$@"' \
         sh "$checkout" "$place" \
         setpriv --reuid nobody --regid nogroup --clear-groups --inh-caps=-all --bounding-set=-all \
