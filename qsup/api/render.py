@@ -130,6 +130,10 @@ class InstanceCache:
         rows = b",".join(map(self.one, views))
         return b'{"instances":[%b],"next":%b}' % (rows, jsontext.dumps(after))
 
+    def names(self) -> set[str]:
+        """Of the VMs whose text is kept."""
+        return set(self._known)
+
     def forget_others(self, views: Sequence[InstanceView]) -> None:
         """Drop every VM that is not among ``views``, all there are."""
         if len(self._known) > len(views):

@@ -155,6 +155,7 @@ class FakeBackend:
         calls: raw QMP and agent calls that were made.
         problems: what is wrong with the daemon.
         consoles: attached consoles by VM.
+        waiting: how many calls of `wait_operation` are under way.
     """
 
     def __init__(self, *names: str) -> None:
@@ -169,6 +170,7 @@ class FakeBackend:
         self.consoles: dict[str, list[FakeConsole]] = {}
         self.log_lines = [f"line {number}" for number in range(1, 6)]
         self.latency = LatencyTable()
+        self.waiting = 0
         self._log_followers: list[trio.MemorySendChannel[str]] = []
         self._operations: dict[str, Operation] = {}
         self._finished: dict[str, trio.Event] = {}
@@ -260,8 +262,12 @@ class FakeBackend:
     async def wait_operation(self, operation_id: str, timeout: float) -> Operation:
         """Wait for its end."""
         self.operation(operation_id)
-        with trio.move_on_after(timeout):
-            await self._finished[operation_id].wait()
+        self.waiting += 1
+        try:
+            with trio.move_on_after(timeout):
+                await self._finished[operation_id].wait()
+        finally:
+            self.waiting -= 1
         return self.operation(operation_id)
 
     async def cancel_operation(self, operation_id: str) -> Operation:
