@@ -180,7 +180,7 @@ class Parser:
         names = []
         left = iter(arguments)
         for text in left:
-            if not text.startswith("-") or text == "-":
+            if not _is_flag(text):
                 names.append(text)
             elif text.startswith("--"):
                 flag, equals, value = text.partition("=")
@@ -205,7 +205,7 @@ class Parser:
                 self.error(f"{flag} takes no value")
             setattr(options, argument.dest, argument.action == "store_true")
             return
-        if value is None and (value := next(left, None)) is None:
+        if value is None and ((value := next(left, None)) is None or _is_flag(value)):
             self.error(f"{flag} needs a value: {argument.label}")
         if argument.action == "append":
             getattr(options, argument.dest).append(self._value(argument, value))
@@ -245,6 +245,11 @@ class Parser:
         if argument.choices and value not in argument.choices:
             self.error(f"{argument.label}: {text!r} is none of {', '.join(argument.choices)}")
         return value
+
+
+def _is_flag(text: str) -> bool:
+    """Whether it is an option rather than a value; ``-`` is a value, and so is a negative number."""
+    return text.startswith("-") and len(text) > 1 and not text[1:].replace(".", "", 1).isdigit()
 
 
 def _usage(argument: _Argument) -> str:

@@ -23,7 +23,7 @@ _VISIBLE[0x09] = _VISIBLE[0x0A] = " "
 _GREEN, _YELLOW, _RED, _BOLD = "32", "33", "31", "1"
 _LEVEL_COLOURS = {"active": _GREEN, "activating": _YELLOW, "deactivating": _YELLOW, "failed": _RED}
 _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
-_SPANS = ((31536000, "y"), (2592000, "month"), (604800, "w"), (86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
+_SPANS = ((31536000, "y"), (2592000, " month"), (604800, "w"), (86400, " day"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def clean(text: object) -> str:
@@ -89,6 +89,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: str
     """
     cells = [[clean(cell) for cell in row] for row in rows]
     used = [column for column in range(len(header)) if any(row[column] for row in cells)]
+    if not used:
+        return ""
     titles = [header[column].removeprefix(">") for column in used]
     right = [header[column].startswith(">") for column in used]
     grid = [titles, *([row[column] for column in used] for row in cells)]
@@ -96,7 +98,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: str
     paint_at = titles.index(coloured) if coloured in titles and colours_wanted() else -1
     limit = terminal_width()
     lines = []
-    for row in (grid if titled else grid[1:]) if rows else []:
+    for row in grid if titled else grid[1:]:
         line = [*map(_pad, row, widths, right)]
         line[-1] = line[-1].rstrip()
         if limit is not None:
@@ -154,14 +156,14 @@ def seconds_since_epoch(when: str) -> float:
 
 
 def span(seconds: float) -> str:
-    """A length of time in its two largest units: ``5min 3s``, ``2h 10min``, ``0s``."""
+    """A length of time in its largest unit and the next one: ``5min 3s``, ``2 days 3h``, ``1h``, ``0s``."""
     left = max(0, int(seconds))
     parts = []
     for unit, name in _SPANS:
         if left >= unit:
             count, left = divmod(left, unit)
-            plural = "s" if count > 1 and name in ("day", "month") else ""
-            parts.append(f"{count}{' ' if len(name) > 3 else ''}{name}{plural}")
+            plural = "s" if count > 1 and name.startswith(" ") else ""
+            parts.append(f"{count}{name}{plural}")
         elif parts:
             break
     return " ".join(parts[:2]) or "0s"

@@ -80,7 +80,8 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "NIC", clean(_nic(nic))
     for device in instance["devices"]:
         yield "Device", clean(f"{device['id']}: {device['type']}")
-    yield from _channel_facts(instance)
+    if instance["pid"] is not None:
+        yield from _channel_facts(instance)
     if instance["operation"]:
         yield "Operation", clean(instance["operation"])
     for warning in instance["warnings"]:

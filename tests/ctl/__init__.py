@@ -1,0 +1,1 @@
+"""qsupctl: against the real API over a supervisor in memory, and against peers that send raw bytes."""

@@ -1,0 +1,209 @@
+"""The verbs that show: against the real API over a supervisor in memory, with golden outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from qsup.errors import Diagnostic
+from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.state import State
+from tests.api.calling import Daemon
+from tests.api.fake import PNG_MAGIC, FakeBackend, make_unit, make_view
+from tests.ctl.golden_text import check_golden
+from tests.ctl.running import Ctl
+from tests.ctl.test_render import EVIL
+
+pytestmark = pytest.mark.usefixtures("frozen_clock")
+
+
+def populate(backend: FakeBackend) -> None:
+    """A VM in every kind of state, one of them with a hostile description."""
+    killed = Cause(kind=CauseKind.SIGNAL, signal="KILL")
+    missing = Cause(kind=CauseKind.START_FAILED, detail="could not open disk image /srv/a.raw: Permission denied")
+    views = [
+        make_view("crash", state=State.CRASHED, cause=killed, pid=None, uid=None, disks=(), nics=(), restarts=0),
+        make_view("evil", description=EVIL, warnings=(EVIL,), unit_stale=True, machine=f"q35{EVIL}"),
+        make_view("off", state=State.DEAD, cause=Cause(kind=CauseKind.GUEST_SHUTDOWN), pid=None, description=""),
+        make_view("paused", state=State.PAUSED, memory_actual=256 << 20, console_watchers=2, console_has_writer=True),
+        make_view("start", state=State.SPAWNING, operation="0" * 32, agent_connected=False, autostart=False),
+        make_view("wrong", state=State.START_FAILED, cause=missing, pid=None, console="none", display="none"),
+    ]
+    backend.views |= {view.name: view for view in views}
+
+
+async def test_list(served: Daemon, ctl: Ctl) -> None:
+    """Every VM has one line: state, cause where it is down, size, age, description made harmless."""
+    populate(served.backend)
+    check_golden("list", await ctl.ok("list"))
+    check_golden("list", await ctl.ok())
+
+
+async def test_list_selects(served: Daemon, ctl: Ctl) -> None:
+    """Names, globs and states narrow the list; finding none is no failure."""
+    populate(served.backend)
+    names = (await ctl.ok("list", "w*", "db", "--no-legend")).split("\n")
+    assert [line.split()[0] for line in names if line] == ["db", "web", "wrong"]
+    assert (await ctl.ok("list", "--state", "failed", "--no-legend")).count("\n") == 2
+    assert (await ctl.ok("list", "--state=paused", "--no-legend")).startswith("paused")
+    assert await ctl.ok("list", "nothing*") == ""
+
+
+async def test_list_for_programs(served: Daemon, ctl: Ctl) -> None:
+    """JSON is the API's own document; JSON lines hold one VM each; the option may stand on either side of the verb."""
+    document = json.loads(await ctl.ok("list", "-o", "json"))
+    assert [instance["name"] for instance in document["instances"]] == ["db", "web"]
+    lines = (await ctl.ok("-o", "jsonl", "list")).splitlines()
+    assert [json.loads(line) for line in lines] == document["instances"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("web", 0), ("paused", 0), ("crash", 3), ("off", 3), ("start", 3), ("wrong", 3), ("evil", 0)]
+)
+async def test_status(served: Daemon, ctl: Ctl, name: str, code: int) -> None:
+    """Status shows all that is known of a VM, and its exit code says whether it is active."""
+    populate(served.backend)
+    result = await ctl("status", name, "-n", "2")
+    assert (result.code, result.err) == (code, "")
+    check_golden(f"status-{name}", result.out)
+
+
+async def test_status_of_several(served: Daemon, ctl: Ctl) -> None:
+    """One that does not exist is told apart and decides the exit code; the others are shown."""
+    result = await ctl("status", "web", "nope", "d*", "-n0")
+    assert result.code == 4
+    assert result.err == "qsupctl: nope: there is no instance 'nope'\n"
+    assert [line for line in result.out.splitlines() if line.startswith("●")] == [
+        "● web - a web server",
+        "● db - a web server",
+    ]
+    found = json.loads((await ctl("status", "web", "db", "-o", "json")).out)
+    assert [instance["name"] for instance in found["instances"]] == ["web", "db"]
+
+
+async def test_status_without_a_name_shows_the_daemon(served: Daemon, ctl: Ctl) -> None:
+    """The daemon's own state, as ``health`` shows it; a problem makes the command fail."""
+    out = await ctl.ok("status")
+    assert out == await ctl.ok("health")
+    assert "State: ok" in out
+    assert "2 active" in out
+    served.backend.problems.append("the state directory is full")
+    result = await ctl("health")
+    assert (result.code, "Problem: the state directory is full" in result.out) == (1, True)
+
+
+async def test_a_glob_that_matches_nothing_is_an_error(ctl: Ctl) -> None:
+    """A glob that no VM matches is told as no such VM."""
+    result = await ctl("status", "x*")
+    assert (result.code, result.err) == (
+        4,
+        "qsupctl: no VM matches 'x*'\n  hint: qsupctl list shows the names\n",
+    )
+
+
+async def test_show_and_cat(served: Daemon, ctl: Ctl) -> None:
+    """``show`` prints every effective key on its line, ``cat`` the files as they are but for what steers a terminal."""
+    values = {
+        "unit": {"description": "web"},
+        "service": {"restart": "no", "stop-methods": ["acpi", "quit"]},
+        "cpu": {"vcpus": 2},
+        "disk": [{"id": "root", "path": "a b.qcow2", "read-only": False}, {"id": "data", "path": EVIL}],
+        "nic": [],
+    }
+    text = '[unit]\ndescription = "\033[31mred"\n'
+    served.backend.units_by_name["web"] = make_unit("web", text, values=values)
+    check_golden("show", await ctl.ok("show", "web"))
+    check_golden("cat", await ctl.ok("cat", "web", "db"))
+
+
+async def test_show_selects_keys(served: Daemon, ctl: Ctl) -> None:
+    """A key names itself and all below it; an unknown one is an error."""
+    values = {"cpu": {"vcpus": 2, "model": "host"}, "unit": {"description": "x"}}
+    served.backend.units_by_name["web"] = make_unit("web", values=values)
+    assert await ctl.ok("show", "web", "-p", "cpu.vcpus,unit") == "cpu.vcpus=2\nunit.description=x\n"
+    assert await ctl.ok("show", "web", "-p", "cpu", "--value") == "2\nhost\n"
+    result = await ctl("show", "web", "-p", "cpus")
+    assert (result.code, result.out) == (2, "")
+    assert "a unit has no key 'cpus'" in result.err
+
+
+async def test_cmdline(served: Daemon, ctl: Ctl) -> None:
+    """The command line is quoted for a shell, an option and its value on one line."""
+    assert await ctl.ok("cmdline", "web") == "/usr/bin/qemu-system-x86_64 \\\n  -nodefaults\n"
+    assert await ctl.ok("cmdline", "web", "--one-line") == "/usr/bin/qemu-system-x86_64 -nodefaults\n"
+    assert json.loads(await ctl.ok("cmdline", "web", "-o", "json"))["argv"][1] == "-nodefaults"
+
+
+async def test_logs(served: Daemon, ctl: Ctl) -> None:
+    """The last lines, oldest first, harmless; as JSON lines too."""
+    served.backend.log_lines.append(f"qemu: {EVIL}")
+    out = await ctl.ok("logs", "web", "-n", "2")
+    assert out.startswith("line 5\nqemu: ")
+    assert "\033" not in out
+    assert json.loads(await ctl.ok("logs", "web", "-n1", "-o", "jsonl")) == {"line": f"qemu: {EVIL}"}
+
+
+async def test_screenshot(ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture goes into a file named after the VM, or where it is told to."""
+    monkeypatch.chdir(tmp_path)
+    assert await ctl.ok("screenshot", "web") == "web.png\n"
+    assert (tmp_path / "web.png").read_bytes() == PNG_MAGIC
+    result = await ctl("screenshot", "web", "-f", "no/such/place.png")
+    assert (result.code, result.err) == (1, "qsupctl: could not write no/such/place.png: No such file or directory\n")
+
+
+async def test_whoami_and_version(ctl: Ctl) -> None:
+    """The caller's role, and both sides' versions."""
+    assert "Role: admin" in await ctl.ok("whoami")
+    assert json.loads(await ctl.ok("whoami", "-o", "json"))["role"] == "admin"
+    assert "qsupd   0.0.1" in await ctl.ok("version")
+    assert await ctl.ok("--version") == await ctl.ok("version")
+
+
+async def test_reload(served: Daemon, ctl: Ctl) -> None:
+    """What changed is printed; broken unit files are told as a compiler would and make the command fail."""
+    assert await ctl.ok("reload") == "added: new\nremoved: old\n"
+    served.backend.diagnostics = (Diagnostic("/etc/qsup/units/x.toml", 3, "cpu.vcpu", "unknown key"),)
+    result = await ctl("reload")
+    assert (result.code, result.err) == (1, "qsupctl: /etc/qsup/units/x.toml:3: cpu.vcpu: unknown key\n")
+
+
+async def test_enable_and_disable(served: Daemon, ctl: Ctl) -> None:
+    """The flag is set; ``--now`` also starts or stops, and waits."""
+    await ctl.ok("enable", "web", "db")
+    assert all(unit.autostart for unit in served.backend.units_by_name.values())
+    await ctl.ok("disable", "web", "--now")
+    assert not served.backend.units_by_name["web"].autostart
+    assert served.backend.views["web"].state is State.DEAD
+
+
+async def test_operations(served: Daemon, ctl: Ctl) -> None:
+    """Operations are listed newest first, and one that can be cancelled is."""
+    served.backend.held.add("web")
+    await ctl.ok("stop", "web", "--no-block")
+    await ctl.ok("pause", "db")
+    lines = (await ctl.ok("operations")).splitlines()
+    assert [line.split()[1:4] for line in lines[1:]] == [["db", "pause", "succeeded"], ["web", "stop", "running"]]
+    running = lines[2].split()[0]
+    assert "cancelled" in await ctl.ok("operations", running, "--cancel")
+    result = await ctl("operations", running, "--cancel")
+    assert (result.code, result.err) == (1, "qsupctl: web: it cannot be cancelled\n")
+    assert (await ctl("operations", "--cancel")).code == 2
+
+
+async def test_hostile_names_reach_no_path(ctl: Ctl) -> None:
+    """Whatever is given as a name is quoted, and answered as no VM of that name."""
+    for name in ("../units/web", "a/b", "a\nb", "ü", "web%2Fx", ".", ".."):
+        result = await ctl("status", name)
+        assert result.code == 4, name
+        assert "\n" not in result.err.rstrip("\n").replace("\n  hint:", ""), result.err
+
+
+async def test_agent_and_evolving_states(served: Daemon, ctl: Ctl) -> None:
+    """An agent nobody listens on is told with the daemon's words."""
+    served.backend.views["web"] = evolve(served.backend.views["web"], agent_connected=False)
+    result = await ctl("agent", "web", "ping")
+    assert (result.code, result.err) == (1, "qsupctl: web: nobody in the guest listens\n")
