@@ -122,6 +122,7 @@ def _request(disk: DiskSection, depth: int, files: Sequence[tuple[str, str]]) ->
         shareable=disk.shareable and depth == 0,
         backing=files[depth + 1] if depth + 1 < len(files) else None,
         block_device=is_block_device_path(path),
+        direct=_CACHE[disk.cache][0],
     )
 
 

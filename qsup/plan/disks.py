@@ -36,7 +36,7 @@ _MODELS = {
 }
 #: Disks on one bus; virtio and NVMe disks have slots of the board instead.
 _ROOM = {"sata": 6, "ide": 4, "scsi": 256, "usb": 14}
-_NVME_SERIAL = 20  # characters (NVM Express, Identify Controller)
+_SHORT_SERIAL = 20  # characters (NVM Express, Identify Controller; QEMU's SCSI device_id)
 _WRITE_THROUGH = ("writethrough", "directsync")
 
 
@@ -88,6 +88,11 @@ def boot_order(unit: Unit) -> Mapping[str, int]:
     if said or any(nic.bootindex >= 0 for nic in unit.nics):
         return said
     return {disk.id: index for index, disk in enumerate(unit.disks)}
+
+
+def boot_property(bootindex: int | None) -> Properties:
+    """``bootindex`` as QEMU has it: one more than the unit's, since a kernel that is booted directly takes 0."""
+    return {} if bootindex is None else {"bootindex": bootindex + 1}
 
 
 def device_id(disk: DiskSection) -> str:
@@ -162,9 +167,10 @@ def _behaviour(disk: DiskSection, bus: str, bootindex: int | None) -> Properties
     if disk.shareable:
         properties["share-rw"] = True
     # NVMe insists on a serial number
-    serial = disk.serial or (disk.id[-_NVME_SERIAL:] if bus == "nvme" else "")
+    serial = disk.serial or (disk.id[-_SHORT_SERIAL:] if bus == "nvme" else "")
     if serial:
         properties["serial"] = serial
-    if bootindex is not None:
-        properties["bootindex"] = bootindex
-    return properties
+    if len(serial) > _SHORT_SERIAL and bus == "scsi":
+        # the identifier of VPD page 0x83 is shorter than that of page 0x80, and is the serial number unless given
+        properties["device_id"] = disk.id[-_SHORT_SERIAL:]
+    return {**properties, **boot_property(bootindex)}

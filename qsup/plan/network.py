@@ -13,6 +13,7 @@ from attrs import frozen
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
+from qsup.plan.disks import boot_property
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Part, Properties, fd_option, option
 from qsup.plan.spec import Argument, Capabilities, NicPlan, TapFd
@@ -62,7 +63,7 @@ def _nic_part(nic: NicSection, role: str, index: int, mac: str, board: Board, ca
         "mac": mac,
     }
     if nic.bootindex >= 0:
-        device["bootindex"] = nic.bootindex
+        device |= boot_property(nic.bootindex)
     elif board.has_pci:
         # without its boot ROM the firmware has nothing to load and to try
         device["romfile"] = ""

@@ -139,6 +139,7 @@ class ImageFd:
         shareable: several VMs may hold it for writing.
         backing: declared backing file right below it, ``None`` for none: (path, format).
         block_device: the path must be a block device; without it, a regular file.
+        direct: open with ``O_DIRECT``; QEMU looks for a descriptor with the very flag (since 9.1).
         own: the path is one of the daemon's own (firmware, UEFI variables), absolute, outside the pools' rules.
     """
 
@@ -150,6 +151,7 @@ class ImageFd:
     shareable: bool = False
     backing: tuple[str, str] | None = None
     block_device: bool = False
+    direct: bool = False
     own: bool = False
 
 

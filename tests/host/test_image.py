@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -71,6 +72,14 @@ def test_opens_for_reading_and_writing(raw: Path, pool: Path) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pwrite(image.fd_ro, b"x", 0)
     assert (image.size, image.virtual_size, image.location) == (1 << 20, 1 << 20, raw)
+    image.close()
+
+
+def test_opens_past_the_cache(base: Path, pool: Path) -> None:
+    """Every descriptor of an image opened past the host's cache says so, as QEMU wants it."""
+    image = open_image("base.qcow2", pools=[pool], format="qcow2", read_only=False, direct=True)
+    assert all(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT for fd in image.fds)
+    assert len(image.fds) == 2
     image.close()
 
 
