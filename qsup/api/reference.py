@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qsup.api.routes.guest import AGENT_ROLES
 from qsup.api.routes.table import ENDPOINTS
-from qsup.errors import QsupError
+from qsup.errors import ClientError, QsupError
 
 _REGION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -48,8 +48,8 @@ def _agent_roles() -> str:
 
 
 def error_classes(base: type[QsupError] = QsupError) -> Iterator[type[QsupError]]:
-    """Every class of the exception tree that `qsup.errors` defines, parents first."""
-    if base.__module__ == QsupError.__module__:
+    """Every class of the tree in `qsup.errors` that the daemon may answer with, parents first."""
+    if base.__module__ == QsupError.__module__ and base is not ClientError:
         yield base
         for child in base.__subclasses__():
             yield from error_classes(child)
@@ -58,7 +58,7 @@ def error_classes(base: type[QsupError] = QsupError) -> Iterator[type[QsupError]
 def _errors() -> str:
     rows: dict[str, tuple[str, ...]] = {}
     for error in error_classes():
-        meaning = (error.__doc__ or "").strip().partition("\n")[0]
+        meaning = (error.__doc__ or "").strip().partition("\n")[0].replace("``", "`")
         rows.setdefault(error.code, (f"`{error.code}`", str(error.status), meaning))
     return _table(("code", "status", "meaning"), rows.values())
 

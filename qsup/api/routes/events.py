@@ -113,7 +113,7 @@ ENDPOINTS = (
         summary="Events as they happen, without end",
         doc="One JSON object a line, or server-sent events where `Accept` asks for `text/event-stream`. A listener "
         "that is too slow gets a last event `overflow`; one whose `since` is no longer kept is told so with 410. In "
-        "both cases: read the instances anew, then listen from now on.",
+        "both cases: listen from now on, then read the instances anew.",
         query=(
             _SINCE,
             globs("type", "Only these types: names or globs, separated by commas."),
