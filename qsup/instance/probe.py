@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -35,6 +36,8 @@ _log = structlog.get_logger()
 
 #: Seconds for the whole of one probe.
 PROBE_TIMEOUT: Final = 30.0
+_END_TIMEOUT = 1.0  # seconds for a binary whose connection ended to end, too
+_REAP_TIMEOUT = 5.0  # seconds for one that was sent SIGKILL to go
 _OUTPUT_LIMIT = 64 << 10  # what a pipe holds by default (pipe(7))
 _ARGUMENTS = ("-machine", "none,accel=tcg:kvm", "-nodefaults", "-no-user-config", "-display", "none", "-S")
 _EMULATOR_NAME = re.compile(r"qemu-system-(\w+)")
@@ -112,10 +115,12 @@ class Prober:
 
     Args:
         cache: the directory of what was learnt; made when absent.
+        ask: runs a binary, by its path; `probe_binary`.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *, ask: Callable[[str], Awaitable[Capabilities]] | None = None) -> None:
         self._cache = cache
+        self._ask = ask or probe_binary
         self._known: dict[Binary, Capabilities] = {}
         self._runs: dict[Binary, _Run] = {}
 
@@ -144,7 +149,7 @@ class Prober:
     async def _run_shared(self, binary: Binary) -> Capabilities:
         run = self._runs[binary] = _Run()
         try:
-            run.result = await probe_binary(binary.path)
+            run.result = await self._ask(binary.path)
         except StartError as error:
             run.error = error
             raise
@@ -178,12 +183,14 @@ class Prober:
             _log.warning("probe record not written", emulator=binary.path, reason=str(error))
 
 
-async def probe_binary(path: str) -> Capabilities:
+async def probe_binary(path: str, *, timeout: float = PROBE_TIMEOUT) -> Capabilities:
     """Run a binary without a machine, as nobody where this is root, and ask it.
 
+    Args:
+        timeout: seconds for the whole of it.
+
     Raises:
-        StartError: it could not be run, did not speak QMP, or took longer than `PROBE_TIMEOUT`; the message ends with
-            its own last words.
+        StartError: it could not be run, did not speak QMP, or took too long; the message ends with its own last words.
     """
     ours, theirs = socket.socketpair()
     output, output_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -194,17 +201,17 @@ async def probe_binary(path: str) -> Capabilities:
         )
         theirs.close()
         try:
-            with trio.fail_after(PROBE_TIMEOUT):
-                return await _converse(ours, path)
+            with trio.fail_after(timeout):
+                return await _converse(ours, path, timeout)
         except (MonitorError, trio.TooSlowError) as error:
             said = await _last_words(child, output)
-            reason = said or (str(error) if isinstance(error, MonitorError) else f"it took over {PROBE_TIMEOUT:g} s")
+            reason = said or (str(error) if isinstance(error, MonitorError) else f"it took over {timeout:g} s")
             raise StartError(f"could not learn what {path} can do: {reason}") from error
         finally:
-            with trio.CancelScope(shield=True):  # a killed process is reaped at once
+            with trio.move_on_after(_REAP_TIMEOUT, shield=True):
                 child.send_signal(signal.SIGKILL)
                 await child.wait_exit()
-                await child.aclose()
+            child.pidfd.close()
     finally:
         ours.close()
         theirs.close()
@@ -212,12 +219,12 @@ async def probe_binary(path: str) -> Capabilities:
         os.close(output_fd)
 
 
-async def _converse(stream: socket.socket, path: str) -> Capabilities:
+async def _converse(stream: socket.socket, path: str, timeout: float) -> Capabilities:
     result: Capabilities | MonitorError
     async with trio.open_nursery() as nursery:
         try:
-            monitor = await start_monitor(nursery, stream, name="", timeout=PROBE_TIMEOUT)
-            result = await query_capabilities(monitor, path, timeout=PROBE_TIMEOUT)
+            monitor = await start_monitor(nursery, stream, name="", timeout=timeout)
+            result = await query_capabilities(monitor, path, timeout=timeout)
         except MonitorError as error:  # kept, so that the nursery does not wrap it in a group
             result = error
         nursery.cancel_scope.cancel()
@@ -228,7 +235,7 @@ async def _converse(stream: socket.socket, path: str) -> Capabilities:
 
 async def _last_words(child: Process, output: int) -> str:
     """What a binary that ended by itself printed last."""
-    with trio.move_on_after(1.0) as scope:
+    with trio.move_on_after(_END_TIMEOUT) as scope:
         await child.wait_exit()
     if scope.cancelled_caught:
         return ""
