@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Callable
 
 import h11
 import trio
@@ -25,11 +24,12 @@ from wsproto.frame_protocol import CloseReason
 from qsup.api.incoming import Head, Incoming
 from qsup.api.limits import Limits
 from qsup.api.message import Answer, Request, Response, StreamResponse, UpgradeResponse, problem_response
+from qsup.api.outgoing import Outgoing, close_chunks
 from qsup.api.peer import Peer
 from qsup.api.roles import Role
 from qsup.api.router import Route, Router, parse_target
-from qsup.api.transport import PeerLeft, Transport, run_while
-from qsup.api.websocket import WebSocket, accept_token
+from qsup.api.transport import PeerLeft, Transport
+from qsup.api.websocket import WebSocket
 from qsup.errors import PayloadTooLarge, QsupError, RequestError, RequestTimeout
 
 Authorise = Callable[[Role, Request], QsupError | None]
@@ -38,8 +38,6 @@ OnBug = Callable[[Exception, str, str], None]
 
 #: A client's own request id is taken when it is harmless in a log line and a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
-_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 @frozen(kw_only=True)
@@ -75,6 +73,7 @@ class Connection:
         self._transport = transport
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=service.limits.header)
         self._incoming = Incoming(self._http, transport, service.limits)
+        self._outgoing = Outgoing(self._http, transport, timeout=service.limits.send_timeout)
         self._scope = trio.CancelScope()
         self._endless_scope = trio.CancelScope()
         self._draining = False
@@ -115,11 +114,11 @@ class Connection:
         try:
             answer = await self._call_handler(call, head)
             if isinstance(answer, UpgradeResponse):
-                return await self._upgrade(call, answer)
-            opening = self._opening(answer)
+                return await self._upgrade(call, head, answer)
+            opening = self._outgoing.opening(answer, close=self._ends_here())
         except Exception as error:
             answer = self._answer_for(error, call)
-            opening = self._opening(answer)
+            opening = self._outgoing.opening(answer, close=self._ends_here())
         self._count(call, answer.status)
         await self._send(call, answer, opening)
         return await self._finish()
@@ -140,8 +139,11 @@ class Connection:
             call = _Call(None)
             answer = problem_response(error, call.request_id)
             self._service.on_request("", "", answer.status, 0.0)
-            await self._send(call, answer, self._opening(answer))
+            await self._send(call, answer, self._outgoing.opening(answer, close=self._ends_here()))
         return False
+
+    def _ends_here(self) -> bool:
+        return self._draining or self._must_close
 
     def _count(self, call: _Call, status: int) -> None:
         self._service.on_request(call.method, call.pattern, status, trio.current_time() - call.begun)
@@ -182,81 +184,42 @@ class Connection:
         except (TypeError, ValueError) as wrong_details:
             return self._answer_for(wrong_details, call)
 
-    def _opening(self, answer: Response | StreamResponse) -> h11.Response:
-        """The head of an answer, checked: after this only the socket can fail."""
-        fields = list(answer.headers.items())
-        if isinstance(answer, Response) and answer.status not in _BODILESS:
-            fields.append(("content-length", str(len(answer.body))))
-        if self._draining or self._must_close or self._http.their_state is h11.ERROR:
-            fields.append(("connection", "close"))
-        return h11.Response(status_code=answer.status, headers=fields, reason=_PHRASES.get(answer.status, b""))
-
-    async def _upgrade(self, call: _Call, answer: UpgradeResponse) -> bool:
+    async def _upgrade(self, call: _Call, head: Head, answer: UpgradeResponse) -> bool:
         """Become a WebSocket until its end. What is raised can still be answered: the handshake has not been."""
-        opening = self._upgrade_opening(call)
+        opening = self._outgoing.switching(head)
         attached = False
         try:
             async with answer.attach:
                 attached = True
                 self._count(call, opening.status_code)
-                await self._put(self._bytes(opening))
-                await self._talk(call, answer)
+                await self._talk(call, answer, await self._outgoing.switch(opening))
         except Exception as error:
             if not attached:
                 raise
             self._report(error, call)
         return False
 
-    def _upgrade_opening(self, call: _Call) -> h11.InformationalResponse:
-        assert call.head is not None
-        token = accept_token(call.head.method, call.head.version, call.head.headers)
-        if call.head.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.head.headers:
-            raise RequestError("a WebSocket handshake has no body")
-        if self._http.their_state is h11.SEND_BODY:
-            self._http.next_event()
-        fields = [("upgrade", "websocket"), ("connection", "upgrade"), ("sec-websocket-accept", token)]
-        return h11.InformationalResponse(status_code=101, headers=fields, reason=_PHRASES[101])
-
     async def _send(self, call: _Call, answer: Response | StreamResponse, opening: h11.Response) -> None:
-        data = self._bytes(opening)
         if isinstance(answer, Response):
-            if answer.body and call.wants_body and answer.status not in _BODILESS:
-                data += self._bytes(h11.Data(data=answer.body))
-            await self._put(data + self._bytes(h11.EndOfMessage()))
+            await self._outgoing.send(opening, answer.body if call.wants_body else b"")
+        elif not call.wants_body:
+            await close_chunks(answer.chunks)
+            await self._outgoing.send(opening, b"")
         else:
-            await self._put(data)
-            await self._stream(call, answer.chunks)
-            await self._put(self._bytes(h11.EndOfMessage()))
+            await self._stream(call, answer.chunks, opening)
 
-    def _bytes(self, event: h11.Event) -> bytes:
-        return self._http.send(event) or b""
-
-    async def _put(self, data: bytes) -> None:
-        await self._transport.send_all(data, self._service.limits.send_timeout)
-
-    async def _stream(self, call: _Call, chunks: AsyncIterator[bytes]) -> None:
+    async def _stream(self, call: _Call, chunks: AsyncIterator[bytes], opening: h11.Response) -> None:
         """Send chunks until they end, the server drains, or (`PeerLeft`) the client leaves or an error tears it."""
         try:
-            if call.wants_body:
-                with self._endless():
-                    await run_while(self._incoming.wait_peer_left, self._pump, chunks)
+            wait_left = self._incoming.wait_peer_left
+            await self._outgoing.stream(opening, chunks, scope=self._endless(), wait_left=wait_left)
         except Exception as error:
             self._report(error, call)
             raise PeerLeft from error
-        finally:
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
 
-    async def _pump(self, chunks: AsyncIterator[bytes]) -> None:
-        async for chunk in chunks:
-            await self._put(self._bytes(h11.Data(data=chunk)))
-            # an iterator that never waits must not keep the others waiting
-            await trio.lowlevel.checkpoint()
-
-    async def _talk(self, call: _Call, answer: UpgradeResponse) -> None:
+    async def _talk(self, call: _Call, answer: UpgradeResponse, received: bytes) -> None:
         """Run a WebSocket's handler and close the socket behind it."""
         limits = self._service.limits
-        received, _ = self._http.trailing_data
         socket = WebSocket(self._transport, received, message_max=limits.message, send_timeout=limits.send_timeout)
         code, reason = CloseReason.NORMAL_CLOSURE, ""
         try:

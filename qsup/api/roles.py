@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from qsup.api.peer import Peer
 from qsup.errors import ForbiddenError
+
+if TYPE_CHECKING:
+    from qsup.api.peer import Peer  # its module opens sockets
 
 
 class Role(enum.IntEnum):

@@ -6,11 +6,15 @@ Must not: call a handler, judge a caller, or validate a parameter.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 
-from qsup.api.message import Handler
 from qsup.api.roles import Role
 from qsup.errors import MethodNotAllowed, NotFoundError, RequestError
+
+if TYPE_CHECKING:
+    from qsup.api.message import Handler  # its module needs trio
 
 _ABSOLUTE_FORM = "http://"
 _BYTES = {f"{high}{low}": int(high + low, 16) for high in "0123456789abcdefABCDEF" for low in "0123456789abcdefABCDEF"}

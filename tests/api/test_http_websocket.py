@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from qsup.api.http import Answer, Request, Response, UpgradeResponse, WebSocket
-from qsup.errors import AgentUnavailable, DeniedError
+from qsup.errors import AgentUnavailable, BusyError, DeniedError
 from tests.api.serving import PATIENCE, Served, request, routes, serving
 
 # the example of RFC 6455, section 1.3
@@ -155,6 +157,67 @@ async def test_denied_upgrade_is_a_problem_and_the_connection_goes_on(tmp_path: 
         client = await served.connect()
         assert (await client.get("/console", *HANDSHAKE)).code == "not-allowed"
         assert (await client.get("/health")).status == 200
+
+
+class Attachment:
+    """What a conversation holds: refuses to be taken, or notes being taken and given back."""
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.refusal = refusal
+        self.log: list[str] = []
+
+    @asynccontextmanager
+    async def attach(self) -> AsyncIterator[None]:
+        """Take it."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.log.append("taken")
+        try:
+            yield
+        finally:
+            self.log.append("given back")
+
+    async def talk(self, socket: WebSocket) -> None:
+        """Note it."""
+        self.log.append("talked")
+
+    async def route(self, request: Request) -> Answer:
+        """Upgrade with it."""
+        return UpgradeResponse(handler=self.talk, attach=self.attach())
+
+
+async def test_what_a_conversation_needs_is_held_as_long_as_it_lasts(tmp_path: Path) -> None:
+    """What is attached is taken before the handshake is answered and given back when the handler has ended."""
+    attachment = Attachment()
+    async with serving(tmp_path, routes(console=attachment.route)) as served:
+        caller = await upgraded(served, "/console")
+        assert await caller.close_code() == 1000
+        await caller.send(CloseConnection(code=1000))
+        assert await caller.stream.receive_some() == b""
+    assert attachment.log == ["taken", "talked", "given back"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "bugs"),
+    [(BusyError("somebody types already"), "busy", 0), (ZeroDivisionError("secret"), "internal", 1)],
+)
+async def test_what_cannot_be_attached_is_a_problem(tmp_path: Path, refusal: Exception, code: str, bugs: int) -> None:
+    """When what the conversation needs cannot be had, the handshake is answered in HTTP, and the connection goes on."""
+    attachment = Attachment(refusal)
+    async with serving(tmp_path, routes(console=attachment.route)) as served:
+        client = await served.connect()
+        assert (await client.get("/console", *HANDSHAKE)).code == code
+        assert (await client.get("/health")).status == 200
+    assert len(served.bugs) == bugs
+    assert attachment.log == []
+
+
+async def test_nothing_is_attached_for_a_wrong_handshake(tmp_path: Path) -> None:
+    """A request that is no valid handshake takes nothing."""
+    attachment = Attachment()
+    async with serving(tmp_path, routes(console=attachment.route)) as served:
+        assert (await (await served.connect()).get("/console")).code == "upgrade-required"
+    assert attachment.log == []
 
 
 async def test_offered_upgrade_may_be_ignored(tmp_path: Path) -> None:
