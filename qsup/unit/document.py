@@ -23,6 +23,7 @@ MAX_BYTES = 256 * 1024
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_TWICE = re.compile(r"Cannot declare \((.*)\) twice", re.DOTALL)
 _LONG_NUMBER = re.compile(r"[0-9_]{1000}")
 
 
@@ -66,10 +67,10 @@ class Document:
 def read_document(file: str, data: bytes) -> Document:
     """Read one file's bytes; never raises, whatever they are."""
     text = data.decode("utf-8", "replace")
-    line, message, values = 0, "", {}
+    line, values = 0, {}
+    if len(data) > MAX_BYTES:
+        return _unreadable(file, text, 0, f"is larger than {MAX_BYTES // 1024} KiB")
     try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"is larger than {MAX_BYTES // 1024} KiB")
         values = _values(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -79,14 +80,19 @@ def read_document(file: str, data: bytes) -> Document:
     except tomllib.TOMLDecodeError as error:
         line, message = _syntax_error(text, str(error))
     except ValueError as error:
-        # int() refuses a number of more than 4300 digits
+        # int() refuses a number of more than 4300 digits, in words for programmers
         number = _LONG_NUMBER.search(text)
-        line, message = (text.count("\n", 0, number.start()) + 1 if number else 0), str(error)
+        line = text.count("\n", 0, number.start()) + 1 if number else 0
+        message = "a number of more than 1000 digits" if number else str(error)
     except RecursionError:
         message = "nested too deeply"
-    if message:
-        return Document(file=file, text=text, diagnostics=(Diagnostic(file, line, "", message),))
-    return Document(file=file, text=text, values=values)
+    else:
+        return Document(file=file, text=text, values=values)
+    return _unreadable(file, text, line, message)
+
+
+def _unreadable(file: str, text: str, line: int, message: str) -> Document:
+    return Document(file=file, text=text, diagnostics=(Diagnostic(file, line, "", message),))
 
 
 def _values(text: str) -> dict[str, Any]:
@@ -108,6 +114,12 @@ def _syntax_error(text: str, message: str) -> tuple[int, str]:
     if position is None:
         return 0, message
     line = int(position[1]) if position[1] else text.rstrip("\n").count("\n") + 1
-    bare = message[: position.start()]
+    bare = _TWICE.sub(_declared_twice, message[: position.start()])
     at_end = "" if position[1] else " before the end of the file"
     return line, f"not TOML: {bare[:1].lower()}{bare[1:200]}{at_end}"
+
+
+def _declared_twice(match: re.Match[str]) -> str:
+    """The words of `tomllib` about a Python tuple, as TOML would be written."""
+    name = ".".join(re.findall(r"'([^']*)'", match[1]))
+    return f"cannot declare [{name}] twice; if there may be several, write [[{name}]]"

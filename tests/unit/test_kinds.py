@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsup.unit import kinds
@@ -27,6 +27,7 @@ KINDS = kinds_of(Unit)
 
 
 @pytest.mark.parametrize("name", KINDS)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_what_is_written_is_read_as_the_same(name: str, data: st.DataObject) -> None:
     """For every key: a value that was read, written and read again is the same value, spelled the same way."""

@@ -1,0 +1,115 @@
+"""Rules between keys, seen from the units that keep them; those that break them are in ``bad/``."""
+
+from __future__ import annotations
+
+import pytest
+
+from qsup.unit.check import MAX_SERIAL, RULES, check
+from qsup.unit.load import check_text
+from qsup.unit.model import DISK_BUSES, DiskSection, MachineSection, Unit, effective_bus, machine_family
+from qsup.unit.specifier import SpecifierContext
+
+
+def errors(text: str, name: str = "web") -> list[str]:
+    """What is wrong with a unit file of this text."""
+    return [str(diagnostic) for diagnostic in check_text(name, text, SpecifierContext(name=name))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '[service]\nrestart-delay = "1min"\nrestart-max-delay = "1min"\n',
+        "[cpu]\nvcpus = 2\nmax-vcpus = 2\n",
+        "[cpu]\nvcpus = 2\nmax-vcpus = 8\n[cpu.topology]\nsockets = 2\ncores = 2\nthreads = 2\n",
+        "[cpu]\nvcpus = 8\n[cpu.topology]\ncores = 4\n",
+        "[cpu]\nvcpus = 8\n[cpu.topology]\nsockets = 1\ndies = 2\ncores = 2\nthreads = 2\n",
+        '[machine]\nkernel = "k"\nfirmware = "uefi"\ninitrd = "i"\nappend = "a"\n',
+        '[service]\nready = { port = 22 }\n[[nic]]\nid = "lan"\nforward = ["2222:22"]\n',
+        '[service]\nready = { serial = "login" }\n[console]\ntype = "virtio"\n',
+        '[[disk]]\nid = "cd"\ntype = "cdrom"\n',
+        '[[disk]]\nid = "cd"\ntype = "cdrom"\nread-only = true\nbus = "sata"\npath = "a.iso"\n',
+        '[[disk]]\nid = "d"\npath = "d"\naio = "native"\ncache = "directsync"\n',
+        '[[disk]]\nid = "d"\npath = "d"\naio = "io_uring"\n',
+        '[[disk]]\nid = "d"\npath = "d"\ndetect-zeroes = "unmap"\n',
+        '[[disk]]\nid = "d"\npath = "d"\nread-only = true\n',
+        '[[disk]]\nid = "d"\npath = "d"\nbus = "scsi"\nserial = "123456789012345678901234567890123456"\n',
+        '[[disk]]\nid = "a"\npath = "d"\nshareable = true\n[[disk]]\nid = "b"\npath = "d"\nshareable = true\n',
+        '[[disk]]\nid = "a"\npath = "d"\nread-only = true\n[[disk]]\nid = "b"\npath = "d"\ntype = "cdrom"\n',
+        '[[nic]]\nid = "a"\ntype = "tap"\nbridge = "br0"\n[[nic]]\nid = "b"\ntype = "bridge"\nbridge = "br0"\n',
+        '[[nic]]\nid = "a"\nforward = ["53:53", "53:53/udp", "127.0.0.2:53:53"]\n',
+        '[display]\ntype = "vnc"\n',
+        '[machine]\ntype = "microvm"\n[[disk]]\nid = "cd"\ntype = "cdrom"\n[display]\nvideo = "virtio"\n',
+        '[unit]\nafter = ["db"]\nrequires = ["db"]\nconflicts = ["old"]\n',
+    ],
+)
+def test_units_without_contradictions(text: str) -> None:
+    """What is possible is not refused."""
+    assert errors(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[cpu]\nvcpus = 0\nmax-vcpus = 4096\n[cpu.topology]\ncores = 3\n", ["vcpus: must be"]),
+        ('[service]\nready = "agent"\n[agent]\nenabled = 0\n', ["enabled: expected true"]),
+        ('[service]\nready = { port = 22 }\n[[nic]]\nid = "lan"\nforward = ["x"]\n', ["forward: entry 1"]),
+        ('[service]\nready = { port = 22 }\n[[nic]]\nforward = ["22:22"]\n', ["the key 'id' is missing"]),
+        ('[[disk]]\nid = "d"\npath = ""\ntype = "cd-rom"\n', ["type: must be disk or cdrom"]),
+        ('[[nic]]\nid = "lan"\ntype = "tap"\nbridge = "a/b"\n', ["bridge: 'a/b' is not"]),
+    ],
+)
+def test_nothing_is_concluded_from_what_could_not_be_read(text: str, expected: list[str]) -> None:
+    """A wrong value is reported once; no contradiction is seen in the default that stands in for it."""
+    found = errors(text)
+    assert len(found) == len(expected)
+    assert all(part in message for part, message in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[service]\nrestart-max-delay = "500ms"\n', 2),
+        ('[service]\n\nrestart-delay = "2min"\n', 3),
+        ("[cpu]\nmax-vcpus = 1\nvcpus = 2\n", 2),
+        ('\n[[disk]]\nid = "d"\n', 2),
+        ('\n[[disk]]\nid = "d"\ntype = "disk"\n', 4),
+        ('[machine]\ntype = "microvm"\n[[disk]]\nid = "d"\npath = "p"\nbus = "sata"\n', 6),
+    ],
+)
+def test_the_key_that_was_written_is_blamed(text: str, line: int) -> None:
+    """A contradiction is placed at a key that the file holds, not at a default."""
+    (message,) = errors(text)
+    assert message.startswith(f"web.toml:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("machine", "family", "cdrom_bus"),
+    [
+        ("q35", "q35", "sata"),
+        ("pc-q35-7.2", "q35", "sata"),
+        ("pc", "pc", "ide"),
+        ("pc-i440fx-10.0", "pc", "ide"),
+        ("microvm", "microvm", "scsi"),
+        ("virt", "", "scsi"),
+        ("pc-q36", "", "scsi"),
+    ],
+)
+def test_effective_bus(machine: str, family: str, cdrom_bus: str) -> None:
+    """A disk is on virtio unless it says otherwise; a CD drive is on what the machine has for one."""
+    unit = Unit(machine=MachineSection(type=machine))
+    assert machine_family(machine) == family
+    assert effective_bus(unit, DiskSection(id="d", type="cdrom")) == cdrom_bus
+    assert effective_bus(unit, DiskSection(id="d")) == "virtio"
+    assert effective_bus(unit, DiskSection(id="d", type="cdrom", bus="usb")) == "usb"
+
+
+def test_every_bus_has_a_bound_for_serials() -> None:
+    """The table of serial numbers' lengths covers every bus that a disk can name."""
+    assert MAX_SERIAL.keys() == set(DISK_BUSES)
+
+
+def test_every_rule_has_its_sentence() -> None:
+    """Each rule's docstring is one line of the reference; a unit that says nothing breaks none."""
+    assert check(Unit(), "web") == []
+    assert all(rule.__doc__ and rule.__doc__.endswith(".") and "\n" not in rule.__doc__ for rule in RULES)
