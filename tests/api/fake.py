@@ -1,7 +1,8 @@
 """A supervisor without VMs: all that `qsup.api.backend.Backend` promises, in memory.
 
 It judges requests by the real table and keeps events in the real ring, so that routes meet what they will meet.
-Operations end at once, or, for an instance in `FakeBackend.held`, when `FakeBackend.finish` says so.
+Operations end at once, or, for an instance in `FakeBackend.held`, when `FakeBackend.finish` says so. Long because the
+protocol it fulfils is.
 """
 
 from __future__ import annotations

@@ -72,25 +72,33 @@ async def _metrics(call: Call) -> Answer:
     return Response(headers={"content-type": media}, body=text)
 
 
-def _document(call: Call, name: str, make: Callable[[], object]) -> Answer:
-    """A JSON document that is made once, when it is first asked for."""
-    documents = call.api.documents
-    if name not in documents:
-        documents[name] = jsontext.dumps(make())
-    return Response(headers={"content-type": JSON}, body=documents[name])
-
-
 async def _openapi(call: Call) -> Answer:
-    # the document is made from the table that this module is part of
-    from qsup.api.openapi import document
-
-    return _document(call, "openapi", document)
+    return await _document(call, "openapi", _make_openapi)
 
 
 async def _unit_schema(call: Call) -> Answer:
+    return await _document(call, "unit", _make_unit_schema)
+
+
+async def _document(call: Call, name: str, make: Callable[[], bytes]) -> Answer:
+    """A document that is made once, when it is first asked for; slowly, so that a worker thread does it."""
+    documents = call.api.documents
+    if name not in documents:
+        documents[name] = await trio.to_thread.run_sync(make)
+    return Response(headers={"content-type": JSON}, body=documents[name])
+
+
+def _make_openapi() -> bytes:
+    # made from the table that this module is part of
+    from qsup.api.openapi import document
+
+    return jsontext.dumps(document())
+
+
+def _make_unit_schema() -> bytes:
     from qsup.unit.schema import unit_schema
 
-    return _document(call, "unit", unit_schema)
+    return jsontext.dumps(unit_schema())
 
 
 ENDPOINTS = (
