@@ -33,7 +33,8 @@ as_root() {
 need() {
     local entry missing=()
     for entry; do
-        present "${entry%%=*}" || missing+=("${entry##*=}")
+        # a package is asked for once, however much of it is missing
+        [[ " ${missing[*]} " == *" ${entry##*=} "* ]] || present "${entry%%=*}" || missing+=("${entry##*=}")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null ||
@@ -64,6 +65,14 @@ cache_directory() {
         mkdir -p "$directory" 2>/dev/null || as_root install -d -o "$EUID" "$directory"
     fi
     echo "$directory"
+}
+
+# in_cache TEMPLATE: make a directory in the cache for what is yet unfinished, and print it.
+in_cache() {
+    local cache
+    cache=$(cache_directory)
+    [ -w "$cache" ] || as_root chown "$EUID" "$cache"
+    mktemp -d "$cache/$1"
 }
 
 # Python
@@ -135,7 +144,7 @@ apt_private() {
     [ ! -e "$state/sources.list" ] || sources=(-o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=-)
     command "$1" -q "${sources[@]}" -o Dir::State="$state" -o Dir::State::lists="$state/lists" \
         -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$state" -o Dir::Cache::archives="$state/archives" \
-        -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 -o Acquire::http::Timeout=20 "${@:2}"
+        -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none -o Acquire::Retries=3 -o Acquire::http::Timeout=20 "${@:2}"
 }
 
 # unpack_packages STATE DIRECTORY PACKAGE...: fetch packages and unpack them below DIRECTORY.
@@ -153,13 +162,12 @@ unpack_packages() {
 # newer_qemu: have the QEMU of the release's backports beside the installed one and print its directory, nothing when it
 # cannot be had (the message says why).
 newer_qemu() {
-    local release cache directory work
+    local release directory work
     release=$(debian_release)
-    cache=$(cache_directory)
-    directory=$cache/qemu-$release-backports
+    directory=$(cache_directory)/qemu-$release-backports
     if [ ! -d "$directory" ]; then
         say "fetching the QEMU of $release-backports"
-        work=$(mktemp -d "$cache/.fetch-XXXXXX")
+        work=$(in_cache .fetch-XXXXXX)
         if fetch_newer_qemu "$release" "$work" >&2; then
             chmod 755 "$work/tree"
             mv -T "$work/tree" "$directory" || [ -d "$directory" ]

@@ -76,11 +76,10 @@ if [ $# -gt 0 ]; then
     build_all "$1"
     (cd "$1" && pwd)
 else
-    cache=$(cache_directory)
-    directory=$cache/guest-$(recipe_hash)
+    directory=$(cache_directory)/guest-$(recipe_hash)
     if [ ! -d "$directory" ]; then
         say "building the guests"
-        partial=$(mktemp -d "$cache/.guest-XXXXXX")
+        partial=$(in_cache .guest-XXXXXX)
         build_all "$partial"
         chmod 755 "$partial"
         mv -T "$partial" "$directory" || [ -d "$directory" ]
