@@ -109,7 +109,7 @@ class GuestAgent:
         call_id = next(self._ids)
         line = encode(make_request(command, arguments, call_id, oob=False))
         sent = False
-        with trio.move_on_after(timeout):
+        with trio.move_on_after(max(timeout, 0)):
             async with self._lock:
                 in_step = False
                 try:

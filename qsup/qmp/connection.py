@@ -225,7 +225,7 @@ class Monitor:
         call = _Call(command, _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN)
         call_id = next(self._ids)
         line = encode(make_request(command, arguments, call_id, oob=oob))
-        with trio.move_on_after(timeout) as scope:
+        with trio.move_on_after(max(timeout, 0)) as scope:
             await self._wait_turn(call)
             began = trio.current_time()
             await self._send(call_id, call, line, fds)

@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 # An empty list costs 3 bytes on the wire and 64 in memory: a bound on bytes alone does not bound memory. QEMU's schema,
 # its largest answer by far, holds 16,000 values.
 MAX_VALUES = 250_000
+# One character beyond the basic plane makes Python hold every character of a text at four bytes.
+_MAX_WIDE = 1024 * 1024
 # Below this size a line cannot hold enough values to matter, and counting them would cost more than it protects.
 _UNCOUNTED = 64 * 1024
 _MAX_REQUEST = 16 * 1024 * 1024
@@ -101,11 +103,14 @@ def decode(line: bytes, *, max_values: int = MAX_VALUES) -> dict[str, object]:
         max_values: how many JSON values a large message may hold.
 
     Raises:
-        DeserializationError: not UTF-8, not JSON, too deep, too many values, or holding what JSON cannot express.
+        DeserializationError: not UTF-8, not JSON, too deep, too many values or wide characters, or holding what JSON
+            cannot express.
         UnexpectedTypeError: JSON, but not an object.
     """
     if len(line) > _UNCOUNTED and line.count(b",") + line.count(b"[") + line.count(b"{") > max_values:
         raise DeserializationError(f"a message of more than {max_values} values", line[:_QUOTE])
+    if len(line) > _MAX_WIDE and not (line.isascii() and _SURROGATE_ESCAPE.search(line) is None):
+        raise DeserializationError(f"a message of more than {_MAX_WIDE} bytes with wide characters", line[:_QUOTE])
     message, fault = _parse(line)
     if fault:
         # raised out here, or the error would keep the whole line alive for as long as a closed connection is remembered

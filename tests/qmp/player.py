@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import threading
 from collections import defaultdict
@@ -42,12 +43,14 @@ class Fault:
         recording: the recording it departs from.
         at: the command whose answer is changed, or ``greeting``.
         change: what is sent instead.
+        times: how often, before it keeps to the recording.
     """
 
     name: str
     recording: Recording
     at: str
     change: Change
+    times: float = math.inf
 
 
 def faithful(recording: Recording) -> Fault:
@@ -70,6 +73,7 @@ class Player:
         self._fault = fault
         self._greets = greets
         self._times: defaultdict[str, int] = defaultdict(int)
+        self._departures = 0
         self.received: list[bytes] = []
 
     def serve(self, stream: socket.socket) -> None:
@@ -93,7 +97,10 @@ class Player:
         return self._say(stream, command, [_addressed(answer, request) for answer in passage])
 
     def _say(self, stream: socket.socket, point: str, lines: list[bytes]) -> bool:
-        change = self._fault.change if point == self._fault.at else as_recorded
+        change: Change = as_recorded
+        if point == self._fault.at and self._departures < self._fault.times:
+            self._departures += 1
+            change = self._fault.change
         for data in change(lines):
             if data == HANG_UP:
                 return False

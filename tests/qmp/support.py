@@ -7,15 +7,19 @@ Must not: hold an expectation.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import trio
 
 from qsup.qmp.connection import LatencyHook, Monitor
 from qsup.qmp.dial import start_monitor
-from tests.qmp.player import Fault, Player, playing
+from tests.qmp.player import DELIMITER, Fault, Player, playing
 
 TIMEOUT = 10.0
 
@@ -33,6 +37,38 @@ async def monitored(
             monitor.close_nowait()
 
 
+@contextlib.contextmanager
+def listening(path: Path, *, backlog: int = 1) -> Iterator[socket.socket]:
+    """A listener at a path of any length."""
+    directory = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.close(directory)
+        listener.listen(backlog)
+        yield listener
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def served(path: Path, *players: Player) -> Iterator[None]:
+    """Players that each serve one client at a path, one after the other, the last one all further clients."""
+    with listening(path) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the listener was shut down
+                for player in itertools.chain(players, itertools.repeat(players[-1])):
+                    player.serve(listener.accept()[0])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), "the player does not end"
+
+
 class Peer:
     """The other end of a monitor, worked by the test itself."""
 
@@ -47,7 +83,7 @@ class Peer:
             assert data, "the monitor ended the connection"
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return dict(json.loads(line))
+        return dict(json.loads(line.lstrip(DELIMITER)))
 
     async def say(self, *lines: bytes) -> None:
         """Send lines as they are."""

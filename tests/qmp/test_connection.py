@@ -133,6 +133,13 @@ async def test_arguments_that_cannot_be_sent_cost_nothing(nursery: trio.Nursery)
         assert await monitor.execute("query-status", timeout=TIMEOUT)
 
 
+async def test_a_deadline_that_has_passed_is_no_crash(nursery: trio.Nursery) -> None:
+    """Who computes what is left of a deadline may find less than nothing."""
+    async with by_hand(nursery) as (monitor, _peer):
+        with pytest.raises(MonitorTimeout):
+            await monitor.execute("query-status", timeout=-1)
+
+
 # Turns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -16,39 +15,11 @@ import trio.testing
 from qsup.errors import MonitorConnectError, MonitorProtocolError
 from qsup.qmp.dial import connect_monitor, connect_unix
 from tests.qmp.player import Fault, Player, faithful
-from tests.qmp.support import TIMEOUT
+from tests.qmp.support import TIMEOUT, listening, served
 from tests.recordings.recording import load
 
 SESSION = load("session")
 SHORT = 0.2
-
-
-@contextlib.contextmanager
-def listening(path: Path, *, backlog: int = 1) -> Iterator[socket.socket]:
-    """A listener at a path of any length."""
-    directory = os.open(path.parent, os.O_PATH)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-        os.close(directory)
-        listener.listen(backlog)
-        yield listener
-    path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def served(path: Path, *players: Player) -> Iterator[None]:
-    """Players that each serve one client, one after the other."""
-    with listening(path) as listener:
-
-        def serve() -> None:
-            for player in players:
-                player.serve(listener.accept()[0])
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join(TIMEOUT)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

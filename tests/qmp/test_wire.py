@@ -105,6 +105,14 @@ def test_values_are_counted_where_they_could_matter() -> None:
     assert decode(b'{"a": "' + b"x" * 90_000 + b'"}', max_values=20_000)
 
 
+@pytest.mark.parametrize("letter", ["\U0001f600".encode(), rb"\ud83d\ude00"], ids=["as it is", "escaped"])
+def test_a_large_message_has_no_wide_characters(letter: bytes) -> None:
+    """One of them would quadruple what all of it takes; a small message may be as it likes."""
+    assert decode(b'{"a": "' + letter + b'"}') == {"a": "\U0001f600"}
+    with pytest.raises(ProtocolError, match="wide"):
+        decode(b'{"a": "' + letter + b"x" * (1 << 20) + b'"}')
+
+
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_what_is_sent_reads_back_the_same_or_is_refused(message: dict[str, object]) -> None:
     """Nothing is changed on the way; only what QEMU's parser refuses is refused here first."""

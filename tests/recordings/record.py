@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bare import DELIMITER, BareConnection, bare_agent, bare_qemu
+from tests.bare import DEADLINE, DELIMITER, BareConnection, bare_agent, bare_qemu
 from tests.recordings.recording import Entry, Recording
 
 BASE = ("-nodefaults", "-no-user-config", "-accel", "tcg", "-display", "none", "-S", "-no-shutdown")
@@ -215,17 +216,27 @@ def record_agent(recorder: Recorder) -> None:
         agent.command("guest-ping")
         agent.command("guest-info")
         agent.command("guest-network-get-interfaces")
-        run = {"path": "/bin/sh", "arg": ["-c", "cat; echo oops >&2; exit 3"]}
-        started = agent.command("guest-exec", run | {"input-data": "aGVsbG8K", "capture-output": True})
-        pid = started["return"]
-        assert isinstance(pid, dict)
-        status = agent.command("guest-exec-status", {"pid": pid["pid"]})
-        while not (isinstance(result := status["return"], dict) and result["exited"]):
-            status = agent.command("guest-exec-status", {"pid": pid["pid"]})
-        agent.command("guest-exec-status", {"pid": pid["pid"]})
+        os.mkfifo(recorder.directory / "go")
+        script = f"cat; echo oops >&2; cat {recorder.directory}/go; exit 3"
+        run = {"path": "/bin/sh", "arg": ["-c", script], "input-data": "aGVsbG8K", "capture-output": True}
+        started = agent.command("guest-exec", run)["return"]
+        assert isinstance(started, dict)
+        agent.command("guest-exec-status", {"pid": started["pid"]})
+        ended = os.pidfd_open(started["pid"])
+        (recorder.directory / "go").write_text("gone\n")
+        select.select([ended], [], [], DEADLINE)
+        os.close(ended)
+        while not _exited(agent.command("guest-exec-status", {"pid": started["pid"]})):
+            os.sched_yield()
+        agent.command("guest-exec-status", {"pid": started["pid"]})
         agent.command("guest-exec", {"path": "/no/such/program"})
         agent.command("guest-shutdown", {"mode": "powerdown"})
         agent.command("guest-no-such-command")
+
+
+def _exited(answer: dict[str, object]) -> bool:
+    status = answer["return"]
+    return isinstance(status, dict) and status["exited"] is True
 
 
 RECORDERS: dict[str, Callable[[Recorder], None]] = {
