@@ -16,7 +16,7 @@ import trio
 
 from qsup.errors import DeniedError, RequestError, StateFileError
 from qsup.host import codec, network, proc
-from qsup.host.output import printable
+from qsup.host.output import Chunk, printable
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
 from qsup.instance.services import Services
@@ -152,13 +152,17 @@ def _tap(uuid: str, nic: str) -> Mapping[str, int]:
     return counters
 
 
-async def follow_log(driver: Driver) -> AsyncIterator[str]:
-    """Lines of QEMU's output as they come, until the VM ends."""
-    life = driver.life
-    if life is None:
+def follow_log(driver: Driver) -> AsyncIterator[str]:
+    """Lines of QEMU's output from now on, as they come, until the VM ends."""
+    # the place in the output is taken now, not when the first line is waited for
+    return _lines(driver.life.output.feed.follow() if driver.life is not None else None)
+
+
+async def _lines(chunks: AsyncIterator[Chunk] | None) -> AsyncIterator[str]:
+    if chunks is None:
         return
     rest = ""
-    async for chunk in life.output.feed.follow():
+    async for chunk in chunks:
         *lines, rest = (rest + printable(chunk.data)).split("\n")
         for line in lines:
             yield line[:_LINE_MAX]
