@@ -156,6 +156,7 @@ class FakeBackend:
         calls: raw QMP and agent calls that were made.
         problems: what is wrong with the daemon.
         consoles: attached consoles by VM.
+        log_followers: one for each client that follows a log.
         waiting: how many calls of `wait_operation` are under way.
     """
 
@@ -172,7 +173,7 @@ class FakeBackend:
         self.log_lines = [f"line {number}" for number in range(1, 6)]
         self.latency = LatencyTable()
         self.waiting = 0
-        self._log_followers: list[trio.MemorySendChannel[str]] = []
+        self.log_followers: list[trio.MemorySendChannel[str]] = []
         self._operations: dict[str, Operation] = {}
         self._finished: dict[str, trio.Event] = {}
 
@@ -348,13 +349,22 @@ class FakeBackend:
         """Lines given to `print_line` from now on."""
         self.instance(name)
         send, receive = trio.open_memory_channel[str](math.inf)
-        self._log_followers.append(send)
-        return receive
+        self.log_followers.append(send)
+        return self._follow(send, receive)
+
+    async def _follow(
+        self, send: trio.MemorySendChannel[str], receive: trio.MemoryReceiveChannel[str]
+    ) -> AsyncIterator[str]:
+        try:
+            async for line in receive:
+                yield line
+        finally:
+            self.log_followers.remove(send)
 
     def print_line(self, line: str) -> None:
         """Let QEMU write a line."""
         self.log_lines.append(line)
-        for follower in self._log_followers:
+        for follower in self.log_followers:
             follower.send_nowait(line)
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:

@@ -246,6 +246,18 @@ async def test_a_followed_log_goes_on(tmp_path: Path) -> None:
     assert [line["line"] for line in lines] == ["line 5", "qemu: bad \u2028 \ud800 line"]
 
 
+async def test_a_followed_log_is_given_up_with_its_client(tmp_path: Path) -> None:
+    """A client that leaves is followed by nobody, wherever the stream stood."""
+    async with daemon(tmp_path, "web") as qsupd:
+        caller = await qsupd.connect()
+        await caller.client.send(b"GET /v1/instances/web/log?lines=1&follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await read_chunks(caller.client.stream, b"line 5")
+        qsupd.backend.print_line("more")
+        await read_chunks(caller.client.stream, b"more")
+        await caller.client.stream.aclose()
+        await wait_until(lambda: not qsupd.backend.log_followers, "nobody follows any more")
+
+
 async def read_chunks(stream: trio.SocketStream, until: bytes) -> bytes:
     """Read from a socket until some text has come."""
     data = b""

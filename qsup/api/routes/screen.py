@@ -6,7 +6,7 @@ Must not: interpret what a guest writes; it is hostile, and goes on as it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -41,10 +41,15 @@ async def _log(call: Call) -> Answer:
 
 
 async def _log_lines(recent: Iterable[str], coming: AsyncIterator[str]) -> AsyncIterator[bytes]:
-    if history := b"".join(map(_log_line, recent)):
-        yield history
-    async for line in coming:
-        yield _log_line(line)
+    try:
+        if history := b"".join(map(_log_line, recent)):
+            yield history
+        async for line in coming:
+            yield _log_line(line)
+    finally:
+        # a client that left while a line was on its way to it leaves a generator half-way
+        if isinstance(coming, AsyncGenerator):
+            await coming.aclose()
 
 
 def _log_line(line: str) -> bytes:
