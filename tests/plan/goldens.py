@@ -41,6 +41,7 @@ from qsup.unit.load import load_unit
 from qsup.unit.model import Unit
 from qsup.unit.specifier import SpecifierContext
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "units"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CAPABILITIES = Path(__file__).resolve().parent / "capabilities"
 #: The QEMU that the pairs are made for; the plans for others differ in what `test_golden` says.
@@ -131,6 +132,19 @@ def load(name: str) -> Golden:
         host=directives.get("host", ""),
         needs=tuple(directives.get("needs", "").split()),
     )
+
+
+def example_names() -> list[str]:
+    """The VMs of ``units/``; a template stands for one instance of it."""
+    return sorted(f"{path.stem}alice" if path.stem.endswith("@") else path.stem for path in EXAMPLES.glob("*.toml"))
+
+
+@functools.cache
+def load_example(name: str) -> Golden:
+    """One VM of ``units/``, as if it were half a pair."""
+    unit = load_unit(name, [EXAMPLES], SpecifierContext(name=name)).unit
+    needs = {"uefi": unit.machine.firmware == "uefi", "tap": any(nic.type != "user" for nic in unit.nics)}
+    return Golden(name=name, unit=unit, host="", needs=tuple(word for word, there in needs.items() if there))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +26,10 @@ EXPECTED = re.compile(r"warning: host doesn't support requested feature")
 
 @pytest.mark.user
 def test_every_golden_starts(root_dir: Path, qemu: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
-    """QEMU takes each golden's command line without a word and has the disks, NICs and machine that were planned."""
+    """QEMU takes the command line of each golden unit and of each example without a word, and has what was planned."""
     capabilities = trio.run(probe_binary, str(qemu.path))
     golden = [goldens.load(name) for name in goldens.names()]
+    golden += [goldens.load_example(name) for name in goldens.example_names()]
     missing = {each.name: [why for word in each.needs if (why := obstacle(word))] for each in golden}
     startable = [each for each in golden if not missing[each.name]]
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -43,8 +45,7 @@ def test_every_golden_starts(root_dir: Path, qemu: Emulator, capsys: pytest.Capt
 
 def start(golden: Golden, directory: Path, qemu: Emulator, capabilities: Capabilities) -> str:
     """Start one golden and look at it; return what is wrong, or ``""``."""
-    place = directory / golden.name
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix=f"{golden.name}-", dir=directory))
     plan = golden.plan(capabilities, host=real_host(golden), state_dir=str(place))
     try:
         with paused(plan, place, qemu) as started:
