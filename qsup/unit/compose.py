@@ -7,6 +7,8 @@ Must not: find or open files (`qsup.unit.load`).
 from __future__ import annotations
 
 import functools
+import itertools
+import sys
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -15,7 +17,7 @@ from qsup.errors import Diagnostic
 from qsup.unit.check import Finding, check
 from qsup.unit.document import Document
 from qsup.unit.model import Unit
-from qsup.unit.parse import Builder, parse_document
+from qsup.unit.parse import MAX_ERRORS, Builder, parse_document, too_many
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.tree import Key, Table, broken_keys, merge, origin_of
 
@@ -26,7 +28,8 @@ class Composed:
 
     Args:
         unit: ``None`` when there are errors.
-        diagnostics: every error found, in the order of the files and lines.
+        diagnostics: the errors, in the order of the files and lines: of each file, and of the rules between keys, at
+            most `MAX_ERRORS`.
     """
 
     unit: Unit | None
@@ -48,11 +51,14 @@ def compose(documents: Sequence[Document], context: SpecifierContext) -> Compose
     # where a whole file could not be read, what seems to be missing may be in it
     if not merged.broken:
         found += builder.missing
-        findings = check(unit, context.name)
         broken = [*broken_keys(merged), *builder.missing_keys]
-        found += [_blame(merged, finding) for finding in findings if not _rests_on(finding, broken)]
+        findings = (finding for finding in check(unit, context.name) if not _rests_on(finding, broken))
+        found += [_blame(merged, finding) for finding in itertools.islice(findings, MAX_ERRORS)]
+        if next(findings, None):
+            found.append(too_many(documents[0].file))
     order = {document.file: position for position, document in enumerate(documents)}
-    found.sort(key=lambda diagnostic: (order[diagnostic.file], diagnostic.line))
+    # what concerns a file as a whole comes after what has a line in it
+    found.sort(key=lambda diagnostic: (order[diagnostic.file], diagnostic.line or sys.maxsize))
     return Composed(unit=None if found else unit, diagnostics=tuple(dict.fromkeys(found)))
 
 

@@ -18,8 +18,8 @@ from attrs import field, frozen
 from qsup.errors import Diagnostic
 from qsup.unit.locate import MAX_DEPTH, Path, TooComplex, locate
 
-#: A unit file is at most this long. The largest real ones have a few KiB; `tomllib` takes 0.4 s for one of this size.
-MAX_BYTES = 256 * 1024
+#: A unit file is at most this long. Real ones have a few KiB; of the worst of this size `tomllib` makes 0.1 s of work.
+MAX_BYTES = 64 * 1024
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")

@@ -63,12 +63,15 @@ def parse_document(document: Document, context: SpecifierContext) -> tuple[Table
         table = reader.table(Unit, document.values, _Place())
     except _TooMany:
         table = Table(origin=Origin(document=document, path=()), items={}, broken=True)
-        reader.diagnostics.append(
-            Diagnostic(document.file, 0, "", f"more than {MAX_ERRORS} errors; the rest is not shown")
-        )
+        reader.diagnostics.append(too_many(document.file))
     if document.diagnostics:
         table = evolve(table, broken=True)
     return table, (*document.diagnostics, *reader.diagnostics)
+
+
+def too_many(file: str) -> Diagnostic:
+    """What stands for the errors beyond `MAX_ERRORS`."""
+    return Diagnostic(file, 0, "", f"more than {MAX_ERRORS} errors; the rest is not shown")
 
 
 def unit_from_values(values: Mapping[str, Any]) -> Unit:

@@ -25,7 +25,7 @@ from qsup.unit.document import MAX_BYTES, dotted, read_document
         (b"a = 1\rb = 2\n", "x.toml:1: not TOML: expected newline or end of document after a statement"),
         (b"a = 1\n\nb = " + b"[" * 1000, "x.toml:3: nested deeper than 32 levels"),
         (b"a = 1\nb" + b".b" * 100 + b" = 1\n", "x.toml:2: nested deeper than 32 levels"),
-        (b"#" * (MAX_BYTES + 1), "x.toml: is larger than 256 KiB"),
+        (b"#" * (MAX_BYTES + 1), "x.toml: is larger than 64 KiB"),
         (b"\nb = " + b"1" * 5000, "x.toml:2: a number of more than 1000 digits"),
     ],
 )

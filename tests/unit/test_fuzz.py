@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qsup.unit.compose import Composed, compose
 from qsup.unit.document import read_document
+from qsup.unit.parse import MAX_ERRORS
 from qsup.unit.specifier import SpecifierContext
 from tests.unit.strategies import nearly_toml
 
@@ -47,3 +49,22 @@ def test_any_bytes_make_a_unit_or_errors(data: bytes) -> None:
 def test_near_toml_makes_a_unit_or_errors(contents: list[bytes], name: str) -> None:
     """So are texts that are nearly TOML, merged, for a unit, a template and an instance."""
     assert_sound(composed(*contents, name=name), *contents)
+
+
+MANY = {
+    "unknown": "".join(f"k{number} = 1\n" for number in range(4000)),
+    "nameless": "[[disk]]\n" * 4000,
+    "namesakes": "[[disk]]\nid = 'a'\n" * 3000,
+    "contradictory": "".join(f"[[nic]]\nid = '{number}'\ntype = 'tap'\n" for number in range(2000)),
+    "forwards": "".join(f"[[nic]]\nid = '{number}'\nforward = ['1:1']\n" for number in range(1500)),
+}
+
+
+@pytest.mark.parametrize("text", MANY.values(), ids=MANY)
+def test_many_errors_are_cut(text: str) -> None:
+    """Of thousands of errors as many are reported as somebody may read, and it is said that there are more."""
+    result = composed(text.encode())
+    assert_sound(result, text.encode())
+    assert [diagnostic.message for diagnostic in result.diagnostics][MAX_ERRORS:] == [
+        f"more than {MAX_ERRORS} errors; the rest is not shown"
+    ]

@@ -235,7 +235,7 @@ def test_files_that_cannot_be_read(dirs: tuple[Path, ...]) -> None:
         found = catalog(dirs)
     assert names(found) == (["ok"], [])
     assert {Path(d.file).name: d.message for d in found.diagnostics} == {
-        "big.toml": "is larger than 256 KiB",
+        "big.toml": "is larger than 64 KiB",
         "dead.toml": "a symbolic link to nowhere: No such file or directory",
         "dir.toml": "is not a regular file",
         "fifo.toml": "is not a regular file",
