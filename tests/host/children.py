@@ -20,7 +20,13 @@ def child(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def grandchild(*argv: str, reaped: bool = True) -> Iterator[int]:
     """The pid of a process that is not our child; its parent reaps it, or leaves it a zombie."""
-    wait = "wait" if reaped else "exec sleep 60"
-    with child("/bin/sh", "-c", f'"$@" </dev/null & echo $!; {wait}', "sh", *argv) as parent:
+    parent_then = "wait" if reaped else "exec cat"
+    with child("/bin/sh", "-c", f'"$@" </dev/null & echo $!; {parent_then}', "sh", *argv) as parent:
+        assert parent.stdin
         assert parent.stdout
-        yield int(parent.stdout.readline())
+        pid = int(parent.stdout.readline())
+        if not reaped:  # a shell might still reap it; what cat echoes shows that the shell is no more
+            parent.stdin.write(b"cat?\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == b"cat?\n"
+        yield pid
