@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +128,12 @@ class Terminal:
     def is_restored(self) -> bool:
         """Whether every setting is as it was before the program."""
         return termios.tcgetattr(self._master) == self._own
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the program stands still (proc(5): state T)."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def end(self) -> int:
         """Wait for the program's end; its exit code."""

@@ -107,8 +107,6 @@ class _LineEditor:
         readline.set_completer(self._complete)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")
-        # a candidate ends with the sign that follows it: no blank behind "key="
-        readline.parse_and_bind("set completion-suppress-append on")
         readline.set_history_length(_HISTORY_LINES)
         try:
             readline.read_history_file(self._history)

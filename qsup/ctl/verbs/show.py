@@ -13,7 +13,7 @@ from qsup.api.protocol import PREFIX, quote
 from qsup.ctl.failures import for_each
 from qsup.ctl.names import add_names, targets
 from qsup.ctl.render import clean, clean_lines, document, documents
-from qsup.errors import UsageError
+from qsup.errors import ClientError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def run(client: Client, options: Options) -> int:
 
 def _keys(unit: UnitWire, options: Options) -> str:
     wanted = [key for keys in options.property for key in keys.split(",") if key]
-    pairs = dict(flatten(unit.get("unit", {})))
+    values = unit.get("unit")
+    if values is None:
+        raise ClientError("the daemon knows no effective values of it", instance=unit["name"], hint="use cat")
+    pairs = dict(flatten(values))
     missing = [key for key in wanted if not any(_is_below(name, key) for name in pairs)]
     if missing:
         raise UsageError(f"a unit has no key {missing[0]!r}", hint=f"qsupctl show {unit['name']} lists the keys")
