@@ -77,6 +77,7 @@ class Supervisor:
             _log.error("unit file", error=str(diagnostic))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._services.operations.run)
             for name in self._services.layout.instance_names():
                 self._driver_of_leftover(name)
             for loaded in self._store.units.values():

@@ -44,6 +44,7 @@ class Orders:
         history: automatic restarts so far.
         ending: a stop that is under way.
         stop_timeout: seconds in place of the unit's.
+        agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
     """
 
@@ -51,6 +52,7 @@ class Orders:
     history: RestartHistory
     ending: Cause | None
     stop_timeout: float | None
+    agent_connected: bool
     restart_delay: float
 
 
@@ -189,7 +191,8 @@ class Body:
 
     def _ask_guest(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
-            ask = partial(stop.ask_guest, self.life, self.monitor, self.guest, orders.stop_timeout, self._post)
+            guest = self.guest if orders.agent_connected else None
+            ask = partial(stop.ask_guest, self.life, self.monitor, guest, orders.stop_timeout, self._post)
             self._jobs.start("stage", ask)
 
     def _quit(self, orders: Orders) -> None:

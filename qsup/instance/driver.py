@@ -206,7 +206,7 @@ class Driver:
             self._log.warning("event without an edge", why=error.message)
             return
         before, self._state = self._state, transition.target
-        self._account(cause)
+        self._account(cause, moved=self._state is not before)
         if self._state is not before:
             body.cancel_stage()
             if self._state.level is not Level.ACTIVATING:
@@ -217,17 +217,18 @@ class Driver:
             history=self._history,
             ending=self._ending,
             stop_timeout=self.holder.timeout if self.holder else None,
+            agent_connected=self._observed.agent_connected,
             restart_delay=self._restart_delay,
         )
         for effect in transition.effects:
             body.perform(effect, orders)
 
-    def _account(self, cause: Cause | None) -> None:
+    def _account(self, cause: Cause | None, *, moved: bool) -> None:
         """Keep why the VM is where it is now."""
         if self._state.level is Level.DEACTIVATING:
             # the first reason is the reason: what the guest does while it is being stopped does not replace it
             self._cause = self._ending = self._ending or cause
-        elif cause is not None or self._state.level in (Level.ACTIVE, Level.ACTIVATING):
+        elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
             self._cause = cause
 
     def _tell(self, before: State, event: Event) -> None:

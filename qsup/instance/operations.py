@@ -13,11 +13,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
 import trio
 from attrs import evolve
 
 from qsup.errors import DeniedError, NoSuchOperation, QsupError, RequestError
 from qsup.instance.operation import Operation, OperationState
+
+_log = structlog.get_logger()
 
 KEPT = 1000
 
@@ -108,6 +111,26 @@ class OperationTable:
         self._operations: OrderedDict[str, Operation] = OrderedDict()
         self._finished: dict[str, trio.Event] = {}
         self._by_key: dict[tuple[int, str], str] = {}
+        self._ended: list[str] = []
+        self._wakeup = trio.Event()
+
+    async def run(self) -> None:
+        """Write down how operations ended, as they do. An end that cannot be written is told by the VM's state later."""
+        while True:
+            while self._ended:
+                ended, self._ended = self._ended, []
+                for operation_id in ended:
+                    await self._record_end(operation_id)
+            self._wakeup = trio.Event()
+            await self._wakeup.wait()
+
+    async def _record_end(self, operation_id: str) -> None:
+        if operation_id not in self._operations:
+            return
+        try:
+            await self.record(operation_id)
+        except QsupError as error:
+            _log.error("the end of an operation could not be recorded", operation=operation_id, why=error.message)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take in what an earlier daemon journaled.
@@ -198,6 +221,8 @@ class OperationTable:
         )
         self._operations[operation_id] = operation
         self._finished.pop(operation_id).set()
+        self._ended.append(operation_id)
+        self._wakeup.set()
         return operation
 
     def discard(self, operation_id: str) -> None:

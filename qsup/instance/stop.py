@@ -39,11 +39,12 @@ async def ask_guest(life: Life, monitor: Monitor, guest: GuestChannel, seconds: 
     """Ask the guest to shut down: by its agent where one answers, else (or after that) by the ACPI power button.
 
     Args:
+        guest: the way to the agent, ``None`` when nobody in the guest has its port open.
         seconds: what the guest is given for each way, in place of the unit's ``stop-timeout``.
     """
     service = life.unit.service
     given = service.stop_timeout if seconds is None else seconds
-    if "agent" in service.stop_methods and await _ask_agent(life, guest):
+    if guest is not None and "agent" in service.stop_methods and await _ask_agent(life, guest):
         await trio.sleep(given)
     if "acpi" in service.stop_methods and await _press_button(life, monitor):
         await trio.sleep(given)

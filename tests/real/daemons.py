@@ -1,0 +1,224 @@
+"""A real daemon in a test's own directory, and its clients.
+
+Decides: how a test starts, kills and talks to `qsupd`, and how it waits for a VM.
+Must not: assert anything about VMs; tests do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qsup.ctl.client import Client
+from qsup.ctl.connection import Address, Deadline, Stream
+from qsup.ctl.websocket import connect
+from tests.guests import Emulator, LinuxGuest
+from tests.waiting import came_true
+
+DEADLINE = 20.0
+
+
+class Daemon:
+    """One ``qsupd --root``, which may be killed and started again in the same directory.
+
+    Args:
+        root: its directory.
+        arguments: further ones of its command line.
+    """
+
+    def __init__(self, root: Path, arguments: Sequence[str] = ()) -> None:
+        self.root = root
+        self.units = root / "units"
+        self.units.mkdir(exist_ok=True)
+        self._arguments = tuple(arguments)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = (root / "qsupd.log").open("ab")
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return Address(str(self.root / "run" / "api.sock"), "")
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "the daemon was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "qsup.daemon", "--root", str(self.root), "--log-level", "debug"]
+        self._process = subprocess.Popen([*command, *self._arguments], stderr=self._log, stdin=subprocess.DEVNULL)
+        assert came_true(self._answers, seconds=DEADLINE), f"qsupd did not answer: {self.log()[-2000:]}"
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"qsupd ended: {self.log()[-2000:]}"
+        return (self.root / "run" / "api.sock").exists() and _connects(self.root / "run" / "api.sock")
+
+    def signal(self, number: signal.Signals) -> int:
+        """Signal it, wait for its end, and return its exit status."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(DEADLINE)
+
+    def close(self) -> None:
+        """End all of it: VMs first, so that none is left to whoever comes next."""
+        if self._process is not None and self._process.poll() is None:
+            with self.client() as client:
+                for vm in client.get("/v1/instances")["instances"]:
+                    client.post(f"/v1/instances/{vm['name']}/kill?wait=10")
+            self.signal(signal.SIGTERM)
+        self._log.close()
+
+    def log(self) -> str:
+        """What it logged."""
+        return (self.root / "qsupd.log").read_text()
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client of its API."""
+        client = Client(self.address)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def unit(self, name: str, text: str) -> None:
+        """Write a unit file and have it read."""
+        (self.units / f"{name}.toml").write_text(text)
+        with self.client() as client:
+            client.post("/v1/reload")
+
+    def get(self, path: str) -> Any:
+        """A GET of the API."""
+        with self.client() as client:
+            return client.get(path)
+
+    def post(self, path: str, document: object = None) -> Any:
+        """A POST of the API."""
+        with self.client() as client:
+            return client.post(path, document, timeout=60.0)
+
+    def view(self, name: str) -> dict[str, Any]:
+        """One VM as the API shows it."""
+        found: dict[str, Any] = self.get(f"/v1/instances/{name}")
+        return found
+
+    def power(self, name: str, verb: str, **body: object) -> dict[str, Any]:
+        """A power verb, waited for: the finished operation."""
+        operation: dict[str, Any] = self.post(f"/v1/instances/{name}/{verb}?wait=60", body)
+        return operation
+
+    def do(self, name: str, verb: str, **body: object) -> dict[str, Any]:
+        """A power verb that must succeed: the VM afterwards."""
+        operation = self.power(name, verb, **body)
+        assert operation["state"] == "succeeded", operation
+        return self.view(name)
+
+    def wait(self, name: str, substate: str, *, seconds: float = DEADLINE) -> dict[str, Any]:
+        """Wait until a VM is in a substate."""
+        there = came_true(lambda: self.view(name)["substate"] == substate, seconds=seconds)
+        view = self.view(name)
+        assert there, f"{name} is {view['substate']}, not {substate}, after {seconds:g} s: {view['cause']}"
+        return view
+
+    def ctl(self, *arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``qsupctl``."""
+        command = [sys.executable, "-m", "qsup.ctl.main", "--root", str(self.root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, input=stdin, check=False)
+        assert not check or done.returncode == 0, f"qsupctl {' '.join(arguments)}: {done.stderr}"
+        return done
+
+    def type(self, name: str, keys: str) -> None:
+        """Type on a VM's console, and return once its guest has answered."""
+        with self.client() as client:
+            console = connect(client, f"/v1/instances/{name}/console?mode=write")
+            try:
+                assert came_true(lambda: b"ready" in console.receive(), seconds=DEADLINE), "the guest is not ready"
+                console.send(keys.encode())
+                console.flush()
+                assert came_true(lambda: keys[-1:].encode() in console.receive(), seconds=DEADLINE), "no echo"
+            finally:
+                console.close()
+
+    def events(self) -> Stream:
+        """The stream of events, from now on."""
+        return Client(self.address).stream("/v1/events")
+
+
+def _connects(path: Path) -> bool:
+    client = Client(Address(str(path), ""))
+    try:
+        client.get("/v1/health")
+    except Exception:  # not yet, whatever the reason; the caller's deadline speaks
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def rom_unit(emulator: Emulator, rom: Path, **sections: str) -> str:
+    """A unit of the ROM guest: up at once, obeys single keys on its console.
+
+    Args:
+        sections: further lines by section, such as ``service="restart = 'always'"``.
+    """
+    parts = {
+        "machine": f'emulator = "{emulator.path}"\ntype = "q35"\naccel = "tcg"\nfirmware = "{rom}"',
+        "memory": 'size = "16M"\nballoon = false',
+        "agent": "enabled = false",
+    }
+    return _unit(parts, sections)
+
+
+def linux_unit(emulator: Emulator, guest: LinuxGuest, **sections: str) -> str:
+    """A unit of the Linux guest, ready when its agent answers."""
+    machine = [
+        f'emulator = "{emulator.path}"',
+        'accel = "tcg"',
+        f'kernel = "{guest.kernel}"',
+        f'initrd = "{guest.initrd}"',
+        f'append = "{guest.append}"',
+    ]
+    parts = {"machine": "\n".join(machine), "memory": 'size = "128M"', "service": 'ready = "agent"'}
+    return _unit(parts, sections)
+
+
+def _unit(parts: dict[str, str], more: dict[str, str]) -> str:
+    merged = {name: "\n".join(filter(None, (parts.get(name), more.get(name)))) for name in {**parts, **more}}
+    tail = merged.pop("tables", "")
+    return "\n".join([*(f"[{name}]\n{text}\n" for name, text in merged.items()), tail])
+
+
+def kill_process(pid: int) -> None:
+    """SIGKILL a process through a pidfd."""
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    finally:
+        os.close(fd)
+
+
+def next_event(stream: Stream, wanted: str, *, seconds: float = DEADLINE, **data: object) -> dict[str, Any]:
+    """The next event of a type whose data has these members."""
+    deadline = Deadline(seconds)
+    for line in stream.lines(deadline):
+        if line.strip():
+            event: dict[str, Any] = json.loads(line)
+            if event["type"] == wanted and all(event["data"].get(key) == value for key, value in data.items()):
+                return event
+    raise AssertionError(f"no event {wanted} {data} within {seconds:g} s")
+
+
+def elapsed(began: float) -> float:
+    """Seconds since a moment of the monotonic clock."""
+    return time.monotonic() - began

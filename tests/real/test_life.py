@@ -1,0 +1,190 @@
+"""The life of a VM under a real daemon: every power verb, every kind of end, and what is left afterwards: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import Daemon, kill_process, linux_unit, next_event, rom_unit
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def daemon(root_dir: Path) -> Iterator[Daemon]:
+    """A running daemon, ended with all its VMs."""
+    found = Daemon(root_dir)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_a_vm_goes_through_every_power_verb(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """start, pause, resume, reset, restart, kill: each ends when it is so, and the same request again is needless."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    first = daemon.do("web", "start")
+    assert (first["state"], first["substate"], first["cause"]) == ("active", "running", None)
+    assert daemon.power("web", "start")["result"] == {"changed": False}
+    assert daemon.do("web", "pause")["substate"] == "paused"
+    assert daemon.do("web", "resume")["substate"] == "running"
+    assert daemon.do("web", "reset")["pid"] == first["pid"]
+    second = daemon.do("web", "restart")
+    assert second["pid"] != first["pid"]
+    assert second["uuid"] == first["uuid"]
+    ended = daemon.do("web", "kill")
+    assert (ended["state"], ended["pid"], ended["cause"]["kind"]) == ("inactive", None, "operator")
+    assert not os.path.exists(f"/proc/{second['pid']}")
+    assert not list((daemon.root / "run" / "instances").iterdir())
+
+
+def test_a_guest_that_powers_itself_off_ends_inactive(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`inactive (guest-shutdown)`, and QEMU is gone although it was started with -no-shutdown."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.do("web", "start")
+    daemon.type("web", "O")
+    view = daemon.wait("web", "dead")
+    assert view["cause"]["text"] == "guest-shutdown"
+
+
+def test_a_killed_qemu_ends_failed_with_its_signal(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`failed (signal KILL)`, told to whoever listens."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    with daemon.events() as stream:
+        kill_process(pid)
+        event = next_event(stream, "instance-state", state="failed")
+    assert event["data"]["cause"]["text"] == "signal KILL"
+    assert daemon.view("web")["substate"] == "crashed"
+
+
+def test_a_crash_is_followed_by_a_restart_until_the_limit(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`restart = "on-failure"`: a new QEMU after the delay, counted, and no more after the burst."""
+    policy = 'restart = "on-failure"\nrestart-delay = "20ms"\nstart-limit-burst = 2'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
+    pids = [daemon.do("web", "start")["pid"]]
+    for count in (1, 2):
+        with daemon.events() as stream:
+            kill_process(pids[-1])
+            next_event(stream, "instance-state", substate="auto-restart")
+            next_event(stream, "instance-state", substate="running")
+        view = daemon.view("web")
+        assert view["restarts"] == count
+        pids.append(view["pid"])
+    kill_process(pids[-1])
+    view = daemon.wait("web", "start-limit-hit")
+    assert "restarted 2 times" in view["cause"]["detail"]
+    assert len(set(pids)) == 3
+    assert daemon.do("web", "start")["restarts"] == 0
+
+
+def test_restart_always_follows_a_guests_power_off_but_not_a_stop(
+    daemon: Daemon, qemu: Emulator, rom_guest: Path
+) -> None:
+    """`always` brings back a guest that powered itself off; an operator's stop is never undone."""
+    policy = 'restart = "always"\nrestart-delay = "20ms"'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
+    first = daemon.do("web", "start")["pid"]
+    with daemon.events() as stream:
+        daemon.type("web", "O")
+        next_event(stream, "instance-state", substate="auto-restart")
+        next_event(stream, "instance-state", substate="running")
+    assert daemon.view("web")["pid"] != first
+    assert daemon.do("web", "stop")["substate"] == "dead"
+
+
+def test_a_panicked_guest_stands_still_to_be_looked_at(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """pvpanic: `guest-panicked`, the process lives, and a reset makes it run again."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.type("web", "P")
+    view = daemon.wait("web", "guest-panicked")
+    assert (view["state"], view["cause"]["kind"], view["pid"]) == ("active", "guest-panic", pid)
+    assert daemon.do("web", "reset")["substate"] == "running"
+
+
+def test_a_panic_is_restarted_by_policy(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """With `restart = "on-failure"` a panic ends this QEMU and starts another."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='restart = "on-failure"\nrestart-delay = "20ms"'))
+    first = daemon.do("web", "start")["pid"]
+    with daemon.events() as stream:
+        daemon.type("web", "P")
+        next_event(stream, "instance-state", substate="auto-restart")
+        next_event(stream, "instance-state", substate="running")
+    assert daemon.view("web")["pid"] != first
+
+
+def test_a_failed_start_says_why_in_qemus_words(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """One sentence, the cause in the status, nothing left behind, and other VMs untouched."""
+    daemon.unit("other", rom_unit(qemu, rom_guest))
+    other = daemon.do("other", "start")["pid"]
+    daemon.unit("web", rom_unit(qemu, rom_guest, qemu='extra-args = ["-device", "no-such-device"]'))
+    operation = daemon.power("web", "start")
+    assert operation["state"] == "failed"
+    assert "'no-such-device' is not a valid device model name" in operation["error"]["detail"]
+    view = daemon.view("web")
+    assert (view["state"], view["substate"]) == ("failed", "start-failed")
+    assert daemon.view("other")["pid"] == other
+    assert [path.name for path in (daemon.root / "run" / "instances").iterdir()] == ["other"]
+
+
+def test_a_restarted_daemon_finds_its_vms(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """SIGKILL and SIGTERM alike leave VMs running; the next daemon has the same pids, states and times, and control."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.unit("db", rom_unit(qemu, rom_guest))
+    before = {name: daemon.do(name, "start") for name in ("web", "db")}
+    before["db"] = daemon.do("db", "pause")
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        daemon.signal(number)
+        daemon.start()
+        for name, view in before.items():
+            after = daemon.view(name)
+            assert {key: after[key] for key in view} == view
+    assert daemon.do("db", "resume")["substate"] == "running"
+    assert daemon.do("web", "stop")["substate"] == "dead"
+
+
+def test_an_adopted_vm_is_watched_like_any_other(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A non-child's end is seen, with its signal, and its policy is obeyed."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    daemon.start()
+    daemon.wait("web", "running")
+    kill_process(pid)
+    view = daemon.wait("web", "crashed")
+    assert view["cause"]["text"] in ("signal KILL", "exit-unknown")
+
+
+def test_a_guest_that_ended_while_no_daemon_ran_is_judged_by_its_policy(
+    daemon: Daemon, qemu: Emulator, rom_guest: Path
+) -> None:
+    """A QEMU killed in between has failed: `exit-unknown`, or its signal where the kernel still knows it."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    kill_process(pid)
+    daemon.start()
+    view = daemon.wait("web", "crashed")
+    assert view["cause"]["text"] in ("exit-unknown", "signal KILL")
+    assert not list((daemon.root / "run" / "instances").iterdir())
+
+
+def test_a_linux_guest_is_ready_when_its_agent_answers_and_shuts_down_by_it(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """Start ends with an agent that answers; it runs programs; stop ends by the guest's own power-off."""
+    daemon.unit("web", linux_unit(qemu, linux_guest))
+    assert daemon.do("web", "start")["agent"] == {"enabled": True, "connected": True}
+    done = daemon.post("/v1/instances/web/agent", {"command": "exec", "path": "uname", "arguments": ["-s"]})
+    assert done["result"]["stdout"] == "Linux\n"
+    with daemon.events() as stream:
+        assert daemon.do("web", "stop")["substate"] == "dead"
+        next_event(stream, "instance-state", substate="stopping-guest")
+        next_event(stream, "instance-state", substate="stopping-quit")
