@@ -35,7 +35,9 @@ def _failed(life: Life, post: Post) -> None:
     post(Happened(life=life.number, event=Event.STAGE_TIMEOUT))
 
 
-async def ask_guest(life: Life, monitor: Monitor, guest: GuestChannel, seconds: float | None, post: Post) -> None:
+async def ask_guest(
+    life: Life, monitor: Monitor, guest: GuestChannel | None, seconds: float | None, post: Post
+) -> None:
     """Ask the guest to shut down: by its agent where one answers, else (or after that) by the ACPI power button.
 
     Args:
