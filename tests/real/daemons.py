@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,9 +151,9 @@ class Daemon:
             finally:
                 console.close()
 
-    def events(self) -> Stream:
+    def events(self) -> Events:
         """The stream of events, from now on."""
-        return Client(self.address).stream("/v1/events")
+        return Events(Client(self.address).stream("/v1/events"))
 
 
 def _connects(path: Path) -> bool:
@@ -208,15 +209,30 @@ def kill_process(pid: int) -> None:
         os.close(fd)
 
 
-def next_event(stream: Stream, wanted: str, *, seconds: float = DEADLINE, **data: object) -> dict[str, Any]:
-    """The next event of a type whose data has these members."""
-    deadline = Deadline(seconds)
-    for line in stream.lines(deadline):
-        if line.strip():
-            event: dict[str, Any] = json.loads(line)
-            if event["type"] == wanted and all(event["data"].get(key) == value for key, value in data.items()):
-                return event
-    raise AssertionError(f"no event {wanted} {data} within {seconds:g} s")
+class Events:
+    """What a daemon tells from now on, in order."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._waiting: deque[dict[str, Any]] = deque()
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def next(self, wanted: str, *, seconds: float = DEADLINE, **data: object) -> dict[str, Any]:
+        """The next event of a type whose data has these members; those before it are passed over."""
+        deadline = Deadline(seconds)
+        while True:
+            while self._waiting:
+                event = self._waiting.popleft()
+                if event["type"] == wanted and all(event["data"].get(key) == value for key, value in data.items()):
+                    return event
+            lines = self._stream.read(deadline)
+            assert lines is not None, f"the events ended before {wanted} {data}"
+            self._waiting += [json.loads(line) for line in lines if line.strip()]
 
 
 def elapsed(began: float) -> float:

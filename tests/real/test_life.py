@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import Daemon, kill_process, linux_unit, next_event, rom_unit
+from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 
 pytestmark = pytest.mark.real
 
@@ -57,9 +57,9 @@ def test_a_killed_qemu_ends_failed_with_its_signal(daemon: Daemon, qemu: Emulato
     """`failed (signal KILL)`, told to whoever listens."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
     pid = daemon.do("web", "start")["pid"]
-    with daemon.events() as stream:
+    with daemon.events() as events:
         kill_process(pid)
-        event = next_event(stream, "instance-state", state="failed")
+        event = events.next("instance-state", state="failed")
     assert event["data"]["cause"]["text"] == "signal KILL"
     assert daemon.view("web")["substate"] == "crashed"
 
@@ -70,10 +70,10 @@ def test_a_crash_is_followed_by_a_restart_until_the_limit(daemon: Daemon, qemu: 
     daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
     pids = [daemon.do("web", "start")["pid"]]
     for count in (1, 2):
-        with daemon.events() as stream:
+        with daemon.events() as events:
             kill_process(pids[-1])
-            next_event(stream, "instance-state", substate="auto-restart")
-            next_event(stream, "instance-state", substate="running")
+            events.next("instance-state", substate="auto-restart")
+            events.next("instance-state", substate="running")
         view = daemon.view("web")
         assert view["restarts"] == count
         pids.append(view["pid"])
@@ -91,10 +91,10 @@ def test_restart_always_follows_a_guests_power_off_but_not_a_stop(
     policy = 'restart = "always"\nrestart-delay = "20ms"'
     daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
     first = daemon.do("web", "start")["pid"]
-    with daemon.events() as stream:
+    with daemon.events() as events:
         daemon.type("web", "O")
-        next_event(stream, "instance-state", substate="auto-restart")
-        next_event(stream, "instance-state", substate="running")
+        events.next("instance-state", substate="auto-restart")
+        events.next("instance-state", substate="running")
     assert daemon.view("web")["pid"] != first
     assert daemon.do("web", "stop")["substate"] == "dead"
 
@@ -113,10 +113,10 @@ def test_a_panic_is_restarted_by_policy(daemon: Daemon, qemu: Emulator, rom_gues
     """With `restart = "on-failure"` a panic ends this QEMU and starts another."""
     daemon.unit("web", rom_unit(qemu, rom_guest, service='restart = "on-failure"\nrestart-delay = "20ms"'))
     first = daemon.do("web", "start")["pid"]
-    with daemon.events() as stream:
+    with daemon.events() as events:
         daemon.type("web", "P")
-        next_event(stream, "instance-state", substate="auto-restart")
-        next_event(stream, "instance-state", substate="running")
+        events.next("instance-state", substate="auto-restart")
+        events.next("instance-state", substate="running")
     assert daemon.view("web")["pid"] != first
 
 
@@ -184,7 +184,7 @@ def test_a_linux_guest_is_ready_when_its_agent_answers_and_shuts_down_by_it(
     assert daemon.do("web", "start")["agent"] == {"enabled": True, "connected": True}
     done = daemon.post("/v1/instances/web/agent", {"command": "exec", "path": "uname", "arguments": ["-s"]})
     assert done["result"]["stdout"] == "Linux\n"
-    with daemon.events() as stream:
+    with daemon.events() as events:
         assert daemon.do("web", "stop")["substate"] == "dead"
-        next_event(stream, "instance-state", substate="stopping-guest")
-        next_event(stream, "instance-state", substate="stopping-quit")
+        events.next("instance-state", substate="stopping-guest")
+        events.next("instance-state", substate="stopping-quit")
