@@ -103,12 +103,12 @@ class Terminal:
         self.wait(lambda: wanted in self.seen, f"{wanted!r} on the terminal")
         return self.seen
 
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = PATIENCE) -> None:
         """Take in what the program writes until something holds."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         while not condition():
             left = deadline - time.monotonic()
-            assert left > 0, f"not within {PATIENCE:g} s: {what}; seen: {self.seen[-2000:]!r}"
+            assert left > 0, f"not within {seconds:g} s: {what}; seen: {self.seen[-2000:]!r}"
             # a terminal tells nobody that its settings changed, so conditions are looked at again now and then
             if select.select([self._master], [], [], min(left, 0.02))[0]:
                 self._take()

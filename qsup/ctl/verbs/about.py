@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX
+from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX, VERSION
 from qsup.ctl.render import clean, document, fields, paint, span
 from qsup.errors import DaemonUnreachable
 
@@ -68,19 +68,8 @@ def _show_version(client: Client, style: str) -> int:
         daemon: str | None = health["version"]
     except DaemonUnreachable:
         daemon = None
-    own = own_version()
     if style != "table":
-        sys.stdout.write(document({"qsupctl": own, "qsupd": daemon}, style))
+        sys.stdout.write(document({"qsupctl": VERSION, "qsupd": daemon}, style))
     else:
-        sys.stdout.write(f"qsupctl {own}\nqsupd   {clean(daemon) if daemon is not None else 'not reachable'}\n")
+        sys.stdout.write(f"qsupctl {VERSION}\nqsupd   {clean(daemon) if daemon is not None else 'not reachable'}\n")
     return EXIT_OK
-
-
-def own_version() -> str:
-    """The installed package's version, ``unknown`` in a bare checkout."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("qsup")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,0 +1,168 @@
+"""qsupctl with a real daemon and real guests: the console at a pseudo-terminal, the agent, the QMP prompt.
+
+Decides: that what a person types reaches a guest, and what a guest says reaches the person, across resets and restarts.
+Must not: repeat what `tests/ctl` shows with a supervisor in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.running import Terminal, terminal
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
+
+pytestmark = pytest.mark.real
+
+ESCAPE = b"\x1d"
+
+
+@pytest.fixture
+def daemon(root_dir: Path) -> Iterator[Daemon]:
+    """A running daemon, ended with all its VMs."""
+    found = Daemon(root_dir)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
+def console(daemon: Daemon, *options: str) -> Iterator[Terminal]:
+    """``qsupctl console web`` at a terminal."""
+    with terminal("--root", str(daemon.root), "console", "web", *options) as attached:
+        yield attached
+
+
+def read_next(attached: Terminal, wanted: bytes, seen: int) -> int:
+    """Read on until a text comes behind the first ``seen`` bytes; returns how much was seen then."""
+    attached.wait(lambda: wanted in attached.seen[seen:], f"{wanted!r}", seconds=30)
+    return len(attached.seen)
+
+
+def detach(attached: Terminal) -> None:
+    """Press Ctrl-]; the terminal must be as it was."""
+    attached.type(ESCAPE)
+    assert attached.end() == 0
+    assert attached.is_restored
+
+
+def test_a_shell_in_the_guest_is_used_through_the_terminal(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """Typed commands run in a Linux guest, before and after a reset, and the agent runs others beside them."""
+    daemon.unit("web", linux_unit(qemu, linux_guest))
+    daemon.ctl("start", "web")
+    with console(daemon) as attached:
+        attached.type(b"\r")
+        seen = read_next(attached, b"qsup-guest#", 0)
+        attached.type(b"echo answer $((6 * 7))\r")
+        seen = read_next(attached, b"answer 42", seen)
+        done = daemon.ctl("agent", "web", "exec", "--", "sh", "-c", "echo out; echo err >&2; exit 7", check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+        daemon.ctl("reset", "web")
+        seen = read_next(attached, b"guest ready", seen)
+        attached.type(b"\recho second $((6 * 8))\r")
+        read_next(attached, b"second 48", seen)
+        detach(attached)
+    daemon.ctl("wait", "web", "--for", "agent")
+    daemon.ctl("stop", "web")
+    assert "inactive" in daemon.ctl("status", "web", check=False).stdout
+
+
+def test_the_console_outlives_a_crash_and_a_restart(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The terminal stays while QEMU is killed and started again, and types into the next life."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='restart = "on-failure"\nrestart-delay = "50ms"'))
+    daemon.ctl("start", "web")
+    with console(daemon) as attached:
+        seen = read_next(attached, b"ready", 0)
+        attached.type(b"abc")
+        seen = read_next(attached, b"abc", seen)
+        kill_process(daemon.view("web")["pid"])
+        seen = read_next(attached, b"the console was closed", seen)
+        seen = read_next(attached, b"attached", seen)
+        daemon.ctl("wait", "web")
+        attached.type(b"xyz")
+        seen = read_next(attached, b"xyz", seen)
+        daemon.ctl("stop", "web")
+        seen = read_next(attached, b"the VM is down (waiting for it)", seen)
+        daemon.ctl("start", "web")
+        seen = read_next(attached, b"attached", seen)
+        attached.type(b"R")
+        read_next(attached, b"boot 2", seen)
+        detach(attached)
+    assert daemon.view("web")["console"] == {"type": "serial", "watchers": 0, "has_writer": False}
+
+
+def test_several_watch_while_one_types(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Everybody sees recent output first and all that follows; one types, a second writer is refused."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.ctl("start", "web")
+    with console(daemon) as writer, console(daemon, "--watch") as first, console(daemon, "--watch") as second:
+        for attached in (writer, first, second):
+            read_next(attached, b"ready", 0)
+        view = daemon.view("web")["console"]
+        assert (view["watchers"], view["has_writer"]) == (3, True)
+        refused = daemon.ctl("console", "web", check=False)
+        assert refused.returncode == 1
+        assert "qsupctl console --watch web" in refused.stderr
+        first.type(b"unheard")
+        writer.type(b"heard")
+        for attached in (writer, first, second):
+            read_next(attached, b"heard", 0)
+            assert b"unheard" not in attached.seen
+        detach(first)
+        detach(second)
+        detach(writer)
+
+
+def test_a_vm_is_run_from_the_command_line(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """start, list, status, pause, a failed start, an unknown name: what is printed and the exit codes of systemctl."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.unit("sick", rom_unit(qemu, rom_guest, tables='[qemu]\nextra-args = ["-bogus"]'))
+    assert daemon.ctl("status", "web", check=False).returncode == 3
+    daemon.ctl("start", "web")
+    assert "Active: active (running)" in daemon.ctl("status", "web").stdout
+    assert [line.split()[:3] for line in daemon.ctl("list", "--no-legend").stdout.splitlines()] == [
+        ["sick", "inactive", "dead"],
+        ["web", "active", "running"],
+    ]
+    daemon.ctl("pause", "w*")
+    daemon.ctl("wait", "web", "--for", "paused")
+    failed = daemon.ctl("start", "sick", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "bogus" in failed.stderr
+    assert daemon.ctl("start", "nope", check=False).returncode == 4
+    assert json.loads(daemon.ctl("qmp", "web", "query-status").stdout)["status"] == "paused"
+    daemon.ctl("stop", "--all")
+    assert daemon.ctl("list", "--state", "active", "--no-legend").stdout == ""
+
+
+def test_the_prompt_completes_from_the_vms_own_schema(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Command names and arguments come from this QEMU, and a command's result is shown."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.ctl("start", "web")
+    environ = {"XDG_STATE_HOME": str(daemon.root / "state-home"), "INPUTRC": "/dev/null"}
+    with terminal("--root", str(daemon.root), "qmp", "web", environ=environ) as prompt:
+        seen = read_next(prompt, b"web> ", 0)
+        prompt.type(b"query-stat\t")
+        read_next(prompt, b"query-stat", seen)
+        prompt.type(b"us\n")
+        seen = read_next(prompt, b"}\r\nweb> ", seen)
+        assert b'"running": true' in prompt.seen
+        prompt.type(b"human-monitor-comm\t")
+        read_next(prompt, b"human-monitor-command ", seen)
+        prompt.type(b"comm\t")
+        read_next(prompt, b"command-line=", seen)
+        prompt.type(b"'info version'\n")
+        read_next(prompt, qemu.version.encode(), seen)
+        read_next(prompt, b"web> ", seen)
+        prompt.type(b"\x04")
+        assert prompt.end() == 0
+        assert prompt.is_restored
