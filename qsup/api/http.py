@@ -136,10 +136,12 @@ class _Server:
         """Accept connections for ever; `HostError` when the socket is broken."""
         exhausted = False
         while True:
+            # not accept(2) first: it wants a free descriptor even when nobody is waiting
+            await trio.lowlevel.wait_readable(sock)
             try:
                 accepted, _ = sock.accept()
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(sock)
+                pass  # whoever it was has gone
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise from_oserror(error, "could not accept a connection to the API") from error
@@ -151,7 +153,6 @@ class _Server:
             else:
                 exhausted = False
                 self._admit(accepted, nursery)
-                await trio.lowlevel.checkpoint()
 
     async def evict_idle(self) -> None:
         """Enforce the idle timeout, for ever.

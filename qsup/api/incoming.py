@@ -112,7 +112,7 @@ class Incoming:
                 pass  # dropped
         except (RequestError, trio.TooSlowError):
             return False
-        return self._http.their_state is not h11.SEND_BODY
+        return True
 
     async def wait_peer_left(self) -> None:
         """Return when the client has closed the connection, reading ahead within bounds to notice.

@@ -115,6 +115,59 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
         assert [(await client.reply("POST")).body for _ in bodies] == bodies
 
 
+async def test_pipelining_client_lets_others_have_their_turn(tmp_path: Path) -> None:
+    """Of two clients at once, one with a hundred requests in one piece, the other is not served last."""
+    async with serving(tmp_path, routes(echo=echo_body)) as served:
+        greedy, modest = await served.connect(), await served.connect()
+        await greedy.send(request("GET /health") * 100)
+        await modest.send(request("GET /echo"))
+        await modest.reply()
+        for _ in range(100):
+            await greedy.reply()
+    assert served.requests.index(("GET", "/echo", 200)) < 100
+
+
+SMUGGLED = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (request("POST /echo", f"Content-Length: {5 + len(SMUGGLED)}", "Transfer-Encoding: chunked"), "has both"),
+        (request("POST /echo", "Transfer-Encoding: chunked", "Content-Length: 5"), "has both"),
+        (request("POST /echo", "Transfer-Encoding: chunked").replace(b"1.1", b"1.0"), "needs HTTP/1.1"),
+        (request("POST /echo", "Transfer-Encoding: identity, chunked"), "Only Transfer-Encoding: chunked"),
+        (request("POST /echo", "Content-Length: 5", "Content-Length: 6"), "conflicting Content-Length"),
+        (request("POST /echo", "Content-Length: 5, 6"), "conflicting Content-Length"),
+        (request("POST /echo", "Content-Length: 0x5"), "bad Content-Length"),
+        (request("POST /echo", "Transfer-Encoding : chunked"), "illegal header line"),
+        (request("POST /echo", "Content-Length: 5").replace(b"1.1", b"1.2"), "not HTTP/1.1"),
+    ],
+)
+async def test_ambiguous_framing_ends_the_connection(tmp_path: Path, data: bytes, detail: str) -> None:
+    """A request whose end could be seen in two places is refused, and nothing behind it is taken for a request."""
+    async with serving(tmp_path, routes(echo=echo_body)) as served:
+        client = await served.connect()
+        await client.send(data + b"0\r\n\r\n" + SMUGGLED)
+        reply = await client.reply("POST")
+        assert await client.closed() == b""
+    assert (reply.status, reply.headers["connection"]) == (400, "close")
+    assert detail in str(reply.json()["detail"])
+    assert served.requests == [("", "", 400)]
+
+
+@pytest.mark.parametrize("chunk", [b"-1\r\n", b"4\r\nnullXX", b"g\r\n", b"f" * 21 + b"\r\n"])
+async def test_broken_chunks_end_the_connection(tmp_path: Path, chunk: bytes) -> None:
+    """A body whose chunks cannot be understood is a 400, and nothing behind it is taken for a request."""
+    async with serving(tmp_path, routes(echo=echo_body)) as served:
+        client = await served.connect()
+        await client.send(request("POST /echo", "Transfer-Encoding: chunked") + chunk + b"0\r\n\r\n" + SMUGGLED)
+        reply = await client.reply("POST")
+        assert await client.closed() == b""
+    assert (reply.status, reply.headers["connection"]) == (400, "close")
+    assert served.requests == [("POST", "/echo", 400)]
+
+
 async def test_chunked_bodies_are_read(tmp_path: Path) -> None:
     """A body in chunks arrives whole."""
     async with serving(tmp_path, routes(echo=echo_body)) as served:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from qsup.api.http import Answer, Request, Response, StreamResponse
+from qsup.api.connection import Connection, Service
+from qsup.api.http import Answer, Limits, Request, Response, StreamResponse, serve
+from qsup.api.peer import peer_of
+from qsup.api.transport import Transport
+from qsup.errors import HostError
 from tests.api.serving import Client, Served, echo_body, request, routes, serving
 
 
@@ -192,26 +197,91 @@ async def test_newcomer_is_refused_when_all_are_at_work(
         assert (await (await served.connect()).get("/health")).status == 200
 
 
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """The lowest limit at which no new descriptor fits, whatever is open above it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as probe:
+        lowest_free = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_running_out_of_descriptors_passes(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """With no descriptor left, accepting pauses, an idle connection is given up, and service goes on afterwards."""
+    """With no descriptor left, accepting pauses, which is reported once, and goes on when there are some again."""
+    async with serving(tmp_path, routes()) as served:
+        newcomer = socket.socket(socket.AF_UNIX)
+        client = Client(trio.SocketStream(trio.socket.from_stdlib_socket(newcomer)))
+        served.clients.append(client)
+        with no_descriptor_left():
+            newcomer.connect(served.path)
+            await trio.sleep(5)  # virtual time
+        assert (await client.get("/health")).status == 200
+    assert [bug.where for bug in served.bugs] == ["accept"]
+
+
+async def test_idle_connection_is_given_up_for_its_descriptor(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """With no descriptor left, an idle connection is closed for the one that waits."""
     async with serving(tmp_path, routes()) as served:
         idle = await served.connect()
         await idle.get("/health")
         newcomer = socket.socket(socket.AF_UNIX)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # the lowest limit at which no new descriptor fits, whatever is open above it
-        with socket.socket(socket.AF_UNIX) as probe:
-            lowest_free = probe.fileno()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-        try:
-            newcomer.connect(served.path)
-            assert await idle.closed() == b""
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         client = Client(trio.SocketStream(trio.socket.from_stdlib_socket(newcomer)))
         served.clients.append(client)
-        assert (await client.get("/health")).status == 200
-    assert [bug.where for bug in served.bugs] == ["accept"]
+        with no_descriptor_left():
+            newcomer.connect(served.path)
+            assert await idle.closed() == b""
+            assert (await client.get("/health")).status == 200
+
+
+async def test_broken_listener_is_an_error(tmp_path: Path) -> None:
+    """A socket on which nothing can be accepted ends `serve` with an error of the tree."""
+    with socket.socket(socket.AF_UNIX) as sock, pytest.raises(HostError, match="Invalid argument"):
+        sock.bind(str(tmp_path / "api.sock"))
+        await serve(sock, routes(), limits=Limits(), authorise=lambda *_: None, on_bug=lambda *_: None)
+
+
+async def test_evicted_connection_begins_no_request(tmp_path: Path) -> None:
+    """A request that arrives while its connection is being evicted is either not begun or carried through."""
+    outcomes: list[str] = []
+
+    async def handler(request: Request) -> Answer:
+        outcomes.append("begun")
+        await trio.lowlevel.checkpoint()
+        outcomes.append("finished")
+        return Response()
+
+    service = Service(
+        router=routes(work=handler),
+        limits=Limits(),
+        authorise=lambda *_: None,
+        on_request=lambda *_: None,
+        on_bug=lambda *_: None,
+    )
+
+    async def evict_when(alarm: socket.socket, connection: Connection) -> None:
+        await trio.lowlevel.wait_readable(alarm)
+        if connection.idle_since is not None:
+            connection.evict()
+
+    # both sockets become readable at once, and trio runs the two tasks in an order of its own
+    for _ in range(50):
+        ours, theirs = socket.socketpair()
+        bell, alarm = socket.socketpair()
+        with theirs, bell, alarm:
+            connection = Connection(service, Transport(ours), peer_of(ours))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.run)
+                nursery.start_soon(evict_when, alarm, connection)
+                await trio.testing.wait_all_tasks_blocked()
+                theirs.sendall(request("POST /work"))
+                bell.sendall(b"x")
+                await trio.testing.wait_all_tasks_blocked()
+                connection.drain()
+    assert outcomes == ["begun", "finished"] * (len(outcomes) // 2)
 
 
 async def test_peer_that_never_reads_is_given_up(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -313,6 +383,37 @@ async def test_drain_is_bounded(tmp_path: Path, autojump_clock: MockClock) -> No
             await client.send(request(target))
         await trio.testing.wait_all_tasks_blocked()
         assert await drained(served) == pytest.approx(2)
+
+
+async def test_stream_that_begins_during_the_drain_ends_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A handler that answers with a stream while the server drains does not hold it up."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        await trio.sleep_forever()
+
+    async def slow(request: Request) -> Answer:
+        await trio.sleep(1)  # virtual time
+        return StreamResponse(chunks=chunks())
+
+    async with serving(tmp_path, routes(slow=slow)) as served:
+        client = await served.connect()
+        await client.send(request("GET /slow"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert await drained(served) == pytest.approx(1)
+        assert (await client.reply()).headers["connection"] == "close"
+
+
+async def test_chunk_cut_short_by_the_drain_is_not_followed_by_an_end(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A stream that is cut within a chunk stays visibly incomplete."""
+    async with serving(tmp_path, routes(flood=Flood().handler)) as served:
+        client = await served.connect()
+        await client.send(request("GET /flood"))
+        await trio.testing.wait_all_tasks_blocked()
+        served.scope.cancel()
+        assert not (await client.closed()).endswith(b"\r\n")
 
 
 async def test_drain_ends_streams_in_good_order(tmp_path: Path, autojump_clock: MockClock) -> None:

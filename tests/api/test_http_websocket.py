@@ -245,6 +245,7 @@ def frame(opcode: int, payload: bytes, *, masked: bool = True, length: int | Non
         (frame(2, b"x" * 200001), 1009),
         (frame(2, b"x" * 100000, length=1 << 40) + b"x" * 200000, 1009),
         (frame(1, b"x" * 150000, bits=0) + frame(0, b"x" * 150000), 1009),
+        (frame(1, b"x", bits=0) + frame(0, b"", bits=0) * 16384, 1009),
         (frame(1, b"\xff\xfe"), 1007),
         (frame(1, b"hello", masked=False), 1002),
         (frame(3, b""), 1002),
@@ -300,6 +301,38 @@ async def test_handler_that_returns_closes_normally(tmp_path: Path) -> None:
         assert await caller.next() == CloseConnection(code=1000, reason="")
         await caller.send(CloseConnection(code=1000))
         assert await caller.stream.receive_some() == b""
+
+
+async def leave(socket: WebSocket) -> None:
+    """Have nothing to say."""
+
+
+async def leave_route(request: Request) -> Answer:
+    """Upgrade to `leave`."""
+    return UpgradeResponse(handler=leave)
+
+
+async def test_closing_waits_for_the_client(tmp_path: Path) -> None:
+    """Behind the server's close frame, the client's own is awaited, whatever comes before it."""
+    async with serving(tmp_path, routes(leave=leave_route)) as served:
+        caller = await upgraded(served, "/leave")
+        frames = frame(9, b"ping") + frame(1, b"too late")
+        await caller.stream.send_all(frames)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await caller.close_code() == 1000
+        await caller.stream.send_all(frame(8, b"\x03\xe8"))
+        assert await caller.stream.receive_some() == b""
+
+
+async def test_closing_is_not_held_up(tmp_path: Path, mock_clock: MockClock) -> None:
+    """A client that answers the close frame with ever more messages is cut off after a second."""
+    async with serving(tmp_path, routes(leave=leave_route)) as served:
+        caller = await upgraded(served, "/leave")
+        assert await caller.close_code() == 1000
+        mock_clock.jump(1.5)
+        with pytest.raises(trio.BrokenResourceError):
+            for _ in range(1000):
+                await caller.stream.send_all(frame(1, b"x" * 1000) * 10)
 
 
 @pytest.mark.parametrize(
