@@ -6,7 +6,7 @@ Must not: start anything; `tests.real.test_golden` does.
 ``NAME.toml`` opens with comments: what it shows, then directives.
 
 - ``# host: kvm``: plan for a host with KVM; ``kvm-device``: for one where /dev/kvm opens and no more.
-- ``# needs: WORD``: what a host must have for a real QEMU to start on this plan; see `tests.real.test_golden`.
+- ``# needs: WORD``: what a host must have for a real QEMU to start on this plan; `tests.real.planned` tries.
 
 ``NAME.argv`` holds the command line, an option and its value on one line, quoted as for a shell, and then as comments
 what else the plan says.

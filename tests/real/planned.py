@@ -51,6 +51,10 @@ def paused(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[Paused]:
     """
     errors = directory / "stderr"
     with contextlib.ExitStack() as stack:
+        for request in plan.fds:
+            if isinstance(request, ListenerFd):
+                # QEMU removes what it listens on when it quits
+                stack.callback((directory / request.name).unlink, missing_ok=True)
         with _resources(plan, directory, emulator) as numbers, errors.open("wb") as output:
             argv = plan.command(numbers, {file.name: str(_file(file)) for file in plan.files})
             process = subprocess.Popen(
@@ -90,7 +94,6 @@ def _resources(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[dict
             match request:
                 case ListenerFd():
                     numbers[request.name] = stack.enter_context(_listener(directory / request.name)).fileno()
-                    stack.callback((directory / request.name).unlink)
                 case TapFd():
                     numbers[request.name] = _closing(stack, open_tap())
                 case ImageFd():
