@@ -40,7 +40,7 @@ run_pytest() {
     "$@" env QSUP_TEST_CACHE="$cache" PATH="$PATH" PYTHONPYCACHEPREFIX="$directory/python" \
         RUFF_CACHE_DIR="$directory/ruff" MYPY_CACHE_DIR="$directory/mypy" \
         HYPOTHESIS_STORAGE_DIRECTORY="$directory/hypothesis" \
-        timeout --kill-after=30 1200 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" "${arguments[@]}" 2>&1 |
+        timeout --foreground --kill-after=30 1200 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" "${arguments[@]}" 2>&1 |
         tee "$scratch/$who.log" || status=${PIPESTATUS[0]}
     closing+=("$(printf '%6s: %s' "$who" "$(tail -n 1 "$scratch/$who.log")")")
     return "$status"
