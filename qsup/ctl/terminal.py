@@ -26,6 +26,10 @@ ESCAPE = b"\x1d"
 DETACHED, CLOSED, TIMED_OUT = "detached", "closed", "timed-out"
 _READ = 1 << 14
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+#: Bytes of output remembered: as much as the daemon keeps of a console.
+_REMEMBERED = 1 << 16
+#: Bytes that must agree before output is taken for output that was shown already.
+_AGREEMENT = 16
 # what a guest most often leaves behind: colours, a hidden cursor
 _SOBER = b"\033[0m\033[?25h"
 
@@ -88,16 +92,18 @@ class Relay:
         self._interactive = interactive
         self._typing = typing
         self._input_open = interactive or typing
+        self._screen = _Screen()
 
     def run(self, websocket: WebSocket, deadline: Deadline) -> str:
         """Relay until `DETACHED`, `CLOSED` (by the daemon) or `TIMED_OUT`."""
-        _write(websocket.receive())
+        self._screen.expect_history()
+        self._screen.show(websocket.receive())
         while not websocket.closed:
             readable = self._wait(websocket, deadline)
             if readable is None:
                 return TIMED_OUT
             if websocket.fileno() in readable:
-                _write(websocket.receive())
+                self._screen.show(websocket.receive())
             if sys.stdin.fileno() in readable and self._read_input(websocket):
                 return DETACHED
         return CLOSED
@@ -148,6 +154,40 @@ class Relay:
             return data, False
         before, escape, _ = data.partition(ESCAPE)
         return before, bool(escape)
+
+
+class _Screen:
+    """Standard output, and the end of what it has shown."""
+
+    def __init__(self) -> None:
+        self._shown = b""
+        self._is_history = False
+
+    def expect_history(self) -> None:
+        """What comes next begins with recent output, of which an earlier attachment may have shown a part."""
+        self._is_history = True
+
+    def show(self, data: bytes) -> None:
+        """Write what was not shown before."""
+        if data and self._is_history:
+            self._is_history = False
+            data = data[overlap(self._shown, data) :]
+        self._shown = (self._shown + data)[-_REMEMBERED:]
+        _write(data)
+
+
+def overlap(shown: bytes, history: bytes) -> int:
+    """How many bytes of ``history`` are the end of what was ``shown``; few equal bytes are taken for chance.
+
+    >>> overlap(b"..one line, another line", b"one line, another line, a third")
+    22
+    """
+    start = shown.find(history[:_AGREEMENT])
+    while start >= 0 and len(shown) - start >= _AGREEMENT:
+        if history.startswith(shown[start:]):
+            return len(shown) - start
+        start = shown.find(history[:_AGREEMENT], start + 1)
+    return 0
 
 
 def _write(data: bytes) -> None:

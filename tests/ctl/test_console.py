@@ -12,8 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
+from qsup.ctl.terminal import overlap
 from qsup.errors import DeniedError
 from qsup.instance.state import State
 from tests.api.calling import Daemon
@@ -73,6 +77,37 @@ async def test_detaching_restores_the_terminal(served: Daemon, typed: list[bytes
         assert b"detached from web" in attached.seen
         await wait_until(lambda: not served.backend.consoles["web"], "the end of the attachment")
         assert b"".join(typed) == b"ab"
+
+
+async def test_resizing_changes_nothing(served: Daemon) -> None:
+    """A terminal that changes its size stays attached; a serial line has none."""
+    async with console(served) as attached:
+        for _ in range(20):
+            attached.process.send_signal(signal.SIGWINCH)
+        attached.type(b"still here")
+        await in_thread(attached.read_until, b"still here")
+        assert await detach(attached) == 0
+
+
+async def test_a_guest_that_does_not_read_holds_nobody(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that nobody takes are dropped with a bell in the end, and Ctrl-] always works."""
+
+    async def never(self: FakeConsole, data: bytes) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(FakeConsole, "send", never)
+    async with console(served) as attached:
+
+        def type_until_the_bell() -> None:
+            def bell() -> bool:
+                attached.type(b"x" * 4000)
+                return b"\a" in attached.seen
+
+            attached.wait(bell, "a bell")
+
+        await in_thread(type_until_the_bell)
+        assert await detach(attached) == 0
+        assert attached.is_restored
 
 
 @pytest.mark.parametrize(
@@ -159,6 +194,34 @@ async def test_it_outlives_a_restart_of_the_vm(served: Daemon, monkeypatch: pyte
         await in_thread(attached.read_until, b"again")
         assert await detach(attached) == 0
         assert attached.is_restored
+
+
+async def test_what_was_shown_is_not_shown_again(served: Daemon) -> None:
+    """Attached again, the recent output that the daemon sends first appears only as far as it is new."""
+    async with console(served) as attached:
+        attached.type(b"what was said in the life before")
+        await in_thread(attached.read_until, b"before")
+        with pytest.MonkeyPatch.context() as patch:
+            send = FakeConsole.receive
+
+            async def receive(self: FakeConsole) -> bytes:
+                if await send(self) == b"login: ":
+                    return b"login: what was said in the life before, and in this one"
+                return b""
+
+            patch.setattr(FakeConsole, "receive", receive)
+            go_down(served)
+            await in_thread(attached.read_until, b", and in this one")
+        assert attached.seen.count(b"in the life before") == 1
+
+
+@given(shown=st.binary(max_size=60), kept=st.integers(0, 60), new=st.binary(max_size=20))
+def test_history_is_recognised(shown: bytes, kept: int, new: bytes) -> None:
+    """Whatever part of the output is sent again is recognised, up to what may be chance; nothing new is swallowed."""
+    history = shown[len(shown) - min(kept, len(shown)) :] + new
+    found = overlap(shown, history)
+    assert found == 0 or shown.endswith(history[:found])
+    assert found >= min(kept, len(shown)) or min(kept, len(shown)) < 16
 
 
 async def test_waiting_for_a_vm_can_be_ended(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
