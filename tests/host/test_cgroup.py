@@ -107,7 +107,7 @@ async def start(made: Cgroup, script: str = "exec sleep 60") -> Process:
         cgroups=made.paths,
     )
     os.close(null)
-    await wait_until(lambda: process.pid in made.members(), "the process has joined")
+    await wait_until(lambda: all(process.pid in members(path) for path in made.paths), "the process has joined")
     return process
 
 
