@@ -29,6 +29,7 @@ from qsup.api.protocol import VERSION
 from qsup.api.roles import Policy, Role, decide
 from qsup.api.routes.endpoint import Api
 from qsup.api.routes.table import make_router
+from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError, from_oserror
@@ -143,8 +144,8 @@ def _listen(layout: Layout, service: ServiceEnvironment, gids: frozenset[int]) -
     return listener
 
 
-def make_supervisor(setup: Setup) -> Supervisor:
-    """Join the parts of a supervisor; nothing runs yet.
+def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
+    """Join the parts of a supervisor, and of what the API sees of it; nothing runs yet.
 
     Raises:
         StateFileError, HostError: the operation journal cannot be used.
@@ -175,7 +176,8 @@ def make_supervisor(setup: Setup) -> Supervisor:
         uids=range(config.uid_first, config.uid_last + 1) if root else None,
         on_latency=latency.observe,
     )
-    return Supervisor(services, store, ring, latency, start_concurrency=config.start_concurrency)
+    supervisor = Supervisor(services, store, start_concurrency=config.start_concurrency)
+    return supervisor, DaemonBackend(supervisor, store, operations, ring, latency, logs=layout.log)
 
 
 async def run(setup: Setup) -> None:
@@ -186,8 +188,8 @@ async def run(setup: Setup) -> None:
     """
     gids = _operate_gids(setup.config.operate_group)
     policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
-    supervisor = make_supervisor(setup)
-    api = Api(supervisor, policy=policy, version=VERSION)
+    supervisor, backend = make_supervisor(setup)
+    api = Api(backend, policy=policy, version=VERSION)
     listener = _listen(setup.layout, setup.service, gids)
     notifier = Notifier(setup.service.notify_socket)
 
@@ -203,8 +205,8 @@ async def run(setup: Setup) -> None:
         await nursery.start(partial(serving, listener, make_router(api)))
         if setup.service.watchdog:
             nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
-        _log.info("ready", socket=str(setup.layout.socket), instances=len(supervisor.instances()))
-        notifier.ready(f"{len(supervisor.instances())} VMs")
+        _log.info("ready", socket=str(setup.layout.socket), instances=len(backend.instances()))
+        notifier.ready(f"{len(backend.instances())} VMs")
     if not setup.service.sockets:
         setup.layout.socket.unlink(missing_ok=True)
     _log.info("ended; VMs run on")

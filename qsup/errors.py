@@ -52,6 +52,8 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
         ├── DaemonUnreachable       no daemon answers at the socket                 daemon-unreachable   -
         └── DaemonProtocolError     what came is not the API of this version        daemon-protocol      -
 
+Long because it is the whole tree, and a tree is read as one.
+
 A foreign exception (``OSError``, ``qemu.qmp`` errors, ``h11.ProtocolError``) is mapped once, at the boundary where it
 appears, with ``raise ... from``.
 """

@@ -6,29 +6,21 @@ Must not: know the inside of a VM's life; its driver does. Nothing here waits fo
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Iterator
 
 import structlog
 import trio
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import BusyError, DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit, QsupError
-from qsup.host.output import BoundedLog, last_lines
-from qsup.instance.console import Attachment
+from qsup.errors import BusyError, DeniedError, NoSuchInstance, NoSuchUnit, QsupError
 from qsup.instance.driver import Driver
-from qsup.instance.events import EventRing
-from qsup.instance.latency import LatencyTable
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
 from qsup.instance.state import Level, Request, State, Verdict, judge
-from qsup.instance.view import EventRecord, InstanceView, StatsView
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import ReloadResult
 from qsup.unit.load import LoadedUnit
 
 _log = structlog.get_logger()
@@ -42,12 +34,11 @@ _PREEMPTING = frozenset({Request.STOP, Request.KILL})
 
 
 class Supervisor:
-    """All VMs, and the API's `qsup.api.backend.Backend`.
-
-    The public methods beyond twenty are that protocol's; each is one line of delegation.
+    """All VMs.
 
     Args:
         services: what the drivers share.
+        store: the unit files.
         start_concurrency: how many VMs are started at the same time when the daemon starts.
     """
 
@@ -55,18 +46,13 @@ class Supervisor:
         self,
         services: Services,
         store: UnitStore,
-        ring: EventRing,
-        latency: LatencyTable,
         *,
         start_concurrency: int,
     ) -> None:
         self._services = services
         self._store = store
-        self._ring = ring
-        self._latency = latency
         self._start_concurrency = start_concurrency
         self._drivers: dict[str, Driver] = {}
-        self._began = time.monotonic()
 
     # the daemon's life
 
@@ -108,16 +94,16 @@ class Supervisor:
         return driver
 
     async def _keep_driving(self, driver: Driver) -> None:
-        """Run a driver; a bug of ours in it costs this VM a second of attention, and no other VM anything."""
+        """Run a driver until it retires; a bug in it costs this VM a second of attention, and no other VM anything."""
         while self._drivers.get(driver.name) is driver:
             try:
                 await driver.run()
+                return
             except Exception:
-                _log.exception("driver failed; it takes its VM over again", instance=driver.name)
+                _log.exception("driver failed; the VM is taken over again", instance=driver.name)
             await trio.sleep(_DRIVER_RESTART_DELAY)
-            fresh = Driver(driver.loaded, self._services)
             if self._drivers.get(driver.name) is driver:
-                driver = self._drivers[driver.name] = fresh
+                driver = self._drivers[driver.name] = Driver(driver.loaded, self._services)
 
     def _resolve_operations(self) -> None:
         """End the operations that an earlier daemon left unfinished, by what has become of their VMs."""
@@ -170,18 +156,38 @@ class Supervisor:
                 hint="`qsupctl list` shows all; after adding a unit file, say `qsupctl reload`",
             ) from None
 
-    def instances(self) -> Sequence[InstanceView]:
-        """Every VM, sorted by name."""
-        return [self._drivers[name].view for name in sorted(self._drivers)]
+    def drivers(self) -> Iterator[Driver]:
+        """Every VM's driver, sorted by name."""
+        for name in sorted(self._drivers):
+            yield self._drivers[name]
 
-    def instance(self, name: str) -> InstanceView:
-        """One VM; `NoSuchInstance`."""
-        return self.driver(name).view
+    def check_down(self, name: str, doing: str) -> None:
+        """See that a VM, if there is one of that name, does not run.
+
+        Raises:
+            DeniedError: it does.
+        """
+        driver = self._drivers.get(name)
+        if driver is not None and driver.state.level not in (Level.INACTIVE, Level.FAILED):
+            words = f"cannot {doing}: it is {driver.state.level.value}"
+            raise DeniedError(words, instance=name, hint="stop it first")
 
     async def request(
         self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
     ) -> Operation:
-        """Begin a power verb; see `qsup.api.backend.Backend.request`."""
+        """Begin a power verb; its operation may be finished already, when nothing was to be done.
+
+        Args:
+            uid: the caller's, -1 for the daemon itself.
+            timeout: seconds in place of the unit's ``stop-timeout``.
+            idempotency_key: the same key of the same caller gets the same operation.
+
+        Raises:
+            NoSuchInstance: there is no unit of that name.
+            DeniedError: the VM's state does not allow it.
+            BusyError: another operation holds the VM.
+            NoSpaceError: the operation could not be written ahead.
+        """
         operations = self._services.operations
         known = operations.repeated(uid, idempotency_key, request.value, name)
         if known is not None:
@@ -233,58 +239,7 @@ class Supervisor:
         except NoSuchUnit as error:
             raise NoSuchInstance(error.message, hint=error.hint) from error
 
-    # operations
-
-    def operations(self) -> Sequence[Operation]:
-        """All that are kept, newest first."""
-        return self._services.operations.all()
-
-    def operation(self, operation_id: str) -> Operation:
-        """One; `NoSuchOperation`."""
-        return self._services.operations.get(operation_id)
-
-    async def wait_operation(self, operation_id: str, timeout: float) -> Operation:
-        """The operation once it is final, or as it is after ``timeout`` seconds."""
-        return await self._services.operations.wait_final(operation_id, timeout)
-
-    async def cancel_operation(self, operation_id: str) -> Operation:
-        """End a cancellable one; `DeniedError` otherwise."""
-        await trio.lowlevel.checkpoint()
-        return self._services.operations.cancel(operation_id)
-
     # units
-
-    def units(self) -> Sequence[UnitInfo]:
-        """Every unit and template, sorted by name."""
-        return self._store.listing()
-
-    def unit_diagnostics(self) -> Sequence[Diagnostic]:
-        """All errors of all unit files at the last load."""
-        return self._store.diagnostics
-
-    def unit(self, name: str) -> UnitInfo:
-        """One; `NoSuchUnit`, `UnitError`."""
-        return self._store.info(name)
-
-    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
-        """Write the unit's file; see `UnitStore.put`."""
-        info = await self._store.put(name, text, if_match=if_match)
-        await self.reload()
-        return info
-
-    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
-        """Remove the unit's file; `DeniedError` while its VM is not down."""
-        driver = self._drivers.get(name)
-        if driver is not None and driver.state.level not in (Level.INACTIVE, Level.FAILED):
-            raise DeniedError(
-                f"cannot delete its unit: it is {driver.state.level.value}", instance=name, hint="stop it first"
-            )
-        await self._store.delete(name, if_match=if_match)
-        await self.reload()
-
-    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
-        """Check a text as the file of unit ``name``."""
-        return self._store.validate(name, text)
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again. Running VMs go on as they were started."""
@@ -293,7 +248,7 @@ class Supervisor:
             self._add(loaded).set_unit(loaded)
         for name in [name for name in self._drivers if self._has_gone(name)]:
             self._drivers.pop(name).retire()
-        self._ring.publish(
+        self._services.publish(
             "units-reloaded",
             None,
             {"added": list(result.added), "changed": list(result.changed), "removed": list(result.removed)},
@@ -312,75 +267,3 @@ class Supervisor:
         except QsupError:
             return False
         return False
-
-    async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
-        """``enable`` and ``disable``."""
-        info = await self._store.set_autostart(name, enabled)
-        await self.reload()
-        return info
-
-    # events and counters
-
-    def event_sequence(self) -> int:
-        """The newest event's number."""
-        return self._ring.sequence
-
-    def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
-        """Events after ``since``, without end; `GoneError`."""
-        return self._ring.subscribe(since=since)
-
-    def stats(self, name: str) -> StatsView:
-        """Counters as last read."""
-        return access.stats(self.driver(name))
-
-    def health(self) -> tuple[Sequence[str], float]:
-        """What is wrong with the daemon, and its uptime in seconds."""
-        problems = [str(diagnostic) for diagnostic in self._store.diagnostics]
-        problems += [
-            f"{name}: {d.view.cause.detail}"
-            for name, d in self._drivers.items()
-            if d.state is State.QUARANTINED and d.view.cause
-        ]
-        return problems, time.monotonic() - self._began
-
-    def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
-        """Per command: counts by bucket, and the sum in seconds."""
-        return self._latency.snapshot()
-
-    # into a VM
-
-    def log(self, name: str, lines: int) -> Sequence[str]:
-        """The last lines of QEMU's own output."""
-        driver = self.driver(name)
-        if driver.life is not None:
-            return driver.life.output.tail(lines)
-        return last_lines(BoundedLog(self._services.layout.log / f"{name}.log").read(), lines)
-
-    def follow_log(self, name: str) -> AsyncIterator[str]:
-        """Lines as they come, until the VM ends."""
-        return access.follow_log(self.driver(name))
-
-    def command_line(self, name: str) -> tuple[Sequence[str], bool]:
-        """QEMU's argv while it runs, and ``True``; the argv of its last start, or nothing, and ``False``."""
-        driver = self.driver(name)
-        return driver.command_line, driver.life is not None
-
-    async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
-        """One raw QMP command; see `qsup.access.qmp`."""
-        return await access.qmp(self.driver(name), command, arguments, timeout)
-
-    async def agent(self, name: str, command: str, arguments: Mapping[str, Any], timeout: float) -> object:
-        """A call to the guest agent; see `qsup.access.agent`."""
-        return await access.agent(self.driver(name), command, arguments, timeout)
-
-    async def screenshot(self, name: str) -> bytes:
-        """The screen as PNG."""
-        return await access.screenshot(self.driver(name))
-
-    def console(self, name: str, *, write: bool) -> AbstractAsyncContextManager[Attachment]:
-        """Attach to the text console."""
-        return self.driver(name).console.attach(write=write)
-
-    def vnc(self, name: str) -> AbstractAsyncContextManager[trio.SocketStream]:
-        """A VNC connection to QEMU."""
-        return access.vnc(self.driver(name))

@@ -45,7 +45,7 @@ class ByteStream(Protocol):
 
 
 class Backend(Protocol):
-    """The supervisor, as the API sees it."""
+    """The daemon, as the API sees it. Long because it is every call there is."""
 
     def instances(self) -> Sequence[InstanceView]:
         """Every VM, sorted by name."""

@@ -1,7 +1,7 @@
-"""What a client and the daemon agree on, as far as ``qsupctl`` needs it before it does anything. Pure, and quick to import.
+"""What a client and the daemon agree on, as far as ``qsupctl`` needs it at every start. Pure, and quick to import.
 
 Decides: qsup's version and the API's, bounds both sides know, media types, and the exit codes of ``qsupctl``.
-Must not: import anything but the standard library's cheapest modules (no typing, no re: each costs milliseconds per command).
+Must not: import anything but the standard library's cheapest modules (typing and re cost milliseconds per command).
 
 The shapes of requests and replies are in `qsup.api.wire`.
 """

@@ -28,6 +28,7 @@ from qsup.instance import watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.life import Life
+from qsup.instance.position import Position
 from qsup.instance.record import CauseRecord, Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -254,7 +255,7 @@ async def reconnect(
             await monitor.aclose()
 
 
-def save(life: Life, *, since: float, was_ready: bool, ending: Cause | None, history: RestartHistory) -> None:
+def save(life: Life, position: Position) -> None:
     """Write down where the VM stands, for the next daemon.
 
     Raises:
@@ -262,11 +263,11 @@ def save(life: Life, *, since: float, was_ready: bool, ending: Cause | None, his
     """
     running = evolve(
         life.running,
-        since=since,
-        was_ready=was_ready,
-        ending=CauseRecord.of(ending) if ending else None,
-        restarts=history.count,
-        restart_times=history.recent,
+        since=position.since,
+        was_ready=position.state is not State.WAITING_READY,
+        ending=CauseRecord.of(position.ending) if position.ending else None,
+        restarts=position.history.count,
+        restart_times=position.history.recent,
     )
     life.directory.write_record(evolve(life.record, state=codec.encode(running)))
 

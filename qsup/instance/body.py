@@ -57,7 +57,7 @@ class Orders:
 
 
 class Body:
-    """Everything of one VM that lives in time.
+    """Everything of one VM that lives in time. Long because each effect of the table has a method.
 
     Args:
         name: the VM's.

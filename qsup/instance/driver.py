@@ -21,17 +21,17 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, QsupError, StateFileError, UndefinedTransition
-from qsup.instance import adopt, restart
+from qsup.instance import adopt
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.inbox import Inbox
 from qsup.instance.life import Life
 from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded
-from qsup.instance.restart import RestartHistory
+from qsup.instance.position import Position
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder, Standing, settle
-from qsup.instance.state import Event, Level, Request, State, Verdict, judge, step
+from qsup.instance.state import Event, Level, Request, State, Verdict, judge
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
 from qsup.unit.load import LoadedUnit
@@ -49,7 +49,7 @@ class Observed:
 
 
 class Driver:
-    """One VM, over all its lives.
+    """One VM, over all its lives. Long because each kind of message has its handler, and all share one position.
 
     Args:
         loaded: its unit as the files say it; `set_unit` replaces it after a reload.
@@ -65,14 +65,7 @@ class Driver:
         self._inbox: Inbox[Message] = Inbox()
         self._scope = trio.CancelScope()
         self._adopted = trio.Event()
-        self._changed = trio.Event()
-        self._state = State.DEAD
-        self._cause: Cause | None = None
-        self._ending: Cause | None = None
-        self._since = time.time()
-        self._kept_since = 0.0
-        self._history = RestartHistory()
-        self._restart_delay = 0.0
+        self._position = Position()
         self._hint = ""
         self._observed = Observed()
         self._uuid = ""
@@ -85,7 +78,7 @@ class Driver:
     @property
     def state(self) -> State:
         """The state now."""
-        return self._state
+        return self._position.state
 
     @property
     def life(self) -> Life | None:
@@ -96,11 +89,12 @@ class Driver:
     def view(self) -> InstanceView:
         """All that is known now; the same object until something changes."""
         if self._view is None:
+            position = self._position
             moving = Moving(
-                state=self._state,
-                cause=self._cause,
-                since=self._since,
-                restarts=self._history.count,
+                state=position.state,
+                cause=position.cause,
+                since=position.since,
+                restarts=position.history.count,
                 operation=self.holder.operation if self.holder else None,
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
@@ -133,8 +127,7 @@ class Driver:
 
     async def wait_state(self, satisfied: Callable[[State], bool]) -> None:
         """Wait until the state satisfies a predicate; the caller sets the deadline."""
-        while not satisfied(self._state):
-            await self._changed.wait()
+        await self._position.wait(satisfied)
 
     # requests
 
@@ -200,46 +193,31 @@ class Driver:
     # transitions
 
     def _apply(self, body: Body, event: Event, cause: Cause | None = None) -> None:
+        before = self.state
         try:
-            transition = step(self._state, event)
+            transition = self._position.move(event, cause)
         except UndefinedTransition as error:
             self._log.warning("event without an edge", why=error.message)
             return
-        before, self._state = self._state, transition.target
-        self._account(cause, moved=self._state is not before)
-        if self._state is not before:
+        if self.state is not before:
             body.cancel_stage()
-            if self._state.level is not Level.ACTIVATING:
+            if self.state.level is not Level.ACTIVATING:
                 body.cancel_start_timeout()
             self._tell(before, event)
         orders = Orders(
             loaded=self.loaded,
-            history=self._history,
-            ending=self._ending,
+            history=self._position.history,
+            ending=self._position.ending,
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
-            restart_delay=self._restart_delay,
+            restart_delay=self._position.restart_delay,
         )
         for effect in transition.effects:
             body.perform(effect, orders)
 
-    def _account(self, cause: Cause | None, *, moved: bool) -> None:
-        """Keep why the VM is where it is now."""
-        if self._state.level is Level.DEACTIVATING:
-            # the first reason is the reason: what the guest does while it is being stopped does not replace it
-            self._cause = self._ending = self._ending or cause
-        elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
-            self._cause = cause
-
     def _tell(self, before: State, event: Event) -> None:
-        # a daemon's restart is no change of the VM's: the time stands until it is known again where the VM is
-        self._since = self._kept_since or time.time()
-        if self._state is not State.UNREACHABLE:
-            self._kept_since = 0.0
         self.touch()
-        self._changed.set()
-        self._changed = trio.Event()
-        state, cause, life = self._state, self._cause, self.life
+        state, cause, life = self.state, self._position.cause, self.life
         words = None if cause is None else {"kind": cause.kind.value, "text": cause.text, "detail": cause.detail}
         data = {
             "state": state.level.value,
@@ -261,16 +239,10 @@ class Driver:
         )
 
     def _save(self) -> None:
-        if self.life is None or self._state not in adopt.RECORDED:
+        if self.life is None or self.state not in adopt.RECORDED:
             return
         try:
-            adopt.save(
-                self.life,
-                since=self._since,
-                was_ready=self._state is not State.WAITING_READY,
-                ending=self._ending,
-                history=self._history,
-            )
+            adopt.save(self.life, self._position)
         except QsupError as error:
             # the VM runs and stays findable by the record before this one
             self._log.error("could not update the run record", why=error.message)
@@ -284,7 +256,7 @@ class Driver:
             await self._on_end(body, Cause(kind=CauseKind.START_FAILED, detail=words))
             return
         self._take(body, message.born)
-        if self._state is State.SPAWNING:
+        if self.state is State.SPAWNING:
             self._apply(body, Event.LAUNCHED)
         else:
             self._apply(body, Event.KILL)  # stopped at the very moment it was born
@@ -298,16 +270,7 @@ class Driver:
 
     async def _on_end(self, body: Body, cause: Cause) -> None:
         """The process is gone: judge the end, tell it, then clean up; only then is an operation done."""
-        now = time.monotonic()
-        reason = self._ending or cause
-        service = self.loaded.unit.service
-        event = restart.outcome(self._state, reason, service, self._history, now)
-        if event is Event.RESTARTING:
-            self._restart_delay = restart.delay(service, len(self._history.within(now, service.start_limit_interval)))
-            self._history = self._history.add(now, service)
-        elif event is Event.LIMIT_HIT:
-            reason = restart.limit_cause(reason, service)
-        self._ending = None
+        event, reason = self._position.judge_end(cause, self.loaded.unit.service, time.monotonic())
         self._observed = Observed()
         life = body.let_go()
         self._apply(body, event, reason)
@@ -320,7 +283,7 @@ class Driver:
     async def _on_request(self, body: Body, asked: Asked) -> None:
         if self.holder is None or self.holder.operation != asked.operation:
             return  # overtaken while it was on its way
-        judgement = judge(self._state, asked.request)
+        judgement = judge(self.state, asked.request)
         if judgement.verdict is Verdict.DENIED:
             words = f"cannot {asked.request.value}: {judgement.reason}"
             self._end_operation(asked.operation, error=DeniedError(words, instance=self.name, hint=judgement.hint))
@@ -347,14 +310,14 @@ class Driver:
                 self._apply(body, Event.KILL, operator)
             case Request.RESTART:
                 self.holder = evolve(holder, start_next=True)
-                if judge(self._state, Request.STOP).verdict is Verdict.ALLOWED:
+                if judge(self.state, Request.STOP).verdict is Verdict.ALLOWED:
                     self._apply(body, Event.STOP, operator)
             case _:
-                body.control(asked, self._state, self.wait_state)
+                body.control(asked, self.state, self.wait_state)
 
     def _begin_start(self, body: Body) -> None:
         """A start that somebody asked for; automatic restarts are counted from here."""
-        self._history = RestartHistory()
+        self._position.forget_restarts()
         self._hint = ""
         self._apply(body, Event.START)
 
@@ -373,8 +336,8 @@ class Driver:
         life = self.life
         standing = Standing(
             name=self.name,
-            state=self._state,
-            cause=self._cause,
+            state=self.state,
+            cause=self._position.cause,
             hint=self._hint,
             pid=life.process.pid if life else None,
         )
@@ -407,12 +370,10 @@ class Driver:
             return
         if found is None:
             return
-        self._history = found.history
-        self._ending = found.ending
+        self._position.resume(history=found.history, ending=found.ending, since=found.since)
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return
-        self._kept_since = found.since
         self._take(body, found.life)
         self._apply(body, Event.FOUND)
         self._settle(body)

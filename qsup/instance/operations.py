@@ -115,7 +115,7 @@ class OperationTable:
         self._wakeup = trio.Event()
 
     async def run(self) -> None:
-        """Write down how operations ended, as they do. An end that cannot be written is told by the VM's state later."""
+        """Write down how operations end, as they do; an end that cannot be written is told by the VM's state later."""
         while True:
             while self._ended:
                 ended, self._ended = self._ended, []

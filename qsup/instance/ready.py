@@ -55,7 +55,7 @@ async def _agent_answers(guest: GuestChannel) -> None:
 
 async def _port_accepts(life: Life, monitor: Monitor, port: int) -> None:
     forward = next(f for nic in life.unit.nics for f in nic.forward if (f.guest_port, f.protocol) == (port, "tcp"))
-    while not await _is_established(forward, monitor):  # noqa: ASYNC110  nobody tells when the guest begins to listen
+    while not await _is_established(forward, monitor):  # noqa: ASYNC110  # nobody tells when the guest begins to listen
         await trio.sleep(_INTERVAL)
 
 

@@ -15,6 +15,8 @@ The end of the process arrives as one of five events, chosen beforehand by `qsup
 cause, the policy and the history: `ENDED` (orderly), `FAILED`, `START_FAILED`, `RESTARTING`, `LIMIT_HIT`. Each is
 possible wherever a process can be.
 
+Long because it is the whole table, and a table is read as one.
+
 Requests are judged by `judge` before they become events: allowed, needless (already so: succeeds and does nothing), or
 denied with the reason.
 """

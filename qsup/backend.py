@@ -1,0 +1,195 @@
+"""The daemon as the API sees it: `qsup.api.backend.Backend`, over the supervisor and what stands beside it.
+
+Decides: which part answers which question.
+Must not: know HTTP, or hold anything of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from qsup import access
+from qsup.catalog import UnitStore
+from qsup.errors import Diagnostic
+from qsup.host.output import BoundedLog, last_lines
+from qsup.instance.console import Attachment
+from qsup.instance.events import EventRing
+from qsup.instance.latency import LatencyTable
+from qsup.instance.operation import Operation
+from qsup.instance.operations import OperationTable
+from qsup.instance.state import Request, State
+from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.supervisor import Supervisor
+from qsup.unit.info import ReloadResult, UnitInfo
+
+
+class DaemonBackend:
+    """All that routes may call. Long because it is the whole protocol, a line or two for each call.
+
+    Args:
+        logs: the directory of the VMs' logs.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        store: UnitStore,
+        operations: OperationTable,
+        ring: EventRing,
+        latency: LatencyTable,
+        *,
+        logs: Path,
+    ) -> None:
+        self._supervisor = supervisor
+        self._store = store
+        self._operations = operations
+        self._ring = ring
+        self._latency = latency
+        self._logs = logs
+        self._began = time.monotonic()
+
+    # instances
+
+    def instances(self) -> Sequence[InstanceView]:
+        """Every VM, sorted by name."""
+        return [driver.view for driver in self._supervisor.drivers()]
+
+    def instance(self, name: str) -> InstanceView:
+        """One VM; `NoSuchInstance`."""
+        return self._supervisor.driver(name).view
+
+    async def request(
+        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+    ) -> Operation:
+        """Begin a power verb; see `Supervisor.request`."""
+        key = idempotency_key
+        return await self._supervisor.request(name, request, uid=uid, timeout=timeout, idempotency_key=key)
+
+    # operations
+
+    def operations(self) -> Sequence[Operation]:
+        """All that are kept, newest first."""
+        return self._operations.all()
+
+    def operation(self, operation_id: str) -> Operation:
+        """One; `NoSuchOperation`."""
+        return self._operations.get(operation_id)
+
+    async def wait_operation(self, operation_id: str, timeout: float) -> Operation:
+        """The operation once it is final, or as it is after ``timeout`` seconds."""
+        return await self._operations.wait_final(operation_id, timeout)
+
+    async def cancel_operation(self, operation_id: str) -> Operation:
+        """End a cancellable one; `DeniedError` otherwise."""
+        await trio.lowlevel.checkpoint()
+        return self._operations.cancel(operation_id)
+
+    # units
+
+    def units(self) -> Sequence[UnitInfo]:
+        """Every unit and template, sorted by name."""
+        return self._store.listing()
+
+    def unit_diagnostics(self) -> Sequence[Diagnostic]:
+        """All errors of all unit files at the last load."""
+        return self._store.diagnostics
+
+    def unit(self, name: str) -> UnitInfo:
+        """One; `NoSuchUnit`, `UnitError`."""
+        return self._store.info(name)
+
+    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+        """Write the unit's file; see `UnitStore.put`."""
+        info = await self._store.put(name, text, if_match=if_match)
+        await self._supervisor.reload()
+        return info
+
+    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+        """Remove the unit's file; `DeniedError` while its VM is not down."""
+        self._supervisor.check_down(name, "delete its unit")
+        await self._store.delete(name, if_match=if_match)
+        await self._supervisor.reload()
+
+    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+        """Check a text as the file of unit ``name``."""
+        return self._store.validate(name, text)
+
+    async def reload(self) -> ReloadResult:
+        """Read all unit files again; running VMs go on as they were started."""
+        return await self._supervisor.reload()
+
+    async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
+        """``enable`` and ``disable``."""
+        info = await self._store.set_autostart(name, enabled)
+        await self._supervisor.reload()
+        return info
+
+    # events and counters
+
+    def event_sequence(self) -> int:
+        """The newest event's number."""
+        return self._ring.sequence
+
+    def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
+        """Events after ``since``, without end; `GoneError`."""
+        return self._ring.subscribe(since=since)
+
+    def stats(self, name: str) -> StatsView:
+        """Counters as last read."""
+        return access.stats(self._supervisor.driver(name))
+
+    def health(self) -> tuple[Sequence[str], float]:
+        """What is wrong with the daemon, and its uptime in seconds."""
+        problems = [str(diagnostic) for diagnostic in self._store.diagnostics]
+        for driver in self._supervisor.drivers():
+            if driver.state is State.QUARANTINED and driver.view.cause:
+                problems.append(f"{driver.name}: {driver.view.cause.detail}")
+        return problems, time.monotonic() - self._began
+
+    def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        """Per command: counts by bucket, and the sum in seconds."""
+        return self._latency.snapshot()
+
+    # into a VM
+
+    def log(self, name: str, lines: int) -> Sequence[str]:
+        """The last lines of QEMU's own output."""
+        driver = self._supervisor.driver(name)
+        if driver.life is not None:
+            return driver.life.output.tail(lines)
+        return last_lines(BoundedLog(self._logs / f"{name}.log").read(), lines)
+
+    def follow_log(self, name: str) -> AsyncIterator[str]:
+        """Lines as they come, until the VM ends."""
+        return access.follow_log(self._supervisor.driver(name))
+
+    def command_line(self, name: str) -> tuple[Sequence[str], bool]:
+        """QEMU's argv while it runs, and ``True``; the argv of its last start, or nothing, and ``False``."""
+        driver = self._supervisor.driver(name)
+        return driver.command_line, driver.life is not None
+
+    async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
+        """One raw QMP command; see `qsup.access.qmp`."""
+        return await access.qmp(self._supervisor.driver(name), command, arguments, timeout)
+
+    async def agent(self, name: str, command: str, arguments: Mapping[str, Any], timeout: float) -> object:
+        """A call to the guest agent; see `qsup.access.agent`."""
+        return await access.agent(self._supervisor.driver(name), command, arguments, timeout)
+
+    async def screenshot(self, name: str) -> bytes:
+        """The screen as PNG."""
+        return await access.screenshot(self._supervisor.driver(name))
+
+    def console(self, name: str, *, write: bool) -> AbstractAsyncContextManager[Attachment]:
+        """Attach to the text console."""
+        return self._supervisor.driver(name).console.attach(write=write)
+
+    def vnc(self, name: str) -> AbstractAsyncContextManager[trio.SocketStream]:
+        """A VNC connection to QEMU."""
+        return access.vnc(self._supervisor.driver(name))

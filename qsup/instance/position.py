@@ -1,0 +1,102 @@
+"""Where a VM stands: its state, why it is there, since when, and how often it was restarted.
+
+Decides: how the table's answer is taken over, and what is remembered from one state to the next.
+Must not: carry out effects, or tell anybody; the driver does both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import trio
+
+from qsup.instance import restart
+from qsup.instance.cause import Cause
+from qsup.instance.restart import RestartHistory
+from qsup.instance.state import Event, Level, State, Transition, step
+from qsup.unit.model import ServiceSection
+
+
+class Position:
+    """The one place that holds a VM's state.
+
+    Attributes:
+        cause: why it is in its state, or ``None``.
+        ending: why it is being stopped, from the beginning of the stop to the end of the process.
+        since: wall clock of the last change of state, seconds since the epoch.
+        history: its automatic restarts.
+        restart_delay: seconds until the next one, once it was judged.
+    """
+
+    def __init__(self) -> None:
+        self.cause: Cause | None = None
+        self.ending: Cause | None = None
+        self.since = time.time()
+        self.history = RestartHistory()
+        self.restart_delay = 0.0
+        self._state = State.DEAD
+        self._kept_since = 0.0
+        self._changed = trio.Event()
+
+    @property
+    def state(self) -> State:
+        """The state now."""
+        return self._state
+
+    async def wait(self, satisfied: Callable[[State], bool]) -> None:
+        """Wait until the state satisfies a predicate; the caller sets the deadline."""
+        while not satisfied(self._state):
+            await self._changed.wait()
+
+    def move(self, event: Event, cause: Cause | None) -> Transition:
+        """Take the edge of the table that belongs to this event.
+
+        Raises:
+            UndefinedTransition: there is none; nothing was changed.
+        """
+        transition = step(self._state, event)
+        before, self._state = self._state, transition.target
+        moved = self._state is not before
+        if self._state.level is Level.DEACTIVATING:
+            # the first reason is the reason: what the guest does while it is being stopped does not replace it
+            self.cause = self.ending = self.ending or cause
+        elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
+            self.cause = cause
+        if moved:
+            self._note_change()
+        return transition
+
+    def _note_change(self) -> None:
+        # a daemon's restart is no change of the VM's: the time stands until it is known again where the VM is
+        self.since = self._kept_since or time.time()
+        if self._state is not State.UNREACHABLE:
+            self._kept_since = 0.0
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def resume(self, *, history: RestartHistory, ending: Cause | None, since: float) -> None:
+        """Go on from what an earlier daemon wrote down."""
+        self.history, self.ending, self._kept_since = history, ending, since
+
+    def forget_restarts(self) -> None:
+        """Somebody started it: automatic restarts count from here."""
+        self.history = RestartHistory()
+
+    def judge_end(self, cause: Cause, service: ServiceSection, now: float) -> tuple[Event, Cause]:
+        """What the end of the process is to the table, and its cause.
+
+        Args:
+            cause: how the process ended; a stop that was under way is the cause before that.
+            now: monotonic seconds.
+        """
+        reason = self.ending or cause
+        self.ending = None
+        event = restart.outcome(self._state, reason, service, self.history, now)
+        if event is Event.RESTARTING:
+            recent = len(self.history.within(now, service.start_limit_interval))
+            self.restart_delay = restart.delay(service, recent)
+            self.history = self.history.add(now, service)
+        elif event is Event.LIMIT_HIT:
+            reason = restart.limit_cause(reason, service)
+        return event, reason
