@@ -33,6 +33,7 @@ from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError, from_oserror
+from qsup.host import kvmnode
 from qsup.host.cgroup import CgroupTree
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
@@ -252,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if lock is not None:
+            kvmnode.release()
             lock.close()
     return 0
 

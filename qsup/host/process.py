@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError, StartError
-from qsup.host import syscalls
+from qsup.host import kvmnode, syscalls
 from qsup.host.pidfd import ExitStatus, PidFd
 
 #: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along.
@@ -38,9 +37,6 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/nonexistent",
 }
 
-#: A KVM node that anyone may open, in a directory that only root may enter; a VM sees it through its own /dev/kvm.
-KVM_NODE = Path("/dev/qsup/kvm")
-
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _LAUNCHER = "qsup-launch"
 # $1 is the number of cgroups that follow; when one of them cannot be joined, the VM's log says so and the start goes on
@@ -49,7 +45,7 @@ while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs"; shift; n=$((n-1)); done
 ulimit -c 0; umask 077; cd /
 {bind}exec "$@"
 """
-_BIND = f"mount -n --bind {KVM_NODE} /dev/kvm || exit 126\n"
+_BIND = f"mount -n --bind {kvmnode.NODE} /dev/kvm || exit 126\n"
 _UNSHARE = ("unshare", "-m", "--propagation", "slave")
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
 # Python ignores some, and so may have whoever started the daemon
@@ -111,7 +107,7 @@ def launch_chain(
         argv: the program, by absolute path, and its arguments.
         credentials: whom it runs as, ``None`` for the caller.
         cgroups: directories of cgroups to join, while still privileged.
-        kvm_node: replace /dev/kvm by `KVM_NODE` in a mount namespace of its own; root only.
+        kvm_node: replace /dev/kvm by `qsup.host.kvmnode` in a mount namespace of its own; root only.
     """
     script = _SCRIPT.format(bind=_BIND if kvm_node else "")
     rights: tuple[str, ...] = ("--no-new-privs",)
@@ -168,7 +164,7 @@ async def spawn(
     """
     await trio.lowlevel.checkpoint()
     if kvm_node:
-        make_kvm_node()
+        kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials, cgroups=cgroups, kvm_node=kvm_node)
     try:
         pid = _posix_spawn(chain, fds, output_fd, env)
@@ -195,28 +191,6 @@ def adopt(pid: int, start_time: int, boot_id: str) -> Process | None:
     """The very process recorded earlier, or ``None`` when it has gone, whoever has its pid now; see `PidFd.find`."""
     found = PidFd.find(pid, start_time=start_time, boot_id=boot_id)
     return Process(found) if found else None
-
-
-def make_kvm_node() -> None:
-    """Make `KVM_NODE` unless it is there, with the device number of /dev/kvm.
-
-    Raises:
-        StartError: there is no /dev/kvm, or this is not root.
-    """
-    try:
-        KVM_NODE.parent.mkdir(mode=0o700, exist_ok=True)
-        if not KVM_NODE.exists():
-            os.mknod(KVM_NODE, stat.S_IFCHR | 0o600, os.stat("/dev/kvm").st_rdev)
-        KVM_NODE.chmod(0o666)
-    except OSError as error:
-        raise StartError(f"could not give the VM a /dev/kvm of its own: {error}") from error
-
-
-def remove_kvm_node() -> None:
-    """Remove `KVM_NODE`; running VMs keep theirs, and the next start makes it again."""
-    KVM_NODE.unlink(missing_ok=True)
-    if KVM_NODE.parent.exists():
-        KVM_NODE.parent.rmdir()
 
 
 async def run_tool(argv: Sequence[str], *, seconds: float) -> str:

@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import trio
 
 from qsup.errors import HostError, StartError
-from qsup.host import proc, process
+from qsup.host import kvmnode, proc, process
 from qsup.host.pidfd import ExitStatus
 from qsup.host.process import Credentials, adopt, launch_chain, launch_failure, run_tool, spawn
 from tests.host.children import child
@@ -21,6 +23,9 @@ from tests.waiting import wait_until
 
 LIBC_SIGNALS = 0b11 << 31  # 32 and 33, which belong to the C library and cannot be set
 VM_USER = Credentials(uid=720_123, gid=720_123)
+
+
+NEEDS_KVM = pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="missing hardware: this host has no /dev/kvm")
 
 
 class Printed:
@@ -142,24 +147,24 @@ async def test_user_without_rights(printed: Printed) -> None:
 def kvm_node() -> Iterator[None]:
     """Take the KVM node away again."""
     yield
-    process.remove_kvm_node()
+    kvmnode.release()
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
+@NEEDS_KVM
 async def test_kvm_node_of_its_own(printed: Printed, kvm_node: None) -> None:
     """A VM's user opens /dev/kvm through a node that nobody else can reach; the host's stays as it is."""
     before = os.stat("/dev/kvm").st_mode
-    script = f"exec 7<>/dev/kvm && echo opened; ls {process.KVM_NODE.parent} 2>&1 || echo hidden"
+    script = f"exec 7<>/dev/kvm && echo opened; ls {kvmnode.DIRECTORY} 2>&1 || echo hidden"
     assert (await run(printed, script, credentials=VM_USER, kvm_node=True)).success
     assert printed.text.splitlines()[0] == "opened"
     assert printed.text.splitlines()[-1] == "hidden"
     assert os.stat("/dev/kvm").st_mode == before
-    assert stat.S_IMODE(process.KVM_NODE.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(kvmnode.DIRECTORY.stat().st_mode) == 0o700
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="the host has no /dev/kvm")
+@NEEDS_KVM
 async def test_kvm_node_may_be_removed_under_a_vm(printed: Printed, kvm_node: None) -> None:
     """Removing the node, as a daemon does at its end, takes nothing from a running VM."""
     with trio.fail_after(10):
@@ -170,7 +175,7 @@ async def test_kvm_node_may_be_removed_under_a_vm(printed: Printed, kvm_node: No
             kvm_node=True,
         )
         await wait_until(lambda: is_stopped(started.pid), "the child has stopped itself")
-        process.remove_kvm_node()
+        kvmnode.release()
         started.send_signal(signal.SIGCONT)
         await started.wait_exit()
         await started.aclose()
@@ -181,6 +186,37 @@ def is_stopped(pid: int) -> bool:
     """Whether a process has been stopped by a signal."""
     now = proc.read_stat(pid)
     return now is not None and now.state == "T"
+
+
+@pytest.mark.root
+@NEEDS_KVM
+def test_kvm_node_stays_while_another_daemon_holds_it(kvm_node: None) -> None:
+    """Of two daemons, the one that ends first leaves the node to the other; the last one removes it."""
+    script = "import sys; from qsup.host import kvmnode; kvmnode.hold(); print(flush=True); input(); kvmnode.release()"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        kvmnode.hold()
+        kvmnode.release()
+        assert kvmnode.NODE.is_char_device()
+        other.communicate(b"\n", timeout=10)
+    assert not kvmnode.DIRECTORY.exists()
+
+
+@pytest.mark.root
+@NEEDS_KVM
+def test_kvm_node_of_a_killed_daemon_is_taken_over(kvm_node: None) -> None:
+    """What a killed daemon left is used by the next, and removed by it whether or not it was used."""
+    for next_daemon_uses_it in (True, False):
+        kvmnode.DIRECTORY.mkdir(mode=0o700)
+        if next_daemon_uses_it:
+            kvmnode.hold()
+            assert kvmnode.NODE.is_char_device()
+        kvmnode.release()
+        assert not kvmnode.DIRECTORY.exists()
+    kvmnode.release()
 
 
 async def test_unjoinable_cgroup_is_no_failure(printed: Printed, tmp_path: Path) -> None:

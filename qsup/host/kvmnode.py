@@ -1,0 +1,69 @@
+"""A node of /dev/kvm that VMs may open, whoever may open the host's own.
+
+Decides: where that node is and how long it stays.
+Must not: touch the host's /dev/kvm; a VM sees ours in its place through a mount namespace that the launcher makes.
+
+The node may be opened by anyone, in a directory that only root may enter. All daemons of a machine share it: each that
+uses it holds a shared lock on the directory, and the last to `release` removes it. What a killed daemon left, the next
+one takes over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from qsup.errors import StartError
+
+DIRECTORY = Path("/dev/qsup")
+NODE = DIRECTORY / "kvm"
+
+# the descriptor that carries this process's lock, -1 for none: like the directory, there is one
+_lock = -1
+
+
+def hold() -> None:
+    """Make the node unless it is there, and keep it until `release`.
+
+    Raises:
+        StartError: there is no /dev/kvm, or this is not root.
+    """
+    global _lock
+    try:
+        while _lock < 0:
+            _lock = _lock_directory()
+        if not NODE.exists():
+            os.mknod(NODE, stat.S_IFCHR | 0o600, os.stat("/dev/kvm").st_rdev)
+            NODE.chmod(0o666)
+    except OSError as error:
+        raise StartError(f"could not give the VM a /dev/kvm of its own: {error}") from error
+
+
+def _lock_directory() -> int:
+    """A descriptor with a shared lock on the directory, -1 when another daemon removed it meanwhile."""
+    DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)  # waits for nothing longer than a removal
+    if DIRECTORY.exists() and os.path.samestat(os.fstat(fd), os.stat(DIRECTORY)):
+        return fd
+    os.close(fd)
+    return -1
+
+
+def release() -> None:
+    """Give the node up, and remove it when no other daemon holds it. Running VMs keep theirs. Never fails."""
+    global _lock
+    try:
+        if _lock < 0:
+            _lock = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        NODE.unlink(missing_ok=True)
+        DIRECTORY.rmdir()
+    except OSError:
+        pass  # there is none, it is not ours to remove, or another daemon holds it and will remove it
+    finally:
+        if _lock >= 0:
+            os.close(_lock)
+            _lock = -1
