@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qsup.errors import QsupError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 
@@ -188,3 +191,64 @@ def test_a_linux_guest_is_ready_when_its_agent_answers_and_shuts_down_by_it(
         assert daemon.do("web", "stop")["substate"] == "dead"
         events.next("instance-state", substate="stopping-guest")
         events.next("instance-state", substate="stopping-quit")
+
+
+def test_readiness_can_be_a_text_on_the_console(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`ready = { serial = "TEXT" }`: the start ends when the guest has written it, and fails when it never does."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='ready = { serial = "ready" }'))
+    assert daemon.do("web", "start")["substate"] == "running"
+    daemon.unit("never", rom_unit(qemu, rom_guest, service='ready = { serial = "no such" }\nstart-timeout = "1s"'))
+    operation = daemon.power("never", "start")
+    assert operation["state"] == "failed"
+    assert operation["error"]["detail"] == "it was not ready within 1 s"
+    assert daemon.view("never")["cause"]["kind"] == "start-timeout"
+
+
+def test_readiness_can_be_a_port_of_the_guest(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """`ready = { port = 80 }`: the guest itself has accepted, which a connection to the forward alone does not prove."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tables = f'[[nic]]\nid = "net"\nforward = ["{port}:80"]'
+    unit = linux_unit(qemu, linux_guest, tables=tables).replace('ready = "agent"', "ready = { port = 80 }")
+    daemon.unit("web", unit)
+    daemon.do("web", "start")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as reply:
+        assert b"hello from the guest" in reply.read()
+    daemon.do("web", "stop")
+
+
+def test_a_stop_of_a_deaf_guest_escalates_to_quit(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A guest that ignores the power button is ended by QMP `quit` after its time."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "300ms"'))
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    with daemon.events() as events:
+        assert daemon.do("web", "stop")["substate"] == "dead"
+        events.next("instance-state", substate="stopping-guest")
+        events.next("instance-state", substate="stopping-quit")
+        assert events.next("instance-state")["data"]["substate"] == "dead"
+
+
+def test_a_stop_overtakes_a_start_and_a_second_change_is_busy(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """One change at a time, named to the other; `kill` ends a start that waits, and its operation says so."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='ready = { serial = "no such" }'))
+    started = daemon.post("/v1/instances/web/start")
+    daemon.wait("web", "waiting-ready")
+    with pytest.raises(QsupError) as refused:
+        daemon.post("/v1/instances/web/restart")
+    assert (refused.value.code, refused.value.details["operation"]) == ("busy", started["id"])
+    assert daemon.do("web", "kill")["substate"] == "dead"
+    ended = daemon.get(f"/v1/operations/{started['id']}")
+    assert (ended["state"], ended["error"]["detail"]) == ("failed", "overtaken by kill")
+
+
+def test_an_idempotency_key_makes_a_retry_safe(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The same key is the same operation; for another request it is refused."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    with daemon.client() as client:
+        first = client.post("/v1/instances/web/restart?wait=30", key="one")
+        again = client.post("/v1/instances/web/restart?wait=30", key="one")
+        assert again["id"] == first["id"]
+        with pytest.raises(QsupError, match="Idempotency-Key"):
+            client.post("/v1/instances/web/kill", key="one")
