@@ -122,7 +122,8 @@ def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
     known = dict(before.descriptors)
     return Leftovers(
         processes=sorted(ours, key=lambda process: process.started),
-        things=sorted(now.things - before.things) + [("file", str(path)) for path in _special_files(root)],
+        things=[thing for thing in sorted(now.things - before.things) if not _is_strangers(thing, before, session)]
+        + [("file", str(path)) for path in _special_files(root)],
         descriptors=[f"{fd} -> {target}" for fd, target in sorted(now.descriptors) if fd not in known],
     )
 
@@ -181,6 +182,26 @@ def _belongs(pid: int, session: Session) -> bool:
         links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
     root = str(session.root)
     return root.encode() in _read(pid, "cmdline") or any(root in _target(link) for link in links)
+
+
+def _is_strangers(thing: tuple[str, str], before: Snapshot, session: Session) -> bool:
+    """Whether a cgroup is of a daemon that is not of this session, so that one may be tried beside a test run."""
+    kind, name = thing
+    if kind != "cgroup":
+        return False
+    parts = Path(name).parts
+    daemons = next(index for index, part in enumerate(parts) if "qsup" in part)
+    top = Path(*parts[: daemons + 1])
+    return ("cgroup", str(top)) in before.things or any(
+        not _belongs(pid, session) for listing in top.rglob("cgroup.procs") for pid in _pids(listing)
+    )
+
+
+def _pids(listing: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in listing.read_text().split()]
+    except OSError:
+        return []
 
 
 def _descends(pid: int) -> bool:

@@ -136,3 +136,28 @@ def test_interfaces_are_named_and_removed(session: leftovers.Session, root_dir: 
     subprocess.run(["ip", "link", "add", "qs-left", "type", "bridge"], check=True, timeout=10)
     assert leftovers.clear(before, session, root_dir, seconds=0) == ["interface qs-left"]
     assert not leftovers.left(before, session, root_dir)
+
+
+@pytest.mark.root
+def test_cgroups_are_named_unless_strangers(session: leftovers.Session, root_dir: Path) -> None:
+    """A cgroup left behind is named and removed; one of a daemon that nobody here started is left alone."""
+    before = leftovers.take()
+    hierarchy = next(path for path in cgroup_roots() if (path / "cgroup.procs").exists())
+    ours, theirs = hierarchy / "qsup-left", hierarchy / "qsup-strange"
+    ours.mkdir()
+    theirs.mkdir()
+    stranger = orphan("</dev/null", cwd=Path("/"))
+    try:
+        (theirs / "cgroup.procs").write_text(str(stranger.pid))
+        assert leftovers.clear(before, session, root_dir, seconds=0) == [f"cgroup {ours}"]
+        assert not ours.exists()
+    finally:
+        stranger.end()
+        poll_until(lambda: not (theirs / "cgroup.procs").read_text(), "the cgroup is empty")
+        theirs.rmdir()
+
+
+def cgroup_roots() -> list[Path]:
+    """Where cgroup hierarchies are mounted."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return [Path(fields[1]) for fields in mounts if fields[2] in {"cgroup", "cgroup2"}]
