@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 
 import h11
@@ -146,7 +147,7 @@ class Connection:
         return self._draining or self._must_close
 
     def _count(self, call: _Call, status: int) -> None:
-        self._service.on_request(call.method, call.pattern, status, trio.current_time() - call.begun)
+        self._service.on_request(call.method, call.pattern, status, time.monotonic() - call.begun)
 
     async def _call_handler(self, call: _Call, head: Head) -> Answer:
         target = parse_target(head.target)
@@ -264,7 +265,7 @@ class _Call:
     __slots__ = ("begun", "head", "request_id", "route")
 
     def __init__(self, head: Head | None) -> None:
-        self.begun = trio.current_time()
+        self.begun = time.monotonic()
         self.head = head
         self.route: Route | None = None
         given = head.headers.get("x-request-id") if head else None
