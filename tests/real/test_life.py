@@ -205,7 +205,7 @@ def test_readiness_can_be_a_text_on_the_console(daemon: Daemon, qemu: Emulator, 
 
 
 def test_readiness_can_be_a_port_of_the_guest(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
-    """`ready = { port = 80 }`: the guest itself has accepted, which a connection to the forward alone does not prove."""
+    """`ready = { port = 80 }`: the guest itself has accepted; a connection to the forward alone proves nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
