@@ -17,8 +17,8 @@ from qsup.instance.events import KEPT, OVERFLOW, EventRing
 from qsup.instance.state import State
 from tests.api.calling import Caller, Daemon, check_value, daemon
 from tests.api.serving import PATIENCE, request
-from tests.api.test_http_websocket import HANDSHAKE, upgraded
-from tests.api.test_http_websocket import Caller as Socket
+from tests.api.websockets import HANDSHAKE, upgraded
+from tests.api.websockets import Caller as Socket
 from tests.waiting import wait_until
 
 
