@@ -23,6 +23,7 @@ The messages' models and protocol errors are `qemu.qmp`'s; its client is asyncio
 from __future__ import annotations
 
 import array
+import contextlib
 import enum
 import itertools
 import socket
@@ -126,11 +127,16 @@ class Monitor:
         stream: a connected, non-blocking Unix socket, which becomes the monitor's.
         name: the VM's, for errors.
         on_latency: called with a command's name and the seconds from sending to its answer.
+
+    Attributes:
+        events: what QEMU tells unasked, for one consumer.
+        closing: unwound when the connection ends, for what lives no longer than it does.
     """
 
     def __init__(self, stream: socket.socket, *, name: str, on_latency: LatencyHook | None = None) -> None:
         self.name = name
         self.events = EventQueue()
+        self.closing = contextlib.ExitStack()
         self._socket = stream
         self._on_latency = on_latency
         self._lines = LineSplitter(_MAX_UNASKED)
@@ -373,6 +379,7 @@ class Monitor:
         self.events.close(reason)
         self._greeted.set()
         self._closed.set()
+        self.closing.close()
         self._pass_turn()
 
     def _ended(self, call: _Call) -> MonitorError:

@@ -10,15 +10,17 @@ leaves the daemon.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator
 
 import trio
 
-from qsup.errors import MonitorProtocolError
+from qsup.errors import MonitorClosed, MonitorProtocolError, MonitorTimeout, QmpCommandError
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 
@@ -29,10 +31,10 @@ _COMPRESSION = 3
 
 
 async def screendump(monitor: Monitor, *, timeout: float) -> bytes:
-    """Take a picture of the primary display (QAPI ``screendump``).
+    """Take a picture of the primary display (QAPI ``screendump``); one at a time for each monitor.
 
     Args:
-        timeout: seconds for each of three commands.
+        timeout: seconds for all of it, the wait for others included.
 
     Returns:
         a PNG, true colour, 8 bits.
@@ -42,30 +44,75 @@ async def screendump(monitor: Monitor, *, timeout: float) -> bytes:
         MonitorProtocolError: what QEMU wrote is no picture, or too large a one.
         MonitorError: as `Monitor.execute`.
     """
-    picture = os.memfd_create("qsup-screen", os.MFD_CLOEXEC)
     try:
-        await _dump(monitor, picture, timeout)
-        # not mapped: QEMU, which may be hostile, can still shorten the file
-        data = os.pread(picture, min(os.fstat(picture).st_size, _MAX_PICTURE + 1), 0)
-    finally:
-        os.close(picture)
-    try:
-        return await trio.to_thread.run_sync(png_from_ppm, data)
+        with trio.fail_after(timeout):
+            data = await _draw(monitor, timeout)
+            return await trio.to_thread.run_sync(png_from_ppm, data)
+    except trio.TooSlowError as error:
+        raise MonitorTimeout(f"screendump: no picture within {timeout:g} s", instance=monitor.name) from error
     except ValueError as error:
         raise MonitorProtocolError(f"screendump: {error}", instance=monitor.name) from error
 
 
-async def _dump(monitor: Monitor, picture: int, timeout: float) -> None:
-    # QEMU takes from a set only a descriptor of the very access mode it would open a file with
-    writable = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        added = await commands.add_fd(monitor, writable, timeout=timeout, opaque="screendump")
-    finally:
-        os.close(writable)
-    try:
-        await monitor.execute("screendump", {"filename": f"/dev/fdset/{added.fdset_id}"}, timeout=timeout)
-    finally:
-        await commands.remove_fd(monitor, added.fdset_id, timeout=timeout)
+async def _draw(monitor: Monitor, timeout: float) -> bytes:
+    while True:
+        canvas = _canvases.get(monitor)
+        if canvas is None or canvas.closed:
+            canvas = _Canvas(monitor)
+        async with canvas.lock:
+            if canvas.closed:
+                continue  # it was given up while we waited for it
+            try:
+                return await canvas.draw(monitor, timeout)
+            except QmpCommandError:
+                raise
+            except BaseException:
+                # QEMU may yet draw on it, which must not be taken for the next picture
+                canvas.close()
+                raise
+
+
+class _Canvas:
+    """An anonymous file that QEMU draws on, lent once for the life of a connection.
+
+    Lending one for each picture would leak: QEMU 7.2 closes no removed descriptor while the guest stands still.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.lock = trio.Lock()
+        # files and not numbers: the end of the connection closes them, and a number may then be another's
+        self._file = io.FileIO(os.memfd_create("qsup-screen"), "rb")
+        # QEMU takes from a set only a descriptor of the very access mode it would open a file with
+        self._writable = io.FileIO(f"/proc/self/fd/{self._file.fileno()}", "wb")
+        self._fdset: int | None = None
+        _canvases[monitor] = self
+        monitor.closing.callback(self.close)
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def close(self) -> None:
+        self._file.close()
+        self._writable.close()
+
+    async def draw(self, monitor: Monitor, timeout: float) -> bytes:
+        if self._fdset is None:
+            added = await commands.add_fd(monitor, self._writable.fileno(), timeout=timeout, opaque="screendump")
+            self._fdset = added.fdset_id
+        try:
+            # QEMU writes where the descriptor stands, which it shares with ours
+            self._writable.seek(0)
+            self._writable.truncate()
+            await monitor.execute("screendump", {"filename": f"/dev/fdset/{self._fdset}"}, timeout=timeout)
+            # not mapped: QEMU, which may be hostile, can still shorten the file
+            size = os.fstat(self._file.fileno()).st_size
+            return os.pread(self._file.fileno(), min(size, _MAX_PICTURE + 1), 0)
+        except ValueError as error:
+            raise MonitorClosed("screendump: the connection ended", instance=monitor.name) from error
+
+
+_canvases: weakref.WeakKeyDictionary[Monitor, _Canvas] = weakref.WeakKeyDictionary()
 
 
 def png_from_ppm(data: bytes) -> bytes:

@@ -30,7 +30,8 @@ MAX_VALUES = 250_000
 _MAX_WIDE = 1024 * 1024
 # Below this size a line cannot hold enough values to matter, and counting them would cost more than it protects.
 _UNCOUNTED = 64 * 1024
-_MAX_REQUEST = 16 * 1024 * 1024
+# QEMU reads its monitor byte by byte; more would take it many seconds.
+_MAX_REQUEST = 2 * 1024 * 1024
 _QUOTE = 100
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")

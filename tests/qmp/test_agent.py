@@ -239,7 +239,7 @@ async def test_a_guest_that_does_not_read_cannot_block(path: Path) -> None:
     with listening(path):
         agent = GuestAgent(path, name="web")
         with pytest.raises(AgentTimeout):
-            await agent.execute("guest-file-write", {"buf-b64": "A" * (8 << 20)}, timeout=SHORT)
+            await agent.execute("guest-file-write", {"buf-b64": "A" * (3 << 19)}, timeout=SHORT)
 
 
 @given(st.binary(max_size=200), st.booleans(), st.lists(st.integers(1, 50), max_size=8))

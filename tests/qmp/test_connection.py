@@ -293,7 +293,7 @@ async def test_a_command_of_which_nothing_was_sent_is_forgotten(nursery: trio.Nu
 async def test_a_command_sent_in_part_ends_the_connection(nursery: trio.Nursery, how: str) -> None:
     """Half a command cannot be followed by another; it was not carried out, and what waits is told."""
     async with by_hand(nursery) as (monitor, _peer):
-        big: dict[str, object] = {"x": "x" * (4 << 20)}
+        big: dict[str, object] = {"x": "x" * (3 << 19)}
         errors: list[Exception] = []
 
         async def ask(arguments: dict[str, object], timeout: float) -> None:

@@ -153,9 +153,9 @@ def test_arguments_nested_too_deeply_are_refused() -> None:
 
 
 def test_arguments_of_excessive_size_are_refused() -> None:
-    """Nothing that QMP is for needs 16 MiB of arguments."""
+    """Nothing that QMP is for needs 2 MiB of arguments."""
     with pytest.raises(RequestError, match="more than"):
-        encode({"arguments": "x" * (17 << 20)})
+        encode({"arguments": "x" * (3 << 20)})
 
 
 def test_members_are_checked_for_their_type() -> None:
