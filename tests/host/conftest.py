@@ -9,16 +9,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need root are not collected for anybody else, and are never skipped for root."""
-    if os.geteuid() == 0:
-        return
-    rooted = [item for item in items if item.get_closest_marker("root")]
-    if rooted:
-        config.hook.pytest_deselected(items=rooted)
-        items[:] = [item for item in items if item not in rooted]
-
-
 def _open_fds() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
