@@ -255,8 +255,11 @@ async def reconnect(
             await monitor.aclose()
 
 
-def save(life: Life, position: Position) -> None:
-    """Write down where the VM stands, for the next daemon.
+def save(life: Life, position: Position, saved: Running | None) -> Running:
+    """Write down where the VM stands, for the next daemon, unless that is what was saved before.
+
+    Returns:
+        What the record holds now.
 
     Raises:
         HostError: the record could not be written; the one before it stands.
@@ -269,7 +272,9 @@ def save(life: Life, position: Position) -> None:
         restarts=position.history.count,
         restart_times=position.history.recent,
     )
-    life.directory.write_record(evolve(life.record, state=codec.encode(running)))
+    if running != saved:
+        life.directory.write_record(evolve(life.record, state=codec.encode(running)))
+    return running
 
 
 #: States in which a life's record is kept up to date; in the others there is none, or it is being given up.

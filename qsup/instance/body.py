@@ -19,6 +19,7 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.control import WaitState, carry_out
 from qsup.instance.guest import GuestChannel
+from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
@@ -61,8 +62,7 @@ class Body:
 
     Args:
         name: the VM's.
-        post: puts a message into the driver's inbox.
-        touch: called when something shown has changed.
+        inbox: the driver's.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Body:
         services: Services,
         nursery: trio.Nursery,
         console: ConsoleHub,
-        post: Callable[[Message], None],
+        inbox: Inbox[Message],
     ) -> None:
         self.number = 0
         self.life: Life | None = None
@@ -82,8 +82,12 @@ class Body:
         self._services = services
         self._nursery = nursery
         self._console = console
-        self._post = post
+        self._inbox = inbox
         self._jobs = Jobs(nursery)
+
+    def _post(self, message: Message) -> None:
+        # requests that were carried out come after whatever QEMU said meanwhile
+        self._inbox.post(message, urgent=not isinstance(message, Finished))
 
     # lives
 
@@ -107,7 +111,8 @@ class Body:
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor = monitor
         policy = life.unit.service.restart
-        self._jobs.start("monitor", partial(watch.monitor, life, monitor, partial(wants_restart, policy), self._post))
+        wanted, taken = partial(wants_restart, policy), self._inbox.wait_taken
+        self._jobs.start("monitor", partial(watch.monitor, life, monitor, wanted, self._post, taken))
         self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self.sampler, self._post))
 
     def let_go(self) -> Life | None:

@@ -29,6 +29,7 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.life import Life
 from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded
 from qsup.instance.position import Position
+from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder, Standing, settle
 from qsup.instance.state import Event, Level, Request, State, Verdict, judge
@@ -66,6 +67,7 @@ class Driver:
         self._scope = trio.CancelScope()
         self._adopted = trio.Event()
         self._position = Position()
+        self._saved: Running | None = None
         self._hint = ""
         self._observed = Observed()
         self._uuid = ""
@@ -145,9 +147,9 @@ class Driver:
             self.holder = None
             self.touch()
 
-    def post(self, message: Message) -> None:
-        """Put a message into the inbox; those about the guest and the process overtake requests."""
-        self._inbox.post(message, urgent=not isinstance(message, Asked | Finished))
+    def post(self, asked: Asked) -> None:
+        """Put a request into the inbox; what the guest and the process do overtakes it there."""
+        self._inbox.post(asked)
 
     # the task
 
@@ -155,7 +157,7 @@ class Driver:
         """Own the VM until cancelled or retired. A running VM is then left running; a launch under way is undone."""
         with self._scope:
             async with trio.open_nursery() as nursery:
-                self.body = Body(self.name, self._services, nursery, self.console, self.post)
+                self.body = Body(self.name, self._services, nursery, self.console, self._inbox)
                 await self._adopt(self.body)
                 self._adopted.set()
                 while True:
@@ -242,7 +244,7 @@ class Driver:
         if self.life is None or self.state not in adopt.RECORDED:
             return
         try:
-            adopt.save(self.life, self._position)
+            self._saved = adopt.save(self.life, self._position, self._saved)
         except QsupError as error:
             # the VM runs and stays findable by the record before this one
             self._log.error("could not update the run record", why=error.message)

@@ -15,16 +15,21 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """An unbounded-looking queue whose producers are bounded themselves.
+    """A queue whose producers bound themselves.
 
-    Urgent messages come from the VM's own few tasks (QMP events are coalesced there), ordinary ones from requests, of
-    which one VM holds one at a time: neither queue can grow without limit.
+    Urgent messages come from the VM's own few tasks; the one that hands on QMP's events, which a guest can cause without
+    end, waits for each batch to be taken (`wait_taken`). Ordinary ones are requests, of which one VM holds one at a time.
     """
 
     def __init__(self) -> None:
         self._urgent: deque[T] = deque()
         self._ordinary: deque[T] = deque()
         self._wakeup = trio.Event()
+        self._taken = trio.Event()
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return len(self._urgent) + len(self._ordinary)
 
     def post(self, message: T, *, urgent: bool = False) -> None:
         """Add a message; never waits."""
@@ -37,4 +42,13 @@ class Inbox(Generic[T]):
             self._wakeup = trio.Event()
             await self._wakeup.wait()
         await trio.lowlevel.checkpoint()
-        return (self._urgent or self._ordinary).popleft()
+        message = (self._urgent or self._ordinary).popleft()
+        if not self._urgent:
+            self._taken.set()
+        return message
+
+    async def wait_taken(self) -> None:
+        """Wait until every urgent message posted so far has been taken."""
+        while self._urgent:
+            self._taken = trio.Event()
+            await self._taken.wait()

@@ -7,7 +7,7 @@ Must not: change state, or decide what follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -35,6 +35,8 @@ HEARTBEAT_TIMEOUT = 4.0
 #: Seconds for the process to end after its monitor did, before the monitor alone counts as lost.
 _EXIT_GRACE = 2.0
 _QUERY_TIMEOUT = 10.0
+#: Seconds before a refresh, so that a guest that resets itself in a loop causes no query for each time.
+_REFRESH_DELAY = 0.05
 #: Seconds for which counters are sampled after somebody asked for them.
 _SAMPLE_FOR = 120.0
 
@@ -60,22 +62,38 @@ async def process(life: Life, post: Post) -> None:
     post(ProcessEnded(life=life.number, cause=cause_of_exit(status, life.last_words())))
 
 
-async def monitor(life: Life, connection: Monitor, wants_restart: Callable[[Cause], bool], post: Post) -> None:
-    """Post what the monitor's events mean, until the connection ends."""
+async def monitor(
+    life: Life,
+    connection: Monitor,
+    wants_restart: Callable[[Cause], bool],
+    post: Post,
+    wait_taken: Callable[[], Awaitable[None]],
+) -> None:
+    """Post what the monitor's events mean, until the connection ends.
+
+    Args:
+        wants_restart: whether the VM's policy starts it again after this cause.
+        wait_taken: waits until what was posted has been taken; a guest can cause events without end.
+    """
 
     def say(event: Event, cause: Cause | None = None) -> None:
         post(Happened(life=life.number, event=event, cause=cause))
 
-    reason = await _until_closed(
-        life, connection, lambda notice: _interpret(notice, life, say, wants_restart, post), post
-    )
+    def interpret(notice: events.Notice) -> None:
+        _interpret(notice, life, say, wants_restart, post)
+
+    reason = await _until_closed(life, connection, interpret, post, wait_taken)
     # the process ends with its monitor, mostly; then the process's end says more
     await trio.sleep(0.0 if not isinstance(reason, MonitorClosed) else _EXIT_GRACE)
     say(Event.MONITOR_LOST, Cause(kind=CauseKind.MONITOR_LOST, detail=reason.message))
 
 
 async def _until_closed(
-    life: Life, connection: Monitor, interpret: Callable[[events.Notice], None], post: Post
+    life: Life,
+    connection: Monitor,
+    interpret: Callable[[events.Notice], None],
+    post: Post,
+    wait_taken: Callable[[], Awaitable[None]],
 ) -> MonitorError:
     """Hand over every event until the connection ends, and return why it did."""
     try:
@@ -84,6 +102,7 @@ async def _until_closed(
                 interpret(notice)
                 if isinstance(notice, events.Lost):
                     await refresh(life, connection, post)
+            await wait_taken()
     except MonitorError as error:
         return connection.close_reason or error
 
@@ -190,6 +209,7 @@ async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post:
 
 async def refresh(life: Life, connection: Monitor, post: Post) -> None:
     """Query again what events may have told while nobody listened, or what a reset may have changed."""
+    await trio.sleep(_REFRESH_DELAY)
     try:
         cpus = await commands.query_cpus_fast(connection, timeout=_QUERY_TIMEOUT)
         status = await commands.query_status(connection, timeout=_QUERY_TIMEOUT)
