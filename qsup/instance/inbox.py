@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Inbox(Generic[T]):
     """A queue whose producers bound themselves.
 
-    Urgent messages come from the VM's own few tasks; the one that hands on QMP's events, which a guest can cause without
-    end, waits for each batch to be taken (`wait_taken`). Ordinary ones are requests, of which one VM holds one at a time.
+    Urgent messages come from the VM's own few tasks. The one that hands on QMP's events, which a guest can cause
+    without end, waits for each batch to be taken (`wait_taken`). Ordinary ones are requests, one for a VM at a time.
     """
 
     def __init__(self) -> None:
