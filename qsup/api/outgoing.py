@@ -47,7 +47,8 @@ class Outgoing:
         fields = list(answer.headers.items())
         if isinstance(answer, Response) and answer.status not in _BODILESS:
             fields.append(("content-length", str(len(answer.body))))
-        if close or self._http.their_state is h11.ERROR:
+        # a client that was not told to continue may send its body or not: what follows could be either
+        if close or self._http.their_state is h11.ERROR or self._http.they_are_waiting_for_100_continue:
             fields.append(("connection", "close"))
         return _checked(answer.status, tuple(fields))
 

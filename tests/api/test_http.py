@@ -187,11 +187,14 @@ async def test_client_waits_for_100_continue(tmp_path: Path) -> None:
 
 
 async def test_unwanted_expected_body_is_not_asked_for(tmp_path: Path) -> None:
-    """A request that is refused by its path gets its answer in place of 100 Continue."""
+    """A request that is refused by its path gets its answer in place of 100 Continue, and nothing can follow it."""
     async with serving(tmp_path, routes()) as served:
         client = await served.connect()
-        await client.send(request("POST /nowhere", "Expect: 100-continue", "Content-Length: 4"))
-        assert (await client.reply("POST")).status == 404
+        await client.send(request("POST /nowhere", "Expect: 100-continue", f"Content-Length: {len(SMUGGLED)}"))
+        reply = await client.reply("POST")
+        await client.send(SMUGGLED)
+        assert await client.closed() == b""
+    assert (reply.status, reply.headers["connection"]) == (404, "close")
 
 
 async def test_bodies_nobody_reads_are_skipped(tmp_path: Path) -> None:
