@@ -13,6 +13,9 @@ import trio
 
 T = TypeVar("T")
 
+#: Urgent messages that overtake an ordinary one at most: a VM that never stops talking can be killed all the same.
+OVERTAKING = 64
+
 
 class Inbox(Generic[T]):
     """A queue whose producers bound themselves.
@@ -24,6 +27,7 @@ class Inbox(Generic[T]):
     def __init__(self) -> None:
         self._urgent: deque[T] = deque()
         self._ordinary: deque[T] = deque()
+        self._overtaken = 0
         self._wakeup = trio.Event()
         self._taken = trio.Event()
 
@@ -37,15 +41,22 @@ class Inbox(Generic[T]):
         self._wakeup.set()
 
     async def receive(self) -> T:
-        """The next message, urgent ones first, each kind in order."""
+        """The next message, urgent ones first (but no more than `OVERTAKING` in a row), each kind in order."""
         while not self._urgent and not self._ordinary:
             self._wakeup = trio.Event()
             await self._wakeup.wait()
         await trio.lowlevel.checkpoint()
-        message = (self._urgent or self._ordinary).popleft()
+        message = self._next_queue().popleft()
         if not self._urgent:
             self._taken.set()
         return message
+
+    def _next_queue(self) -> deque[T]:
+        if self._urgent and not (self._ordinary and self._overtaken >= OVERTAKING):
+            self._overtaken += bool(self._ordinary)
+            return self._urgent
+        self._overtaken = 0
+        return self._ordinary
 
     async def wait_taken(self) -> None:
         """Wait until every urgent message posted so far has been taken."""

@@ -7,10 +7,10 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.instance.inbox import Inbox
+from qsup.instance.inbox import OVERTAKING, Inbox
 
 
-@given(st.lists(st.tuples(st.integers(), st.booleans())))
+@given(st.lists(st.tuples(st.integers(), st.booleans()), max_size=OVERTAKING))
 def test_urgent_messages_come_first_and_each_kind_in_order(posted: list[tuple[int, bool]]) -> None:
     """What the guest and the process did overtakes what people ask for."""
 
@@ -22,6 +22,16 @@ def test_urgent_messages_come_first_and_each_kind_in_order(posted: list[tuple[in
 
     wanted = [m for m in posted if m[1]] + [m for m in posted if not m[1]]
     assert trio.run(drain) == wanted
+
+
+async def test_a_request_is_overtaken_a_bounded_number_of_times() -> None:
+    """Whoever wants to kill a VM that never stops talking gets his turn."""
+    inbox: Inbox[str] = Inbox()
+    inbox.post("kill")
+    for _ in range(OVERTAKING + 1):
+        inbox.post("event", urgent=True)
+    taken = [await inbox.receive() for _ in range(OVERTAKING + 2)]
+    assert taken == ["event"] * OVERTAKING + ["kill", "event"]
 
 
 async def test_a_producer_can_wait_until_its_messages_are_taken() -> None:
