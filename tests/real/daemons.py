@@ -33,13 +33,20 @@ class Daemon:
     Args:
         root: its directory.
         arguments: further ones of its command line.
+        command: how it is executed.
     """
 
-    def __init__(self, root: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        arguments: Sequence[str] = (),
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "qsup.daemon"),
+    ) -> None:
         self.root = root
         self.units = root / "units"
         self.units.mkdir(exist_ok=True)
-        self._arguments = tuple(arguments)
+        self._command = (*command, "--root", str(root), "--log-level", "debug", *arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (root / "qsupd.log").open("ab")
 
@@ -56,8 +63,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "qsup.daemon", "--root", str(self.root), "--log-level", "debug"]
-        self._process = subprocess.Popen([*command, *self._arguments], stderr=self._log, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command, stderr=self._log, stdin=subprocess.DEVNULL)
         assert came_true(self._answers, seconds=DEADLINE), f"qsupd did not answer: {self.log()[-2000:]}"
 
     def _answers(self) -> bool:

@@ -1,0 +1,1 @@
+"""What qsup costs, measured: ``python -m tests.bench``."""
