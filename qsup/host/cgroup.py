@@ -1,4 +1,4 @@
-"""A cgroup for each VM: made before the spawn, joined by the launcher, emptied and removed at the end.
+"""A cgroup for each VM: made before the spawn, joined while QEMU starts, emptied and removed at the end.
 
 Decides: which of the mounted hierarchies a VM's cgroup is made in, and how all of its processes are killed.
 Must not: set limits, or fail a start because the host offers no cgroup: its absence has a reason, and that is all.
@@ -97,6 +97,20 @@ class Cgroup:
         """The pids of all processes in it."""
         lists = (_read(path / "cgroup.procs") or "" for path in self.paths)
         return frozenset(int(pid) for text in lists for pid in text.split())
+
+    async def join(self, pid: int) -> str:
+        """Move a process into it, all threads at once; what it forks later is born inside.
+
+        The kernel lets the mover wait for an RCU grace period, 5-15 ms; start it beside what else is to be done, and
+        await it before the guest runs.
+
+        Args:
+            pid: a child that has not been reaped.
+
+        Returns:
+            why it could not be moved, one sentence, or ``""``; a process that has ended is no matter.
+        """
+        return await trio.to_thread.run_sync(_join, self.paths, pid)
 
     async def kill(self) -> None:
         """SIGKILL every process in it, at once where the kernel can (``cgroup.kill``, Linux 5.14)."""
@@ -198,6 +212,18 @@ def _make(path: Path, own: Path) -> str:
     except OSError as error:
         return os.strerror(error.errno or 0)
     return ""
+
+
+def _join(paths: Sequence[Path], pid: int) -> str:
+    refused = []
+    for path in paths:
+        try:
+            (path / "cgroup.procs").write_text(str(pid))
+        except ProcessLookupError:
+            return ""
+        except OSError as error:
+            refused.append(f"{path}: {os.strerror(error.errno or 0)}")
+    return f"could not be moved into its cgroup: {'; '.join(refused)}" if refused else ""
 
 
 def _remove(path: Path) -> bool:

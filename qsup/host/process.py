@@ -7,11 +7,12 @@ Must not: know QEMU's arguments, restart anything, or judge an exit.
 The child becomes QEMU through execs alone, so the pid never changes and no helper stays behind::
 
     unshare -m              root with `kvm_node`: a mount namespace, for a /dev/kvm that the VM's user may open
-    sh -c SCRIPT            joins the cgroups, forbids core dumps, sets the umask, binds the KVM node
+    sh -c SCRIPT            forbids core dumps, sets umask and directory, binds the KVM node
     setpriv                 the VM's user, no group, no capability, no new privileges
     PROGRAM
 
-The daemon's own vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
+It joins no cgroup: that makes whoever does it wait for the kernel (see `qsup.host.cgroup.Cgroup.join`), and QEMU can
+start meanwhile. The daemon's own vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
 `trio.lowlevel.open_process` takes, and leaves no object that could reap the child behind the pidfd's back.
 """
 
@@ -21,7 +22,6 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import trio
 from attrs import frozen
@@ -39,13 +39,7 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
 
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _LAUNCHER = "qsup-launch"
-# $1 is the number of cgroups that follow; when one of them cannot be joined, the VM's log says so and the start goes on
-_SCRIPT = """n=$1; shift
-while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs"; shift; n=$((n-1)); done
-ulimit -c 0; umask 077; cd /
-{bind}exec "$@"
-"""
-_BIND = f"mount -n --bind {kvmnode.NODE} /dev/kvm || exit 126\n"
+_SCRIPT = 'ulimit -c 0; umask 077; cd /; {bind}exec "$@"'
 _UNSHARE = ("unshare", "-m", "--propagation", "slave")
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
 # Python ignores some, and so may have whoever started the daemon
@@ -98,24 +92,21 @@ class Process:
         await trio.lowlevel.checkpoint()
 
 
-def launch_chain(
-    argv: Sequence[str], *, credentials: Credentials | None, cgroups: Sequence[Path], kvm_node: bool
-) -> list[str]:
+def launch_chain(argv: Sequence[str], *, credentials: Credentials | None, kvm_node: bool) -> list[str]:
     """The argv that becomes ``argv``; pure.
 
     Args:
         argv: the program, by absolute path, and its arguments.
         credentials: whom it runs as, ``None`` for the caller.
-        cgroups: directories of cgroups to join, while still privileged.
         kvm_node: replace /dev/kvm by `qsup.host.kvmnode` in a mount namespace of its own; root only.
     """
-    script = _SCRIPT.format(bind=_BIND if kvm_node else "")
+    bind = f"mount -n --bind {kvmnode.NODE} /dev/kvm || exit 126; " if kvm_node else ""
     rights: tuple[str, ...] = ("--no-new-privs",)
     if credentials is not None:
         rights = ("--reuid", str(credentials.uid), "--regid", str(credentials.gid), *_NO_RIGHTS)
     return [
         *(_UNSHARE if kvm_node else ()),
-        *("/bin/sh", "-c", script, _LAUNCHER, str(len(cgroups)), *map(str, cgroups)),
+        *("/bin/sh", "-c", _SCRIPT.format(bind=bind), _LAUNCHER),
         *("setpriv", *rights, "--", *argv),
     ]
 
@@ -142,7 +133,6 @@ async def spawn(
     fds: Sequence[int] = (),
     output_fd: int,
     credentials: Credentials | None = None,
-    cgroups: Sequence[Path] = (),
     kvm_node: bool = False,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
@@ -155,7 +145,6 @@ async def spawn(
         fds: descriptors it inherits, under the same numbers; all others stay here.
         output_fd: its standard output and error.
         credentials: whom it runs as (root only), ``None`` for the caller.
-        cgroups: directories of cgroups to join.
         kvm_node: give it a /dev/kvm that it may open (root only).
         env: its whole environment.
 
@@ -165,7 +154,7 @@ async def spawn(
     await trio.lowlevel.checkpoint()
     if kvm_node:
         kvmnode.hold()
-    chain = launch_chain(argv, credentials=credentials, cgroups=cgroups, kvm_node=kvm_node)
+    chain = launch_chain(argv, credentials=credentials, kvm_node=kvm_node)
     try:
         pid = _posix_spawn(chain, fds, output_fd, env)
     except OSError as error:

@@ -287,6 +287,17 @@ class InstanceDirectory:
             raise StateFileError(f"{path} is the record of {record.name!r}", path=str(path))
         return record
 
+    def holders(self, name: str) -> tuple[int, ...]:
+        """The pids, other than our own, that have an entry open: of the output's FIFO, the QEMU that writes to it.
+
+        That finds what a dying daemon started and did not come to record. It reads all of /proc: not for everyday use.
+        """
+        try:
+            status = os.stat(self.path / name)
+        except FileNotFoundError:
+            return ()
+        return tuple(proc.holders(status.st_dev, status.st_ino))
+
     def remove(self) -> None:
         """Remove the directory with everything in it, and give up the descriptor."""
         self.close()

@@ -80,7 +80,10 @@ async def launch(
         prepared.directory.write_record(record)
         nursery.start_soon(prepared.output.run)
         up = await _unless_it_dies(
-            child, prepared.output, output_start, lambda: _bring_up(prepared, services, loaded, nursery, console)
+            child,
+            prepared.output,
+            output_start,
+            lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
         )
     except BaseException:
         with trio.CancelScope(shield=True):  # bounded: each callback has a deadline of its own
@@ -111,7 +114,6 @@ async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
             fds=prepared.fds,
             output_fd=writer,
             credentials=credentials,
-            cgroups=prepared.cgroup.paths,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None,
         )
     finally:
@@ -131,8 +133,13 @@ async def end_process(child: Process) -> None:
     await child.aclose()
 
 
-async def _unless_it_dies(child: Process, output: Output, start: int, work: Callable[[], Awaitable[T]]) -> T:
+async def _unless_it_dies(
+    child: Process, output: Output, start: int, work: Callable[[trio.Nursery], Awaitable[T]]
+) -> T:
     """Do the work; when QEMU ends meanwhile, raise at once what it said.
+
+    Args:
+        work: gets a nursery for what it does on the side.
 
     Raises:
         StartError: QEMU ended, or its monitor failed.
@@ -147,7 +154,7 @@ async def _unless_it_dies(child: Process, output: Output, start: int, work: Call
 
         nursery.start_soon(watch)
         try:
-            result.append(await work())
+            result.append(await work(nursery))
         except MonitorError as error:
             failure = error
             if isinstance(error, MonitorConnectError) or error.code == "qmp-closed":
@@ -171,8 +178,16 @@ def _died(child: Process, output: Output, start: int) -> StartError:
 
 
 async def _bring_up(
-    prepared: Prepared, services: Services, loaded: LoadedUnit, nursery: trio.Nursery, console: ConsoleHub
+    prepared: Prepared,
+    child: Process,
+    services: Services,
+    loaded: LoadedUnit,
+    nursery: trio.Nursery,
+    helpers: trio.Nursery,
+    console: ConsoleHub,
 ) -> _Up:
+    joined = trio.Event()
+    helpers.start_soon(_join_cgroup, prepared, child, joined)
     monitor = await connect_monitor(
         nursery,
         prepared.directory.path / "qmp",
@@ -188,5 +203,13 @@ async def _bring_up(
         # connected before the guest runs: what it writes while nobody is connected is lost
         console_start = console.connect(connect_unix(prepared.directory.path / "console"))
         nursery.start_soon(console.pump)
+    await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)
+
+
+async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
+    reason = await prepared.cgroup.join(child.pid)
+    if reason:
+        _log.warning("a VM runs outside its cgroup", pid=child.pid, reason=reason)
+    joined.set()

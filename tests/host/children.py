@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qsup.host import proc
+
 
 @contextmanager
 def child(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -30,3 +32,9 @@ def grandchild(*argv: str, reaped: bool = True) -> Iterator[int]:
             parent.stdin.flush()
             assert parent.stdout.readline() == b"cat?\n"
         yield pid
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal."""
+    now = proc.read_stat(pid)
+    return now is not None and now.state == "T"

@@ -16,6 +16,7 @@ from qsup.errors import HostError
 from qsup.host import cgroup
 from qsup.host.cgroup import Cgroup, CgroupTree, Hierarchies, parse_hierarchies
 from qsup.host.process import Credentials, Process, spawn
+from tests.host.children import is_stopped
 from tests.waiting import wait_until
 
 V2_MOUNT = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -64,8 +65,9 @@ def test_host_without_cgroups() -> None:
 
 
 async def test_absent_cgroup_does_nothing() -> None:
-    """What has no directory is killed and removed without an error."""
+    """What has no directory is joined, killed and removed without an error."""
     absent = Cgroup(absence="none here")
+    assert await absent.join(os.getpid()) == ""
     await absent.kill()
     await absent.remove()
 
@@ -104,16 +106,15 @@ async def start(made: Cgroup, script: str = "exec sleep 60") -> Process:
         ["/bin/sh", "-c", script],
         output_fd=null,
         credentials=Credentials(uid=720_124, gid=720_124),
-        cgroups=made.paths,
     )
     os.close(null)
-    await wait_until(lambda: all(process.pid in members(path) for path in made.paths), "the process has joined")
+    assert await made.join(process.pid) == ""
     return process
 
 
 @pytest.mark.root
-async def test_process_is_in_every_hierarchy_from_its_spawn(tree: CgroupTree) -> None:
-    """The launcher joins all directories, so whatever the process does later happens inside."""
+async def test_process_is_in_every_hierarchy(tree: CgroupTree) -> None:
+    """A process joins all directories, so whatever it does later happens inside."""
     made = tree.create("web")
     assert made.paths
     assert not made.absence
@@ -144,12 +145,29 @@ async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> Non
     made = CgroupTree(tree.tag, hierarchies=limited).create("web")
     if not made.paths:
         pytest.fail(f"this host mounts no cgroup {versions}")
-    process = await start(made, "(sleep 60 & sleep 60) & exec sleep 60")
+    process = await start(made, "kill -STOP $$; (sleep 60 & sleep 60) & exec sleep 60")
+    await wait_until(lambda: is_stopped(process.pid), "the process waits")
+    process.send_signal(signal.SIGCONT)
     await wait_until(lambda: len(made.members()) == 3, "all have started")
     await made.kill()
     with trio.fail_after(5):
         await process.wait_exit()
         await wait_until(lambda: not made.members(), "all are gone")
+    await process.aclose()
+    await made.remove()
+
+
+@pytest.mark.root
+async def test_what_cannot_join(tree: CgroupTree, tmp_path: Path) -> None:
+    """A process that has ended is no matter; a directory that takes no process is told with the reason."""
+    made = tree.create("web")
+    process = await start(made)
+    reason = await Cgroup([tmp_path / "absent"]).join(process.pid)
+    assert reason == f"could not be moved into its cgroup: {tmp_path}/absent: No such file or directory"
+    await made.kill()
+    with trio.fail_after(5):
+        await process.wait_exit()
+    assert await made.join(process.pid) == ""
     await process.aclose()
     await made.remove()
 

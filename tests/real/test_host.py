@@ -61,7 +61,6 @@ async def launched(
     *options: str,
     fds: Sequence[int] = (),
     credentials: Credentials | None = None,
-    cgroups: Sequence[Path] = (),
     kvm_node: bool = False,
 ) -> AsyncIterator[Launched]:
     """Start QEMU through the launcher with a listening monitor and its output in a FIFO; end it and clean up."""
@@ -75,7 +74,6 @@ async def launched(
             fds=[listener, *fds],
             output_fd=writer,
             credentials=credentials,
-            cgroups=cgroups,
             kvm_node=kvm_node,
         )
     finally:
@@ -119,8 +117,9 @@ async def test_qemu_as_its_own_user(root_dir: Path, qemu: Emulator) -> None:
     cgroup = CgroupTree(f"qsup-test-{uuid.uuid4().hex[:8]}").create("web")
     image = open_image("disk.qcow2", pools=[root_dir], format="qcow2", read_only=False)
     options = [*SMALLEST, *SANDBOX, "-accel", "tcg", "-m", "16", "-S", *disk_options(image)]
-    async with launched(root_dir, qemu, *options, fds=image.fds, credentials=VM_USER, cgroups=cgroup.paths) as machine:
+    async with launched(root_dir, qemu, *options, fds=image.fds, credentials=VM_USER) as machine:
         image.close()
+        assert await cgroup.join(machine.process.pid) == ""
         with BareConnection(machine.directory.path / "qmp") as monitor:
             monitor.negotiate()
             assert monitor.ask("query-status")["status"] == "prelaunch"
@@ -131,6 +130,7 @@ async def test_qemu_as_its_own_user(root_dir: Path, qemu: Emulator) -> None:
         assert {status[name][0] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
         assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
         assert machine.process.pid in cgroup.members()
+        assert machine.directory.holders("output") == (machine.process.pid,)
         targets = machine.descriptors()
         assert targets.pop(0) == "/dev/null"
         assert targets.pop(1) == targets.pop(2) == str(machine.directory.path / "output")
