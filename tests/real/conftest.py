@@ -22,9 +22,10 @@ import pytest
 
 from tests import leftovers
 from tests.conftest import EMULATORS
-from tests.guests import LinuxGuest, emulators
+from tests.guests import Emulator, LinuxGuest, emulators
 from tests.guests import linux_guest as find_linux_guest
 from tests.guests import rom_guest as find_rom_guest
+from tests.real.daemons import Daemon
 
 EVIDENCE = pytest.StashKey[tuple[leftovers.Session, Path]]()
 # Of each log, what a report shows; of each file, what is kept.
@@ -38,6 +39,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.config.stash[EMULATORS] = [str(emulator) for emulator in found]
         assert found, "qemu-system-x86_64 is not installed: contrib/test.sh does it"
         metafunc.parametrize("qemu", found, ids=str, scope="session")
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Emulator:
+    """One QEMU, where it does not matter which."""
+    return emulators()[0]
+
+
+@pytest.fixture
+def daemon(root_dir: Path) -> Iterator[Daemon]:
+    """A running daemon, ended with all its VMs."""
+    found = Daemon(root_dir)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.guests import Emulator, LinuxGuest
 from tests.waiting import came_true
 
 DEADLINE = 20.0
+KILL = signal.SIGKILL
 
 
 class Daemon:
@@ -71,11 +73,16 @@ class Daemon:
         assert self._process.poll() is None, f"qsupd ended: {self.log()[-2000:]}"
         return (self.root / "run" / "api.sock").exists() and _connects(self.root / "run" / "api.sock")
 
-    def signal(self, number: signal.Signals) -> int:
+    def signal(self, number: int) -> int:
         """Signal it, wait for its end, and return its exit status."""
         assert self._process is not None
         self._process.send_signal(number)
         return self._process.wait(DEADLINE)
+
+    def restart(self, number: int = KILL) -> None:
+        """End it, without warning unless told otherwise, and start another in its place."""
+        self.signal(number)
+        self.start()
 
     def close(self) -> None:
         """End all of it: VMs first, so that none is left to whoever comes next."""
@@ -85,6 +92,20 @@ class Daemon:
                     client.post(f"/v1/instances/{vm['name']}/kill?wait=10")
             self.signal(signal.SIGTERM)
         self._log.close()
+
+    def is_alive(self) -> bool:
+        """Whether it runs and has not been replaced."""
+        return self._process is not None and self._process.poll() is None
+
+    def memory(self) -> int:
+        """Bytes that it holds now (proc(5): VmRSS)."""
+        (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        return int(kilobytes) * 1024
+
+    def remains(self) -> list[str]:
+        """The VMs that have a run directory: those that run, or are not tidied up after."""
+        directory = self.root / "run" / "instances"
+        return sorted(path.name for path in directory.iterdir())
 
     def log(self) -> str:
         """What it logged."""
