@@ -23,6 +23,7 @@ The messages' models and protocol errors are `qemu.qmp`'s; its client is asyncio
 from __future__ import annotations
 
 import array
+import base64
 import contextlib
 import enum
 import itertools
@@ -140,7 +141,9 @@ class Monitor:
         self._socket = stream
         self._on_latency = on_latency
         self._lines = LineSplitter(_MAX_UNASKED)
-        self._ids = map(f"{uuid.uuid4().hex}-{{}}".format, itertools.count())
+        # QEMU reads its monitor byte by byte, some 5 us for each: 30 bits of a uuid and a number are unique enough
+        prefix = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:5].decode()
+        self._ids = map((prefix + "{:x}").format, itertools.count())
         self._calls: dict[str, _Call] = {}
         self._sending = False
         self._turn = trio.lowlevel.ParkingLot()
@@ -268,10 +271,10 @@ class Monitor:
         self._sending = True
         sent = 0
         try:
-            sent = self._write_nowait(line, fds)
+            sent = _write_nowait(self._socket, line, fds)
             while sent < len(line):
                 await trio.lowlevel.wait_writable(self._socket)
-                sent += self._write_nowait(memoryview(line)[sent:], () if sent else fds)
+                sent += _write_nowait(self._socket, memoryview(line)[sent:], () if sent else fds)
             call.sent = True
             self._commands += 1
         except ConnectionError as error:
@@ -289,15 +292,6 @@ class Monitor:
                 if sent:
                     self._close(MonitorClosed(f"{call.command} was sent in part only", instance=self.name))
             self._pass_turn()
-
-    def _write_nowait(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
-        try:
-            if not fds:
-                return self._socket.send(data, socket.MSG_NOSIGNAL)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            return self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return 0
 
     def _pass_turn(self) -> None:
         if self._turn:
@@ -387,3 +381,14 @@ class Monitor:
         kind = MonitorProtocolError if isinstance(reason, MonitorProtocolError) else MonitorClosed
         words = reason.message if reason is not None else "the connection is closed"
         return kind(f"{call.command}: {words}", instance=self.name, sent=call.sent)
+
+
+def _write_nowait(stream: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    """Write what the socket takes, and the descriptors with its first byte; the number of bytes written."""
+    try:
+        if not fds:
+            return stream.send(data, socket.MSG_NOSIGNAL)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        return stream.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return 0

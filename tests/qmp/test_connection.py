@@ -12,29 +12,21 @@ import trio
 import trio.testing
 
 from qsup.errors import (
-    HostError,
     MonitorClosed,
     MonitorTimeout,
     QmpCommandError,
     RequestError,
-    UnsupportedError,
 )
-from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import start_monitor
 from qsup.qmp.events import Lost, ResumeEvent, ShutdownEvent, StopEvent
 from tests.qmp.player import Player, faithful, playing
-from tests.qmp.support import TIMEOUT, Peer, by_hand, monitored
+from tests.qmp.support import TIMEOUT, by_hand, monitored
 from tests.recordings.recording import load
 from tests.waiting import wait_until
 
 SESSION = load("session")
 EVENT = SESSION.answers("system_reset")[0][0]
 SHORT = 0.05
-
-
-def answer_to(command: dict[str, object]) -> bytes:
-    """A successful answer."""
-    return json.dumps({"return": {}, "id": command["id"]}).encode() + b"\r\n"
 
 
 # Answers
@@ -138,181 +130,6 @@ async def test_a_deadline_that_has_passed_is_no_crash(nursery: trio.Nursery) -> 
     async with by_hand(nursery) as (monitor, _peer):
         with pytest.raises(MonitorTimeout):
             await monitor.execute("query-status", timeout=-1)
-
-
-# Turns
-
-
-async def test_a_stuck_main_loop_leaves_room_for_out_of_band_commands(nursery: trio.Nursery) -> None:
-    """QEMU's queue of eight is never filled, so that `query-yank` can tell a stuck main loop from a stuck process."""
-    async with by_hand(nursery) as (monitor, peer):
-        await peer.say(SESSION.greeting)
-        await monitor.wait_greeted()
-        timeouts: list[MonitorTimeout] = []
-
-        async def ask() -> None:
-            with pytest.raises(MonitorTimeout) as caught:
-                await monitor.execute("query-status", timeout=SHORT)
-            timeouts.append(caught.value)
-
-        async with trio.open_nursery() as callers:
-            for _ in range(20):
-                callers.start_soon(ask)
-        sent = [error for error in timeouts if error.details["sent"]]
-        assert 0 < len(sent) < 7
-        assert monitor.statistics().in_flight == len(sent)
-        assert any("not even sent" in error.message for error in timeouts)
-
-        async def poke() -> None:
-            assert await monitor.execute("query-yank", timeout=TIMEOUT, oob=True) == []
-
-        async with trio.open_nursery() as callers:
-            callers.start_soon(poke)
-            while "exec-oob" not in (command := await peer.command()):
-                pass  # one of those nobody waits for any more
-            await peer.answer(command, [])
-
-
-async def test_abandoned_commands_give_way_once_they_are_answered(nursery: trio.Nursery) -> None:
-    """The main loop comes back, the late answers come, and new commands are sent."""
-    async with by_hand(nursery) as (monitor, peer):
-        for _ in range(4):
-            with pytest.raises(MonitorTimeout):
-                await monitor.execute("stuck", timeout=0.01)
-        async with trio.open_nursery() as callers:
-
-            async def ask() -> None:
-                assert await monitor.execute("free", timeout=TIMEOUT) == "free"
-
-            callers.start_soon(ask)
-            for expected in ["stuck"] * 4 + ["free"]:
-                command = await peer.command()
-                assert command["execute"] == expected
-                await peer.answer(command, expected)
-        assert monitor.statistics().dropped_replies == 4
-
-
-async def test_out_of_band_is_refused_where_qemu_does_not_offer_it(nursery: trio.Nursery) -> None:
-    """The greeting says so."""
-    async with by_hand(nursery) as (monitor, peer):
-        await peer.say(SESSION.greeting.replace(b'["oob"]', b"[]"))
-        await monitor.wait_greeted()
-        with pytest.raises(UnsupportedError):
-            await monitor.execute("query-yank", timeout=TIMEOUT, oob=True)
-
-
-async def test_descriptors_travel_with_their_command_alone(nursery: trio.Nursery) -> None:
-    """QEMU keeps the descriptors that came last: a second command with some waits until the first is answered."""
-    ours, theirs = socket.socketpair()
-    first, second = os.open("/dev/null", os.O_RDONLY), os.open("/proc/version", os.O_RDONLY)
-    with theirs:
-        monitor = Monitor(ours, name="web")
-        ours.setblocking(False)
-        nursery.start_soon(monitor.run)
-        async with trio.open_nursery() as callers:
-
-            async def give(fd: int) -> None:
-                await monitor.execute("getfd", {"fdname": "x"}, timeout=TIMEOUT, fds=(fd,))
-
-            async def take() -> dict[str, object]:
-                await trio.lowlevel.wait_readable(theirs)
-                data, fds, _, _ = socket.recv_fds(theirs, 65536, 4)
-                given.extend(os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
-                for fd in fds:
-                    os.close(fd)
-                (line,) = data.splitlines()
-                return dict(json.loads(line))
-
-            given: list[str] = []
-            callers.start_soon(give, first)
-            callers.start_soon(give, second)
-            command = await take()
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(given) == 1
-            theirs.sendall(answer_to(command))
-            theirs.sendall(answer_to(await take()))
-        assert sorted(given) == ["/dev/null", "/proc/version"]
-        monitor.close_nowait()
-    os.close(first)
-    os.close(second)
-
-
-async def test_a_closed_descriptor_is_the_callers_error_alone(nursery: trio.Nursery) -> None:
-    """What cannot be passed is told in the kernel's words, and the connection goes on."""
-    async with monitored(nursery, faithful(SESSION)) as monitor:
-        spare = os.dup(0)
-        os.close(spare)
-        with pytest.raises(HostError, match="Bad file descriptor"):
-            await monitor.execute("getfd", {"fdname": "x"}, timeout=TIMEOUT, fds=(spare,))
-        assert monitor.statistics().in_flight == 0
-        assert await monitor.execute("query-status", timeout=TIMEOUT)
-
-
-# Sending that cannot go on
-
-
-def full_pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair in whose first end not a byte more can be written."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            ours.send(b" " * 4096)
-    with pytest.raises(BlockingIOError):
-        while True:
-            ours.send(b" ")
-    return ours, theirs
-
-
-async def test_a_command_of_which_nothing_was_sent_is_forgotten(nursery: trio.Nursery) -> None:
-    """A timeout, or a cancelled caller, before the first byte leaves the connection as it was."""
-    ours, theirs = full_pair()
-    monitor = Monitor(ours, name="web")
-    nursery.start_soon(monitor.run)
-    with pytest.raises(MonitorTimeout, match="not even sent") as caught:
-        await monitor.execute("query-status", timeout=SHORT)
-    assert caught.value.details["sent"] is False
-    with trio.move_on_after(SHORT) as scope:
-        await monitor.execute("query-status", timeout=TIMEOUT)
-    assert scope.cancelled_caught
-    assert monitor.close_reason is None
-    assert (monitor.statistics().in_flight, monitor.statistics().commands) == (0, 0)
-    peer = Peer(theirs)
-    async with peer.stream:
-        async with trio.open_nursery() as callers:
-
-            async def ask() -> None:
-                assert await monitor.execute("query-status", timeout=TIMEOUT) == "alive"
-
-            callers.start_soon(ask)
-            await peer.answer(await peer.command(), "alive")
-        monitor.close_nowait()
-
-
-@pytest.mark.parametrize("how", ["timeout", "cancel"])
-async def test_a_command_sent_in_part_ends_the_connection(nursery: trio.Nursery, how: str) -> None:
-    """Half a command cannot be followed by another; it was not carried out, and what waits is told."""
-    async with by_hand(nursery) as (monitor, _peer):
-        big: dict[str, object] = {"x": "x" * (3 << 19)}
-        errors: list[Exception] = []
-
-        async def ask(arguments: dict[str, object], timeout: float) -> None:
-            with pytest.raises((MonitorClosed, MonitorTimeout)) as caught:
-                await monitor.execute("big", arguments, timeout=timeout)
-            errors.append(caught.value)
-
-        with trio.move_on_after(SHORT if how == "cancel" else TIMEOUT):
-            async with trio.open_nursery() as callers:
-                callers.start_soon(ask, big, SHORT if how == "timeout" else TIMEOUT)
-                await trio.testing.wait_all_tasks_blocked()
-                callers.start_soon(ask, {}, TIMEOUT)
-        reason = await monitor.wait_closed()
-        assert "sent in part" in reason.message
-        if how == "timeout":
-            assert {type(error) for error in errors} == {MonitorTimeout, MonitorClosed}
-        with pytest.raises(MonitorClosed) as caught:
-            await monitor.execute("query-status", timeout=TIMEOUT)
-        assert caught.value.details["sent"] is False
 
 
 # The end

@@ -1,8 +1,7 @@
-"""The monitor's transport before a real QEMU, with the `qemu.qmp` library's own client as its judge."""
+"""The monitor's transport before a real QEMU: beginning, busy, stopped and killed ones, and descriptors."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from qemu.qmp import ExecuteError, QMPClient
 
 from qsup.errors import MonitorClosed, MonitorConnectError, MonitorTimeout, QmpCommandError, RequestError
 from qsup.qmp import commands, screen
@@ -52,120 +50,6 @@ async def event(monitor: Monitor, name: str) -> QmpEvent:
             for notice in await monitor.events.receive_batch():
                 if isinstance(notice, QmpEvent) and notice.name == name:
                     return notice
-
-
-# The judge
-
-ASKED: tuple[tuple[str, Arguments], ...] = (
-    ("query-status", None),
-    ("query-status", {}),
-    ("query-version", None),
-    ("query-name", None),
-    ("query-uuid", None),
-    ("query-kvm", None),
-    ("query-commands", None),
-    ("query-qmp-schema", None),
-    ("query-machines", None),
-    ("query-cpus-fast", None),
-    ("query-block", None),
-    ("query-blockstats", None),
-    ("query-chardev-backends", None),
-    ("query-named-block-nodes", None),
-    ("query-command-line-options", None),
-    ("query-jobs", None),
-    ("query-balloon", None),
-    ("query-migrate", None),
-    ("qom-list", {"path": "/machine"}),
-    ("qom-list-types", {"implements": "device", "abstract": False}),
-    ("device-list-properties", {"typename": "virtio-blk-pci"}),
-    ("human-monitor-command", {"command-line": "info qtree"}),
-    ("object-add", {"qom-type": "secret", "id": "s0", "data": "ä\U0001f600\u0000\x7f\\\"'"}),
-    ("qom-get", {"path": "/objects/s0", "property": "data"}),
-    ("object-del", {"id": "s0"}),
-    ("object-del", {"id": "s0"}),
-    ("device_add", {"driver": "no-such-device"}),
-    ("blockdev-add", {"driver": "null-co", "node-name": "n0", "size": 1 << 40}),
-    ("blockdev-del", {"node-name": "n0"}),
-    ("query-status", {"unexpected": 1}),
-    ("human-monitor-command", None),
-    ("no-such-command", None),
-    ("qmp_capabilities", None),
-    ("inject-nmi", None),
-    ("cont", None),
-    ("stop", None),
-    ("system_reset", None),
-    ("system_powerdown", None),
-)
-OUT_OF_BAND = (("query-yank", None), ("query-status", None))
-
-
-class Judge:
-    """`qemu.qmp`'s client, in an event loop of its own, on a second monitor."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def _ask(self) -> tuple[list[object], list[dict[str, object]]]:
-        client = QMPClient("judge")
-        await client.connect(str(self._path))
-        results: list[object] = []
-        for oob, asked in ((False, ASKED), (True, OUT_OF_BAND)):
-            for command, arguments in asked:
-                try:
-                    results.append(await client.execute(command, arguments, oob=oob))
-                except ExecuteError as error:
-                    results.append((error.error_class, str(error)))
-        told = client.events.history
-        await client.disconnect()
-        return results, [dict(message) for message in told]
-
-    def ask(self) -> tuple[list[object], list[dict[str, object]]]:
-        """Everything asked, as the library answers it, and the events it saw meanwhile."""
-        return asyncio.run(self._ask())
-
-
-async def ours(monitor: Monitor) -> list[object]:
-    """Everything asked, as the monitor answers it."""
-    results: list[object] = []
-    for oob, asked in ((False, ASKED), (True, OUT_OF_BAND)):
-        for command, arguments in asked:
-            try:
-                results.append(await monitor.execute(command, arguments, timeout=TIMEOUT, oob=oob))
-            except QmpCommandError as error:
-                results.append((error.error_class, error.desc))
-    return results
-
-
-async def test_the_library_gets_the_same_answers_and_events(
-    nursery: trio.Nursery, root_dir: Path, qemu: Emulator
-) -> None:
-    """Asked the same, this transport and `qemu.qmp.QMPClient` hear the same from one QEMU."""
-    second = ("-chardev", f"socket,id=second,path={root_dir}/second,server=on,wait=off", "-mon", "second,mode=control")
-    with bare_qemu(root_dir, *Q35, *second, binary=str(qemu.path)):
-        async with monitor_of(nursery, root_dir) as monitor:
-            # some answers change once they were given: a module that is asked for stays loaded
-            await ours(monitor)
-            await monitor.events.receive_batch()
-            counted = monitor.statistics().events
-            expected, told = await trio.to_thread.run_sync(Judge(root_dir / "second").ask)
-            await wait_until(
-                lambda: monitor.statistics().events == counted + len(told), "the judge's events came here too"
-            )
-            batch = await monitor.events.receive_batch()
-            heard = [
-                {
-                    "event": notice.name,
-                    "timestamp": {"seconds": notice.seconds, "microseconds": notice.microseconds},
-                    **({"data": dict(notice.data)} if notice.data else {}),
-                }
-                for notice in batch
-                if isinstance(notice, QmpEvent)
-            ]
-            assert heard == told
-            assert {message["event"] for message in told} >= {"RESUME", "STOP", "RESET", "POWERDOWN"}
-            for asked, found, wanted in zip((*ASKED, *OUT_OF_BAND), await ours(monitor), expected, strict=True):
-                assert found == wanted, asked
-    (root_dir / "second").unlink()
 
 
 # Beginning
