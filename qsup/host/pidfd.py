@@ -3,8 +3,10 @@
 Decides: that a signal or a wait is addressed to one process and never to a later one of the same pid.
 Must not: start processes (that is `qsup.host.process`) or decide what an exit means for a VM.
 
-Sources: pidfd_open(2), pidfd_send_signal(2), waitid(2), ``PIDFD_GET_INFO`` in linux/pidfd.h (Linux 6.15 gives the exit
-status of a process that is not our child, once whoever reaps it has done so).
+How a process ended that is not our child: while it is a zombie, /proc says so; once it has been reaped, the kernel
+still knows (Linux 6.15). On an older one it is `UNKNOWN` then.
+
+Sources: pidfd_open(2), pidfd_send_signal(2), waitid(2), proc(5), ``PIDFD_GET_INFO`` in linux/pidfd.h.
 """
 
 from __future__ import annotations
@@ -25,9 +27,6 @@ from qsup.host import proc
 _INFO = struct.Struct("=QQ11Ii")
 _INFO_EXIT = 1 << 3
 _GET_INFO = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
-
-#: Seconds that the parent of a process which is not our child is given to reap it, so that its status can be read.
-REAP_GRACE = 1.0
 
 
 @frozen(kw_only=True)
@@ -162,7 +161,7 @@ class PidFd:
                 try:
                     self._reap()
                 except ChildProcessError:  # not our child
-                    await self._learn()
+                    self._status = zombie_status(self.pid, self.start_time) or exit_info(self._fd)
         return self._status
 
     def _reap(self) -> None:
@@ -170,15 +169,6 @@ class PidFd:
         result = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
         if result is not None:
             self._status = _from_siginfo(result)
-
-    async def _learn(self) -> None:
-        """Ask the kernel how a process that others reap has ended, after giving them time to do so."""
-        with select.epoll() as reaped, trio.move_on_after(REAP_GRACE):
-            # EPOLLHUP, which needs no asking for, comes with the reaping; EPOLLIN comes with the exit
-            reaped.register(self._fd, 0)
-            await trio.lowlevel.wait_readable(reaped.fileno())
-        if self._status is None:
-            self._status = exit_info(self._fd)
 
     def close(self) -> None:
         """Give the descriptor up; whoever waits gets `trio.ClosedResourceError`. The process is left as it is."""
@@ -193,6 +183,16 @@ def _from_siginfo(result: os.waitid_result) -> ExitStatus:
     if result.si_code == os.CLD_EXITED:
         return ExitStatus(kind="code", value=result.si_status)
     return ExitStatus(kind="signal", value=result.si_status, core=result.si_code == os.CLD_DUMPED)
+
+
+def zombie_status(pid: int, start_time: int) -> ExitStatus | None:
+    """How a process ended that others have yet to reap, ``None`` when it is no zombie or we may not know."""
+    stat = proc.read_stat(pid)
+    if stat is None or stat.start_time != start_time or stat.state != "Z":
+        return None
+    if stat.exit_status == 0 and not proc.may_inspect(pid):
+        return None
+    return ExitStatus.from_wait_status(stat.exit_status)
 
 
 def exit_info(fd: int) -> ExitStatus:

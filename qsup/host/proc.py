@@ -35,6 +35,7 @@ class ProcessStat:
         threads: number of threads.
         start_time: clock ticks after boot (field 22); with the pid and the boot id it names one process for good.
         rss: resident memory in bytes.
+        exit_status: how a zombie ended, in wait(2)'s form; 0 also for who may not know (see `may_inspect`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class ProcessStat:
     threads: int
     start_time: int
     rss: int
+    exit_status: int
 
 
 def parse_stat(text: str) -> ProcessStat:
@@ -58,6 +60,7 @@ def parse_stat(text: str) -> ProcessStat:
         threads=int(fields[17]),
         start_time=int(fields[19]),
         rss=int(fields[21]) * _PAGE,
+        exit_status=int(fields[49]),
     )
 
 
@@ -74,6 +77,15 @@ def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks after boot, or ``None`` when there is none of that pid."""
     stat = read_stat(pid)
     return stat.start_time if stat else None
+
+
+def may_inspect(pid: int) -> bool:
+    """Whether /proc shows us all of a process: ``PTRACE_MODE_READ_FSCREDS`` of ptrace(2), zombies included."""
+    try:
+        os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return False
+    return True
 
 
 def describe(pid: int) -> str:

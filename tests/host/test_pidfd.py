@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import subprocess
 import time
 
 import pytest
@@ -120,17 +121,44 @@ async def test_end_of_a_process_of_others(script: str, expected: str) -> None:
     assert status.describe() == (expected if TELLS_EXIT_OF_OTHERS else "exit-unknown")
 
 
-async def test_zombie_of_others_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that nobody reaps has ended all the same; how, nobody can say, and no one waits for long."""
-    monkeypatch.setattr(pidfd, "REAP_GRACE", 0.05)
-    with grandchild("/bin/sleep", "60", reaped=False) as pid:
+@pytest.mark.parametrize(
+    ("script", "expected"), [("exit 7", "exit code 7"), ("exit 0", "exit code 0"), ("kill -KILL $$", "signal KILL")]
+)
+async def test_end_of_a_zombie_of_others(script: str, expected: str) -> None:
+    """The status of a process that its parent never reaps is known at once, on every kernel."""
+    with grandchild("/bin/sh", "-c", f"sleep 0.05; {script}", reaped=False) as pid:
         watched = PidFd.open(pid)
-        assert not watched.exited()
-        watched.send_signal(signal.SIGKILL)
         with trio.fail_after(5):
-            assert await watched.wait_exit() == pidfd.UNKNOWN
+            assert (await watched.wait_exit()).describe() == expected
         assert watched.exited()
         watched.close()
+
+
+def test_status_of_the_living_is_unknown() -> None:
+    """Of a process that has not ended, or that is not the one recorded, no status is made up."""
+    with child("/bin/sleep", "60") as process:
+        watched = PidFd.open(process.pid)
+        assert not watched.exited()
+        assert pidfd.exit_info(watched.fileno()) == pidfd.UNKNOWN
+        assert pidfd.zombie_status(process.pid, watched.start_time) is None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert pidfd.zombie_status(process.pid, watched.start_time) == ExitStatus(kind="signal", value=9)
+        assert pidfd.zombie_status(process.pid, watched.start_time + 1) is None
+        watched.close()
+
+
+@pytest.mark.root
+def test_status_of_who_may_not_be_inspected() -> None:
+    """To a user who may not inspect it, a zombie shows exit status 0; that is not believed."""
+    as_nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    with child("/bin/sh", "-c", "exit 7") as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        field = [*as_nobody, "cut", "-d ", "-f52", f"/proc/{process.pid}/stat"]
+        assert subprocess.check_output(field, timeout=20) == b"0\n"
+        link = [*as_nobody, "readlink", f"/proc/{process.pid}/ns/pid"]
+        assert subprocess.run(link, timeout=20).returncode == 1
+        assert proc.may_inspect(process.pid)
 
 
 def test_finds_the_recorded_process_only() -> None:
@@ -183,11 +211,12 @@ def test_no_such_process() -> None:
 
 def test_stat_with_a_hostile_name() -> None:
     """A process name with parentheses and spaces does not shift the fields."""
-    fields = ["R", "7", *["0"] * 9, "100", "50", *["0"] * 4, "3", "0", "987", "0", "12"]
+    fields = ["R", "7", *["0"] * 9, "100", "50", *["0"] * 4, "3", "0", "987", "0", "12", *["0"] * 27, "256"]
     stat = proc.parse_stat(f"5 (a) R 1 (b) {' '.join(fields)}")
     assert (stat.name, stat.state, stat.parent, stat.threads, stat.start_time) == ("a) R 1 (b", "R", 7, 3, 987)
     assert stat.cpu_seconds == 150 / os.sysconf("SC_CLK_TCK")
     assert stat.rss == 12 * os.sysconf("SC_PAGE_SIZE")
+    assert stat.exit_status == 256
 
 
 def test_stat_of_ourselves() -> None:
