@@ -133,7 +133,7 @@ async def _identify(
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
     if child is None:
-        await _empty(cgroup)
+        await _empty(cgroup, directory)
         await resources.aclose()
         return Found(life=None, cause=_lost(record), history=running.history(), ending=ending, since=running.since)
     for claim in record.claims:
@@ -165,16 +165,21 @@ def _lost(record: RunRecord) -> Cause:
     return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
 
 
-async def _empty(cgroup: Cgroup) -> None:
-    """Kill what a half-done launch may have left in its cgroup; only that launch's processes can be in it."""
-    for pid in cgroup.members():
+async def _empty(cgroup: Cgroup, directory: InstanceDirectory) -> None:
+    """Kill what a half-done launch may have left: it is in its cgroup, or holds its output's FIFO open."""
+
+    def left() -> frozenset[int]:
+        return cgroup.members() | frozenset(directory.holders("output"))
+
+    for pid in left():
         try:
             handle = PidFd.open(pid)
         except ProcessLookupError:
             continue
-        handle.send_signal(signal.SIGKILL)
-        with trio.move_on_after(_EMPTY_TIMEOUT):
-            await handle.wait_exit()
+        if pid in left():  # still, and so the handle is that very process's
+            handle.send_signal(signal.SIGKILL)
+            with trio.move_on_after(_EMPTY_TIMEOUT):
+                await handle.wait_exit()
         handle.close()
 
 

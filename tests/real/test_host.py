@@ -24,6 +24,7 @@ from qsup.host.process import Credentials, Process, adopt, launch_failure, spawn
 from qsup.host.rundir import InstanceDirectory
 from tests.bare import SMALLEST, BareConnection, bare_machine, rom_options
 from tests.guests import Emulator
+from tests.real.daemons import Daemon, rom_unit
 from tests.waiting import wait_until
 
 VM_USER = Credentials(uid=720_125, gid=720_125)
@@ -219,3 +220,28 @@ def test_image_of_a_foreign_qemu(root_dir: Path, qemu: Emulator) -> None:
             with pytest.raises(ImageInUse, match=rf"\(pid {machine.process.pid}\)"):
                 Claims().acquire(image, holder="web", writable=writable)
         image.close()
+
+
+@pytest.mark.user
+def test_launch_that_a_daemon_did_not_come_to_record(root_dir: Path, qemu: Emulator, rom_guest: Path) -> None:
+    """A QEMU whose daemon died before it wrote its pid down, or moved it into its cgroup, is found and ended."""
+    daemon = Daemon(root_dir)
+    daemon.start()
+    try:
+        daemon.unit("web", rom_unit(qemu, rom_guest))
+        pid = daemon.do("web", "start")["pid"]
+        daemon.signal(signal.SIGKILL)
+        path = root_dir / "run" / "instances" / "web" / "record.json"
+        record = json.loads(path.read_bytes())
+        path.write_text(json.dumps(record | {"pid": None, "start_time": None, "cgroups": []}))
+        daemon.start()
+        daemon.wait("web", "start-failed")
+        left = proc.read_stat(pid)
+        assert left is None or left.state == "Z"  # whose reaping is up to this machine's first process
+        assert daemon.remains() == []
+    finally:
+        daemon.close()
+    for directory in map(Path, record["cgroups"]):  # the record that named them is lost
+        directory.rmdir()
+        if not any(entry.is_dir() for entry in directory.parent.iterdir()):
+            directory.parent.rmdir()
