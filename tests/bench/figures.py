@@ -47,7 +47,7 @@ class Figure:
         qsup: the samples.
         bare: samples of the reference in the same run; none when there is no reference.
         reference: what the reference is.
-        limit: the target.
+        limit: the target; none for what only explains another figure.
     """
 
     name: str
@@ -55,23 +55,24 @@ class Figure:
     qsup: Sequence[float]
     bare: Sequence[float] = ()
     reference: str = ""
-    limit: Limit
+    limit: Limit | None
 
     @property
     def is_met(self) -> bool:
         """Whether the median keeps to the target."""
-        return statistics.median(self.qsup) <= self.limit.allowed(statistics.median(self.bare) if self.bare else 0.0)
+        reference = statistics.median(self.bare) if self.bare else 0.0
+        return self.limit is None or statistics.median(self.qsup) <= self.limit.allowed(reference)
 
     def cells(self) -> list[str]:
         """The line's cells, as `HEADINGS` names them."""
         bare = [_short(statistics.median(self.bare)), _short(percentile(self.bare, 0.99))] if self.bare else ["", ""]
         ratio = f"{statistics.median(self.qsup) / statistics.median(self.bare):.2f}" if self.bare else ""
         ours = [_short(statistics.median(self.qsup)), _short(percentile(self.qsup, 0.99))]
-        count = str(len(self.qsup))
-        return [self.name, self.unit, *ours, self.reference, *bare, ratio, self.limit.words, _yes(self.is_met), count]
+        target = [self.limit.words, "yes" if self.is_met else "**no**"] if self.limit else ["", ""]
+        return [self.name, self.unit, *ours, self.reference, *bare, ratio, *target, str(len(self.qsup))]
 
 
-HEADINGS = ("figure", "unit", "median", "p99", "reference", "median", "p99", "ratio", "target", "met", "samples")
+HEADINGS = tuple("figure,unit,median,p99,compared with,its median,its p99,ratio,target,met,samples".split(","))
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -105,7 +106,3 @@ def _short(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "**no**"

@@ -77,7 +77,7 @@ class Twin:
             pass
 
     def reap(self) -> None:
-        """Wait for its end, which is sure."""
+        """Wait until the kernel has taken it down, which is sure."""
         assert self.monitor is not None and self.process is not None
         self.process.wait(DEADLINE)
         self.monitor.__exit__()

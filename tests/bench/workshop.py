@@ -7,7 +7,6 @@ Must not: compute or print figures.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -89,17 +88,29 @@ enabled = false
 
 @contextmanager
 def workshop() -> Iterator[Workshop]:
-    """A fresh daemon, as it is installed, in a directory of its own; nothing is left afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="qsup-"))
+    """A fresh daemon in a directory of its own; nothing is left afterwards.
+
+    It is the installed program, and as in an installed system ``run`` is on tmpfs and ``state`` on a disk.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="qsup-", dir="/var/tmp") as on_disk,
+        tempfile.TemporaryDirectory(prefix="qsup-", dir="/dev/shm") as in_memory,
+    ):
+        with _daemon(Path(on_disk), Path(in_memory)) as shop:
+            yield shop
+
+
+@contextmanager
+def _daemon(directory: Path, run: Path) -> Iterator[Workshop]:
     directory.chmod(0o755)
     (directory / "root").mkdir()
+    (directory / "root" / "run").symlink_to(run)
     daemon = Daemon(directory / "root", ["--log-level", "info"], command=[program("qsupd")])
     try:
         daemon.start()
         yield Workshop(directory=directory, daemon=daemon)
     finally:
         daemon.close()
-        shutil.rmtree(directory)
 
 
 def program(name: str) -> str:
