@@ -363,7 +363,9 @@ class Monitor:
     def _close(self, reason: MonitorError, *, cause: BaseException | None = None) -> None:
         if self._close_reason is not None:
             return
-        reason.__cause__ = cause
+        # a closed connection is remembered, but what was read is not: neither in part, nor by the cause's traceback
+        reason.__cause__ = cause and cause.with_traceback(None)
+        self._lines = LineSplitter(0)
         self._close_reason = reason
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()

@@ -53,6 +53,9 @@ async def test_what_is_not_qmp_ends_that_connection(nursery: trio.Nursery, fault
         assert len(caught.value.message) < 300
         reason = await monitor.wait_closed()
         assert isinstance(reason, MonitorProtocolError)
+        # or the frames of its traceback would hold what was read for as long as the reason is remembered
+        assert reason.__cause__ is not None
+        assert reason.__cause__.__traceback__ is None
         with pytest.raises(MonitorProtocolError):
             await monitor.execute("query-status", timeout=TIMEOUT)
         await unharmed(nursery)
