@@ -62,6 +62,7 @@ class Found:
     history: RestartHistory
     ending: Cause | None
     since: float
+    was_ready: bool
 
 
 @frozen(kw_only=True)
@@ -109,6 +110,8 @@ def _read(directory: InstanceDirectory) -> tuple[RunRecord, Running]:
     try:
         running = codec.decode(Running, record.state)
         unit_from_values(running.unit)
+        if running.ending:
+            running.ending.cause()
     except ValueError as error:
         raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
     return record, running
@@ -123,7 +126,6 @@ async def _identify(
     nursery: trio.Nursery,
     resources: AsyncExitStack,
 ) -> Found:
-    ending = running.ending.cause() if running.ending else None
     cgroup = services.cgroups.reopen(record.cgroups)
     for bridge in record.bridges:
         resources.callback(network.release_bridge, bridge)
@@ -135,7 +137,7 @@ async def _identify(
     if child is None:
         await _empty(cgroup, directory)
         await resources.aclose()
-        return Found(life=None, cause=_lost(record), history=running.history(), ending=ending, since=running.since)
+        return _found(None, _lost(record), running)
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
     output = Output(directory.path / "output", services.layout.log / f"{record.name}.log")
@@ -156,7 +158,18 @@ async def _identify(
         console_start=0,
         resources=resources,
     )
-    return Found(life=life, cause=None, history=running.history(), ending=ending, since=running.since)
+    return _found(life, None, running)
+
+
+def _found(life: Life | None, cause: Cause | None, running: Running) -> Found:
+    return Found(
+        life=life,
+        cause=cause,
+        history=running.history(),
+        ending=running.ending.cause() if running.ending else None,
+        since=running.since,
+        was_ready=running.was_ready,
+    )
 
 
 def _lost(record: RunRecord) -> Cause:
@@ -205,7 +218,7 @@ async def _connect(life: Life, services: Services, nursery: trio.Nursery) -> Mon
     )
 
 
-async def _ask(life: Life, monitor: Monitor, ending: Cause | None) -> Reached:
+async def _ask(life: Life, monitor: Monitor, ending: Cause | None, was_ready: bool) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
     cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
@@ -216,15 +229,15 @@ async def _ask(life: Life, monitor: Monitor, ending: Cause | None) -> Reached:
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None
     else:
-        event, cause = _judge(life, status.status)
+        event, cause = _judge(status.status, was_ready)
     return Reached(event=event, cause=cause, threads=tuple(c.thread_id for c in cpus), agent_connected=connected)
 
 
-def _judge(life: Life, status: str) -> tuple[Event, Cause | None]:
+def _judge(status: str, was_ready: bool) -> tuple[Event, Cause | None]:
     """What QAPI's RunState means for a VM that nobody watched."""
     match status:
         case "running":
-            return (Event.ADOPTED_RUNNING if life.running.was_ready else Event.ADOPTED_WAITING), None
+            return (Event.ADOPTED_RUNNING if was_ready else Event.ADOPTED_WAITING), None
         case "shutdown":
             return Event.ADOPTED_SHUTDOWN, Cause(kind=CauseKind.GUEST_SHUTDOWN)
         case "guest-panicked":
@@ -236,13 +249,14 @@ def _judge(life: Life, status: str) -> tuple[Event, Cause | None]:
 
 
 async def reconnect(
-    life: Life, ending: Cause | None, services: Services, nursery: trio.Nursery
+    life: Life, services: Services, nursery: trio.Nursery, *, ending: Cause | None, was_ready: bool
 ) -> tuple[Monitor, Reached]:
     """Try again and again to reach a monitor, until it answers.
 
     Args:
-        ending: a stop that is under way.
         nursery: where the monitor's reader lives.
+        ending: a stop that is under way.
+        was_ready: it need not be waited for again.
     """
     wait = 0.0
     while True:
@@ -254,7 +268,7 @@ async def reconnect(
             _log.info("monitor out of reach", instance=life.record.name, why=error.message)
             continue
         try:
-            return monitor, await _ask(life, monitor, ending)
+            return monitor, await _ask(life, monitor, ending, was_ready)
         except MonitorError as error:
             _log.info("monitor connected but did not answer", instance=life.record.name, why=error.message)
             await monitor.aclose()
@@ -272,7 +286,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
     running = evolve(
         life.running,
         since=position.since,
-        was_ready=position.state is not State.WAITING_READY,
+        was_ready=position.was_ready,
         ending=CauseRecord.of(position.ending) if position.ending else None,
         restarts=position.history.count,
         restart_times=position.history.recent,

@@ -6,6 +6,7 @@ Must not: know the state or look at the table. It learns what to do as effects, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -35,6 +36,10 @@ _log = structlog.get_logger()
 #: What ends with a life; a restart that is due, and the watch over the process, do not.
 _LIFE_JOBS = ("launch", "start-timeout", "ready", "stage", "monitor", "heartbeat", "reconnect", "refresh", "control")
 
+#: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
+#: that ends every connection costs two a second.
+_LASTED, _RECONNECT_DELAY = 5.0, 0.5
+
 
 @frozen(kw_only=True)
 class Orders:
@@ -44,6 +49,7 @@ class Orders:
         loaded: the unit as it is to be started, or counts now.
         history: automatic restarts so far.
         ending: a stop that is under way.
+        was_ready: the VM has been ready since it was started.
         stop_timeout: seconds in place of the unit's.
         agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
@@ -52,6 +58,7 @@ class Orders:
     loaded: LoadedUnit
     history: RestartHistory
     ending: Cause | None
+    was_ready: bool
     stop_timeout: float | None
     agent_connected: bool
     restart_delay: float
@@ -78,6 +85,7 @@ class Body:
         self.monitor: Monitor | None = None
         self.guest = GuestChannel(name)
         self.sampler = watch.DiskSampler()
+        self._attached = -math.inf
         self._name = name
         self._services = services
         self._nursery = nursery
@@ -109,7 +117,7 @@ class Body:
             adopt.attach_console(life, self._nursery, self._console)
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
-        self.monitor = monitor
+        self.monitor, self._attached = monitor, trio.current_time()
         policy = life.unit.service.restart
         wanted, taken = partial(wants_restart, policy), self._inbox.wait_taken
         self._jobs.start("monitor", partial(watch.monitor, life, monitor, wanted, self._post, taken))
@@ -225,13 +233,17 @@ class Body:
     def _reconnect(self, orders: Orders) -> None:
         self._jobs.cancel("heartbeat", "monitor")
         if self.life is not None:
-            self._jobs.start("reconnect", partial(self._reconnect_job, self.life, orders.ending))
+            wait = 0.0 if trio.current_time() - self._attached > _LASTED else _RECONNECT_DELAY
+            self._jobs.start("reconnect", partial(self._reconnect_job, self.life, orders, wait))
 
-    async def _reconnect_job(self, life: Life, ending: Cause | None) -> None:
+    async def _reconnect_job(self, life: Life, orders: Orders, wait: float) -> None:
         if self.monitor is not None:
             await self.monitor.aclose()
             self.monitor = None
-        monitor, reached = await adopt.reconnect(life, ending, self._services, self._nursery)
+        await trio.sleep(wait)
+        monitor, reached = await adopt.reconnect(
+            life, self._services, self._nursery, ending=orders.ending, was_ready=orders.was_ready
+        )
         self._attach(life, monitor)
         changes = {"threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))

@@ -210,6 +210,7 @@ class Driver:
             loaded=self.loaded,
             history=self._position.history,
             ending=self._position.ending,
+            was_ready=self._position.was_ready,
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
@@ -372,7 +373,7 @@ class Driver:
             return
         if found is None:
             return
-        self._position.resume(history=found.history, ending=found.ending, since=found.since)
+        self._position.resume(history=found.history, ending=found.ending, since=found.since, was_ready=found.was_ready)
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return

@@ -17,6 +17,8 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, Level, State, Transition, step
 from qsup.unit.model import ServiceSection
 
+_READY = frozenset({State.RUNNING, State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED})
+
 
 class Position:
     """The one place that holds a VM's state.
@@ -24,6 +26,7 @@ class Position:
     Attributes:
         cause: why it is in its state, or ``None``.
         ending: why it is being stopped, from the beginning of the stop to the end of the process.
+        was_ready: it has been ready since its process was started.
         since: wall clock of the last change of state, seconds since the epoch.
         history: its automatic restarts.
         restart_delay: seconds until the next one, once it was judged.
@@ -32,6 +35,7 @@ class Position:
     def __init__(self) -> None:
         self.cause: Cause | None = None
         self.ending: Cause | None = None
+        self.was_ready = False
         self.since = time.time()
         self.history = RestartHistory()
         self.restart_delay = 0.0
@@ -58,6 +62,7 @@ class Position:
         transition = step(self._state, event)
         before, self._state = self._state, transition.target
         moved = self._state is not before
+        self.was_ready = (self.was_ready and self._state is not State.SPAWNING) or self._state in _READY
         if self._state.level is Level.DEACTIVATING:
             # the first reason is the reason: what the guest does while it is being stopped does not replace it
             self.cause = self.ending = self.ending or cause
@@ -75,9 +80,9 @@ class Position:
         self._changed.set()
         self._changed = trio.Event()
 
-    def resume(self, *, history: RestartHistory, ending: Cause | None, since: float) -> None:
+    def resume(self, *, history: RestartHistory, ending: Cause | None, since: float, was_ready: bool) -> None:
         """Go on from what an earlier daemon wrote down."""
-        self.history, self.ending, self._kept_since = history, ending, since
+        self.history, self.ending, self._kept_since, self.was_ready = history, ending, since, was_ready
 
     def forget_restarts(self) -> None:
         """Somebody started it: automatic restarts count from here."""
