@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar
@@ -20,7 +21,16 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import MonitorConnectError, MonitorError, StartError, UnsupportedError
+from qsup.errors import (
+    HostError,
+    MonitorClosed,
+    MonitorConnectError,
+    MonitorError,
+    QsupError,
+    StartError,
+    UnsupportedError,
+    from_oserror,
+)
 from qsup.host import process
 from qsup.host.output import Output
 from qsup.host.process import Credentials, Process
@@ -41,6 +51,8 @@ T = TypeVar("T")
 _QUERY_TIMEOUT = 10.0
 #: Seconds for QEMU to end after its monitor's connection did, so that its own words can be told.
 _LAST_WORDS = 2.0
+#: What is seen first of a QEMU that is about to end.
+_SIGNS_OF_AN_END = (MonitorConnectError, MonitorClosed, HostError)
 #: Seconds for a process that was sent SIGKILL to go.
 _REAP_TIMEOUT = 5.0
 
@@ -143,9 +155,10 @@ async def _unless_it_dies(
 
     Raises:
         StartError: QEMU ended, or its monitor failed.
+        QsupError: as the work says.
     """
     result: list[T] = []
-    failure: MonitorError | None = None
+    failure: QsupError | None = None
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
@@ -155,16 +168,18 @@ async def _unless_it_dies(
         nursery.start_soon(watch)
         try:
             result.append(await work(nursery))
-        except MonitorError as error:
+        except QsupError as error:  # kept, so that the nursery does not wrap it in a group
             failure = error
-            if isinstance(error, MonitorConnectError) or error.code == "qmp-closed":
+            if isinstance(error, _SIGNS_OF_AN_END):
                 with trio.move_on_after(_LAST_WORDS):
                     await child.wait_exit()
         nursery.cancel_scope.cancel()
     if child.status is not None:
         raise _died(child, output, start) from failure
-    if failure is not None:
+    if isinstance(failure, MonitorError):
         raise StartError(failure.message, hint=failure.hint) from failure
+    if failure is not None:
+        raise failure
     return result[0]
 
 
@@ -201,11 +216,18 @@ async def _bring_up(
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost
-        console_start = console.connect(connect_unix(prepared.directory.path / "console"))
+        console_start = console.connect(_connect_console(prepared))
         nursery.start_soon(console.pump)
     await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)
+
+
+def _connect_console(prepared: Prepared) -> socket.socket:
+    try:
+        return connect_unix(prepared.directory.path / "console")
+    except OSError as error:
+        raise from_oserror(error, "could not connect the console") from error
 
 
 async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
