@@ -134,6 +134,18 @@ class Cgroup:
             if (path / "freezer.state").exists():
                 _write(path / "freezer.state", state)
 
+    async def end(self) -> None:
+        """Kill whoever is left in it, which is what its VM started and did not wait for, and remove it.
+
+        Raises:
+            HostError: as `kill` and `remove` say.
+        """
+        try:
+            if self.members():
+                await self.kill()
+        finally:
+            await self.remove()
+
     async def remove(self, *, seconds: float = 2.0) -> None:
         """Remove it, waiting for processes that are just ending; parents that are empty then go too.
 

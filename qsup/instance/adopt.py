@@ -130,7 +130,7 @@ async def _identify(
     for bridge in record.bridges:
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
-    resources.push_async_callback(cgroup.remove)
+    resources.push_async_callback(cgroup.end)
     child = None
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)

@@ -97,7 +97,7 @@ async def prepare(
                 handed.numbers[request.name] = directory.bind_listener(request.name)
         await _stage(plan, services, identity, handed)
         cgroup = services.cgroups.create(loaded.name)
-        resources.push_async_callback(cgroup.remove)
+        resources.push_async_callback(cgroup.end)
         output = Output(directory.path / "output", services.layout.log / f"{loaded.name}.log")
         resources.callback(output.close)
         if cgroup.absence:
