@@ -103,6 +103,7 @@ class Supervisor:
                 _log.exception("driver failed; the VM is taken over again", instance=driver.name)
             await trio.sleep(_DRIVER_RESTART_DELAY)
             if self._drivers.get(driver.name) is driver:
+                driver.abandon()
                 driver = self._drivers[driver.name] = Driver(driver.loaded, self._services)
 
     def _resolve_operations(self) -> None:

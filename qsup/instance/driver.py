@@ -147,6 +147,13 @@ class Driver:
             self.holder = None
             self.touch()
 
+    def abandon(self) -> None:
+        """The task has failed by a bug: whoever waits for an operation hears of it, and another driver takes over."""
+        if self.holder is not None:
+            words = f"{self.holder.request.value} was given up: the daemon failed at it by a bug"
+            error = QsupError(words, instance=self.name, hint="the daemon's log says more; look at the VM's status")
+            self._end_operation(self.holder.operation, error=error)
+
     def post(self, asked: Asked) -> None:
         """Put a request into the inbox; what the guest and the process do overtakes it there."""
         self._inbox.post(asked)
