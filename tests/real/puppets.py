@@ -7,6 +7,7 @@ Must not: invent what is said; recordings and the changes of `tests.qmp.hostile`
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import shutil
@@ -26,7 +27,8 @@ SESSION = load("session")
 
 def complete(recording: Recording) -> Recording:
     """A recording that answers what the daemon asks at a start, too: as the recorded session did."""
-    return attrs.evolve(recording, entries=(*recording.entries, *SESSION.entries))
+    without_greeting = itertools.dropwhile(lambda entry: entry.side == "server", SESSION.entries)
+    return attrs.evolve(recording, entries=(*recording.entries, *without_greeting))
 
 
 class Puppet:
@@ -77,6 +79,10 @@ class Puppet:
         client, _ = listener.accept()
         self._clients.append(client)
         return client
+
+    def shut(self, channel: str) -> None:
+        """Nobody listens on a channel any more."""
+        self._listeners[channel].shutdown(socket.SHUT_RDWR)
 
     def _serve(self, listener: socket.socket, player: Player) -> None:
         while not self.ended.is_set():
@@ -131,11 +137,11 @@ class Stage:
         self.emulator.path.chmod(0o755)
         (directory / "real").symlink_to(real.path)
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(directory / "stage"))
-        (directory / "stage").chmod(0o666)
+        self._socket = directory / "stage"
+        self._listener.bind(str(self._socket))
+        self._socket.chmod(0o666)
         self._listener.listen(64)
         self._entered: queue.Queue[Puppet] = queue.Queue()
-        self.puppets: dict[str, Puppet] = {}
         self._all: list[Puppet] = []
         self._thread = threading.Thread(target=self._welcome)
         self._thread.start()
@@ -159,5 +165,6 @@ class Stage:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(DEADLINE)
         self._listener.close()
+        self._socket.unlink()
         for puppet in self._all:
             puppet.close()

@@ -218,8 +218,8 @@ def test_kvm_is_confirmed_or_its_failure_named(daemon: Daemon, emulator: Emulato
         daemon.unit("web", unit)
         operation = daemon.power("web", "start")
         if operation["state"] == "succeeded":
-            answer = daemon.post("/v1/instances/web/qmp", {"command": "query-kvm"})
-            assert answer["return"]["enabled"] is True
+            answer = daemon.post("/v1/instances/web/qmp", {"execute": "query-kvm"})
+            assert answer["result"]["enabled"] is True
             daemon.do("web", "kill")
         else:
             said = operation["error"]["detail"]
