@@ -116,7 +116,15 @@ def _set_up_logging(config: Config) -> None:
     log.configure(config.log_level, send_to_journal=send)
 
 
-def _operate_gids(group: str) -> frozenset[int]:
+def operate_gids(group: str, *, uid: int) -> frozenset[int]:
+    """Whose members may operate: the group's, where it exists, for root's daemon; a user's VMs are the user's alone.
+
+    Args:
+        group: its name.
+        uid: whom the daemon runs as.
+    """
+    if uid != 0:
+        return frozenset()
     try:
         return frozenset({grp.getgrnam(group).gr_gid})
     except KeyError:
@@ -187,7 +195,7 @@ async def run(setup: Setup) -> None:
     Raises:
         QsupError: it cannot begin.
     """
-    gids = _operate_gids(setup.config.operate_group)
+    gids = operate_gids(setup.config.operate_group, uid=os.geteuid())
     policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
     supervisor, backend = make_supervisor(setup)
     api = Api(backend, policy=policy, version=VERSION)
