@@ -13,6 +13,7 @@ import os
 import stat
 from pathlib import Path
 
+import trio
 from attrs import frozen
 
 from qsup.errors import HostError, from_oserror
@@ -34,8 +35,8 @@ class StagedFile:
     fd: int | None = None
 
 
-def stage_file(path: Path, *, uid: int | None) -> StagedFile:
-    """Make a file readable for a user. Blocks for the disk.
+async def stage_file(path: Path, *, uid: int | None) -> StagedFile:
+    """Make a file readable for a user.
 
     Args:
         path: absolute.
@@ -49,11 +50,11 @@ def stage_file(path: Path, *, uid: int | None) -> StagedFile:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise HostError(f"could not use {path}: it is not a regular file")
-            if uid is None or _is_public(path.resolve()):
+            if uid is None or _is_public(path):
                 os.close(fd)
                 return StagedFile(path=str(path))
             if not os.fstat(fd).st_mode & _READ_BY_OTHERS:
-                fd = _replace_by_copy(fd)
+                fd = await trio.to_thread.run_sync(_replace_by_copy, fd)
         except BaseException:
             os.close(fd)
             raise
@@ -63,8 +64,9 @@ def stage_file(path: Path, *, uid: int | None) -> StagedFile:
 
 
 def _is_public(path: Path) -> bool:
-    return bool(path.stat().st_mode & _READ_BY_OTHERS) and all(
-        parent.stat().st_mode & _ENTER_BY_OTHERS for parent in path.parents
+    real = path.resolve()
+    return bool(real.stat().st_mode & _READ_BY_OTHERS) and all(
+        parent.stat().st_mode & _ENTER_BY_OTHERS for parent in real.parents
     )
 
 

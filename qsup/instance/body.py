@@ -245,7 +245,7 @@ class Body:
             life, self._services, self._nursery, ending=orders.ending, was_ready=orders.was_ready
         )
         self._attach(life, monitor)
-        changes = {"threads": reached.threads, "agent_connected": reached.agent_connected}
+        changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))
         self._post(Happened(life=life.number, event=reached.event, cause=reached.cause))
 

@@ -44,6 +44,7 @@ _log = structlog.get_logger()
 class Observed:
     """What the VM last told of itself, besides its state."""
 
+    monitor_connected: bool = True
     agent_connected: bool = False
     memory_actual: int | None = None
     threads: tuple[int, ...] = ()
@@ -169,6 +170,10 @@ class Driver:
                 self._adopted.set()
                 while True:
                     await self._handle(self.body, await self._inbox.receive())
+                    if not self._inbox:
+                        # whoever waits for an operation hears of its end before the disk is asked
+                        await trio.lowlevel.checkpoint()
+                        self._save()
 
     def retire(self) -> None:
         """End the task; the VM does not run and its unit is gone."""
@@ -339,8 +344,7 @@ class Driver:
             self._log.warning("the unit cannot be read; its last valid version counts", why=error.message)
 
     def _settle(self, body: Body) -> None:
-        """End the holder's operation when the state says that it is done, and record where the VM stands."""
-        self._save()
+        """End the holder's operation when the state says that it is done."""
         if self.holder is None:
             return
         life = self.life

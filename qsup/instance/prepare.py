@@ -250,7 +250,7 @@ def _taps(
 async def _stage(plan: Plan, services: Services, identity: IdentityRecord, handed: _Handed) -> None:
     for request in plan.files:
         path = services.layout.pools[0] / request.path  # an absolute path stays as it is
-        staged = await trio.to_thread.run_sync(partial(stage_file, path, uid=identity.uid))
+        staged = await stage_file(path, uid=identity.uid)
         handed.paths[request.name] = staged.path
         if staged.fd is not None:
             handed.numbers[f"file:{request.name}"] = staged.fd

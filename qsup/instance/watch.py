@@ -83,7 +83,8 @@ async def monitor(
         _interpret(notice, life, say, wants_restart, post)
 
     reason = await _until_closed(life, connection, interpret, post, wait_taken)
-    # the process ends with its monitor, mostly; then the process's end says more
+    # the process ends with its monitor, mostly; then the process's end says more, but the kernel takes its time for it
+    post(Noted(life=life.number, changes={"monitor_connected": False}))
     await trio.sleep(0.0 if not isinstance(reason, MonitorClosed) else _EXIT_GRACE)
     say(Event.MONITOR_LOST, Cause(kind=CauseKind.MONITOR_LOST, detail=reason.message))
 
