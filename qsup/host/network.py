@@ -25,6 +25,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8
 _IFF_UP = 0x1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCGIFMTU, _SIOCSIFMTU = 0x8921, 0x8922
+_SIOCSIFNAME = 0x8923
 _SIOCSIFHWADDR = 0x8924
 _SIOCBRADDBR, _SIOCBRDELBR, _SIOCBRADDIF = 0x89A0, 0x89A1, 0x89A2
 _ARPHRD_ETHER = 1
@@ -120,30 +121,56 @@ def ensure_bridge(bridge: str) -> bool:
     Raises:
         NetworkError: no right to do so, or the name is not allowed.
     """
+    if _sysfs(bridge).exists():
+        return False
     with _control() as control:
         try:
-            fcntl.ioctl(control, _SIOCBRADDBR, bridge.encode() + b"\0")
+            _make_bridge(control, bridge)
         except FileExistsError:
+            _delete_bridge(control, _unfinished(bridge))
             return False
         except OSError as error:
+            for name in (_unfinished(bridge), bridge):
+                _delete_bridge(control, name)
             raise _network_error(error, f"could not make the bridge {bridge}") from error
-        try:
-            (_sysfs(bridge) / "ifalias").write_text(_OURS)
-            _set_up(control, bridge)
-        except OSError as error:
-            fcntl.ioctl(control, _SIOCBRDELBR, bridge.encode() + b"\0")
-            raise _network_error(error, f"could not set the bridge {bridge} up") from error
     return True
+
+
+def _unfinished(bridge: str) -> str:
+    """What a bridge is called until it says whose it is, so that a daemon killed in between leaves none unmarked."""
+    return f"qb{hashlib.sha256(bridge.encode()).hexdigest()[:13]}"
+
+
+def _make_bridge(control: socket.socket, bridge: str) -> None:
+    unfinished = _unfinished(bridge)
+    try:
+        fcntl.ioctl(control, _SIOCBRADDBR, unfinished.encode() + b"\0")
+    except FileExistsError:
+        pass  # a killed daemon's, to be finished now
+    (_sysfs(unfinished) / "ifalias").write_text(_OURS)
+    fcntl.ioctl(control, _SIOCSIFNAME, _request(unfinished, bridge.encode() + b"\0"))
+    _set_up(control, bridge)
+
+
+def _delete_bridge(control: socket.socket, bridge: str) -> None:
+    """Delete a bridge that is not up, if it is there."""
+    try:
+        fcntl.ioctl(control, _SIOCBRDELBR, bridge.encode() + b"\0")
+    except OSError:  # ENXIO: none of that name; EBUSY: it is up, so it is not one that was left half-made
+        return
 
 
 def release_bridge(bridge: str) -> bool:
     """Remove a bridge that was made here, once it has no port left; whether it was removed.
 
-    Called after a VM's end. Who made it is written on the bridge itself, so a restarted daemon knows too.
+    Called after a VM's end. Who made it is written on the bridge itself, so a restarted daemon knows too. What a killed
+    daemon made of it only in part goes as well.
 
     Raises:
         NetworkError: no right to do so.
     """
+    with _control() as control:
+        _delete_bridge(control, _unfinished(bridge))
     try:
         if (_sysfs(bridge) / "ifalias").read_text().strip() != _OURS or os.listdir(_sysfs(bridge) / "brif"):
             return False

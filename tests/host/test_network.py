@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsup.errors import NetworkError
+from qsup.host import network
 from qsup.host.network import check_port_free, create_tap, ensure_bridge, release_bridge, tap_name
 from tests.waiting import wait_until
 
@@ -201,3 +202,26 @@ def test_finished_connections_do_not_take_a_port() -> None:
         accepted.close()  # the side that closes first keeps TIME_WAIT
         client.close()
     check_port_free("tcp", "127.0.0.1", port)
+
+
+@pytest.mark.root
+def test_bridge_that_was_left_half_made_is_finished_or_removed(bridge: str) -> None:
+    """Until it says whose it is, a bridge has another name; the next one takes that up, or a release removes it."""
+    unfinished = network._unfinished(bridge)
+    for _ in range(2):
+        subprocess.run(["ip", "link", "add", unfinished, "type", "bridge"], check=True, timeout=10)
+        assert ensure_bridge(bridge)
+        assert not exists(unfinished)
+        assert release_bridge(bridge)
+    subprocess.run(["ip", "link", "add", unfinished, "type", "bridge"], check=True, timeout=10)
+    assert not release_bridge(bridge)
+    assert not exists(unfinished)
+
+
+@pytest.mark.root
+def test_impossible_bridge_leaves_nothing() -> None:
+    """A name that the kernel does not take is refused, and nothing half-made stays."""
+    before = set(os.listdir("/sys/class/net"))
+    with pytest.raises(NetworkError, match="could not make the bridge"):
+        ensure_bridge("a b")
+    assert set(os.listdir("/sys/class/net")) == before
