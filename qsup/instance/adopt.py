@@ -17,7 +17,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import MonitorError, StateFileError
+from qsup.errors import HostError, MonitorError, QsupError, StateFileError
 from qsup.host import codec, network, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
@@ -90,16 +90,23 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
     """
     if name not in services.layout.instance_names():
         return None
-    directory = services.layout.instance(name)
+    try:
+        directory = services.layout.instance(name)
+    except HostError as error:
+        raise StateFileError(error.message) from error
     resources = AsyncExitStack()
     resources.callback(directory.remove)
     try:
         record, running = _read(directory)
     except StateFileError as error:
+        holders = directory.holders("output")
         directory.close()
+        if holders:
+            pids = ", ".join(map(str, holders))
+            raise StateFileError(f"{error.message}, and process {pids} is there") from error
         if not error.details.get("missing"):
             raise
-        await resources.aclose()  # a daemon died before it wrote the record: nothing else was made yet
+        await _give_back(resources, name)  # a daemon died before it wrote the record: nothing else was made yet
         return None
     return await _identify(record, running, directory, number, services, nursery, resources)
 
@@ -126,7 +133,8 @@ async def _identify(
     nursery: trio.Nursery,
     resources: AsyncExitStack,
 ) -> Found:
-    cgroup = services.cgroups.reopen(record.cgroups)
+    # a launch that was cut short may have made cgroups that it did not come to record
+    cgroup = services.cgroups.reopen(record.cgroups) if record.cgroups else services.cgroups.create(record.name)
     for bridge in record.bridges:
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
@@ -136,7 +144,7 @@ async def _identify(
         child = process.adopt(record.pid, record.start_time, record.boot_id)
     if child is None:
         await _empty(cgroup, directory)
-        await resources.aclose()
+        await _give_back(resources, record.name)
         return _found(None, _lost(record), running)
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
@@ -159,6 +167,13 @@ async def _identify(
         resources=resources,
     )
     return _found(life, None, running)
+
+
+async def _give_back(resources: AsyncExitStack, name: str) -> None:
+    try:
+        await resources.aclose()
+    except QsupError as error:
+        _log.error("could not clean up entirely", instance=name, why=error.message)
 
 
 def _found(life: Life | None, cause: Cause | None, running: Running) -> Found:

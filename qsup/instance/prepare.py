@@ -87,11 +87,14 @@ async def prepare(
     identity = await _keep_machine(identity, plan, services)
     directory = services.layout.instance(loaded.name)
     resources.callback(directory.remove)
+    record = _record(loaded, plan, identity, _running(loaded, plan, history))
+    # before anything is made that whoever comes after a killed daemon must give back
+    directory.write_record(record)
     handed = _Handed()
     try:
         claims = await _images(plan, identity, services, handed, resources)
         _check_forwards(plan)
-        taps, bridges = _taps(plan, identity, handed, resources)
+        taps = _taps(plan, identity, handed, resources)
         for request in plan.fds:
             if isinstance(request, ListenerFd):
                 handed.numbers[request.name] = directory.bind_listener(request.name)
@@ -104,21 +107,9 @@ async def prepare(
             plan = evolve(plan, warnings=(*plan.warnings, cgroup.absence))
         argv = plan.command(handed.numbers, handed.paths)
         running = _running(loaded, plan, history)
-        record = RunRecord(
-            name=loaded.name,
-            uuid=identity.uuid,
-            boot_id=proc.boot_id(),
-            uid=os.geteuid() if identity.uid is None else identity.uid,
-            unit_digest=loaded.etag,
-            argv=tuple(argv),
-            machine=plan.machine,
-            started=running.since,
-            cgroups=tuple(map(str, cgroup.paths)),
-            taps=taps,
-            bridges=bridges,
-            claims=claims,
-            state=codec.encode(running),
-        )
+        cgroups = tuple(map(str, cgroup.paths))
+        state = codec.encode(running)
+        record = evolve(record, argv=tuple(argv), cgroups=cgroups, taps=taps, claims=claims, state=state)
         directory.write_record(record)
     except BaseException:
         handed.close()
@@ -133,6 +124,23 @@ async def prepare(
         cgroup=cgroup,
         record=record,
         running=running,
+    )
+
+
+def _record(loaded: LoadedUnit, plan: Plan, identity: IdentityRecord, running: Running) -> RunRecord:
+    """What is known before anything is made."""
+    bridges = {request.bridge: None for request in plan.fds if isinstance(request, TapFd) and request.create_bridge}
+    return RunRecord(
+        name=loaded.name,
+        uuid=identity.uuid,
+        boot_id=proc.boot_id(),
+        uid=os.geteuid() if identity.uid is None else identity.uid,
+        unit_digest=loaded.etag,
+        argv=(),
+        machine=plan.machine,
+        started=running.since,
+        bridges=tuple(bridges),
+        state=codec.encode(running),
     )
 
 
@@ -229,10 +237,8 @@ def _check_forwards(plan: Plan) -> None:
                 raise NetworkError(f"NIC {nic.id}: {error.message}", hint=error.hint) from error
 
 
-def _taps(
-    plan: Plan, identity: IdentityRecord, handed: _Handed, resources: AsyncExitStack
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    names, bridges = [], []
+def _taps(plan: Plan, identity: IdentityRecord, handed: _Handed, resources: AsyncExitStack) -> tuple[str, ...]:
+    names = []
     macs = {nic.id: nic.mac for nic in plan.nics}
     for request in plan.fds:
         if isinstance(request, TapFd):
@@ -241,10 +247,9 @@ def _taps(
                 name, bridge=request.bridge, mac=macs[request.nic], create_bridge=request.create_bridge
             )
             names.append(name)
-            if request.create_bridge and request.bridge not in bridges:
-                bridges.append(request.bridge)
+            if request.create_bridge:
                 resources.callback(network.release_bridge, request.bridge)
-    return tuple(names), tuple(bridges)
+    return tuple(names)
 
 
 async def _stage(plan: Plan, services: Services, identity: IdentityRecord, handed: _Handed) -> None:
