@@ -227,13 +227,18 @@ def _unit(parts: dict[str, str], more: dict[str, str]) -> str:
     return "\n".join([*(f"[{name}]\n{text}\n" for name, text in merged.items()), tail])
 
 
-def kill_process(pid: int) -> None:
-    """SIGKILL a process through a pidfd."""
+def signal_process(pid: int, number: signal.Signals) -> None:
+    """Signal a process through a pidfd."""
     fd = os.pidfd_open(pid)
     try:
-        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        signal.pidfd_send_signal(fd, number)
     finally:
         os.close(fd)
+
+
+def kill_process(pid: int) -> None:
+    """SIGKILL a process."""
+    signal_process(pid, KILL)
 
 
 class Events:

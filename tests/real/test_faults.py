@@ -1,0 +1,231 @@
+"""A real daemon and misfortunes: stopped processes, deaths in the middle, guests that act while nobody watches.
+
+Decides: what must be so afterwards: each VM's state is named, none is lost, nobody else waited, nothing is left.
+Must not: cause what only a hostile QEMU does (`tests.real.test_hostile`) or a wrecked file (`tests.real.test_wrecks`).
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsup.errors import DaemonUnreachable, DeniedError, MonitorTimeout
+from qsup.host.network import _unfinished
+from tests.bare import BareConnection
+from tests.guests import Emulator
+from tests.qmp.player import GREETING, HANG_UP, Fault
+from tests.real.daemons import DEADLINE, Daemon, elapsed, rom_unit, signal_process
+from tests.real.puppets import SESSION, Stage
+from tests.waiting import poll_until
+
+pytestmark = [pytest.mark.real, pytest.mark.fault]
+
+
+@pytest.mark.slow
+def test_t5_a_stopped_qemu_is_unresponsive_and_slows_nobody(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Within 10 s; meanwhile all else answers at once; a kill takes 2 s at most, and SIGCONT brings the others back."""
+    names = ("doomed", "running", "paused", "fourth", "fifth")
+    for name in names:
+        daemon.unit(name, rom_unit(emulator, rom_guest))
+    pids = {name: daemon.do(name, "start")["pid"] for name in names}
+    daemon.do("paused", "pause")
+    stopped = ("doomed", "running", "paused")
+    with daemon.events() as events, daemon.client() as client:
+        began = time.monotonic()
+        for name in stopped:
+            signal_process(pids[name], signal.SIGSTOP)
+        for request in ("/v1/instances", "/v1/instances/doomed", "/v1/instances/doomed/stats", "/metrics"):
+            asked = time.monotonic()
+            client.exchange("GET", request)
+            assert elapsed(asked) < 1.0, request
+        with pytest.raises(MonitorTimeout):
+            client.post("/v1/instances/doomed/qmp", {"execute": "query-status", "timeout": 0.2})
+        asked = time.monotonic()
+        assert daemon.do("fourth", "pause")["substate"] == "paused"
+        assert elapsed(asked) < 1.0
+        found = {events.next("instance-state", substate="unresponsive")["instance"] for _ in stopped}
+        assert elapsed(began) < 10.0
+    assert found == set(stopped)
+    assert daemon.view("doomed")["cause"]["kind"] == "monitor-silent"
+    with pytest.raises(DeniedError, match="its monitor does not answer"):
+        daemon.power("doomed", "pause")
+    asked = time.monotonic()
+    assert daemon.do("doomed", "kill")["substate"] == "dead"
+    assert elapsed(asked) < 2.0
+    for name in ("running", "paused"):
+        signal_process(pids[name], signal.SIGCONT)
+        assert daemon.wait(name, name)["pid"] == pids[name]
+    assert daemon.view("running")["cause"] is None
+
+
+def typed(daemon: Daemon, name: str, keys: bytes) -> None:
+    """Type on a VM's console while no daemon has it."""
+    directory = daemon.root / "run" / "instances" / name
+    with socket.socket(socket.AF_UNIX) as console:
+        console.settimeout(DEADLINE)
+        console.connect(str(directory / "console"))
+        console.sendall(b"x" + keys)
+        while b"x" not in console.recv(4096):
+            pass
+
+
+def test_what_a_guest_does_while_no_daemon_runs_is_found_out(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Power-off, power-off with `always`, panic, and a reset: each as if it had been watched."""
+    policies = {"off": "no", "again": "always", "panic": "no", "reset": "no"}
+    for name, policy in policies.items():
+        service = f'restart = "{policy}"\nrestart-delay = "20ms"'
+        daemon.unit(name, rom_unit(qemu, rom_guest, service=service))
+    pids = {name: daemon.do(name, "start")["pid"] for name in policies}
+    daemon.signal(signal.SIGKILL)
+    for name, key in {"off": b"O", "again": b"O", "panic": b"P", "reset": b"R"}.items():
+        typed(daemon, name, key)
+    daemon.start()
+    assert daemon.wait("off", "dead")["cause"]["text"] == "guest-shutdown"
+    poll_until(lambda: daemon.view("again")["restarts"] == 1, "the policy is obeyed", seconds=DEADLINE)
+    assert daemon.wait("again", "running")["pid"] != pids["again"]
+    assert daemon.wait("panic", "guest-panicked")["pid"] == pids["panic"]
+    assert daemon.wait("reset", "running")["pid"] == pids["reset"]
+    assert daemon.remains() == ["again", "panic", "reset"]
+
+
+def test_a_monitor_that_somebody_else_occupies_is_waited_for(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Its VM is `unreachable`, can be stopped all the same, and is taken over once the other one leaves."""
+    names = ("stopped", "freed", "free")
+    for name in names:
+        daemon.unit(name, rom_unit(emulator, rom_guest))
+    pids = {name: daemon.do(name, "start")["pid"] for name in names}
+    daemon.signal(signal.SIGKILL)
+    directory = daemon.root / "run" / "instances"
+    with BareConnection(directory / "stopped" / "qmp") as one, BareConnection(directory / "freed" / "qmp") as other:
+        one.negotiate()
+        other.negotiate()
+        daemon.start()
+        views = {name: daemon.view(name) for name in names}
+        assert [views[name]["substate"] for name in names] == ["unreachable", "unreachable", "running"]
+        assert {name: view["pid"] for name, view in views.items()} == pids
+        with pytest.raises(DeniedError, match="its monitor cannot be reached"):
+            daemon.power("freed", "reset")
+        assert daemon.do("stopped", "stop")["substate"] == "dead"
+        assert daemon.view("freed")["substate"] == "unreachable"
+    assert daemon.wait("freed", "running")["pid"] == pids["freed"]
+    assert daemon.do("freed", "pause")["substate"] == "paused"
+
+
+# T1: death in the middle of a start
+
+
+@pytest.mark.parametrize("at", [GREETING, "qmp_capabilities", "query-cpus-fast", "cont"])
+def test_t1_a_daemon_killed_while_qemu_starts_is_followed_by_one_that_ends_the_start(
+    daemon: Daemon, root_dir: Path, emulator: Emulator, rom_guest: Path, at: str
+) -> None:
+    """From its first word on, QEMU is on record: the next daemon has the same process, running and controllable."""
+    stage = Stage(root_dir / "stage", emulator)
+
+    def kill(_lines: list[bytes]) -> Iterable[bytes]:
+        daemon.signal(signal.SIGKILL)
+        return [HANG_UP]
+
+    try:
+        daemon.unit("web", rom_unit(stage.emulator, rom_guest))
+        with daemon.client() as client:
+            client.post("/v1/instances/web/start")
+        puppet = stage.next()
+        puppet.play(Fault(name=at, recording=SESSION, at=at, change=kill, times=1))
+        poll_until(lambda: not daemon.is_alive(), "the daemon is killed", seconds=DEADLINE)
+        daemon.start()
+        assert daemon.wait("web", "running")["pid"] == puppet.pid
+        assert daemon.do("web", "pause")["substate"] == "paused"
+        assert daemon.do("web", "kill")["substate"] == "dead"
+    finally:
+        stage.close()
+
+
+BRIDGE = "qs-t1"
+#: Where a starting VM's daemon is killed: at which call of a kind, and of which path if not of any.
+POINTS = (
+    ("mkdir", 1, ""),
+    ("renameat,rename", 2, ""),
+    ("openat", 1, f"/sys/class/net/{_unfinished(BRIDGE)}/ifalias"),
+    ("openat", 1, "/dev/net/tun"),
+    ("bind", 1, ""),
+    ("mknodat,mknod", 1, ""),
+    ("renameat,rename", 4, ""),
+    ("clone,clone3,vfork", 1, ""),
+    ("renameat,rename", 5, ""),
+)
+
+
+@contextmanager
+def killed_at(daemon: Daemon, calls: str, count: int, path: str) -> Iterator[None]:
+    """Have strace kill the daemon at its next ``count``-th call of a kind, on a path if one is given."""
+    inject = f"inject={calls}:signal=KILL:when={count}"
+    where = ["-P", path] if path else []
+    command = ["strace", "-f", "-p", str(daemon.pid), "-o", "/dev/null", *where, "-e", f"trace={calls}", "-e", inject]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            assert tracer.stderr is not None
+            said = iter(tracer.stderr.readline, "")
+            assert any("attached" in line for line in said)
+            yield
+        finally:
+            tracer.kill()
+            tracer.communicate()
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_t1_a_daemon_killed_anywhere_in_a_start_leaves_no_orphan_and_no_ghost(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """After a restart the VM runs and obeys, or nothing of it is there: no process, tap, bridge or directory."""
+    nic = f'[[nic]]\nid = "lan"\ntype = "bridge"\nbridge = "{BRIDGE}"\n'
+    unit = rom_unit(emulator, rom_guest, tables=nic)
+    daemon.unit("warm", unit)
+    daemon.do("warm", "start")
+    daemon.do("warm", "kill")
+    outcomes = []
+    for number, (calls, count, path) in enumerate(POINTS):
+        name = f"vm{number}"
+        daemon.unit(name, unit)
+        with killed_at(daemon, calls, count, path):
+            operation = begun(daemon, name)
+            poll_until(lambda: not daemon.is_alive(), f"the daemon dies at {calls} {count} {path}", seconds=DEADLINE)
+        daemon.start()
+        view = settled(daemon, name)
+        outcomes.append((calls, count, path, view["substate"]))
+        if view["substate"] == "running":
+            assert daemon.do(name, "pause")["substate"] == "paused"
+            assert daemon.do(name, "kill")["substate"] == "dead"
+        assert view["pid"] is None or view["substate"] == "running"
+        assert operation is None or daemon.get(f"/v1/operations/{operation}")["state"] != "running"
+        assert daemon.remains() == []
+        assert not any(Path("/sys/class/net", name).exists() for name in (BRIDGE, _unfinished(BRIDGE)))
+    assert {substate for *_, substate in outcomes} >= {"dead", "start-failed", "running"}, outcomes
+
+
+def settled(daemon: Daemon, name: str) -> dict[str, Any]:
+    """The VM once it runs or is down."""
+    known = {"running", "dead", "start-failed", "crashed"}
+    poll_until(lambda: daemon.view(name)["substate"] in known, f"{name} settles", seconds=5.0)
+    return daemon.view(name)
+
+
+def begun(daemon: Daemon, name: str) -> str | None:
+    """Ask for a start; the operation's id, or nothing when the daemon died before it answered."""
+    try:
+        with daemon.client() as client:
+            return str(client.post(f"/v1/instances/{name}/start")["id"])
+    except DaemonUnreachable:
+        return None
