@@ -93,13 +93,17 @@ class PidFd:
 
         Raises:
             ProcessLookupError: there is none.
+            OSError: there is no descriptor to be had.
         """
         fd = os.pidfd_open(pid)
-        # read after the descriptor exists: a pid that was reused meanwhile shows as a process that has ended
-        start = proc.start_time(pid)
-        if start is None:
+        try:
+            # read after the descriptor exists: a pid that was reused meanwhile shows as a process that has ended
+            start = proc.start_time(pid)
+            if start is None:
+                raise ProcessLookupError(errno.ESRCH, f"pid {pid} ended")
+        except BaseException:
             os.close(fd)
-            raise ProcessLookupError(errno.ESRCH, f"pid {pid} ended")
+            raise
         return cls(fd, pid=pid, start_time=start)
 
     @classmethod

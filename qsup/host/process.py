@@ -21,12 +21,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import trio
 from attrs import frozen
 
-from qsup.errors import HostError, StartError
+from qsup.errors import HostError, StartError, from_oserror
 from qsup.host import kvmnode, syscalls
 from qsup.host.pidfd import ExitStatus, PidFd
 
@@ -37,6 +38,7 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/nonexistent",
 }
 
+_WATCH_DESCRIPTORS = 2  # the pidfd, and /proc/PID/stat for a moment
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _LAUNCHER = "qsup-launch"
 _SCRIPT = 'ulimit -c 0; umask 077; cd /; {bind}exec "$@"'
@@ -150,16 +152,43 @@ async def spawn(
 
     Raises:
         StartError: the chain's first program could not be executed, or the KVM node not be made.
+        HostError: there is no descriptor left to watch it by; then nothing runs.
     """
     await trio.lowlevel.checkpoint()
     if kvm_node:
         kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials, kvm_node=kvm_node)
+    with _spare_descriptors():
+        try:
+            pid = _posix_spawn(chain, fds, output_fd, env)
+        except OSError as error:
+            raise StartError(f"could not execute {chain[0]}: {os.strerror(error.errno or 0)}") from error
+    return _watch(pid)
+
+
+@contextmanager
+def _spare_descriptors() -> Iterator[None]:
+    """Hold as many descriptors as watching a child takes, so that their lack shows before there is a child."""
     try:
-        pid = _posix_spawn(chain, fds, output_fd, env)
+        with ExitStack() as spares:
+            for _ in range(_WATCH_DESCRIPTORS):
+                spares.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            yield
     except OSError as error:
-        raise StartError(f"could not execute {chain[0]}: {os.strerror(error.errno or 0)}") from error
-    return Process(PidFd.open(pid))
+        raise from_oserror(error, "could not start another process") from error
+
+
+def _watch(pid: int) -> Process:
+    """The child just spawned; when it cannot be watched it is killed and reaped."""
+    try:
+        return Process(PidFd.open(pid))
+    except BaseException as error:
+        # no pidfd to be had, and none needed: until we reap our child, its pid is nobody else's
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if isinstance(error, OSError):
+            raise from_oserror(error, "could not watch the process just started") from error
+        raise
 
 
 def _posix_spawn(chain: list[str], fds: Sequence[int], output_fd: int, env: Mapping[str, str]) -> int:
