@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from qsup.errors import DeniedError, RequestError, StateFileError
+from qsup.errors import DeniedError, HostError, RequestError
 from qsup.host import codec, network, proc
 from qsup.host.output import Chunk, printable
 from qsup.instance.driver import Driver
@@ -171,13 +171,11 @@ async def _lines(chunks: AsyncIterator[Chunk] | None) -> AsyncIterator[str]:
 
 def unit_of_record(name: str, services: Services) -> LoadedUnit | None:
     """The unit of a VM that runs although its files are gone or broken: as it was when it was started."""
-    directory = services.layout.instance(name)
     try:
-        record = directory.read_record()
+        with closing(services.layout.instance(name)) as directory:
+            record = directory.read_record()
         running = codec.decode(Running, record.state)
         unit = unit_from_values(running.unit)
-    except (StateFileError, ValueError):
+    except (HostError, ValueError):
         return None
-    finally:
-        directory.close()
     return LoadedUnit(name=name, unit=unit, files=running.files, etag=record.unit_digest, text="")

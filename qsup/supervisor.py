@@ -21,7 +21,9 @@ from qsup.instance.services import Services
 from qsup.instance.settle import Holder
 from qsup.instance.state import Level, Request, State, Verdict, judge
 from qsup.unit.info import ReloadResult
+from qsup.unit.kinds import is_instance_name
 from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit
 
 _log = structlog.get_logger()
 
@@ -72,6 +74,7 @@ class Supervisor:
                 for driver in list(self._drivers.values()):
                     await driver.wait_adopted()
                     await driver.wait_state(lambda state: state is not State.UNREACHABLE)
+            self._forget_the_gone()
             self._resolve_operations()
             task_status.started()
             nursery.start_soon(self._autostart)
@@ -79,12 +82,22 @@ class Supervisor:
 
     def _driver_of_leftover(self, name: str) -> None:
         """A VM that runs, or ran, under an earlier daemon; its unit may have gone or be broken."""
+        if not is_instance_name(name):
+            _log.warning("not the run directory of a VM", name=name)
+            return
         try:
             self._add(self._store.units.get(name) or self._store.read(name))
         except QsupError as error:
             _log.warning("a VM's unit cannot be read", instance=name, why=str(error))
-            if (loaded := access.unit_of_record(name, self._services)) is not None:
-                self._add(loaded)
+            # where the record cannot be read either there is nothing to show but that it is quarantined
+            nothing = LoadedUnit(name=name, unit=Unit(), files=(), etag="", text="")
+            self._add(access.unit_of_record(name, self._services) or nothing)
+
+    def _forget_the_gone(self) -> None:
+        """What was only a directory of a VM without a unit is no VM."""
+        for name, driver in list(self._drivers.items()):
+            if not driver.loaded.files and driver.state is State.DEAD:
+                self._drivers.pop(name).retire()
 
     def _add(self, loaded: LoadedUnit) -> Driver:
         driver = self._drivers.get(loaded.name)
@@ -249,6 +262,8 @@ class Supervisor:
             self._add(loaded).set_unit(loaded)
         for name in [name for name in self._drivers if self._has_gone(name)]:
             self._drivers.pop(name).retire()
+        for driver in self._drivers.values():
+            driver.reexamine()
         self._services.publish(
             "units-reloaded",
             None,

@@ -159,6 +159,11 @@ class Driver:
         """Put a request into the inbox; what the guest and the process do overtakes it there."""
         self._inbox.post(asked)
 
+    def reexamine(self) -> None:
+        """Look again at a run record that could not be read; somebody may have repaired or removed it."""
+        if self.state is State.QUARANTINED and self.body is not None:
+            self._inbox.post(Happened(life=self.body.number, event=Event.RECORD_REPAIRED))
+
     # the task
 
     async def run(self) -> None:
@@ -199,6 +204,9 @@ class Driver:
                 self._services.publish("instance-changed", self.name, message.changes)
 
     async def _on_event(self, body: Body, message: Happened) -> None:
+        if message.event is Event.RECORD_REPAIRED:
+            await self._adopt(body)
+            return
         if message.event is Event.RESTART_DUE:
             await self._reread_unit()
         self._apply(body, message.event, message.cause)
@@ -375,13 +383,15 @@ class Driver:
     # adoption
 
     async def _adopt(self, body: Body) -> None:
-        """Take over what an earlier daemon left of this VM, before anything else."""
+        """Take over what an earlier daemon left of this VM: before anything else, or once it can be read."""
         try:
             found = await body.find()
         except StateFileError as error:
             cause = Cause(kind=CauseKind.RECORD_UNREADABLE, detail=error.message)
             self._apply(body, Event.RECORD_UNREADABLE, cause)
             return
+        if self.state is State.QUARANTINED:
+            self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
             return
         self._position.resume(history=found.history, ending=found.ending, since=found.since, was_ready=found.was_ready)

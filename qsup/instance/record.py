@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
+from qsup.host.records import LATEST, within
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.plan.spec import PlanSummary
@@ -58,7 +59,7 @@ class Running:
     files: tuple[str, ...]
     unit: Mapping[str, Any]
     plan: PlanSummary
-    since: float
+    since: float = field(validator=within(0, LATEST))
     was_ready: bool = False
     ending: CauseRecord | None = None
     restarts: int = 0

@@ -260,6 +260,7 @@ def _adoption() -> _Table:
     return table | {
         (State.DEAD, Event.FOUND): _to(State.UNREACHABLE, Effect.RECONNECT),
         (State.DEAD, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
+        (State.QUARANTINED, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_REPAIRED): _to(State.DEAD),
         (State.DEAD, Event.ENDED): _to(State.DEAD),
         (State.DEAD, Event.FAILED): _to(State.CRASHED),
