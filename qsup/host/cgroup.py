@@ -210,7 +210,8 @@ class CgroupTree:
 
     def reopen(self, paths: Sequence[str]) -> Cgroup:
         """See `CgroupManager.reopen`."""
-        found = [Path(path) for path in paths if Path(path).is_dir()]
+        # whoever is in them is killed in the end, so they must be ours, whatever a record says
+        found = [path for path in map(Path, paths) if path.parent.name == self.tag and path.is_dir()]
         return Cgroup(found, absence="" if found else "its cgroup is gone")
 
 

@@ -7,17 +7,32 @@ Must not: say what a record means for a VM's state; that is the driver's.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 from attrs import field, frozen
 
-from qsup.errors import StateFileError
+from qsup.errors import StateFileError, from_oserror
 from qsup.host import codec
 from qsup.host.claims import Claim
 from qsup.plan.spec import Identity
+
+#: Seconds since the epoch at the end of the year 9999, the last that has a name in RFC 3339.
+LATEST = 253_402_300_799
+_PID_MAX = 1 << 22  # PID_LIMIT in linux/threads.h
+_TICKS_MAX = 1 << 63
+
+
+def within(low: float, high: float) -> Callable[[object, Any, Any], None]:
+    """A validator for a number of a record, which may have been tampered with; raises `ValueError`."""
+
+    def check(_record: object, attribute: Any, value: Any) -> None:
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{attribute.name} is {value}, which is not from {low} to {high}")
+
+    return check
 
 
 @frozen(kw_only=True)
@@ -53,9 +68,9 @@ class RunRecord:
     unit_digest: str
     argv: tuple[str, ...]
     machine: str
-    started: float
-    pid: int | None = None
-    start_time: int | None = None
+    started: float = field(validator=within(0, LATEST))
+    pid: int | None = field(default=None, validator=within(1, _PID_MAX))
+    start_time: int | None = field(default=None, validator=within(0, _TICKS_MAX))
     cgroups: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()
@@ -128,7 +143,10 @@ class IdentityStore:
         Raises:
             NoSpaceError, HostError: see `qsup.host.atomic.write_atomic`.
         """
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise from_oserror(error, f"could not make {self._directory}") from error
         codec.save(record, self.path(record.name))
 
     def uids(self) -> Iterator[int]:
