@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -44,9 +44,23 @@ def configure(level: str, *, send_to_journal: Callable[[dict[str, str]], object]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
+
+
+class _StandardError:
+    """Standard error, whose disk may be full or whose reader may be gone: then there is nobody left to tell."""
+
+    def write(self, text: str) -> None:
+        """Write it, all of it at once."""
+        try:
+            os.write(2, text.encode(errors="backslashreplace"))
+        except OSError:
+            pass  # the record is lost, and must not take anything with it
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _drop_empty(_logger: Any, _method: str, event: EventDict) -> EventDict:
