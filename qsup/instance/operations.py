@@ -133,13 +133,13 @@ class OperationTable:
             _log.error("the end of an operation could not be recorded", operation=operation_id, why=error.message)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Take in what an earlier daemon journaled.
-
-        Raises:
-            KeyError, ValueError, TypeError: a record is not an operation.
-        """
+        """Take in what an earlier daemon journaled; what is no operation is left out and logged."""
         for record in records:
-            operation = from_record(record)
+            try:
+                operation = from_record(record)
+            except (KeyError, ValueError, TypeError) as error:
+                _log.error("not an operation in the journal", id=str(record.get("id")), why=repr(error))
+                continue
             self._operations.pop(operation.id, None)
             self._keep(operation)
 
