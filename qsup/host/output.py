@@ -19,6 +19,7 @@ import trio
 from attrs import frozen
 
 from qsup.errors import from_oserror
+from qsup.pace import Pace
 
 #: Bytes kept in memory of each stream.
 RING_SIZE = 64 << 10
@@ -26,6 +27,10 @@ RING_SIZE = 64 << 10
 LOG_SIZE = 64 << 10
 _PIPE_SIZE = 1 << 20  # what a FIFO may hold without privilege (pipe(7)); the default is 64 KiB
 _READ_SIZE = 256 << 10
+#: Bytes taken in per second, after a burst; of what is printed faster the FIFO keeps what it holds.
+_RATE, _BURST = 1 << 20, 1 << 20
+#: What taking in any piece costs beside its bytes.
+_PIECE = 4 << 10
 
 # CSI and OSC sequences, other escapes, then whatever control characters are left, but for tab and newline
 _UNPRINTABLE = re.compile(
@@ -243,17 +248,20 @@ class Output:
 
     async def run(self) -> None:
         """Take in whatever is printed, until cancelled or closed; one task per output."""
-        while True:
+        pace = Pace(rate=_RATE, burst=_BURST)
+        while self._fd >= 0:
             try:
                 await trio.lowlevel.wait_readable(self._fd)
             except trio.ClosedResourceError:
                 return
-            self._take()
+            await pace.spend(self._take() + _PIECE)
 
     def drain(self) -> None:
         """Take in what is in the FIFO now: after QEMU's end, its last words."""
-        while self._take():
-            pass
+        taken = 0
+        # no more than it holds: one that still prints would keep us here
+        while taken < _PIPE_SIZE and (count := self._take()):
+            taken += count
 
     def _take(self) -> int:
         try:

@@ -17,9 +17,14 @@ import trio
 
 from qsup.errors import BusyError, DeniedError
 from qsup.host.output import Chunk, Feed
+from qsup.pace import Pace
 
 _CHUNK = 32 * 1024
 _SEND_TIMEOUT = 10.0
+#: Bytes of output taken in per second, after a burst; beyond that the guest's console is as slow as a slow line.
+_RATE, _BURST = 4 << 20, 1 << 20
+#: What taking in any piece costs beside its bytes: a guest that writes byte by byte costs more than one that does not.
+_PIECE = 16 << 10
 
 
 class ConsoleHub:
@@ -61,9 +66,11 @@ class ConsoleHub:
         stream, feed = self._stream, self._feed
         if stream is None:
             return
+        pace = Pace(rate=_RATE, burst=_BURST)
         try:
             while data := await stream.receive_some(_CHUNK):
                 feed.append(data)
+                await pace.spend(len(data) + _PIECE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # QEMU's end; the process watcher says why
         finally:

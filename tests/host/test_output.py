@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -166,7 +166,7 @@ async def test_takes_in_what_is_printed(tmp_path: Path) -> None:
 FLOOD = """
 import os, sys
 line = b"x" * 99 + b"\\n"
-for _ in range(5000):
+for _ in range(150):
     os.set_blocking(1, True)
     os.write(1, line * 100)
 os.write(2, b"the last words\\n")
@@ -174,14 +174,14 @@ os.write(2, b"the last words\\n")
 
 
 async def test_flood_is_bounded_and_its_end_kept(tmp_path: Path) -> None:
-    """A program that prints 50 MB and dies leaves bounded logs, bounded memory, and its last line."""
+    """A program that prints 1.5 MB and dies leaves bounded logs, bounded memory, and its last line."""
     async with running_output(tmp_path) as output:
         writer = output.open_writer()
         with trio.fail_after(30):
             await trio.run_process([sys.executable, "-c", FLOOD], stdout=writer, stderr=writer)
         os.close(writer)
         output.drain()
-        assert output.end == 50_000_015
+        assert output.end == 1_500_015
         assert output.tail(1) == ["the last words"]
         assert len(bytes(output.feed.ring)) == RING_SIZE
     assert log_size(tmp_path) <= 2 * LOG_SIZE
@@ -202,6 +202,47 @@ async def test_writer_is_never_blocked_nor_killed(tmp_path: Path) -> None:
     os.close(writer)
     output.close()
     assert output.end >= 64 << 10
+
+
+async def test_flood_is_read_at_a_pace(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Of what is printed without end a bounded amount is taken in each second; a line after a rest comes at once."""
+    async with running_output(tmp_path) as output:
+        writer = output.open_writer()
+        seconds = 20
+        with trio.move_on_after(seconds):
+            while True:
+                with suppress(BlockingIOError):
+                    os.write(writer, b"x" * 4096)
+                    continue
+                await trio.sleep(0.01)
+        # the FIFO's content, a burst, and no more than the rate
+        assert output.end < (seconds + 2) << 20
+        await trio.sleep(10)
+        follower = output.feed.follow()
+        began = trio.current_time()
+        os.write(writer, b"a line\n")
+        assert (await anext(follower)).data == b"a line\n"
+        assert trio.current_time() == began
+        os.close(writer)
+
+
+async def test_draining_ends_though_somebody_prints_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end of an output is no end of a process that keeps printing into it: no more is taken than a FIFO holds."""
+    output = Output(tmp_path / "output", tmp_path / "log")
+    writer = output.open_writer()
+    real = os.read
+
+    def read_and_refill(fd: int, size: int) -> bytes:
+        data = real(fd, size)
+        os.write(writer, b"x" * len(data))
+        return data
+
+    os.write(writer, b"x" * 4096)
+    monkeypatch.setattr(os, "read", read_and_refill)
+    output.drain()
+    monkeypatch.undo()
+    os.close(writer)
+    output.close()
 
 
 async def test_restarted_daemon_reads_what_was_printed_meanwhile(tmp_path: Path) -> None:
