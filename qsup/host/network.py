@@ -81,7 +81,7 @@ def create_tap(name: str, *, bridge: str, mac: str, create_bridge: bool = False)
 
 def _check_bridge(bridge: str) -> None:
     if not _sysfs(bridge).exists():
-        hint = "create it, or let the NIC say `create-bridge = true`"
+        hint = 'create it, or let the NIC say `type = "bridge"`, which makes it'
         raise NetworkError(f"there is no bridge {bridge}", hint=hint, bridge=bridge)
     if not (_sysfs(bridge) / "bridge").exists():
         raise NetworkError(f"{bridge} is no bridge", bridge=bridge)

@@ -97,6 +97,14 @@ def test_foreign_bridge_is_left_alone(bridge: str) -> None:
 
 
 @pytest.mark.root
+def test_missing_bridge_is_named(bridge: str) -> None:
+    """Where the bridge is to be there already and is not, the error names it and the key that would make it."""
+    with pytest.raises(NetworkError, match=f"there is no bridge {bridge}") as caught:
+        create_tap(tap_name(bridge, "lan"), bridge=bridge, mac=MAC)
+    assert 'type = "bridge"' in caught.value.hint
+
+
+@pytest.mark.root
 def test_failed_tap_leaves_nothing(bridge: str) -> None:
     """When the tap cannot be had, the bridge made for it goes too, and the reason is told."""
     with pytest.raises(NetworkError, match="cannot be the name of a network interface"):
