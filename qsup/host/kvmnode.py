@@ -1,6 +1,6 @@
 """A node of /dev/kvm that VMs may open, whoever may open the host's own.
 
-Decides: where that node is and how long it stays.
+Decides: who needs that node, where it is, and how long it stays.
 Must not: touch the host's /dev/kvm; a VM sees ours in its place through a mount namespace that the launcher makes.
 
 The node may be opened by anyone, in a directory that only root may enter. All daemons of a machine share it: each that
@@ -19,9 +19,25 @@ from qsup.errors import StartError
 
 DIRECTORY = Path("/dev/qsup")
 NODE = DIRECTORY / "kvm"
+HOST_NODE = Path("/dev/kvm")
+_READ_WRITE = 0o6
 
 # the descriptor that carries this process's lock, -1 for none: like the directory, there is one
 _lock = -1
+
+
+def excludes(uid: int) -> bool:
+    """Whether the host's /dev/kvm is closed to a user by its mode; also when it cannot be looked at.
+
+    Args:
+        uid: the user's, and his only group's too.
+    """
+    try:
+        host = os.stat(HOST_NODE)
+    except OSError:
+        return True  # `hold` says what is wrong with it
+    shift = 6 if host.st_uid == uid else 3 if host.st_gid == uid else 0
+    return host.st_mode >> shift & _READ_WRITE != _READ_WRITE
 
 
 def hold() -> None:
@@ -35,7 +51,7 @@ def hold() -> None:
         while _lock < 0:
             _lock = _lock_directory()
         if not NODE.exists():
-            os.mknod(NODE, stat.S_IFCHR | 0o600, os.stat("/dev/kvm").st_rdev)
+            os.mknod(NODE, stat.S_IFCHR | 0o600, os.stat(HOST_NODE).st_rdev)
             NODE.chmod(0o666)
     except OSError as error:
         raise StartError(f"could not give the VM a /dev/kvm of its own: {error}") from error

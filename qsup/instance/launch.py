@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TypeVar
 
 import structlog
@@ -31,7 +31,7 @@ from qsup.errors import (
     UnsupportedError,
     from_oserror,
 )
-from qsup.host import process
+from qsup.host import kvmnode, process
 from qsup.host.output import Output
 from qsup.host.process import Credentials, Process
 from qsup.instance.console import ConsoleHub
@@ -99,7 +99,7 @@ async def launch(
         )
     except BaseException:
         with trio.CancelScope(shield=True):  # bounded: each callback has a deadline of its own
-            await resources.aclose()
+            await _give_back(resources)
         raise
     return Life(
         number=number,
@@ -117,21 +117,30 @@ async def launch(
     )
 
 
+async def _give_back(resources: AsyncExitStack) -> None:
+    """Undo a launch that failed. What cannot be undone is logged: whoever asked is to hear why the launch failed."""
+    try:
+        await resources.aclose()
+    except QsupError as error:
+        _log.error("clean-up after a failed start", why=str(error))
+    except Exception as error:
+        _log.error("clean-up after a failed start", exc_info=error)
+
+
 async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
     credentials = None if prepared.uid is None else Credentials(uid=prepared.uid, gid=prepared.uid)
-    writer = prepared.output.open_writer()
-    try:
+    with ExitStack() as handed_over:
+        handed_over.callback(prepared.close_fds)
+        writer = prepared.output.open_writer()
+        handed_over.callback(os.close, writer)
         child = await process.spawn(
             prepared.argv,
             fds=prepared.fds,
             output_fd=writer,
             credentials=credentials,
-            kvm_node=prepared.plan.accel == "kvm" and credentials is not None,
+            kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
-    finally:
-        os.close(writer)
-        prepared.close_fds()
-    resources.push_async_callback(end_process, child)
+        resources.push_async_callback(end_process, child)
     return child
 
 

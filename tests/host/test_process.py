@@ -155,6 +155,31 @@ def kvm_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "excluded"),
+    [
+        (0o666, 0, 0, False),
+        (0o660, 0, 0, True),
+        (0o664, 0, 0, True),
+        (0o660, 0, VM_USER.gid, False),
+        (0o606, 0, VM_USER.gid, True),
+        (0o600, VM_USER.uid, 0, False),
+        (0o066, VM_USER.uid, 0, True),
+    ],
+)
+def test_kvm_node_is_for_those_whom_the_hosts_excludes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, group: int, excluded: bool
+) -> None:
+    """The class of /dev/kvm's mode that a VM's user falls into says whether he is excluded; no such node excludes."""
+    monkeypatch.setattr(kvmnode, "HOST_NODE", tmp_path / "kvm")
+    assert kvmnode.excludes(VM_USER.uid)
+    kvmnode.HOST_NODE.touch()
+    os.chown(kvmnode.HOST_NODE, owner, group)
+    kvmnode.HOST_NODE.chmod(mode)
+    assert kvmnode.excludes(VM_USER.uid) == excluded
+
+
+@pytest.mark.root
 @NEEDS_KVM
 async def test_kvm_node_of_its_own(printed: Printed, kvm_node: None) -> None:
     """A VM's user opens /dev/kvm through a node that nobody else can reach; the host's stays as it is."""

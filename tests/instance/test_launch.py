@@ -1,0 +1,34 @@
+"""Tests of `qsup.instance.launch`: how a failed launch ends."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import pytest
+import trio
+
+from qsup.errors import HostError, StartError
+from qsup.instance import launch
+from qsup.instance.restart import RestartHistory
+
+
+@pytest.mark.parametrize("trouble", [HostError("the cgroup did not empty"), RuntimeError("a bug")])
+async def test_clean_up_does_not_hide_why_a_launch_failed(monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
+    """Whoever asked for the start hears its own error, whatever goes wrong while it is undone, and all is undone."""
+    undone: list[str] = []
+
+    def fail() -> None:
+        raise trouble
+
+    async def prepare(_unit: object, _services: object, _history: object, resources: AsyncExitStack) -> None:
+        resources.callback(undone.append, "first")
+        resources.callback(fail)
+        raise StartError("QEMU's own words")
+
+    monkeypatch.setattr(launch, "prepare", prepare)
+    nothing = cast(Any, None)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(StartError, match="QEMU's own words"):
+            await launch.launch(1, nothing, nothing, nursery, nothing, RestartHistory())
+    assert undone == ["first"]
