@@ -33,6 +33,8 @@ _ADOPTION_WAIT = 2.0
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
+#: Requests whose end is read from the VM's state alone.
+_SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART})
 
 
 class Supervisor:
@@ -120,22 +122,22 @@ class Supervisor:
                 driver = self._drivers[driver.name] = Driver(driver.loaded, self._services)
 
     def _resolve_operations(self) -> None:
-        """End the operations that an earlier daemon left unfinished, by what has become of their VMs."""
+        """Take the operations up again that an earlier daemon left unfinished; end those that cannot be."""
         operations = self._services.operations
         for operation in operations.unfinished():
             driver = self._drivers.get(operation.target)
-            level = driver.state.level if driver else Level.INACTIVE
-            reached = {"start": level is Level.ACTIVE, "stop": level in (Level.INACTIVE, Level.FAILED)}
-            reached |= {"kill": reached["stop"], "restart": reached["start"]}
-            if reached.get(operation.kind):
-                operations.finish(operation.id, result={"changed": True})
-            else:
-                error = QsupError(
-                    f"the daemon ended during {operation.kind}; the VM is now {level.value}",
-                    instance=operation.target,
-                    hint="look at its status, and repeat the request if it is not as wanted",
-                )
-                operations.finish(operation.id, error=error)
+            request = next((request for request in Request if request.value == operation.kind), None)
+            if driver is not None and request in _SETTLED_BY_STATE and driver.holder is None:
+                # what an operation still means, its driver reads from the state
+                second_half = request is Request.RESTART and driver.state.level is Level.DEACTIVATING
+                driver.resume(Holder(operation=operation.id, request=request, start_next=second_half))
+                continue
+            error = QsupError(
+                f"the daemon ended during {operation.kind}; whether it was carried out is not known",
+                instance=operation.target,
+                hint="look at its status, and repeat the request if it is not as wanted",
+            )
+            operations.finish(operation.id, error=error)
 
     async def _autostart(self) -> None:
         limit = trio.CapacityLimiter(self._start_concurrency)
@@ -151,7 +153,9 @@ class Supervisor:
 
         async with trio.open_nursery() as nursery:
             for name, loaded in self._store.units.items():
-                if loaded.unit.install.autostart and self._drivers[name].state is State.DEAD:
+                # a cause says that it ended in this boot: then it is down by somebody's will, or by its policy
+                view = self._drivers[name].view
+                if loaded.unit.install.autostart and view.state is State.DEAD and view.cause is None:
                     nursery.start_soon(start, name)
 
     # instances
@@ -209,8 +213,8 @@ class Supervisor:
         driver = self._drivers.get(name) or self._new_driver(name, request)
         holder = driver.holder
         if holder is not None:
-            if holder.request is request and request in _PREEMPTING:
-                return operations.get(holder.operation)
+            if request in _PREEMPTING and holder.request in (request, Request.KILL):
+                return operations.get(holder.operation)  # a stop joins a kill, and never softens it
             if request not in _PREEMPTING:
                 raise BusyError(
                     f"{holder.request.value} is under way (operation {holder.operation})",

@@ -55,12 +55,14 @@ class Found:
     Args:
         life: the VM, not yet connected; ``None`` when its process is gone, and then ``cause`` says how it ended.
         ending: a stop that was under way.
+        told_to_end: that stop had come further than asking the guest.
     """
 
     life: Life | None
     cause: Cause | None
     history: RestartHistory
     ending: Cause | None
+    told_to_end: bool
     since: float
     was_ready: bool
 
@@ -182,6 +184,7 @@ def _found(life: Life | None, cause: Cause | None, running: Running) -> Found:
         cause=cause,
         history=running.history(),
         ending=running.ending.cause() if running.ending else None,
+        told_to_end=running.told_to_end,
         since=running.since,
         was_ready=running.was_ready,
     )
@@ -238,7 +241,8 @@ async def _ask(life: Life, monitor: Monitor, ending: Cause | None, was_ready: bo
     cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
     if ending is not None:
-        event, cause = Event.ADOPTED_STOPPING, ending
+        event = Event.ADOPTED_SHUTDOWN if status.status == "shutdown" else Event.ADOPTED_STOPPING
+        cause = ending
     elif status.status == "prelaunch":
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
@@ -303,6 +307,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
         since=position.since,
         was_ready=position.was_ready,
         ending=CauseRecord.of(position.ending) if position.ending else None,
+        told_to_end=position.state in _TOLD_TO_END,
         restarts=position.history.count,
         restart_times=position.history.recent,
     )
@@ -311,6 +316,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
     return running
 
 
+_TOLD_TO_END = frozenset({State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.STUCK})
 #: States in which a life's record is kept up to date; in the others there is none, or it is being given up.
 RECORDED = frozenset(
     {
@@ -319,7 +325,9 @@ RECORDED = frozenset(
         State.PAUSED,
         State.IO_ERROR,
         State.GUEST_PANICKED,
+        State.UNRESPONSIVE,
+        State.UNREACHABLE,
         State.STOPPING_GUEST,
-        State.STOPPING_QUIT,
+        *_TOLD_TO_END,
     }
 )

@@ -175,10 +175,17 @@ class Body:
 
     def _launch(self, orders: Orders) -> None:
         self.number += 1
+        self._limit_start(orders)
+        self._jobs.start("launch", partial(self._launch_job, self.number, orders))
+
+    def _limit_start(self, orders: Orders) -> None:
         seconds = orders.loaded.unit.service.start_timeout
         late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {seconds:g} s")
         self._say_after("start-timeout", seconds, Event.START_TIMEOUT, late)
-        self._jobs.start("launch", partial(self._launch_job, self.number, orders))
+
+    def limit_guest(self, orders: Orders) -> None:
+        """A guest that an earlier daemon asked to shut down has its whole time once more, monitor or not."""
+        self._say_after("stage", orders.loaded.unit.service.stop_timeout, Event.STAGE_TIMEOUT)
 
     async def _launch_job(self, number: int, orders: Orders) -> None:
         ended = LaunchEnded(life=number)
@@ -196,6 +203,8 @@ class Body:
 
     def _await_ready(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
+            if not self._jobs.is_running("start-timeout"):
+                self._limit_start(orders)  # an earlier daemon's deadline is not known; it has all of it once more
             wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, self._post)
             self._jobs.start("ready", wait)
 
@@ -205,16 +214,19 @@ class Body:
     def _ask_guest(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
             guest = self.guest if orders.agent_connected else None
-            ask = partial(stop.ask_guest, self.life, self.monitor, guest, orders.stop_timeout, self._post)
+            service = orders.loaded.unit.service
+            ask = partial(stop.ask_guest, self.life, service, self.monitor, guest, orders.stop_timeout, self._post)
             self._jobs.start("stage", ask)
 
     def _quit(self, orders: Orders) -> None:
         if self.life is not None:
-            self._jobs.start("stage", partial(stop.quit_qemu, self.life, self.monitor, self._post))
+            self._jobs.start(
+                "stage", partial(stop.quit_qemu, self.life, orders.loaded.unit.service, self.monitor, self._post)
+            )
 
     def _term(self, orders: Orders) -> None:
         if self.life is not None:
-            self._jobs.start("stage", partial(stop.terminate, self.life, self._post))
+            self._jobs.start("stage", partial(stop.terminate, self.life, orders.loaded.unit.service, self._post))
 
     def _kill(self, orders: Orders) -> None:
         if self.life is not None:

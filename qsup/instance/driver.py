@@ -21,13 +21,13 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, QsupError, StateFileError, UndefinedTransition
-from qsup.instance import adopt
+from qsup.instance import adopt, ended
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.inbox import Inbox
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded
+from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded, Resumed
 from qsup.instance.position import Position
 from qsup.instance.record import Running
 from qsup.instance.services import Services
@@ -38,6 +38,11 @@ from qsup.instance.viewing import Moving, make_view
 from qsup.unit.load import LoadedUnit
 
 _log = structlog.get_logger()
+
+#: Events by which a guest that stood still, or was not heard of, runs.
+_RUNS_AGAIN = (Event.GUEST_RESUMED, Event.ANSWERED_RUNNING)
+#: Levels in which no start is under way.
+_START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 
 
 @frozen(kw_only=True)
@@ -142,6 +147,11 @@ class Driver:
         self.holder = holder
         self.touch()
 
+    def resume(self, holder: Holder) -> None:
+        """Go on with an operation that an earlier daemon left unfinished."""
+        self.holder = holder
+        self._inbox.post(Resumed())
+
     def release(self, operation: str) -> None:
         """Let the VM go if this operation holds it."""
         if self.holder is not None and self.holder.operation == operation:
@@ -188,6 +198,8 @@ class Driver:
         match message:
             case Asked():
                 await self._on_request(body, message)
+            case Resumed():
+                self._settle(body)
             case Finished():
                 self._end_operation(message.operation, message.result, message.error)
             case _ if message.life != body.number:
@@ -207,9 +219,14 @@ class Driver:
         if message.event is Event.RECORD_REPAIRED:
             await self._adopt(body)
             return
-        if message.event is Event.RESTART_DUE:
+        event, cause = message.event, message.cause
+        if event is Event.RESTART_DUE:
             await self._reread_unit()
-        self._apply(body, message.event, message.cause)
+        elif event in _RUNS_AGAIN and not self._position.was_ready and self.state is not State.WAITING_READY:
+            event = Event.WAITING_AGAIN
+        elif event is Event.START_TIMEOUT and self.state is State.SPAWNING and cause is not None:
+            cause = evolve(cause, detail=cause.detail.replace("was not ready", "did not answer on its monitor"))
+        self._apply(body, event, cause)
         self._settle(body)
 
     # transitions
@@ -222,11 +239,18 @@ class Driver:
             self._log.warning("event without an edge", why=error.message)
             return
         if self.state is not before:
+            if self.state is State.SPAWNING:
+                ended.forget(self._services.layout, self.name)
             body.cancel_stage()
-            if self.state.level is not Level.ACTIVATING:
+            if self._position.was_ready or self.state.level in _START_OVER:
                 body.cancel_start_timeout()
             self._tell(before, event)
-        orders = Orders(
+        orders = self._orders()
+        for effect in transition.effects:
+            body.perform(effect, orders)
+
+    def _orders(self) -> Orders:
+        return Orders(
             loaded=self.loaded,
             history=self._position.history,
             ending=self._position.ending,
@@ -235,8 +259,6 @@ class Driver:
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
         )
-        for effect in transition.effects:
-            body.perform(effect, orders)
 
     def _tell(self, before: State, event: Event) -> None:
         self.touch()
@@ -297,9 +319,31 @@ class Driver:
         self._observed = Observed()
         life = body.let_go()
         self._apply(body, event, reason)
+        self._keep_end()
         await body.clean_up(life)
         self.touch()
         self._settle(body)
+
+    def _keep_end(self) -> None:
+        position = self._position
+        due = time.monotonic() + position.restart_delay if self.state is State.AUTO_RESTART else 0.0
+        ended.keep(
+            self._services.layout,
+            self.name,
+            state=self.state,
+            cause=position.cause,
+            since=position.since,
+            due=due,
+            history=position.history,
+        )
+
+    def _recall_end(self, body: Body) -> None:
+        """Nothing runs: go on where the VM was down, with a restart that is due if one was."""
+        found = ended.recall(self._services.layout, self.name)
+        if found is None:
+            return
+        self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
+        self._apply(body, Event(found.event), found.cause.cause() if found.cause else None)
 
     # requests
 
@@ -360,6 +404,7 @@ class Driver:
             name=self.name,
             state=self.state,
             cause=self._position.cause,
+            was_ready=self._position.was_ready,
             hint=self._hint,
             pid=life.process.pid if life else None,
         )
@@ -375,9 +420,9 @@ class Driver:
     def _end_operation(
         self, operation: str, result: Mapping[str, Any] | None = None, error: QsupError | None = None
     ) -> None:
-        ended = self._services.operations.finish(operation, result=result, error=error)
+        finished = self._services.operations.finish(operation, result=result, error=error)
         self.release(operation)
-        data = {"operation": operation, "kind": ended.kind, "state": ended.state.value}
+        data = {"operation": operation, "kind": finished.kind, "state": finished.state.value}
         self._services.publish("operation", self.name, data | ({"error": error.message} if error else {}))
 
     # adoption
@@ -393,11 +438,14 @@ class Driver:
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
+            self._recall_end(body)
             return
         self._position.resume(history=found.history, ending=found.ending, since=found.since, was_ready=found.was_ready)
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return
         self._take(body, found.life)
-        self._apply(body, Event.FOUND)
+        self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
+        if found.ending is not None and not found.told_to_end:
+            body.limit_guest(self._orders())
         self._settle(body)

@@ -28,6 +28,11 @@ class Asked:
 
 
 @frozen(kw_only=True)
+class Resumed:
+    """An operation of an earlier daemon holds the VM again: see whether it is done."""
+
+
+@frozen(kw_only=True)
 class Happened:
     """An event of the table."""
 
@@ -70,4 +75,4 @@ class Noted:
     changes: Mapping[str, Any]
 
 
-Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted
+Message = Asked | Resumed | Happened | LaunchEnded | ProcessEnded | Finished | Noted

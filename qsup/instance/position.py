@@ -12,12 +12,10 @@ from collections.abc import Callable
 import trio
 
 from qsup.instance import restart
-from qsup.instance.cause import Cause
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, Level, State, Transition, step
 from qsup.unit.model import ServiceSection
-
-_READY = frozenset({State.RUNNING, State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED})
 
 
 class Position:
@@ -62,10 +60,11 @@ class Position:
         transition = step(self._state, event)
         before, self._state = self._state, transition.target
         moved = self._state is not before
-        self.was_ready = (self.was_ready and self._state is not State.SPAWNING) or self._state in _READY
+        self.was_ready = (self.was_ready and self._state is not State.SPAWNING) or self._state is State.RUNNING
         if self._state.level is Level.DEACTIVATING:
-            # the first reason is the reason: what the guest does while it is being stopped does not replace it
-            self.cause = self.ending = self.ending or cause
+            # the first reason is the reason, and what the guest does then does not replace it; an operator's word does
+            ordered = cause is not None and cause.kind is CauseKind.OPERATOR
+            self.cause = self.ending = cause if ordered else self.ending or cause
         elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
             self.cause = cause
         if moved:
@@ -83,6 +82,15 @@ class Position:
     def resume(self, *, history: RestartHistory, ending: Cause | None, since: float, was_ready: bool) -> None:
         """Go on from what an earlier daemon wrote down."""
         self.history, self.ending, self._kept_since, self.was_ready = history, ending, since, was_ready
+
+    def recall(self, *, history: RestartHistory, since: float, due: float, now: float) -> None:
+        """Go on from how the VM ended under an earlier daemon.
+
+        Args:
+            due: monotonic seconds of the next automatic restart.
+            now: monotonic seconds.
+        """
+        self.history, self._kept_since, self.restart_delay = history, since, max(0.0, due - now)
 
     def forget_restarts(self) -> None:
         """Somebody started it: automatic restarts count from here."""

@@ -36,8 +36,12 @@ async def wait_ready(
     match wanted.on:
         case "agent":
             await _agent_answers(guest)
+        case "serial" if life.monitor is None:
+            # an earlier daemon started it, and what the guest wrote while nobody listened is lost
+            _log.warning("the awaited text may have gone by unseen; taken as ready", instance=life.record.name)
         case "serial":
-            await console.wait_text(wanted.text.encode(), start=life.console_start)
+            if not await console.wait_text(wanted.text.encode(), start=life.console_start):
+                return  # QEMU has closed the console: that is no readiness
         case "port":
             await _port_accepts(life, monitor, wanted.port)
     post(Happened(life=life.number, event=Event.READY))

@@ -50,6 +50,7 @@ class Running:
         since: wall clock of the last change of state.
         was_ready: readiness was reached, so an adopter need not wait for it again.
         ending: a stop that is under way, by its cause.
+        told_to_end: that stop has come further than asking the guest.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
     """
 
@@ -62,6 +63,7 @@ class Running:
     since: float = field(validator=within(0, LATEST))
     was_ready: bool = False
     ending: CauseRecord | None = None
+    told_to_end: bool = False
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
 

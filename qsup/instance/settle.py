@@ -36,6 +36,7 @@ class Standing:
     """Where the VM stands.
 
     Args:
+        was_ready: it has been ready since its process was started.
         hint: what a failed launch advised.
         pid: of the process, ``None`` without one.
     """
@@ -43,6 +44,7 @@ class Standing:
     name: str
     state: State
     cause: Cause | None
+    was_ready: bool
     hint: str
     pid: int | None
 
@@ -82,20 +84,34 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
 def _settle_start(standing: Standing) -> Settled | None:
     state, cause = standing.state, standing.cause
     if state.level is Level.ACTIVE:
-        return _CHANGED
+        return _settle_active(standing)
     if state.level is Level.ACTIVATING and state is not State.AUTO_RESTART:
         return None
     if state.level is Level.DEACTIVATING:
         return None  # it will be down in a moment, and only then nothing is left of the attempt
-    words = (cause.detail or cause.text) if cause else state.substate
+    words = (cause.detail or cause.text) if cause else "it was not started"
     hint = "it will be tried again" if state is State.AUTO_RESTART else standing.hint
     return Settled(error=StartError(words, instance=standing.name, hint=hint, cause=cause.kind.value if cause else ""))
 
 
-def _settle_stop(standing: Standing) -> Settled | None:
-    if standing.state.level in _DOWN:
+def _settle_active(standing: Standing) -> Settled | None:
+    """A guest that runs, or stands still, is started when it has been ready; until then its deadline stands."""
+    if standing.was_ready:
         return _CHANGED
-    if standing.state is not State.STUCK:
+    if standing.state is not State.GUEST_PANICKED:
+        return None
+    words = "the guest panicked before it was ready"
+    return Settled(error=StartError(words, instance=standing.name, hint="look at its console, then reset or kill it"))
+
+
+def _settle_stop(standing: Standing) -> Settled | None:
+    state = standing.state
+    if state.level in _DOWN:
+        return _CHANGED
+    if state.level is not Level.DEACTIVATING:
+        words = f"it is {state.level.value} ({state.substate}), and not stopped"
+        return Settled(error=StopError(words, instance=standing.name))
+    if state is not State.STUCK:
         return None
     error = StopError(
         f"SIGKILL was sent to process {standing.pid}, but the kernel keeps it",

@@ -145,12 +145,14 @@ class Event(enum.Enum):
     ADOPTED_IO_ERROR = "adopted-io-error"
     ADOPTED_PANICKED = "adopted-panicked"
     ADOPTED_SHUTDOWN = "adopted-shutdown"
-    ADOPTED_STOPPING = "adopted-stopping"
+    ADOPTED_STOPPING = "adopted-stopping"  # the guest had been asked to shut down
+    FOUND_STOPPING = "found-stopping"  # QEMU itself had been told to end
     RECORD_UNREADABLE = "record-unreadable"
     RECORD_REPAIRED = "record-repaired"
     # from the guest and QEMU
     GUEST_STOPPED = "guest-stopped"  # QAPI event STOP
     GUEST_RESUMED = "guest-resumed"  # QAPI event RESUME
+    WAITING_AGAIN = "waiting-again"  # the guest runs again, and has never been ready
     GUEST_RESET = "guest-reset"
     GUEST_SHUTDOWN = "guest-shutdown"
     GUEST_PANICKED = "guest-panicked"
@@ -253,12 +255,15 @@ def _adoption() -> _Table:
         Event.ADOPTED_IO_ERROR: _to(State.IO_ERROR),
         Event.ADOPTED_PANICKED: _to(State.GUEST_PANICKED),
         Event.ADOPTED_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
-        Event.ADOPTED_STOPPING: _to(State.STOPPING_QUIT, Effect.QUIT),
+        Event.ADOPTED_STOPPING: _to(State.STOPPING_GUEST, Effect.ASK_GUEST),
     }
     table: _Table = {(State.UNREACHABLE, event): arrival for event, arrival in arrivals.items()}
     # what a restarted daemon finds already over is judged by the policy like any other end
     return table | {
         (State.DEAD, Event.FOUND): _to(State.UNREACHABLE, Effect.RECONNECT),
+        # a stop that had come so far goes on without the monitor
+        (State.DEAD, Event.FOUND_STOPPING): _to(State.STOPPING_TERM, Effect.TERM),
+        (State.UNREACHABLE, Event.STAGE_TIMEOUT): _to(State.STOPPING_TERM, Effect.TERM),
         (State.DEAD, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_REPAIRED): _to(State.DEAD),
@@ -299,6 +304,11 @@ def _guest() -> _Table:
         (State.UNRESPONSIVE, Event.MONITOR_LOST): _to(State.UNREACHABLE, Effect.RECONNECT),
         (State.UNRESPONSIVE, Event.SILENT): _to(State.UNRESPONSIVE),
     }
+    # until it has been ready once, the start's deadline stands, whatever else happens to the guest
+    for state in (State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED, State.UNRESPONSIVE):
+        table[state, Event.WAITING_AGAIN] = _to(State.WAITING_READY, Effect.AWAIT_READY)
+        table[state, Event.START_TIMEOUT] = _to(State.STOPPING_QUIT, Effect.QUIT)
+    table[State.UNREACHABLE, Event.START_TIMEOUT] = _to(State.STOPPING_TERM, Effect.TERM)
     # events that QEMU buffered while it was silent say by themselves that it answers again
     for event, target in {
         Event.GUEST_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
@@ -335,9 +345,11 @@ def _stopping() -> _Table:
         (State.STOPPING_TERM, Event.STAGE_TIMEOUT): _to(State.STOPPING_KILL, Effect.KILL),
         (State.STOPPING_KILL, Event.STAGE_TIMEOUT): _to(State.STUCK),
     }
-    # while it is being stopped, what the guest still does changes nothing
+    # while it is being stopped, a further stop joins in, and what the guest still does changes nothing
     stages = (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.STUCK)
     noise = (
+        Event.STOP,
+        Event.START_TIMEOUT,
         Event.GUEST_STOPPED,
         Event.GUEST_RESUMED,
         Event.GUEST_RESET,
@@ -463,7 +475,7 @@ _NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
     Request.PAUSE: frozenset({State.PAUSED}),
     Request.RESUME: frozenset({State.RUNNING}),
 }
-_RESTARTABLE = frozenset(s for s in State if s.level is not Level.DEACTIVATING and s is not State.QUARANTINED)
+_RESTARTABLE = frozenset(State) - {State.STUCK, State.QUARANTINED}
 _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
     Request.START: frozenset({*_DOWN, State.AUTO_RESTART}),
     Request.STOP: frozenset(s for s in State if (s, Event.STOP) in TRANSITIONS),

@@ -20,6 +20,7 @@ from qsup.instance.messages import Happened, Message
 from qsup.instance.state import Event
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
+from qsup.unit.model import ServiceSection
 
 _log = structlog.get_logger()
 
@@ -36,15 +37,20 @@ def _failed(life: Life, post: Post) -> None:
 
 
 async def ask_guest(
-    life: Life, monitor: Monitor, guest: GuestChannel | None, seconds: float | None, post: Post
+    life: Life,
+    service: ServiceSection,
+    monitor: Monitor,
+    guest: GuestChannel | None,
+    seconds: float | None,
+    post: Post,
 ) -> None:
     """Ask the guest to shut down: by its agent where one answers, else (or after that) by the ACPI power button.
 
     Args:
+        service: as the unit's files say it now.
         guest: the way to the agent, ``None`` when nobody in the guest has its port open.
         seconds: what the guest is given for each way, in place of the unit's ``stop-timeout``.
     """
-    service = life.unit.service
     given = service.stop_timeout if seconds is None else seconds
     if guest is not None and "agent" in service.stop_methods and await _ask_agent(life, guest):
         await trio.sleep(given)
@@ -71,9 +77,8 @@ async def _press_button(life: Life, monitor: Monitor) -> bool:
     return True
 
 
-async def quit_qemu(life: Life, monitor: Monitor | None, post: Post) -> None:
+async def quit_qemu(life: Life, service: ServiceSection, monitor: Monitor | None, post: Post) -> None:
     """QMP ``quit``. Reply, SHUTDOWN event and the connection's end come in any order; only the process's end counts."""
-    service = life.unit.service
     if monitor is not None and "quit" in service.stop_methods:
         deadline = trio.current_time() + service.quit_timeout
         try:
@@ -84,9 +89,8 @@ async def quit_qemu(life: Life, monitor: Monitor | None, post: Post) -> None:
     _failed(life, post)
 
 
-async def terminate(life: Life, post: Post) -> None:
+async def terminate(life: Life, service: ServiceSection, post: Post) -> None:
     """SIGTERM, to which QEMU answers by an orderly exit."""
-    service = life.unit.service
     if "term" in service.stop_methods:
         life.process.send_signal(signal.SIGTERM)
         await trio.sleep(service.term_timeout)

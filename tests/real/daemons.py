@@ -166,15 +166,26 @@ class Daemon:
         assert not check or done.returncode == 0, f"qsupctl {' '.join(arguments)}: {done.stderr}"
         return done
 
-    def type(self, name: str, keys: str) -> None:
-        """Type on a VM's console, and return once its guest has answered."""
+    def type(self, name: str, keys: str, *, after: str = "ready") -> None:
+        """Type on a VM's console, and return once its guest has answered.
+
+        Args:
+            after: what the guest must have written before, in the console's history or since; ``""`` for nothing.
+        """
         with self.client() as client:
             console = connect(client, f"/v1/instances/{name}/console?mode=write")
+            seen = bytearray()
+
+            def has_written(text: str) -> bool:
+                seen.extend(console.receive())
+                return text.encode() in seen
+
             try:
-                assert came_true(lambda: b"ready" in console.receive(), seconds=DEADLINE), "the guest is not ready"
+                assert came_true(lambda: has_written(after), seconds=DEADLINE), f"the guest never wrote {after!r}"
+                seen.clear()
                 console.send(keys.encode())
                 console.flush()
-                assert came_true(lambda: keys[-1:].encode() in console.receive(), seconds=DEADLINE), "no echo"
+                assert came_true(lambda: has_written(keys[-1:]), seconds=DEADLINE), "no echo"
             finally:
                 console.close()
 

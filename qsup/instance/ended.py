@@ -1,0 +1,107 @@
+"""What is kept of a VM that is down: why, how often it was restarted, and whether it is about to be again.
+
+Decides: what a restarted daemon knows of a VM that has no process.
+Must not: outlive the boot, after which nothing of it is true; the files are in the run directory and name their boot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import structlog
+from attrs import frozen
+
+from qsup.errors import QsupError, StateFileError
+from qsup.host import codec, proc
+from qsup.host.rundir import Layout
+from qsup.instance.cause import Cause
+from qsup.instance.record import CauseRecord
+from qsup.instance.restart import RestartHistory
+from qsup.instance.state import Event, State
+
+_log = structlog.get_logger()
+
+#: By the state a VM is down in: the event that brings a new driver there.
+_WAY_BACK = {
+    State.CRASHED: Event.FAILED,
+    State.START_FAILED: Event.START_FAILED,
+    State.START_LIMIT_HIT: Event.LIMIT_HIT,
+    State.AUTO_RESTART: Event.RESTARTING,
+    State.DEAD: Event.ENDED,
+}
+
+
+@frozen(kw_only=True)
+class Ended:
+    """How a VM ended.
+
+    Args:
+        event: the edge that brings a driver from `State.DEAD` to where the VM was.
+        since: wall clock of the end, seconds since the epoch.
+        due: CLOCK_MONOTONIC seconds of the next automatic restart, 0 without one.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    boot_id: str
+    event: str
+    cause: CauseRecord | None
+    since: float
+    due: float = 0.0
+    restarts: int = 0
+    restart_times: tuple[float, ...] = ()
+
+    def history(self) -> RestartHistory:
+        """The restart history in the form the policy uses."""
+        return RestartHistory(count=self.restarts, recent=self.restart_times)
+
+
+def _path(layout: Layout, name: str) -> Path:
+    return layout.run / "ended" / f"{name}.json"
+
+
+def keep(
+    layout: Layout, name: str, *, state: State, cause: Cause | None, since: float, due: float, history: RestartHistory
+) -> None:
+    """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive, so a failure is logged."""
+    ended = Ended(
+        boot_id=proc.boot_id(),
+        event=_WAY_BACK[state].value,
+        cause=CauseRecord.of(cause) if cause else None,
+        since=since,
+        due=due,
+        restarts=history.count,
+        restart_times=history.recent,
+    )
+    path = _path(layout, name)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        codec.save(ended, path, durable=False)
+    except (QsupError, OSError) as error:
+        _log.error("could not keep how a VM ended", instance=name, why=str(error))
+
+
+def recall(layout: Layout, name: str) -> Ended | None:
+    """How a VM ended in this boot, ``None`` where that is not known."""
+    try:
+        ended = codec.load(Ended, _path(layout, name))
+        Event(ended.event)
+        if ended.cause is not None:
+            ended.cause.cause()
+    except StateFileError as error:
+        if not error.details.get("missing"):
+            _log.warning("what was kept of a VM's end cannot be read", instance=name, why=error.message)
+        return None
+    except ValueError as error:
+        _log.warning("what was kept of a VM's end is not known to this version", instance=name, why=str(error))
+        return None
+    return ended if ended.boot_id == proc.boot_id() else None
+
+
+def forget(layout: Layout, name: str) -> None:
+    """It is started: what was is no longer of interest."""
+    try:
+        _path(layout, name).unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("could not forget how a VM ended", instance=name, why=str(error))

@@ -1,0 +1,152 @@
+"""What a restarted daemon goes on with: stops, starts and restarts that were under way, and VMs that were down."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests import Emulator
+from tests.real.daemons import Daemon, kill_process, rom_unit
+from tests.waiting import came_true
+
+pytestmark = pytest.mark.real
+
+NEVER = 'ready = { serial = "no such text" }'
+
+
+@pytest.fixture
+def daemon(root_dir: Path) -> Iterator[Daemon]:
+    """A running daemon, ended with all its VMs."""
+    found = Daemon(root_dir)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def again(daemon: Daemon) -> None:
+    """Kill the daemon and start the next."""
+    daemon.signal(signal.SIGKILL)
+    daemon.start()
+
+
+def test_a_pending_restart_is_still_pending(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A VM that waited for its automatic restart is restarted by the next daemon, with its counter."""
+    policy = 'restart = "always"\nrestart-delay = "2s"'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
+    kill_process(daemon.do("web", "start")["pid"])
+    daemon.wait("web", "auto-restart")
+    again(daemon)
+    assert daemon.wait("web", "running")["restarts"] == 1
+
+
+def test_how_a_vm_ended_stays_known(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`failed (signal KILL)` is still that after the daemon's restart; so is an operator's stop, and it stays down."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.unit("auto", rom_unit(qemu, rom_guest, install="autostart = true"))
+    kill_process(daemon.do("web", "start")["pid"])
+    before = daemon.wait("web", "crashed")
+    daemon.do("auto", "start")
+    stopped = daemon.do("auto", "stop")
+    again(daemon)
+    after = daemon.view("web")
+    assert (after["substate"], after["cause"], after["since"]) == ("crashed", before["cause"], before["since"])
+    daemon.do("web", "start")
+    found = daemon.view("auto")
+    assert (found["substate"], found["cause"]) == ("dead", stopped["cause"])
+
+
+def test_a_guest_that_was_asked_to_shut_down_keeps_its_time(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A graceful stop goes on gracefully, its operation is the same, and it ends when the guest has powered off."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "30s"'))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.type("web", "D")
+    operation = daemon.post("/v1/instances/web/stop")
+    daemon.wait("web", "stopping-guest")
+    again(daemon)
+    assert daemon.wait("web", "stopping-guest")["pid"] == pid
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "running"
+    daemon.type("web", "O", after="")
+    assert daemon.wait("web", "dead")["cause"]["kind"] == "operator"
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "succeeded"
+
+
+def test_a_stop_of_a_hung_qemu_goes_on_escalating(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """SIGSTOPped QEMU, `quit` sent, daemon restarted: SIGTERM and SIGKILL follow although no monitor answers."""
+    service = 'stop-methods = ["quit", "term", "kill"]\nquit-timeout = "30s"\nterm-timeout = "200ms"'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=service))
+    pid = daemon.do("web", "start")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    daemon.post("/v1/instances/web/stop")
+    daemon.wait("web", "stopping-quit")
+    again(daemon)
+    assert daemon.wait("web", "dead")["cause"]["kind"] == "operator"
+    assert came_true(lambda: not os.path.exists(f"/proc/{pid}"), seconds=5)  # reaped by whoever inherited it
+
+
+def test_a_start_that_was_under_way_is_completed(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The start's operation is held again by the adopted VM, and fails by the start timeout as it would have."""
+    daemon.unit(
+        "web",
+        rom_unit(
+            qemu,
+            rom_guest,
+            service='ready = { port = 22 }\nstart-timeout = "3s"',
+            tables='[[nic]]\nid = "n"\nforward = ["39022:22"]',
+        ),
+    )
+    operation = daemon.post("/v1/instances/web/start")
+    daemon.wait("web", "waiting-ready")
+    again(daemon)
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "running"
+    assert daemon.wait("web", "start-failed")["cause"]["kind"] == "start-timeout"
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "failed"
+
+
+def test_an_operators_word_is_never_undone(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`kill` while the start timeout stops the VM: it stays down whatever its policy, and both operations end."""
+    service = f'{NEVER}\nstart-timeout = "1s"\nrestart = "on-failure"\nrestart-delay = "10ms"\nquit-timeout = "30s"'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=service))
+    daemon.post("/v1/instances/web/start")
+    os.kill(daemon.wait("web", "waiting-ready")["pid"], signal.SIGSTOP)
+    daemon.wait("web", "stopping-quit")
+    view = daemon.do("web", "kill")
+    assert (view["substate"], view["cause"]["kind"], view["operation"]) == ("dead", "operator", None)
+
+
+def test_a_stop_overtakes_the_stop_half_of_a_restart(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """`restart` of a deaf guest, then `stop`: the VM stays down; `stop` after `kill` joins the kill."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "700ms"'))
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    restart = daemon.post("/v1/instances/web/restart")
+    daemon.wait("web", "stopping-guest")
+    assert daemon.do("web", "stop")["substate"] == "dead"
+    assert daemon.get(f"/v1/operations/{restart['id']}")["state"] == "failed"
+    daemon.do("web", "start")
+    killed = daemon.post("/v1/instances/web/kill")
+    joined = daemon.post("/v1/instances/web/stop?wait=30")
+    assert joined["state"] == "succeeded"
+    assert daemon.get(f"/v1/operations/{killed['id']}")["state"] == "succeeded"
+    assert daemon.view("web")["substate"] == "dead"
+
+
+def test_a_vm_that_was_never_ready_is_not_started(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A panic, or a QEMU that stands still, before readiness is no success; woken up, it still has to become ready."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=NEVER))
+    operation = daemon.post("/v1/instances/web/start")
+    daemon.wait("web", "waiting-ready")
+    daemon.type("web", "P")
+    daemon.wait("web", "guest-panicked")
+
+    def has_failed() -> bool:
+        return bool(daemon.get(f"/v1/operations/{operation['id']}")["state"] == "failed")
+
+    assert came_true(has_failed, seconds=5)
+    assert daemon.do("web", "reset")["substate"] == "waiting-ready"
+    daemon.do("web", "kill")
