@@ -15,13 +15,17 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
+import structlog
 from attrs import frozen
 
-from qsup.errors import AlreadyRunning, ConfigError, StateFileError, from_oserror
-from qsup.host import atomic, codec, proc
+from qsup.errors import AlreadyRunning, ConfigError, HostError, StateFileError, from_oserror
+from qsup.host import codec, proc
 from qsup.host.records import RunRecord
+
+_log = structlog.get_logger()
 
 __all__ = ("SOCKET_PATH_LIMIT", "DaemonLock", "InstanceDirectory", "Layout", "RunRecord")
 
@@ -120,8 +124,8 @@ class Layout:
     def prepare(self) -> DaemonLock:
         """Make the directories and take the lock that lets one daemon at a time work in them.
 
-        What a former boot left in `run` is removed: nothing it speaks of can be alive. A run directory on tmpfs is
-        empty then anyway.
+        What a former boot left in `run` is removed, as far as that is certain. A run directory on tmpfs is empty then
+        anyway.
 
         Raises:
             ConfigError: the socket's path is too long, or a directory belongs to another user.
@@ -152,10 +156,15 @@ class Layout:
             )
 
     def _forget_former_boot(self) -> None:
-        marker = self.run / "boot-id"
-        if not marker.exists() or marker.read_text() != proc.boot_id():
-            shutil.rmtree(self.instances, ignore_errors=True)
-            atomic.write_atomic(marker, proc.boot_id().encode(), mode=0o644, durable=False)
+        """Remove what says itself that it is of another boot; what cannot be read is left to whoever looks at it."""
+        for name in self.instance_names():
+            try:
+                with closing(self.instance(name)) as directory:
+                    if directory.is_of_former_boot():
+                        directory.remove()
+                        _log.info("removed what a former boot left", instance=name)
+            except HostError as error:
+                _log.warning("a run directory is left as it is", instance=name, why=str(error))
 
 
 def _absolute(text: str) -> Path | None:
@@ -286,6 +295,14 @@ class InstanceDirectory:
         if record.name != self.path.name:
             raise StateFileError(f"{path} is the record of {record.name!r}", path=str(path))
         return record
+
+    def is_of_former_boot(self) -> bool:
+        """Whether it is of a VM that ended with an earlier boot: its record says so, and nobody has its output open.
+
+        Raises:
+            StateFileError: see `read_record`; then nothing is known.
+        """
+        return self.read_record().boot_id != proc.boot_id() and not self.holders("output")
 
     def holders(self, name: str) -> tuple[int, ...]:
         """The pids, other than our own, that have an entry open: of the output's FIFO, the QEMU that writes to it.

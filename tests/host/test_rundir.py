@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from qsup.host import proc
 from qsup.host.claims import Claim
 from qsup.host.records import RunRecord
 from qsup.host.rundir import DaemonLock, InstanceDirectory, Layout
+from tests.host.children import child
 
 RECORD = RunRecord(
     name="web",
@@ -128,15 +130,33 @@ def test_lock_ignores_what_stood_in_the_file(tmp_path: Path) -> None:
 
 
 def test_instances_last_one_boot(layout: Layout) -> None:
-    """Run directories survive a restarted daemon, and are gone after a reboot."""
+    """A run directory survives a restarted daemon, and is gone once its record is of another boot."""
     layout.prepare().close()
-    layout.instance("web").close()
+    for name, boot in (("now", proc.boot_id()), ("then", "another boot")):
+        with closing(layout.instance(name)) as directory:
+            directory.write_record(evolve(RECORD, name=name, boot_id=boot))
     layout.prepare().close()
-    assert layout.instance_names() == ["web"]
-    (layout.run / "boot-id").write_text("another boot")
+    assert layout.instance_names() == ["now"]
+
+
+def test_what_is_not_certainly_of_another_boot_stays(layout: Layout) -> None:
+    """No record, a torn one, another VM's, no directory at all, an output that somebody has open: all are left."""
     layout.prepare().close()
-    assert layout.instance_names() == []
-    assert (layout.run / "boot-id").read_text() == proc.boot_id()
+    for name in ("alive", "copied", "empty", "torn"):
+        with closing(layout.instance(name)) as directory:
+            if name in ("alive", "copied"):
+                directory.write_record(evolve(RECORD, name="alive", boot_id="another boot"))
+    (layout.instances / "torn" / "record.json").write_text("{")
+    (layout.instances / "file").write_text("in the way")
+    (layout.instances / "link").symlink_to("empty")
+    os.mkfifo(layout.instances / "alive" / "output")
+    with child("/bin/sh", "-c", 'exec 3<>"$1"; echo open; read _', "sh", str(layout.instances / "alive/output")) as it:
+        assert it.stdout
+        it.stdout.readline()
+        layout.prepare().close()
+    assert layout.instance_names() == ["alive", "copied", "empty", "file", "link", "torn"]
+    layout.prepare().close()
+    assert "alive" not in layout.instance_names()
 
 
 @pytest.mark.root
