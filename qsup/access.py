@@ -22,7 +22,7 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.view import StatsView
 from qsup.qmp import commands
-from qsup.qmp.connection import Monitor
+from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
 from qsup.unit.load import LoadedUnit
 from qsup.unit.parse import unit_from_values
@@ -57,7 +57,7 @@ async def qmp(driver: Driver, command: str, arguments: Mapping[str, Any] | None,
     """
     monitor = _monitor(driver, "send a QMP command")
     try:
-        return await monitor.execute(command, arguments, timeout=seconds)
+        return await monitor.execute(command, arguments, timeout=seconds, max_reply=MAX_LARGE_REPLY)
     finally:
         if driver.body is not None and not command.startswith("query-"):
             driver.body.refresh()

@@ -13,7 +13,7 @@ from qemu.qmp.error import ProtocolError
 
 from qsup.errors import MonitorProtocolError
 from qsup.plan.spec import Capabilities, MachineType
-from qsup.qmp.connection import Monitor
+from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.wire import elements, member
 
 #: Raised whenever other facts are asked for, so that answers kept from before are asked for again.
@@ -58,7 +58,7 @@ async def _ask(monitor: Monitor, emulator: str, timeout: float) -> Capabilities:
     machines = await monitor.execute("query-machines", timeout=timeout)
     commands = await monitor.execute("query-commands", timeout=timeout)
     options = await monitor.execute("query-command-line-options", timeout=timeout)
-    schema = SchemaTree(await monitor.execute("query-qmp-schema", timeout=timeout))
+    schema = SchemaTree(await monitor.execute("query-qmp-schema", timeout=timeout, max_reply=MAX_LARGE_REPLY))
     facts = {name for name, place in _SCHEMA_FACTS.items() if schema.knows(*place)}
     for name, (device, wanted) in _PROPERTY_FACTS.items():
         if device in devices:

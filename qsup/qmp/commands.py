@@ -16,7 +16,7 @@ from typing import TypeVar
 from qemu.qmp.message import UnexpectedTypeError
 
 from qsup.errors import MonitorClosed, MonitorProtocolError, QmpCommandError
-from qsup.qmp.connection import Monitor
+from qsup.qmp.connection import MAX_LARGE_REPLY, MAX_REPLY, Monitor
 from qsup.qmp.results import (
     AddfdInfo,
     BlockInfo,
@@ -40,8 +40,9 @@ async def _ask(
     timeout: float,
     arguments: _Arguments = None,
     fds: Sequence[int] = (),
+    max_reply: int = MAX_REPLY,
 ) -> _T:
-    answer = await monitor.execute(command, arguments, timeout=timeout, fds=fds)
+    answer = await monitor.execute(command, arguments, timeout=timeout, fds=fds, max_reply=max_reply)
     try:
         return parse(answer)
     except UnexpectedTypeError as error:
@@ -169,7 +170,8 @@ async def query_commands(monitor: Monitor, *, timeout: float) -> frozenset[str]:
 
 async def human_monitor_command(monitor: Monitor, line: str, *, timeout: float) -> str:
     """``human-monitor-command``: what QMP has no command for; an error is text like any other."""
-    return await _ask(monitor, "human-monitor-command", _text, timeout, {"command-line": line})
+    arguments = {"command-line": line}
+    return await _ask(monitor, "human-monitor-command", _text, timeout, arguments, max_reply=MAX_LARGE_REPLY)
 
 
 # Descriptors

@@ -18,6 +18,8 @@ are ever under way (``_LANES``), or a stuck main loop could not be told from a s
 descriptors that came last, so a command that carries some is alone in its lane.
 
 The messages' models and protocol errors are `qemu.qmp`'s; its client is asyncio's, and not used.
+
+Long because sending, receiving and the end share one table of calls.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from qsup.errors import (
     UnsupportedError,
     from_oserror,
 )
+from qsup.pace import Pace
 from qsup.qmp.events import EventQueue, parse_event
 from qsup.qmp.messages import (
     MonitorGreeting,
@@ -56,13 +59,19 @@ from qsup.qmp.messages import (
     parse_greeting,
     refuse_anonymous_error,
 )
-from qsup.qmp.wire import LineSplitter, decode, encode
+from qsup.qmp.wire import LineSplitter, LineTooLong, decode, encode
 
 LatencyHook: TypeAlias = Callable[[str, float], None]
 
-MAX_REPLY: Final = 64 * 1024 * 1024
-# While nothing was asked nothing large can come, and a peer that never ends its line holds no more than this.
-_MAX_UNASKED: Final = 1024 * 1024
+#: What a message may hold: one that nobody asked for, and the answer to a command that is not expected to be long. A
+#: peer that never ends its line holds no more than this.
+MAX_REPLY: Final = 1024 * 1024
+#: What an answer may hold where nobody can say how long it is: raw commands, the human monitor, the schema.
+MAX_LARGE_REPLY: Final = 64 * 1024 * 1024
+# What nobody waits for is read at this pace, in bytes: to take in an event costs what some 256 bytes of it do.
+_UNASKED_RATE: Final = 2 * 1024 * 1024
+_UNASKED_BURST: Final = 4 * 1024 * 1024
+_UNASKED_COST: Final = 256
 _RECEIVE_SIZE: Final = 64 * 1024
 _MESSAGES_PER_TURN: Final = 64
 _MAX_WORDS: Final = 4096
@@ -105,11 +114,12 @@ class MonitorStatistics:
 class _Call:
     """A command under way, from before its first byte until its answer, even if nobody waits for that any more."""
 
-    __slots__ = ("abandoned", "answered", "command", "done", "error", "lane", "result", "sent")
+    __slots__ = ("abandoned", "answered", "command", "done", "error", "lane", "max_reply", "result", "sent")
 
-    def __init__(self, command: str, lane: _Lane) -> None:
+    def __init__(self, command: str, lane: _Lane, max_reply: int) -> None:
         self.command = command
         self.lane = lane
+        self.max_reply = max_reply
         self.sent = False
         self.abandoned = False
         self.answered = False
@@ -140,7 +150,7 @@ class Monitor:
         self.closing = contextlib.ExitStack()
         self._socket = stream
         self._on_latency = on_latency
-        self._lines = LineSplitter(_MAX_UNASKED)
+        self._lines = LineSplitter(MAX_REPLY)
         # QEMU reads its monitor byte by byte, some 5 us for each: 30 bits of a uuid and a number are unique enough
         prefix = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:5].decode()
         self._ids = map((prefix + "{:x}").format, itertools.count())
@@ -152,6 +162,8 @@ class Monitor:
         self._close_reason: MonitorError | None = None
         self._closed = trio.Event()
         self._commands = self._dropped = self._events = self._bytes = 0
+        self._pace = Pace(rate=_UNASKED_RATE, burst=_UNASKED_BURST)
+        self._unasked = 0
 
     @property
     def greeting(self) -> MonitorGreeting:
@@ -208,6 +220,7 @@ class Monitor:
         timeout: float,
         fds: Sequence[int] = (),
         oob: bool = False,
+        max_reply: int = MAX_REPLY,
     ) -> object:
         """Send a command and wait for its answer. Any number of tasks may do so at a time.
 
@@ -217,6 +230,7 @@ class Monitor:
             timeout: seconds for everything, the wait for a turn included.
             fds: descriptors that travel with the command (``getfd``, ``add-fd``); the caller keeps and closes his own.
             oob: send it out of band, past a busy main loop; QEMU allows that for few commands.
+            max_reply: bytes of the longest answer that is still QMP, `MAX_REPLY` or more.
 
         Returns:
             the answer's ``return`` member, a JSON value.
@@ -225,13 +239,13 @@ class Monitor:
             QmpCommandError: QEMU's own answer.
             MonitorTimeout: no answer in time; unless ``details["sent"]`` is false the command may still be carried out.
             MonitorClosed: the connection ended before; unless ``details["sent"]`` is false the outcome is unknown.
-            MonitorProtocolError: what came was not QMP; the connection is given up.
+            MonitorProtocolError: what came was not QMP, or too long; the connection is given up.
             RequestError: the arguments cannot be expressed in QMP.
             UnsupportedError: ``oob`` on a monitor without it.
         """
         if oob and not self.oob:
             raise UnsupportedError("this QEMU takes no out-of-band commands", instance=self.name)
-        call = _Call(command, _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN)
+        call = _Call(command, _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN, max_reply)
         call_id = next(self._ids)
         line = encode(make_request(command, arguments, call_id, oob=oob))
         with trio.move_on_after(max(timeout, 0)) as scope:
@@ -323,37 +337,48 @@ class Monitor:
             self._close(MonitorClosed("QEMU closed its monitor", instance=self.name))
             return
         self._bytes += len(data)
-        self._lines.limit = MAX_REPLY if self._calls else _MAX_UNASKED
+        self._lines.limit = max((MAX_REPLY, *(call.max_reply for call in self._calls.values())))
         for count, line in enumerate(self._lines.feed(data), 1):
             self._dispatch(decode(line), len(line))
             if count % _MESSAGES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
                 if self._close_reason is not None:
                     return
+        if self._unasked:
+            unasked, self._unasked = self._unasked, 0
+            await self._pace.spend(unasked)
+
+    def _call_of(self, message: Mapping[str, object]) -> _Call | None:
+        call_id = message.get("id")
+        return self._calls.get(call_id) if isinstance(call_id, str) else None
 
     def _dispatch(self, message: dict[str, object], size: int) -> None:
+        if size > MAX_REPLY and ((call := self._call_of(message)) is None or size > call.max_reply):
+            # the splitter let it pass for the sake of another command
+            raise LineTooLong(f"a message of {size} bytes")
         if "event" in message:
             self._events += 1
+            self._unasked += size + _UNASKED_COST
             self.events.put_nowait(parse_event(message), size)
         elif "return" in message or "error" in message:
-            self._answer(message)
+            self._answer(message, size)
         elif self._greeting is None:
             self._greeting = parse_greeting(message)
             self._greeted.set()
         else:
             raise UnexpectedTypeError("a message that is neither an answer nor an event", describe(message))
 
-    def _answer(self, message: dict[str, object]) -> None:
+    def _answer(self, message: dict[str, object], size: int) -> None:
         refuse_anonymous_error(message)
-        call_id = message.get("id")
-        call = self._calls.get(call_id) if isinstance(call_id, str) else None
+        call = self._call_of(message)
         if call is None or call.abandoned:
             # it was asked by a client before us, answered already, or is too late
             self._dropped += 1
+            self._unasked += size + _UNASKED_COST
         if call is not None:
             # while it is still in the table: if this fails, it is one of those to be told of the connection's end
             call.result, call.error = parse_answer(message, call.command)
-            del self._calls[str(call_id)]
+            del self._calls[str(message["id"])]
             call.answered = True
             call.done.set()
             self._pass_turn()

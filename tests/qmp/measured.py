@@ -11,7 +11,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import trio
 
 from qsup.errors import QsupError
 from qsup.qmp.agent import GuestAgent
+from qsup.qmp.connection import MAX_LARGE_REPLY
 from qsup.qmp.dial import start_monitor
 
 TIMEOUT = 20.0
@@ -28,7 +30,7 @@ def measure(kind: str, place: str, *calls: str, fds: Sequence[int] = (), timeout
     """Run this module in a child.
 
     Args:
-        kind: ``monitor`` or ``agent``.
+        kind: ``monitor``, ``raw monitor`` (answers may be large) or ``agent``.
         place: the number of a connected descriptor, or the path of an agent's socket.
         calls: the commands to execute one after the other.
         fds: descriptors to inherit.
@@ -61,13 +63,13 @@ def _forget_highest() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
-async def _execute(peer: Any, calls: list[str], timeout: float) -> dict[str, Any]:
+async def _execute(execute: Callable[..., Any], calls: list[str], timeout: float) -> dict[str, Any]:
     _forget_highest()
     before = _memory("VmRSS")
     outcomes = []
     for call in calls:
         try:
-            await peer.execute(call, timeout=timeout)
+            await execute(call, timeout=timeout)
             outcomes.append("answered")
         except QsupError as error:
             outcomes.append(error.code)
@@ -76,11 +78,12 @@ async def _execute(peer: Any, calls: list[str], timeout: float) -> dict[str, Any
 
 async def _main(kind: str, place: str, timeout: float, calls: list[str]) -> dict[str, Any]:
     if kind == "agent":
-        return await _execute(GuestAgent(Path(place), name="web"), calls, timeout)
+        return await _execute(GuestAgent(Path(place), name="web").execute, calls, timeout)
     async with trio.open_nursery() as nursery:
         stream = socket.socket(fileno=int(place))
         monitor = await start_monitor(nursery, stream, name="web", timeout=TIMEOUT)
-        result = await _execute(monitor, calls, timeout)
+        execute = partial(monitor.execute, max_reply=MAX_LARGE_REPLY) if kind == "raw monitor" else monitor.execute
+        result = await _execute(execute, calls, timeout)
         statistics = monitor.statistics()
         await monitor.aclose()
     return result | {"events": statistics.events, "lost": statistics.events_lost}
