@@ -31,10 +31,10 @@ from qsup.errors import HostError, StartError, from_oserror
 from qsup.host import kvmnode, syscalls
 from qsup.host.pidfd import ExitStatus, PidFd
 
-#: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along.
+#: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along. No
+#: locale is named: each program of the chain would read a dozen files for it, 0.4 ms of a start.
 CLEAN_ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
     "HOME": "/nonexistent",
 }
 
