@@ -203,6 +203,29 @@ async def test_found_again_by_its_paths(tree: CgroupTree) -> None:
 
 
 @pytest.mark.root
+async def test_a_record_cannot_name_a_strangers_cgroup(tree: CgroupTree) -> None:
+    """Whoever is in a VM's cgroup is killed at its end, so only those below this daemon's own are taken."""
+    other = CgroupTree(f"{tree.tag}-other")
+    made = other.create("web")
+    assert tree.reopen([str(path) for path in made.paths]).paths == ()
+    assert tree.reopen(["/", "/sys/fs/cgroup", str(made.paths[0].parent)]).paths == ()
+    await made.remove()
+
+
+@pytest.mark.root
+async def test_what_a_vm_leaves_is_ended(tree: CgroupTree) -> None:
+    """At the end of a VM whoever is left in its cgroup is killed, and the cgroup is gone."""
+    made = tree.create("web")
+    process = await start(made)
+    await made.end()
+    with trio.fail_after(5):
+        assert (await process.wait_exit()).describe() == "signal KILL"
+    await process.aclose()
+    assert not any(path.exists() for path in made.paths)
+    await made.end()
+
+
+@pytest.mark.root
 async def test_two_vms_have_two_cgroups(tree: CgroupTree) -> None:
     """Removing one VM's cgroup leaves the other's, and the common parent goes with the last."""
     web, mail = tree.create("web"), tree.create("mail@blue")

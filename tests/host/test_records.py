@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qsup.errors import StateFileError
-from qsup.host.records import IdentityRecord, IdentityStore, new_uuid
+from qsup.host import codec
+from qsup.host.records import IdentityRecord, IdentityStore, RunRecord, new_uuid
 from qsup.plan.spec import Identity
 
 WEB = IdentityRecord(
@@ -41,6 +42,21 @@ def test_unreadable_identity_is_not_replaced(tmp_path: Path) -> None:
         store.load("mail")
     assert list(store.uids()) == [720007]
     assert store.path("mail").read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 0}, {"pid": -1}, {"pid": 1 << 70}, {"start_time": -1}, {"started": -1.0}, {"started": 1e300}],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
+    """A record with a pid that no process has, or a time that no clock shows, is not believed."""
+    good = RunRecord(
+        name="web", uuid=WEB.uuid, boot_id="b", uid=1, unit_digest="", argv=(), machine="q35", started=1.0, pid=1
+    )
+    assert codec.decode(RunRecord, codec.encode(good)) == good
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        codec.decode(RunRecord, codec.encode(good) | changes)
 
 
 def test_uids_of_all_vms_are_known(tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+"""A real daemon whose own files are wrecked, or cannot be written because the disk is full.
+
+Decides: that one VM's wrecked file costs that VM alone, that nothing unread is deleted or signalled, and that what
+cannot be written is told as such.
+Must not: know more of the files' content than their names and their JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.guests import Emulator
+from tests.host.full import FullFileSystem, full_file_system
+from tests.real.beside import MEBIBYTE, refusal, words
+from tests.real.daemons import Daemon, kill_process, rom_unit
+
+pytestmark = [pytest.mark.real, pytest.mark.fault]
+
+
+def start(daemon: Daemon, emulator: Emulator, rom: Path, names: tuple[str, ...]) -> dict[str, int]:
+    """Start VMs side by side; their pids."""
+    for name in names:
+        (daemon.units / f"{name}.toml").write_text(rom_unit(emulator, rom))
+    with daemon.client() as client:
+        client.post("/v1/reload")
+        for name in names:
+            client.post(f"/v1/instances/{name}/start")
+    return {name: daemon.wait(name, "running")["pid"] for name in names}
+
+
+def record(daemon: Daemon, name: str) -> Path:
+    """A VM's run record."""
+    return daemon.root / "run" / "instances" / name / "record.json"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _sparse(path: Path) -> None:
+    os.truncate(path, 100 * MEBIBYTE)
+
+
+def _link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_state(path: Path, **changes: object) -> None:
+    _edit(path, state=json.loads(path.read_text())["state"] | changes)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+WRECKS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:500]),
+    "random": lambda path: path.write_bytes(os.urandom(4096)),
+    "large": _sparse,
+    "nested": lambda path: path.write_bytes(b"[" * 10_000 + b"]" * 10_000),
+    "link": _link,
+    "fifo": _fifo,
+    "directory": _directory,
+    "missing": lambda path: path.unlink(),
+    "null": lambda path: path.write_bytes(b"null"),
+    "stranger": lambda path: _edit(path, name="somebody-else"),
+    "newer": lambda path: _edit(path, schema=99),
+    "extra": lambda path: _edit(path, surprise=1),
+    "pid": lambda path: _edit(path, pid=-1),
+    "huge": lambda path: _edit(path, pid=1 << 70),
+    "time": lambda path: _edit_state(path, since=1e300),
+    "ending": lambda path: _edit_state(path, ending={"kind": "boredom"}),
+    "unit": lambda path: _edit_state(path, unit={"cpu": {"vcpus": -1}}),
+}
+
+
+def test_t6_a_wrecked_record_quarantines_its_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The daemon starts, each VM names its file, nothing is deleted or signalled, and repaired records are believed."""
+    pids = start(daemon, emulator, rom_guest, ("good", *WRECKS))
+    daemon.signal(signal.SIGKILL)
+    kept = {name: record(daemon, name).read_bytes() for name in WRECKS}
+    for name, wreck in WRECKS.items():
+        wreck(record(daemon, name))
+    for name in ("truncated", "nested"):
+        (daemon.units / f"{name}.toml").unlink()
+    (daemon.units / "null.toml").write_text("[broken")
+    memory = 64 * MEBIBYTE
+    daemon.start()
+    assert daemon.wait("good", "running")["pid"] == pids["good"]
+    listed = {view["name"]: view for view in daemon.get("/v1/instances")["instances"]}
+    assert {name: view["substate"] for name, view in listed.items() if name != "good"} == dict.fromkeys(
+        WRECKS, "quarantined"
+    )
+    health = " ".join(daemon.get("/v1/health")["problems"])
+    for name in WRECKS:
+        assert str(record(daemon, name)) in listed[name]["cause"]["detail"], name
+        assert str(record(daemon, name)) in health, name
+        assert "its run record cannot be read" in words(refusal(daemon, name)), name
+        assert is_alive(pids[name]), name
+        assert (record(daemon, name).parent / "qmp").exists(), name
+    assert daemon.memory() < memory
+    for name in WRECKS:
+        _remove(record(daemon, name))
+        record(daemon, name).write_bytes(kept[name])
+    daemon.post("/v1/reload")
+    for name in WRECKS:
+        assert daemon.wait(name, "running")["pid"] == pids[name]
+    assert daemon.do("link", "pause")["substate"] == "paused"
+    assert "driver failed" not in daemon.log()
+
+
+def _remove(path: Path) -> None:
+    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def test_t6_what_is_no_run_directory_costs_nothing(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A file or a link where a run directory should be quarantines that VM until it is gone."""
+    pids = start(daemon, emulator, rom_guest, ("good", "file", "link"))
+    daemon.do("file", "kill")
+    daemon.do("link", "kill")
+    daemon.signal(signal.SIGKILL)
+    instances = daemon.root / "run" / "instances"
+    (instances / "file").write_text("in the way")
+    (instances / "link").symlink_to("/tmp")
+    (instances / ".hidden").mkdir()
+    (instances / "a b").mkdir()
+    (instances / "empty").mkdir()
+    daemon.start()
+    assert daemon.wait("good", "running")["pid"] == pids["good"]
+    views = {view["name"]: view["substate"] for view in daemon.get("/v1/instances")["instances"]}
+    assert views == {"good": "running", "file": "quarantined", "link": "quarantined"}
+    assert (instances / "file").read_text() == "in the way"
+    (instances / "file").unlink()
+    (instances / "link").unlink()
+    daemon.post("/v1/reload")
+    assert daemon.do("file", "start")["substate"] == "running"
+    assert daemon.do("link", "start")["substate"] == "running"
+    assert "driver failed" not in daemon.log()
+
+
+def test_t4_a_record_that_names_a_living_stranger_is_not_believed(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Another start time, another boot: the VM is down, and the process of that pid is never signalled."""
+    pids = start(daemon, emulator, rom_guest, ("time", "boot", "good"))
+    strangers = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]
+    try:
+        daemon.signal(signal.SIGKILL)
+        for name in ("time", "boot"):
+            kill_process(pids[name])
+        began = int(Path(f"/proc/{strangers[1].pid}/stat").read_text().rpartition(") ")[2].split()[19])
+        _edit(record(daemon, "time"), pid=strangers[0].pid)
+        _edit(record(daemon, "boot"), pid=strangers[1].pid, start_time=began, boot_id="of another boot")
+        daemon.start()
+        for name in ("time", "boot"):
+            view = daemon.wait(name, "crashed")
+            assert (view["pid"], view["cause"]["text"]) == (None, "exit-unknown")
+        assert daemon.view("good")["pid"] == pids["good"]
+        assert daemon.do("time", "kill")["substate"] == "crashed"
+        assert [stranger.poll() for stranger in strangers] == [None, None]
+        assert daemon.do("time", "start")["substate"] == "running"
+        assert daemon.remains() == ["good", "time"]
+    finally:
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
+
+
+def test_a_wrecked_identity_costs_its_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A VM whose identity cannot be read gets no other one: its start fails and names the file."""
+    identity = daemon.root / "state" / "instances" / "web.json"
+    pids = start(daemon, emulator, rom_guest, ("good", "web"))
+    daemon.do("web", "kill")
+    kept = identity.read_bytes()
+    for wreck in (b"", b"{", b"\xff", b"[" * 10_000):
+        identity.write_bytes(wreck)
+        assert str(identity) in words(refusal(daemon, "web"))
+        assert identity.read_bytes() == wreck
+    identity.write_bytes(kept)
+    assert daemon.do("web", "start")["substate"] == "running"
+    assert daemon.view("good")["pid"] == pids["good"]
+
+
+JOURNALS = {
+    "empty": b"",
+    "torn": b'{"journal": 1}\n{"id": "1", "kind"',
+    "random": os.urandom(4096),
+    "nested": b'{"journal": 1}\n' + b"[" * 100_000 + b"\n",
+    "foreign": b'{"journal": 1}\n{"id": "1"}\n{"id": 7, "kind": [], "target": null}\n',
+}
+
+
+@pytest.mark.parametrize("wreck", JOURNALS.values(), ids=JOURNALS)
+def test_a_wrecked_journal_of_operations_stops_nobody(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, wreck: bytes
+) -> None:
+    """The daemon starts with what can be read, keeps the rest aside, and goes on writing."""
+    pids = start(daemon, emulator, rom_guest, ("web",))
+    daemon.signal(signal.SIGKILL)
+    (daemon.root / "state" / "operations.jsonl").write_bytes(wreck)
+    daemon.start()
+    assert daemon.wait("web", "running")["pid"] == pids["web"]
+    assert daemon.do("web", "stop")["substate"] == "dead"
+    daemon.restart()
+    assert [operation["kind"] for operation in daemon.get("/v1/operations")["operations"]] == ["stop"]
+
+
+# T7: full disks
+
+
+@pytest.fixture
+def full(root_dir: Path) -> Iterator[FullFileSystem]:
+    """A small file system."""
+    with full_file_system(root_dir) as found:
+        yield found
+
+
+@contextmanager
+def daemon_in(directory: Path) -> Iterator[Daemon]:
+    """A daemon, ended with all its VMs."""
+    daemon = Daemon(directory)
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.mark.root
+def test_t7_a_full_disk_is_named_and_keeps_nobody_from_stopping(
+    full: FullFileSystem, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Everything on one full file system: starts fail with ENOSPC, VMs run on and stop, and room is enough to go on."""
+    with daemon_in(full.path) as daemon:
+        pids = start(daemon, emulator, rom_guest, ("one", "two", "three"))
+        full.fill()
+        daemon.do("one", "stop", timeout=0.1)
+        full.fill()  # what the stopped VM gave back
+        for verb in ("start", "restart"):
+            assert "No space left on device" in words(refusal(daemon, "one", verb))
+        assert daemon.view("one")["substate"] in ("dead", "start-failed")
+        daemon.restart()
+        for name in ("two", "three"):
+            assert daemon.wait(name, "running")["pid"] == pids[name]
+        kill_process(pids["three"])
+        daemon.wait("three", "crashed")
+        assert daemon.do("two", "kill")["substate"] == "dead"
+        assert daemon.remains() == []
+        full.make_room()
+        assert daemon.do("one", "start")["substate"] == "running"
+        for path in (full.path / "state").rglob("*.json*"):
+            assert [json.loads(line) for line in path.read_text().splitlines()], path
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", ["run", "state/instances", "state/capabilities", "log"])
+def test_t7_a_full_directory_fails_what_needs_it(
+    root_dir: Path, emulator: Emulator, rom_guest: Path, place: str
+) -> None:
+    """Run directory and identities: the start names ENOSPC and leaves nothing. Logs and probes: it runs without."""
+    (root_dir / place).mkdir(parents=True)
+    with full_file_system(root_dir) as full:
+        subprocess.run(["mount", "--bind", full.path, root_dir / place], check=True, timeout=10)
+        try:
+            with daemon_in(root_dir) as daemon:
+                daemon.unit("web", rom_unit(emulator, rom_guest))
+                full.fill()
+                operation = daemon.power("web", "start")
+                if place in ("log", "state/capabilities"):
+                    assert operation["state"] == "succeeded", operation
+                else:
+                    assert "No space left on device" in operation["error"]["detail"]
+                    assert daemon.remains() == []
+                    full.make_room()
+                    assert daemon.do("web", "start")["substate"] == "running"
+        finally:
+            subprocess.run(["umount", root_dir / place], check=True, timeout=10)
+
+
+@pytest.mark.root
+def test_t7_a_daemon_that_finds_a_full_disk_says_so(full: FullFileSystem) -> None:
+    """It does not begin, and says why in one sentence; with room it begins."""
+    full.fill()
+    root = full.path / "new"
+    root.mkdir()
+    command = [sys.executable, "-m", "qsup.daemon", "--root", str(root)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 1
+    assert "No space left on device" in told.stderr
+    assert "Traceback" not in told.stderr
+    full.make_room()
+    with daemon_in(root) as daemon:
+        assert daemon.get("/v1/health")["status"] == "ok"
