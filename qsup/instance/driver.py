@@ -7,7 +7,7 @@ and the monitor itself; its `Body` does, effect by effect.
 Everything reaches it through its inbox: requests, QMP events, deadlines, the end of the process. It handles one message
 at a time; what takes time runs in a job of the body and posts its result. The only waits of the loop itself are short
 ones on the host's own files: reading the unit before a start, cleaning up after an end, so that the next message finds
-the VM's place tidy.
+the VM's place tidy. Long because each kind of message has its handler here, and nowhere else.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ def _unused(*_arguments: Any, **_named: Any) -> Any:
 def driver(told: list[str]) -> Driver:
     """One whose events are put into a list."""
     services = Services(
-        layout=_unused,  # type: ignore[arg-type]
+        layout=_unused,  # type: ignore[arg-type]  # never called by these tests
         load=_unused,
         facts=_unused,
         capabilities=_unused,
         claims=Claims(),
-        cgroups=_unused,  # type: ignore[arg-type]
-        identities=_unused,  # type: ignore[arg-type]
+        cgroups=_unused,  # type: ignore[arg-type]  # never called by these tests
+        identities=_unused,  # type: ignore[arg-type]  # never called by these tests
         operations=OperationTable(_Memory()),
         publish=lambda event_type, instance, data: told.append(event_type),
         block_devices=(),

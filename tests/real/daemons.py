@@ -32,6 +32,8 @@ KILL = signal.SIGKILL
 class Daemon:
     """One ``qsupd --root``, which may be killed and started again in the same directory.
 
+    Long because it has a line or two for each thing that tests do with a daemon.
+
     Args:
         root: its directory.
         arguments: further ones of its command line.
