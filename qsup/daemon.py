@@ -14,8 +14,10 @@ import os
 import signal
 import socket
 import sys
+import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +34,13 @@ from qsup.api.routes.table import make_router
 from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
-from qsup.errors import QsupError, from_oserror
+from qsup.errors import QsupError
 from qsup.host import kvmnode
 from qsup.host.cgroup import CgroupTree
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
 from qsup.host.journal import Journal
+from qsup.host.listener import listening
 from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_environment
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import DaemonLock, Layout
@@ -131,26 +134,14 @@ def operate_gids(group: str, *, uid: int) -> frozenset[int]:
         return frozenset()
 
 
-def _listen(layout: Layout, service: ServiceEnvironment, gids: frozenset[int]) -> socket.socket:
-    """The API's socket: systemd's when it handed one over, else our own.
-
-    Raises:
-        HostError: it cannot be bound.
-    """
+@contextmanager
+def _api_socket(layout: Layout, service: ServiceEnvironment, gids: frozenset[int]) -> Iterator[socket.socket]:
+    """The socket that systemd handed over, else our own; raises what `listening` does."""
     if service.sockets:
-        return socket.socket(fileno=service.sockets[0][1])
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        layout.socket.unlink(missing_ok=True)
-        listener.bind(str(layout.socket))
-        layout.socket.chmod(0o660 if gids else 0o600)
-        if gids:
-            os.chown(layout.socket, -1, min(gids))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise from_oserror(error, f"could not listen on {layout.socket}") from error
-    return listener
+        yield socket.socket(fileno=service.sockets[0][1])
+    else:
+        with listening(layout.socket, gids) as listener:
+            yield listener
 
 
 def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
@@ -199,25 +190,23 @@ async def run(setup: Setup) -> None:
     policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
     supervisor, backend = make_supervisor(setup)
     api = Api(backend, policy=policy, version=VERSION)
-    listener = _listen(setup.layout, setup.service, gids)
     notifier = Notifier(setup.service.notify_socket)
 
     def authorise(needed: Role, request: Request) -> QsupError | None:
         return decide(needed, request.peer, policy)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey_signals, nursery.cancel_scope, supervisor, notifier)
-        await nursery.start(supervisor.run)
-        serving = partial(
-            serve, limits=Limits(), authorise=authorise, on_bug=_report_bug, on_request=api.traffic.on_request
-        )
-        await nursery.start(partial(serving, listener, make_router(api)))
-        if setup.service.watchdog:
-            nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
-        _log.info("ready", socket=str(setup.layout.socket), instances=len(backend.instances()))
-        notifier.ready(f"{len(backend.instances())} VMs")
-    if not setup.service.sockets:
-        setup.layout.socket.unlink(missing_ok=True)
+    with _api_socket(setup.layout, setup.service, gids) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey_signals, nursery.cancel_scope, supervisor, notifier)
+            await nursery.start(supervisor.run)
+            serving = partial(
+                serve, limits=Limits(), authorise=authorise, on_bug=_report_bug, on_request=api.traffic.on_request
+            )
+            await nursery.start(partial(serving, listener, make_router(api)))
+            if setup.service.watchdog:
+                nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
+            _log.info("ready", socket=str(setup.layout.socket), instances=len(backend.instances()))
+            notifier.ready(f"{len(backend.instances())} VMs")
     _log.info("ended; VMs run on")
 
 
@@ -245,8 +234,37 @@ def _report_bug(error: Exception, request_id: str, route: str) -> None:
     _log.error("request failed by a bug", route=route, request_id=request_id, exc_info=error)
 
 
+def obituary(error: BaseException) -> list[str]:
+    """Why the daemon ends, one line for each cause; a bug is logged besides, with all that helps to find it."""
+    causes = list(_causes(error))
+    bugs = [cause for cause in causes if not isinstance(cause, QsupError | KeyboardInterrupt)]
+    # on a terminal, a person looks for a sentence; whoever keeps a log wants to know where it was
+    if bugs and structlog.is_configured() and not sys.stderr.isatty():
+        _log.critical("ended by a bug", exc_info=error)
+    return [_in_a_line(cause) for cause in causes]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What is in a group, and in its groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
+
+
+def _in_a_line(cause: BaseException) -> str:
+    if isinstance(cause, QsupError):
+        return f"{cause}\n  hint: {cause.hint}" if cause.hint else str(cause)
+    if isinstance(cause, KeyboardInterrupt):
+        return "interrupted"  # before there was anybody to obey SIGINT
+    place = traceback.extract_tb(cause.__traceback__)[-1:]
+    where = f" at {place[0].filename}:{place[0].lineno}" if place else ""
+    return f"unforeseen {type(cause).__name__}: {cause}{where}; VMs run on"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0 when it was told to end, 1 when it could not begin."""
+    """The program: 0 when it was told to end, 1 when it could not begin or go on."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     lock: DaemonLock | None = None
     try:
@@ -255,9 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.umask(0o077)
         lock = setup.layout.prepare()
         trio.run(run, setup)
-    except QsupError as error:
-        hint = f"\n  hint: {error.hint}" if error.hint else ""
-        print(f"qsupd: {error}{hint}", file=sys.stderr)
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
+        for line in obituary(error):
+            print(f"qsupd: {line}", file=sys.stderr)
         return 1
     finally:
         if lock is not None:
