@@ -20,6 +20,7 @@ from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message, Noted, ProcessEnded
 from qsup.instance.state import Event
+from qsup.pace import Pace
 from qsup.qmp import commands, events
 from qsup.qmp.connection import Monitor
 from qsup.qmp.results import BlockStats
@@ -37,6 +38,9 @@ _EXIT_GRACE = 2.0
 _QUERY_TIMEOUT = 10.0
 #: Seconds before a refresh, so that a guest that resets itself in a loop causes no query for each time.
 _REFRESH_DELAY = 0.05
+#: Events taken in per second, after a burst of all that can wait; each may be a change of state and a line of the log.
+#: A guest that causes more without end hears of its own crash some seconds late.
+_EVENT_RATE, _EVENT_BURST = 100, events.MAX_EVENTS
 #: Seconds for which counters are sampled after somebody asked for them.
 _SAMPLE_FOR = 120.0
 
@@ -97,13 +101,16 @@ async def _until_closed(
     wait_taken: Callable[[], Awaitable[None]],
 ) -> MonitorError:
     """Hand over every event until the connection ends, and return why it did."""
+    pace = Pace(rate=_EVENT_RATE, burst=_EVENT_BURST)
     try:
         while True:
-            for notice in await connection.events.receive_batch():
+            batch = await connection.events.receive_batch()
+            for notice in batch:
                 interpret(notice)
                 if isinstance(notice, events.Lost):
                     await refresh(life, connection, post)
             await wait_taken()
+            await pace.spend(len(batch))
     except MonitorError as error:
         return connection.close_reason or error
 
@@ -188,25 +195,33 @@ def _counters(stats: BlockStats) -> Mapping[str, int]:
 
 
 async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post: Post) -> None:
-    """Ask the monitor again and again whether it is there."""
+    """Ask the monitor again and again whether it is there; its end is the events' reader's to tell."""
     silent = False
     while connection.close_reason is None:
         # on whole seconds: the daemon wakes once for all whose turn it is, which costs it a third of waking for each
         await trio.sleep_until(math.floor(trio.current_time() + HEARTBEAT_INTERVAL))
         try:
             status = await commands.query_status(connection, timeout=HEARTBEAT_TIMEOUT)
-            await sampler.sample(life, connection)
         except MonitorTimeout:
             silent = True
             cause = Cause(kind=CauseKind.MONITOR_SILENT, detail=f"no answer within {HEARTBEAT_TIMEOUT:g} s")
             post(Happened(life=life.number, event=Event.SILENT, cause=cause))
-        except MonitorError:
-            return  # the connection's end is the events' reader's to tell
+        except MonitorError as error:
+            # an odd answer is one, too; where the connection has ended the loop does
+            _log.debug("no status from the heartbeat", instance=life.record.name, why=error.message)
         else:
             if silent:
                 event = Event.ANSWERED_RUNNING if status.running else Event.ANSWERED_PAUSED
                 post(Happened(life=life.number, event=event))
             silent = False
+            await _sample(life, connection, sampler)
+
+
+async def _sample(life: Life, connection: Monitor, sampler: DiskSampler) -> None:
+    try:
+        await sampler.sample(life, connection)
+    except MonitorError as error:
+        _log.debug("could not sample the disks", instance=life.record.name, why=error.message)
 
 
 async def refresh(life: Life, connection: Monitor, post: Post) -> None:

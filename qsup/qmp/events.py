@@ -19,7 +19,7 @@ import trio
 from qsup.errors import MonitorError
 from qsup.qmp.wire import member
 
-MAX_EVENTS = 1024
+MAX_EVENTS = 256
 # Counted as they came on the wire; the values parsed from one byte can take some twenty.
 MAX_EVENT_BYTES = 1024 * 1024
 

@@ -1,0 +1,100 @@
+"""Watching a life: what the heartbeat survives, and what events without end cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import trio
+import trio.testing
+
+from qsup.errors import MonitorError
+from qsup.instance import watch
+from qsup.instance.life import Life
+from qsup.instance.messages import Happened, Message
+from qsup.instance.state import Event
+from qsup.qmp.events import MAX_EVENTS
+from tests.qmp.support import Peer, by_hand
+from tests.recordings.recording import load
+
+LIFE = cast(Life, SimpleNamespace(number=1, record=SimpleNamespace(name="web"), summary=SimpleNamespace(disks=())))
+RUNNING = {"status": "running", "running": True, "singlestep": False}
+ERROR = {"class": "GenericError", "desc": "?"}
+
+
+async def never() -> None:
+    """Wait for nothing."""
+
+
+async def serve(peer: Peer, script: Mapping[str, list[dict[str, Any] | None]]) -> None:
+    """Answer each command by the next members of its script (``None``: not at all), then by the last for ever."""
+    while True:
+        try:
+            request = await peer.command()
+        except trio.ClosedResourceError:
+            return  # the test is over
+        answers = script[str(request["execute"])]
+        members = answers.pop(0) if len(answers) > 1 else answers[0]
+        if members is not None:
+            await peer.say(json.dumps({"id": request["id"], **members}).encode())
+
+
+async def test_the_heartbeat_outlives_every_answer(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """An error, an answer of another type, silence, disks that cannot be read: it goes on until the connection ends."""
+    posted: list[Message] = []
+    wrong: list[dict[str, Any] | None] = [{"error": ERROR}, {"return": []}, {"return": {}}, None, {"return": RUNNING}]
+    sampler = watch.DiskSampler()
+    sampler.look()
+    async with by_hand(nursery) as (monitor, peer):
+        nursery.start_soon(partial(serve, peer, {"query-status": wrong, "query-blockstats": [{"error": ERROR}]}))
+        async with trio.open_nursery() as hearts:
+            hearts.start_soon(watch.heartbeat, LIFE, monitor, sampler, posted.append)
+            await trio.sleep(8 * watch.HEARTBEAT_INTERVAL)
+            assert [cast(Happened, message).event for message in posted] == [Event.SILENT, Event.ANSWERED_RUNNING]
+            assert monitor.statistics().commands > len(wrong)
+            hearts.cancel_scope.cancel()
+
+
+async def test_events_without_end_are_taken_at_a_pace(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A guest that is reset without end moves its VM a bounded number of times a second; one reset is told at once."""
+    posted: list[Message] = []
+    event = load("session").answers("system_reset")[0][0]
+    seconds = 20
+
+    async with by_hand(nursery) as (monitor, peer):
+        nursery.start_soon(watch.monitor, LIFE, monitor, lambda cause: False, posted.append, never)
+        nursery.start_soon(partial(serve, peer, {"query-cpus-fast": [{"error": ERROR}]}))
+        began = trio.current_time()
+        await peer.say(event)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(posted), trio.current_time()) == (1, began)
+        with trio.move_on_after(seconds):
+            while True:
+                await peer.say(*[event] * 20)
+                await trio.sleep(0.01)
+        # two bursts: what is free after a rest, and what waits for its turn
+        assert 1000 < len(posted) <= 100 * seconds + 2 * MAX_EVENTS
+        await trio.sleep(60)
+        told, began = len(posted), trio.current_time()
+        await peer.say(event)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(posted), trio.current_time()) == (told + 1, began)
+
+
+async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """The heartbeat ends with the connection, and the reader of events says why."""
+    posted: list[Message] = []
+    async with by_hand(nursery) as (monitor, peer):
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(watch.heartbeat, LIFE, monitor, watch.DiskSampler(), posted.append)
+            watchers.start_soon(watch.monitor, LIFE, monitor, lambda cause: False, posted.append, never)
+            await peer.stream.aclose()
+    assert isinstance(monitor.close_reason, MonitorError)
+    assert [message.event for message in posted if isinstance(message, Happened)] == [Event.MONITOR_LOST]
