@@ -422,6 +422,8 @@ class Driver:
     ) -> None:
         finished = self._services.operations.finish(operation, result=result, error=error)
         self.release(operation)
+        if finished is None:
+            return
         data = {"operation": operation, "kind": finished.kind, "state": finished.state.value}
         self._services.publish("operation", self.name, data | ({"error": error.message} if error else {}))
 

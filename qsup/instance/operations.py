@@ -200,16 +200,22 @@ class OperationTable:
         await self._journal.append(to_record(self.get(operation_id)))
 
     def progress(self, operation_id: str, words: str) -> None:
-        """Say where a running operation stands."""
-        self._operations[operation_id] = evolve(self._operations[operation_id], progress=words, updated=time.time())
+        """Say where a running operation stands; one that has ended stays as it is."""
+        operation = self._operations.get(operation_id)
+        if operation is not None and not operation.is_final:
+            self._operations[operation_id] = evolve(operation, progress=words, updated=time.time())
 
     def finish(
         self, operation_id: str, *, result: Mapping[str, Any] | None = None, error: QsupError | None = None
-    ) -> Operation:
-        """End an operation: it succeeded with ``result``, or failed with ``error``. A second end changes nothing."""
-        operation = self._operations[operation_id]
-        if operation.is_final:
-            return operation
+    ) -> Operation | None:
+        """End an operation: it succeeded with ``result``, or failed with ``error``.
+
+        Returns:
+            The operation as it ended, or ``None`` where nothing has changed: it had ended before, or is no longer kept.
+        """
+        operation = self._operations.get(operation_id)
+        if operation is None or operation.is_final:
+            return None
         operation = evolve(
             operation,
             state=OperationState.SUCCEEDED if error is None else OperationState.FAILED,

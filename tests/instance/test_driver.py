@@ -60,3 +60,14 @@ async def test_whoever_waits_for_an_operation_hears_of_a_driver_that_failed() ->
     assert (failed.holder, told) == (None, ["operation"])
     failed.abandon()
     assert told == ["operation"]
+
+
+async def test_an_operation_that_has_ended_is_not_told_again() -> None:
+    """Whatever ends late, one event tells the end of an operation."""
+    told: list[str] = []
+    late = driver(told)
+    operation = late._services.operations.begin("start", "web", uid=0)
+    late._end_operation(operation.id)
+    late._end_operation(operation.id)
+    late._end_operation("no longer kept")
+    assert told == ["operation"]
