@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import re
 import select
 import signal
 import stat
@@ -128,10 +129,10 @@ def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
     )
 
 
-def remove(kind: str, name: str) -> None:
-    """Remove one thing that a test left; what cannot be removed has been named anyway."""
+def remove(kind: str, name: str, session: Session) -> None:
+    """Remove one thing that a test left; what cannot be removed, or may be another daemon's, has been named anyway."""
     with contextlib.suppress(OSError):
-        if kind == "interface" and name.startswith("qs"):
+        if kind == "interface" and name.startswith("qs") and _is_named(name, session):
             subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True, timeout=10)
         elif kind == "mount":
             subprocess.run(["umount", "--lazy", name], check=False, capture_output=True, timeout=10)
@@ -158,7 +159,7 @@ def clear(before: Snapshot, session: Session, root: Path, *, seconds: float = GR
     for process in found.processes:
         process.end()
     for kind, name in reversed(found.things):
-        remove(kind, name)
+        remove(kind, name, session)
     return words
 
 
@@ -182,6 +183,13 @@ def _belongs(pid: int, session: Session) -> bool:
         links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
     root = str(session.root)
     return root.encode() in _read(pid, "cmdline") or any(root in _target(link) for link in links)
+
+
+def _is_named(interface: str, session: Session) -> bool:
+    """Whether a unit or a run record below our directory names an interface; a tap goes with the QEMU that holds it."""
+    word = re.compile(rf"(?<![\w.-]){re.escape(interface)}(?![\w.-])")
+    files = (path for path in session.root.rglob("*") if path.suffix in {".toml", ".json"} and path.is_file())
+    return any(word.search(path.read_text(errors="replace")) for path in files)
 
 
 def _is_strangers(thing: tuple[str, str], before: Snapshot, session: Session) -> bool:

@@ -131,11 +131,16 @@ def test_descriptors_and_sockets_are_named(session: leftovers.Session, root_dir:
 
 @pytest.mark.root
 def test_interfaces_are_named_and_removed(session: leftovers.Session, root_dir: Path) -> None:
-    """An interface left behind is named, and removed when its name is one of ours."""
+    """An interface left behind is named, and removed when a unit of ours names it; another daemon's stays."""
     before = leftovers.take()
-    subprocess.run(["ip", "link", "add", "qs-left", "type", "bridge"], check=True, timeout=10)
-    assert leftovers.clear(before, session, root_dir, seconds=0) == ["interface qs-left"]
-    assert not leftovers.left(before, session, root_dir)
+    for name in ("qs-left", "qs-left2"):
+        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True, timeout=10)
+    (root_dir / "web.toml").write_text('[[nics]]\ntype = "bridge"\nbridge = "qs-left"\n')
+    try:
+        assert leftovers.clear(before, session, root_dir, seconds=0) == ["interface qs-left", "interface qs-left2"]
+        assert leftovers.left(before, session, root_dir).things == [("interface", "qs-left2")]
+    finally:
+        subprocess.run(["ip", "link", "delete", "qs-left2"], check=True, timeout=10)
 
 
 @pytest.mark.root
