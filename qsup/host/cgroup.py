@@ -269,10 +269,14 @@ def _write(path: Path, text: str) -> None:
 def _kill_member(pid: int) -> None:
     try:
         member = PidFd.open(pid)
+        try:
+            member.send_signal(signal.SIGKILL)
+        finally:
+            member.close()
     except ProcessLookupError:
         return
-    member.send_signal(signal.SIGKILL)
-    member.close()
+    except OSError as error:
+        raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error
 
 
 def _stats(path: Path) -> CgroupStats:

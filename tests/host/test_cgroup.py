@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import uuid
@@ -153,6 +154,26 @@ async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> Non
     with trio.fail_after(5):
         await process.wait_exit()
         await wait_until(lambda: not made.members(), "all are gone")
+    await process.aclose()
+    await made.remove()
+
+
+@pytest.mark.root
+async def test_member_that_cannot_be_reached_is_named(tree: CgroupTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a member cannot be killed for want of a descriptor, the error says so in the kernel's words."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "no words of the kernel")
+
+    made = CgroupTree(tree.tag, hierarchies=attrs.evolve(cgroup.detect(), unified=None)).create("web")
+    process = await start(made)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(HostError, match=f"could not kill process {process.pid} of a cgroup: Too many open files"):
+            await made.kill()
+    await made.kill()
+    with trio.fail_after(5):
+        assert (await process.wait_exit()).describe() == "signal KILL"
     await process.aclose()
     await made.remove()
 
