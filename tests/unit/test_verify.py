@@ -57,6 +57,17 @@ def test_files_that_are_right(tmp_path: Path) -> None:
     assert errors(*(tmp_path / name for name in texts), tmp_path / "null.toml") == []
 
 
+def test_an_instance_to_come_hides_no_wrong_specifier(tmp_path: Path) -> None:
+    """A template's value that awaits its instance is still checked for specifiers that no instance makes right."""
+    (tmp_path / "web@.toml").write_text(
+        "[unit]\ndescription = '%i %q'\n[[nic]]\nid = 'a'\nforward = ['22%i:22', '%']\n"
+    )
+    assert [error.partition(";")[0] for error in errors(tmp_path / "web@.toml")] == [
+        "web@.toml:2: unit.description: unknown specifier '%q'",
+        "web@.toml:5: nic.a.forward: unknown specifier '%'",
+    ]
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     """A missing file, a wrong ending, a wrong name, a FIFO and a directory are errors."""
     (tmp_path / "web.conf").write_text("[cpu]\n")
