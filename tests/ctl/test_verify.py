@@ -34,6 +34,15 @@ def test_every_error_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [(found["line"], found["key"]) for found in document["diagnostics"]] == [(2, "cpu.vcpu")] * 2
 
 
+def test_a_directory_is_no_unit_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory that is named as a unit file is an error, whether it is named itself or lies among others."""
+    (tmp_path / "web.toml").mkdir()
+    for path in (tmp_path / "web.toml", f"{tmp_path}/web.toml/", tmp_path):
+        result = call(capsys, "verify", str(path))
+        assert result.code == 1
+        assert "web.toml: is not a regular file" in result.err
+
+
 def test_files_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A missing file is an error of that file, no file at all a wrong command line."""
     result = call(capsys, "verify", str(tmp_path / "none.toml"))

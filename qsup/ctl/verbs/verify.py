@@ -43,7 +43,8 @@ def run(client: Client, options: Options) -> int:
 def _unit_files(paths: Iterable[str]) -> list[str]:
     files: list[str] = []
     for path in paths:
-        if not os.path.isdir(path):
+        if not os.path.isdir(path) or path.rstrip("/").endswith(".toml"):
+            # a directory named as a unit file is one that cannot be read, and is told as such
             files.append(path)
             continue
         try:
