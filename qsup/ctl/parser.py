@@ -67,7 +67,7 @@ class _Argument:
 
 
 class Parser:
-    """Parses the arguments of one verb; options may stand anywhere among the names.
+    """Parses the arguments of one verb; options may stand anywhere among the names, and behind ``--`` are names alone.
 
     Args:
         verb: for messages and help.
@@ -135,7 +135,7 @@ class Parser:
 
         With ``--help`` among them, names may be missing: the caller shows the help.
         """
-        arguments, rest = self._split_rest(list(arguments))
+        arguments, behind = self._split_rest(list(arguments))
         everything = (*self._options, *self._common, *self._names)
         options = Options(**{argument.dest: argument.default for argument in everything if argument.action != "append"})
         for argument in everything:
@@ -144,9 +144,11 @@ class Parser:
             elif argument.nargs == "*":
                 setattr(options, argument.dest, argument.default or [])
         vars(options).update(self._defaults)
-        if rest is not None:
-            options.rest = rest
         names = self._take_options(arguments, options)
+        if "rest" not in self._defaults:
+            names += behind or []
+        elif behind is not None:
+            options.rest = behind
         if not getattr(options, "help", False):
             self._take_names(names, options)
         return options
@@ -171,8 +173,6 @@ class Parser:
         if "--" not in arguments:
             return arguments, None
         split = arguments.index("--")
-        if "rest" not in self._defaults:
-            self.error("it takes nothing behind --")
         return arguments[:split], arguments[split + 1 :]
 
     def _take_options(self, arguments: list[str], options: Options) -> list[str]:

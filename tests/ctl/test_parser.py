@@ -66,7 +66,7 @@ def test_it_parses_as_argparse_does(words: list[str], names: str | None) -> None
         (["x", "--format", "c"], "'c' is none of a, b"),
         (["x", "y"], "'y' is one argument too many"),
         ([], "FIRST is missing"),
-        (["x", "--", "y"], "it takes nothing behind --"),
+        (["x", "--", "-f"], "'-f' is one argument too many"),
         (["x", "--follow=yes"], "--follow takes no value"),
     ],
 )
@@ -86,6 +86,14 @@ def test_what_stands_behind_two_dashes_is_left_alone() -> None:
     parser.set_defaults(rest=[])
     declare(parser, None)
     assert parser.parse_args(["x", "--", "ls", "-n", "--"]).rest == ["ls", "-n", "--"]
+
+
+def test_two_dashes_end_the_options() -> None:
+    """Behind them there are names alone, whatever they begin with."""
+    parser = Parser("try")
+    declare(parser, "*")
+    options = parser.parse_args(["-f", "--", "web", "-n", "--"])
+    assert (options.follow, options.first, options.names, options.lines) == (True, "web", ["-n", "--"], 10)
 
 
 @pytest.mark.parametrize("verb", VERBS)
