@@ -39,6 +39,7 @@ PROBE_TIMEOUT: Final = 30.0
 _END_TIMEOUT = 1.0  # seconds for a binary whose connection ended to end, too
 _REAP_TIMEOUT = 5.0  # seconds for one that was sent SIGKILL to go
 _OUTPUT_LIMIT = 64 << 10  # what a pipe holds by default (pipe(7))
+_WORDS_MAX = 500  # characters of a binary's last line that a message holds
 _ARGUMENTS = ("-machine", "none,accel=tcg:kvm", "-nodefaults", "-no-user-config", "-display", "none", "-S")
 _EMULATOR_NAME = re.compile(r"qemu-system-(\w+)")
 _PACKAGES = {
@@ -243,7 +244,7 @@ async def _last_words(child: Process, output: int) -> str:
         lines = last_lines(os.read(output, _OUTPUT_LIMIT), 1)
     except BlockingIOError:
         lines = []
-    return lines[0] if lines else child.status.describe() if child.status else ""
+    return lines[0][:_WORDS_MAX] if lines else child.status.describe() if child.status else ""
 
 
 def _nobody() -> Credentials | None:

@@ -249,6 +249,12 @@ async def test_binary_that_floods(place: Path) -> None:
     assert "0123456789".startswith(await probe_failure(path))
 
 
+async def test_binary_whose_last_line_is_long(place: Path) -> None:
+    """Of a last line of any length a message holds 500 characters."""
+    path = executable(place / "long", "head -c 60000 /dev/zero | tr '\\0' x; kill -9 $$")
+    assert await probe_failure(path) == "x" * 500
+
+
 @pytest.mark.root
 async def test_binary_runs_without_rights(place: Path) -> None:
     """Root's daemon runs a binary as nobody, without groups, capabilities or the way to any."""
