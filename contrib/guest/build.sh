@@ -63,6 +63,7 @@ add_program() {
 
 build_all() {
     need as=binutils ld=binutils cpio=cpio depmod=kmod
+    command -v apt-get >/dev/null || die "the Linux guest is made of Debian's packages, and there is no apt-get to fetch them"
     work=$(mktemp -d)
     trap 'rm -rf "$work" "${partial:-}"' EXIT
     build_rom "$1"
