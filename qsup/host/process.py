@@ -184,7 +184,7 @@ def _watch(pid: int) -> Process:
         return Process(PidFd.open(pid))
     except BaseException as error:
         # no pidfd to be had, and none needed: until we reap our child, its pid is nobody else's
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)  # an unreaped child
         os.waitpid(pid, 0)
         if isinstance(error, OSError):
             raise from_oserror(error, "could not watch the process just started") from error

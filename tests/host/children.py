@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from qsup.host import proc
 
@@ -38,3 +39,8 @@ def is_stopped(pid: int) -> bool:
     """Whether a process has been stopped by a signal."""
     now = proc.read_stat(pid)
     return now is not None and now.state == "T"
+
+
+def children() -> list[str]:
+    """The pids of our present children, zombies included."""
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from qsup.errors import HostError, StartError
 from qsup.host import kvmnode, proc, process
 from qsup.host.pidfd import ExitStatus
 from qsup.host.process import Credentials, adopt, launch_chain, launch_failure, run_tool, spawn
-from tests.host.children import child, is_stopped
+from tests.host.children import child, children, is_stopped
 from tests.waiting import wait_until
 
 LIBC_SIGNALS = 0b11 << 31  # 32 and 33, which belong to the C library and cannot be set
@@ -310,58 +308,6 @@ async def test_launcher_that_cannot_be_executed(printed: Printed, monkeypatch: p
         await spawn(["/bin/true"], output_fd=printed.fd)
 
 
-@contextmanager
-def free_descriptors(count: int) -> Iterator[None]:
-    """As many descriptors as that are to be had, and no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
-    try:
-        with suppress(OSError):
-            while True:
-                taken.append(os.dup(2))
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in taken:
-            os.close(fd)
-
-
-@pytest.mark.parametrize("count", range(4))
-async def test_without_descriptors_nothing_is_started(printed: Printed, count: int) -> None:
-    """Whether it has descriptors enough or none: a spawn yields a watched process, or an error and no process."""
-    started = None
-    with free_descriptors(count):
-        try:
-            started = await spawn(["/bin/sleep", "60"], output_fd=printed.fd)
-        except HostError as error:
-            assert "could not start another process: Too many open files" in str(error)
-    assert (started is not None) == (count >= 2)
-    assert len(children()) == (0 if started is None else 1)
-    if started is not None:
-        started.send_signal(signal.SIGKILL)
-        with trio.fail_after(5):
-            await started.wait_exit()
-        await started.aclose()
-
-
-@pytest.mark.parametrize("refuser", ["pidfd_open", "start_time"])
-async def test_child_that_cannot_be_watched_is_ended(
-    printed: Printed, monkeypatch: pytest.MonkeyPatch, refuser: str
-) -> None:
-    """When the last descriptor was taken after the spawn, the child is killed and reaped, and nothing leaks."""
-
-    def refuse(_pid: int) -> int:
-        raise OSError(errno.EMFILE, "no words of the kernel")
-
-    monkeypatch.setattr(os if refuser == "pidfd_open" else proc, refuser, refuse)
-    with pytest.raises(HostError, match="could not watch the process just started: Too many open files"):
-        await spawn(["/bin/sleep", "60"], output_fd=printed.fd)
-    assert children() == []
-
-
 async def test_adopts_the_recorded_process_only() -> None:
     """A process is found again by pid, start time and boot; any other is not."""
     with child("/bin/sleep", "60") as sleeper:
@@ -411,8 +357,3 @@ async def test_cancelled_tool_is_killed() -> None:
 def command_lines_of_children() -> list[str]:
     """What our present children are."""
     return [Path(f"/proc/{pid}/cmdline").read_text() for pid in children()]
-
-
-def children() -> list[str]:
-    """The pids of our present children, zombies included."""
-    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
