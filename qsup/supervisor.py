@@ -130,7 +130,7 @@ class Supervisor:
             if driver is not None and request in _SETTLED_BY_STATE and driver.holder is None:
                 # what an operation still means, its driver reads from the state
                 second_half = request is Request.RESTART and driver.state.level is Level.DEACTIVATING
-                driver.resume(Holder(operation=operation.id, request=request, start_next=second_half))
+                driver.resume(Holder(operation=operation.id, request=request, begun=True, start_next=second_half))
                 continue
             error = QsupError(
                 f"the daemon ended during {operation.kind}; whether it was carried out is not known",

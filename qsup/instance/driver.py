@@ -358,15 +358,18 @@ class Driver:
             self._end_operation(asked.operation, {"changed": False})
         else:
             try:
-                await self._begin(body, asked, self.holder)
+                await self._begin(body, asked)
             except QsupError as error:
                 self._end_operation(asked.operation, error=error)
             self._settle(body)
 
-    async def _begin(self, body: Body, asked: Asked, holder: Holder) -> None:
+    async def _begin(self, body: Body, asked: Asked) -> None:
         if asked.request in (Request.START, Request.RESTART):
             # what is started is what the files say now, and a broken unit stops nothing
             self.set_unit(await self._services.load(self.name))
+        if self.holder is None or self.holder.operation != asked.operation:
+            return  # overtaken while the files were read
+        self.holder = evolve(self.holder, begun=True, start_next=asked.request is Request.RESTART)
         operator = Cause(kind=CauseKind.OPERATOR, detail=f"{asked.request.value} requested")
         match asked.request:
             case Request.START:
@@ -376,7 +379,6 @@ class Driver:
             case Request.KILL:
                 self._apply(body, Event.KILL, operator)
             case Request.RESTART:
-                self.holder = evolve(holder, start_next=True)
                 if judge(self.state, Request.STOP).verdict is Verdict.ALLOWED:
                     self._apply(body, Event.STOP, operator)
             case _:

@@ -21,12 +21,14 @@ class Holder:
     """The operation that holds the VM.
 
     Args:
+        begun: what was asked for is being done; before that no state says anything of it.
         start_next: a restart whose stop half is under way.
         timeout: seconds in place of the unit's ``stop-timeout``.
     """
 
     operation: str
     request: Request
+    begun: bool = False
     start_next: bool = False
     timeout: float | None = None
 
@@ -66,6 +68,8 @@ _DOWN = (Level.INACTIVE, Level.FAILED)
 def settle(holder: Holder, standing: Standing) -> Settled | None:
     """What the VM's standing means for the operation that holds it; ``None``: still under way."""
     state = standing.state
+    if not holder.begun:
+        return None
     if holder.start_next:
         return _START if state.level in _DOWN or state is State.AUTO_RESTART else None
     match holder.request:
