@@ -183,12 +183,20 @@ def _watch(pid: int) -> Process:
     try:
         return Process(PidFd.open(pid))
     except BaseException as error:
-        # no pidfd to be had, and none needed: until we reap our child, its pid is nobody else's
-        os.kill(pid, signal.SIGKILL)  # an unreaped child
-        os.waitpid(pid, 0)
+        _end(pid)
         if isinstance(error, OSError):
             raise from_oserror(error, "could not watch the process just started") from error
         raise
+
+
+def _end(pid: int) -> None:
+    """Kill and reap an unwatched child; of the two descriptors that watching takes, this needs the first alone."""
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    finally:
+        os.close(fd)
+    os.waitpid(pid, 0)
 
 
 def _posix_spawn(chain: list[str], fds: Sequence[int], output_fd: int, env: Mapping[str, str]) -> int:
