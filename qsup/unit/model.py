@@ -104,6 +104,7 @@ def sections_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], type[An
 
 
 _S = Applies.SUPERVISOR
+_NOT_YET = "Checked and shown; it is not acted on yet."
 
 
 @frozen(kw_only=True)
@@ -112,25 +113,34 @@ class UnitSection:
 
     description: str = _key(kinds.STRING, "One line for people, shown by `list` and `status`.", default="", applies=_S)
     after: tuple[str, ...] = _key(
-        kinds.list_of(kinds.UNIT_NAME), "VMs that, when started too, are started first.", default=(), applies=_S
+        kinds.list_of(kinds.UNIT_NAME),
+        f"VMs that, when started too, are to be started first. {_NOT_YET}",
+        default=(),
+        applies=_S,
     )
     before: tuple[str, ...] = _key(
-        kinds.list_of(kinds.UNIT_NAME), "VMs that, when started too, are started later.", default=(), applies=_S
+        kinds.list_of(kinds.UNIT_NAME),
+        f"VMs that, when started too, are to be started later. {_NOT_YET}",
+        default=(),
+        applies=_S,
     )
     requires: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        "VMs that are started with this one; their failure fails it.",
+        f"VMs that are to be started with this one; their failure is to fail it. {_NOT_YET}",
         default=(),
         applies=_S,
     )
     wants: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        "VMs that are started with this one; their failure is ignored.",
+        f"VMs that are to be started with this one; their failure is to be ignored. {_NOT_YET}",
         default=(),
         applies=_S,
     )
     conflicts: tuple[str, ...] = _key(
-        kinds.list_of(kinds.UNIT_NAME), "VMs that cannot be active at the same time.", default=(), applies=_S
+        kinds.list_of(kinds.UNIT_NAME),
+        f"VMs that are not to be active at the same time. {_NOT_YET}",
+        default=(),
+        applies=_S,
     )
 
 
@@ -180,12 +190,12 @@ class ServiceSection:
         kinds.duration(0.1),
         "From the start of QEMU until the VM is ready; then it is stopped and has failed.",
         default=90.0,
-        applies=_S,
     )
     stop_methods: tuple[str, ...] = _key(
         kinds.list_of(kinds.choice(*STOP_METHODS)),
-        "How the VM is stopped, tried in this order: the guest agent's shutdown (skipped when no agent answers), the "
-        "ACPI power button, QMP `quit`, SIGTERM, SIGKILL.",
+        "How the VM is stopped. The order is fixed: the guest agent's shutdown (skipped when no agent answers), the "
+        "ACPI power button, QMP `quit`, SIGTERM, SIGKILL. The list chooses among them, in any order, "
+        "and SIGKILL always comes last, listed or not.",
         default=STOP_METHODS,
         qemu="guest-shutdown, system_powerdown, quit",
         applies=_S,
@@ -203,7 +213,6 @@ class ServiceSection:
         'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal '
         "text on the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward).",
         default=Ready(on="running"),
-        applies=_S,
     )
 
 
