@@ -24,7 +24,7 @@ async def test_a_rest_restores_the_burst_and_no_more(autojump_clock: trio.testin
     """An allowance that was not used is not saved up."""
     pace = Pace(rate=10, burst=5)
     await pace.spend(5)
-    await trio.sleep(1000)
+    await trio.sleep(1000)  # virtual time
     began = trio.current_time()
     await pace.spend(6)
     assert round(trio.current_time() - began, 6) == 0.1

@@ -69,10 +69,14 @@ async def test_child_that_cannot_be_watched_is_ended(
 ) -> None:
     """When the last descriptor was taken after the spawn, the child is killed and reaped, and nothing leaks."""
 
-    def refuse(_pid: int) -> int:
+    room = os if refuser == "pidfd_open" else proc
+    real = getattr(room, refuser)
+
+    def refuse_once(_pid: int) -> int:
+        monkeypatch.setattr(room, refuser, real)
         raise OSError(errno.EMFILE, "no words of the kernel")
 
-    monkeypatch.setattr(os if refuser == "pidfd_open" else proc, refuser, refuse)
+    monkeypatch.setattr(room, refuser, refuse_once)
     with pytest.raises(HostError, match="could not watch the process just started: Too many open files"):
         await spawn(["/bin/sleep", "60"], output_fd=output)
     assert children() == []

@@ -214,10 +214,10 @@ async def test_flood_is_read_at_a_pace(tmp_path: Path, autojump_clock: trio.test
                 with suppress(BlockingIOError):
                     os.write(writer, b"x" * 4096)
                     continue
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # virtual time
         # the FIFO's content, a burst, and no more than the rate
         assert output.end < (seconds + 2) << 20
-        await trio.sleep(10)
+        await trio.sleep(10)  # virtual time
         follower = output.feed.follow()
         began = trio.current_time()
         os.write(writer, b"a line\n")

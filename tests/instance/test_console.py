@@ -39,7 +39,7 @@ async def test_a_flood_is_read_at_a_pace(piece: int, pause: float, autojump_cloc
             while True:
                 with suppress(BlockingIOError):
                     guest.send(b"x" * piece)
-                await trio.sleep(pause)
+                await trio.sleep(pause)  # virtual time
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
@@ -60,4 +60,4 @@ async def test_single_characters_come_at_once(autojump_clock: trio.testing.MockC
             guest.send(b"k")
             assert await typist.receive() == b"k"
             assert trio.current_time() == began
-            await trio.sleep(0.03)
+            await trio.sleep(0.03)  # virtual time

@@ -54,7 +54,7 @@ async def test_the_heartbeat_outlives_every_answer(
         nursery.start_soon(partial(serve, peer, {"query-status": wrong, "query-blockstats": [{"error": ERROR}]}))
         async with trio.open_nursery() as hearts:
             hearts.start_soon(watch.heartbeat, LIFE, monitor, sampler, posted.append)
-            await trio.sleep(8 * watch.HEARTBEAT_INTERVAL)
+            await trio.sleep(8 * watch.HEARTBEAT_INTERVAL)  # virtual time
             assert [cast(Happened, message).event for message in posted] == [Event.SILENT, Event.ANSWERED_RUNNING]
             assert monitor.statistics().commands > len(wrong)
             hearts.cancel_scope.cancel()
@@ -78,10 +78,10 @@ async def test_events_without_end_are_taken_at_a_pace(
         with trio.move_on_after(seconds):
             while True:
                 await peer.say(*[event] * 20)
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # virtual time
         # two bursts: what is free after a rest, and what waits for its turn
         assert 1000 < len(posted) <= 100 * seconds + 2 * MAX_EVENTS
-        await trio.sleep(60)
+        await trio.sleep(60)  # virtual time
         told, began = len(posted), trio.current_time()
         await peer.say(event)
         await trio.testing.wait_all_tasks_blocked()

@@ -158,9 +158,9 @@ async def test_events_without_end_are_read_at_a_pace(
         with trio.move_on_after(seconds):
             while True:
                 await peer.say(*[event] * 100)
-                await trio.sleep(0.005)
+                await trio.sleep(0.005)  # virtual time
         assert 1000 * seconds < monitor.statistics().events < 15_000 + 6000 * seconds
-        await trio.sleep(10)
+        await trio.sleep(10)  # virtual time
         async with trio.open_nursery() as callers:
             began = trio.current_time()
             callers.start_soon(partial(monitor.execute, "query-status", timeout=TIMEOUT))
