@@ -167,7 +167,9 @@ class Monitor:
 
     @property
     def greeting(self) -> MonitorGreeting:
-        """What QEMU said on connecting."""
+
+    Long because what sends, what receives and what ends a connection share its calls.
+    """What QEMU said on connecting."""
         assert self._greeting is not None, "a monitor is handed out after its greeting"
         return self._greeting
 

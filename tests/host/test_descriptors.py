@@ -68,7 +68,6 @@ async def test_child_that_cannot_be_watched_is_ended(
     output: int, monkeypatch: pytest.MonkeyPatch, refuser: str
 ) -> None:
     """When the last descriptor was taken after the spawn, the child is killed and reaped, and nothing leaks."""
-
     room = os if refuser == "pidfd_open" else proc
     real = getattr(room, refuser)
 
