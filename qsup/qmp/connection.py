@@ -132,9 +132,8 @@ class Monitor:
     """One QMP connection, made by `qsup.qmp.dial.connect_monitor` and handed out once it is negotiated.
 
     It has no task of its own but `run`, and never raises through it: when the connection ends, for whatever reason,
-    `close_reason` is set, every caller gets an error and `run` returns.
-
-    Long because what sends, what receives and what ends a connection share its calls.
+    `close_reason` is set, every caller gets an error and `run` returns. Long because what sends, what receives and what
+    ends a connection share its calls.
 
     Args:
         stream: a connected, non-blocking Unix socket, which becomes the monitor's.
@@ -169,9 +168,7 @@ class Monitor:
 
     @property
     def greeting(self) -> MonitorGreeting:
-
-    Long because what sends, what receives and what ends a connection share its calls.
-    """What QEMU said on connecting."""
+        """What QEMU said on connecting."""
         assert self._greeting is not None, "a monitor is handed out after its greeting"
         return self._greeting
 
