@@ -28,9 +28,9 @@ LOG_SIZE = 64 << 10
 _PIPE_SIZE = 1 << 20  # what a FIFO may hold without privilege (pipe(7)); the default is 64 KiB
 _READ_SIZE = 256 << 10
 #: Bytes taken in per second, after a burst; of what is printed faster the FIFO keeps what it holds.
-_RATE, _BURST = 1 << 20, 1 << 20
+_RATE, _BURST = 4 << 20, 4 << 20
 #: What taking in any piece costs beside its bytes.
-_PIECE = 4 << 10
+_PIECE = 16 << 10
 
 # CSI and OSC sequences, other escapes, then whatever control characters are left, but for tab and newline
 _UNPRINTABLE = re.compile(
