@@ -68,15 +68,19 @@ def test_t5_a_stopped_qemu_is_unresponsive_and_slows_nobody(
     assert daemon.view("running")["cause"] is None
 
 
-def typed(daemon: Daemon, name: str, keys: bytes) -> None:
-    """Type on a VM's console while no daemon has it."""
+def typed(daemon: Daemon, name: str, key: bytes, status: str) -> None:
+    """Type on a VM's console while no daemon has it, until QEMU says what came of it."""
     directory = daemon.root / "run" / "instances" / name
-    with socket.socket(socket.AF_UNIX) as console:
+    with socket.socket(socket.AF_UNIX) as console, BareConnection(directory / "qmp") as monitor:
+        monitor.negotiate()
         console.settimeout(DEADLINE)
         console.connect(str(directory / "console"))
-        console.sendall(b"x" + keys)
-        while b"x" not in console.recv(4096):
-            pass
+        console.sendall(key)
+        what = f"{name} is {status}"
+        poll_until(lambda: monitor.ask("query-status")["status"] == status, what, seconds=DEADLINE)
+        said = b""
+        while key == b"R" and b"boot 2" not in said:
+            said += console.recv(4096)
 
 
 def test_what_a_guest_does_while_no_daemon_runs_is_found_out(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
@@ -87,8 +91,10 @@ def test_what_a_guest_does_while_no_daemon_runs_is_found_out(daemon: Daemon, qem
         daemon.unit(name, rom_unit(qemu, rom_guest, service=service))
     pids = {name: daemon.do(name, "start")["pid"] for name in policies}
     daemon.signal(signal.SIGKILL)
-    for name, key in {"off": b"O", "again": b"O", "panic": b"P", "reset": b"R"}.items():
-        typed(daemon, name, key)
+    typed(daemon, "off", b"O", "shutdown")
+    typed(daemon, "again", b"O", "shutdown")
+    typed(daemon, "panic", b"P", "guest-panicked")
+    typed(daemon, "reset", b"R", "running")
     daemon.start()
     assert daemon.wait("off", "dead")["cause"]["text"] == "guest-shutdown"
     poll_until(lambda: daemon.view("again")["restarts"] == 1, "the policy is obeyed", seconds=DEADLINE)

@@ -166,7 +166,8 @@ def test_t17_endless_events_cost_no_memory_and_nobody_elses_time(
             assert slowest < 1.0
             for name in parts:
                 began = time.monotonic()
-                assert client.post(f"/v1/instances/{name}/kill?wait=20")["state"] == "succeeded"
+                ended = client.post(f"/v1/instances/{name}/kill?wait=20")
+                assert ended["state"] == "succeeded", ended["error"]
                 assert elapsed(began) < 5.0
 
 
@@ -219,18 +220,19 @@ def test_t15_a_hostile_agent_costs_its_call_and_nothing_else(
 
 # What it prints
 
+# as QEMU's own output, what the FIFO does not take is lost; only the end waits until it fits
 PRINT = r"""
-def push(data, insist=False):
+def push(data, *, wait):
     while data:
         try:
             data = data[os.write(2, data):]
         except BlockingIOError:
-            if not insist:
+            if not wait:
                 return
 
 for _ in range(850):
-    push((b'x' * 99 + b'\n') * 600)
-push(b'\n' + END, insist=True)
+    push((b'x' * 99 + b'\n') * 600, wait=False)
+push(b'\n' + END, wait=True)
 os._exit(1)
 """
 
