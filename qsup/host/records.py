@@ -17,6 +17,7 @@ from attrs import field, frozen
 from qsup.errors import StateFileError, from_oserror
 from qsup.host import codec
 from qsup.host.claims import Claim
+from qsup.host.uids import allocate_uid
 from qsup.plan.spec import Identity
 
 #: Seconds since the epoch at the end of the year 9999, the last that has a name in RFC 3339.
@@ -116,6 +117,7 @@ class IdentityStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._given: set[int] | None = None
 
     def path(self, name: str) -> Path:
         """The file of one VM."""
@@ -148,6 +150,20 @@ class IdentityStore:
         except OSError as error:
             raise from_oserror(error, f"could not make {self._directory}") from error
         codec.save(record, self.path(record.name))
+
+    def give_uid(self, seed: str, *, within: range) -> int:
+        """A uid that no VM has, for one that has none yet; nobody else gets it while this daemon lives.
+
+        The files are read once: two first starts at a time must not be given the same uid, whoever is saved first.
+
+        Raises:
+            HostError: none is left.
+        """
+        if self._given is None:
+            self._given = set(self.uids())
+        uid = allocate_uid(seed, taken=self._given, within=within)
+        self._given.add(uid)
+        return uid
 
     def uids(self) -> Iterator[int]:
         """Every uid given to a VM, whether or not its unit still exists. Unreadable files have none to say."""

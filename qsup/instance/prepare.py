@@ -24,7 +24,6 @@ from qsup.host.output import Output
 from qsup.host.records import IdentityRecord, RunRecord, new_uuid
 from qsup.host.rundir import InstanceDirectory
 from qsup.host.staging import stage_file
-from qsup.host.uids import allocate_uid
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -87,7 +86,8 @@ async def prepare(
     identity = await _keep_machine(identity, plan, services)
     directory = services.layout.instance(loaded.name)
     resources.callback(directory.remove)
-    record = _record(loaded, plan, identity, _running(loaded, plan, history))
+    running = _running(loaded, plan, history)
+    record = _record(loaded, plan, identity, running)
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)
     handed = _Handed()
@@ -104,9 +104,8 @@ async def prepare(
         output = Output(directory.path / "output", services.layout.log / f"{loaded.name}.log")
         resources.callback(output.close)
         if cgroup.absence:
-            plan = evolve(plan, warnings=(*plan.warnings, cgroup.absence))
+            running = evolve(running, plan=evolve(running.plan, warnings=(*plan.warnings, cgroup.absence)))
         argv = plan.command(handed.numbers, handed.paths)
-        running = _running(loaded, plan, history)
         cgroups = tuple(map(str, cgroup.paths))
         state = codec.encode(running)
         record = evolve(record, argv=tuple(argv), cgroups=cgroups, taps=taps, claims=claims, state=state)
@@ -150,8 +149,7 @@ async def _identity(loaded: LoadedUnit, services: Services) -> IdentityRecord:
     if loaded.unit.machine.uuid:
         record = evolve(record, uuid=loaded.unit.machine.uuid)
     if services.uids is not None and record.uid is None:
-        taken = frozenset(services.identities.uids())
-        record = evolve(record, uid=allocate_uid(record.uuid, taken=taken, within=services.uids))
+        record = evolve(record, uid=services.identities.give_uid(record.uuid, within=services.uids))
     if services.uids is None:
         record = evolve(record, uid=None)
     if record != known:

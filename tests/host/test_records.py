@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qsup.errors import StateFileError
+from qsup.errors import HostError, StateFileError
 from qsup.host import codec
 from qsup.host.records import IdentityRecord, IdentityStore, RunRecord, new_uuid
 from qsup.plan.spec import Identity
@@ -81,3 +81,13 @@ def test_new_uuids_are_random() -> None:
     first, second = new_uuid(), new_uuid()
     assert first != second
     assert uuid.UUID(first).version == 4
+
+
+def test_a_uid_is_given_once_even_before_it_is_saved(tmp_path: Path) -> None:
+    """Two VMs that start for the first time at once get different uids, and one that has a uid on disk keeps it."""
+    store = IdentityStore(tmp_path)
+    store.save(IdentityRecord(name="old", uuid=new_uuid(), uid=720_000))
+    given = [store.give_uid("the same seed", within=range(720_000, 720_003)) for _ in range(2)]
+    assert set(given) == {720_001, 720_002}
+    with pytest.raises(HostError, match="no uid is left"):
+        store.give_uid("the same seed", within=range(720_000, 720_003))
