@@ -41,7 +41,8 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
 _WATCH_DESCRIPTORS = 2  # the pidfd, and /proc/PID/stat for a moment
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _LAUNCHER = "qsup-launch"
-_SCRIPT = 'ulimit -c 0; umask 077; cd /; {bind}exec "$@"'
+# the shell would tell where the daemon was started
+_SCRIPT = 'ulimit -c 0; umask 077; cd /; unset OLDPWD; {bind}exec "$@"'
 _UNSHARE = ("unshare", "-m", "--propagation", "slave")
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
 # Python ignores some, and so may have whoever started the daemon
