@@ -38,6 +38,7 @@ class Daemon:
         root: its directory.
         arguments: further ones of its command line.
         command: how it is executed.
+        place: the arguments that say where its directories are, ``--root`` and its directory unless given.
     """
 
     def __init__(
@@ -46,18 +47,21 @@ class Daemon:
         arguments: Sequence[str] = (),
         *,
         command: Sequence[str] = (sys.executable, "-m", "qsup.daemon"),
+        place: Sequence[str] | None = None,
     ) -> None:
         self.root = root
         self.units = root / "units"
+        self.run = root / "run"
         self.units.mkdir(exist_ok=True)
-        self._command = (*command, "--root", str(root), "--log-level", "debug", *arguments)
+        where = ("--root", str(root)) if place is None else place
+        self._command = (*command, *where, "--log-level", "debug", *arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (root / "qsupd.log").open("ab")
 
     @property
     def address(self) -> Address:
         """Where it listens."""
-        return Address(str(self.root / "run" / "api.sock"), "")
+        return Address(str(self.run / "api.sock"), "")
 
     @property
     def pid(self) -> int:
@@ -73,7 +77,7 @@ class Daemon:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"qsupd ended: {self.log()[-2000:]}"
-        return (self.root / "run" / "api.sock").exists() and _connects(self.root / "run" / "api.sock")
+        return (self.run / "api.sock").exists() and _connects(self.run / "api.sock")
 
     def signal(self, number: int) -> int:
         """Signal it, wait for its end, and return its exit status."""
@@ -106,7 +110,7 @@ class Daemon:
 
     def remains(self) -> list[str]:
         """The VMs that have a run directory: those that run, or are not tidied up after."""
-        directory = self.root / "run" / "instances"
+        directory = self.run / "instances"
         return sorted(path.name for path in directory.iterdir())
 
     def log(self) -> str:
