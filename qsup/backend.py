@@ -16,7 +16,7 @@ import trio
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import Diagnostic
+from qsup.errors import DeniedError, Diagnostic
 from qsup.host.output import BoundedLog, last_lines
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
@@ -170,8 +170,11 @@ class DaemonBackend:
         return access.follow_log(self._supervisor.driver(name))
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
-        """QEMU's argv while it runs, and ``True``; the argv of its last start, or nothing, and ``False``."""
+        """QEMU's argv while it runs, and ``True``; else the argv of its last start, and ``False``; `DeniedError`."""
         driver = self._supervisor.driver(name)
+        if not driver.command_line:
+            words = "it has not been started since the daemon was, so there is no command line to show"
+            raise DeniedError(words, instance=name, hint="start it first")
         return driver.command_line, driver.life is not None
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:

@@ -41,6 +41,7 @@ class UnitStore:
             name="", hostname=socket.gethostname(), runtime_dir=str(layout.run), state_dir=str(layout.state)
         )
         self._catalog = Catalog(units={}, templates={})
+        self._writing = trio.Lock()
 
     @property
     def units(self) -> Mapping[str, LoadedUnit]:
@@ -107,11 +108,12 @@ class UnitStore:
             PreconditionFailed: the unit is not as ``if_match`` says.
             HostError: the file could not be written.
         """
-        self._check_match(name, if_match)
-        if wrong := tuple(self.validate(name, text)):
-            raise UnitError(wrong, instance=name, hint="nothing was written")
-        await self._write(self._file(name), text)
-        return self.info(name)
+        async with self._writing:
+            self._check_match(name, if_match)
+            if wrong := tuple(self.validate(name, text)) or _masking(name, text):
+                raise UnitError(wrong, instance=name, hint="nothing was written")
+            await self._write(self._file(name), text)
+            return self.info(name)
 
     async def delete(self, name: str, *, if_match: str | None) -> None:
         """Remove a unit's file from the administrator's directory, and the drop-in of `set_autostart` with it.
@@ -120,7 +122,11 @@ class UnitStore:
             NoSuchUnit: there is no such file there.
             PreconditionFailed: the unit is not as ``if_match`` says.
         """
-        self._check_match(name, if_match)
+        async with self._writing:
+            self._check_match(name, if_match)
+            await self._delete(name)
+
+    async def _delete(self, name: str) -> None:
         try:
             await trio.to_thread.run_sync(self._file(name).unlink)
         except FileNotFoundError:
@@ -138,9 +144,10 @@ class UnitStore:
             NoSuchUnit, UnitError: see `qsup.unit.load.load_unit`.
             HostError: the drop-in could not be written.
         """
-        if self.read(name).unit.install.autostart is not enabled:
-            await self._write(self._dropin(name), dropin_text({("install", "autostart"): enabled}))
-        return self.info(name)
+        async with self._writing:
+            if self.read(name).unit.install.autostart is not enabled:
+                await self._write(self._dropin(name), dropin_text({("install", "autostart"): enabled}))
+            return self.info(name)
 
     def _file(self, name: str) -> Path:
         return self._dirs[-1] / f"{name}.toml"
@@ -171,6 +178,11 @@ class UnitStore:
                 instance=name,
                 hint="read it again, then repeat the change",
             )
+
+
+def _masking(name: str, text: str) -> tuple[Diagnostic, ...]:
+    """An empty file masks a unit (as in systemd.unit(5)), which nobody means who writes one through the API."""
+    return () if text.strip() else (Diagnostic(f"{name}.toml", 0, "", "is empty, which would mask the unit"),)
 
 
 def _info(loaded: LoadedUnit, *, values: bool) -> UnitInfo:

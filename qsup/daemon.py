@@ -214,13 +214,22 @@ async def _obey_signals(scope: trio.CancelScope, supervisor: Supervisor, notifie
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async for number in received:
             if number == signal.SIGHUP:
-                result = await supervisor.reload()
-                _log.info("unit files read", added=result.added, changed=result.changed, removed=result.removed)
+                await _reload(supervisor)
                 continue
             _log.info("told to end", signal=signal.Signals(number).name)
             notifier.stopping()
             scope.cancel()
             return
+
+
+async def _reload(supervisor: Supervisor) -> None:
+    try:
+        result = await supervisor.reload()
+    except Exception:
+        # a bug of ours, found by some unit file: that is no reason to end
+        _log.exception("unit files could not be read")
+    else:
+        _log.info("unit files read", added=result.added, changed=result.changed, removed=result.removed)
 
 
 async def _feed_watchdog(notifier: Notifier, seconds: float) -> None:

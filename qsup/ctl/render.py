@@ -46,7 +46,10 @@ def terminal_width() -> int | None:
     if not sys.stdout.isatty():
         return None
     columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() and int(columns) > 0 else os.get_terminal_size(sys.stdout.fileno()).columns
+    if columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    # serial lines and the terminals of scripts often do not know their size and say 0
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None
 
 
 def paint(text: str, level: str) -> str:

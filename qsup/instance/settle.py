@@ -81,6 +81,8 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
             # pause, reset and their like end by QEMU's answer, unless the VM ends first
             if state.level in (Level.ACTIVE, Level.ACTIVATING):
                 return None
+            if holder.request is Request.POWERDOWN:
+                return Settled()  # the guest obeyed before QEMU had answered
             words = f"{holder.request.value} was overtaken: the VM is now {state.level.value} ({state.substate})"
             return Settled(error=QsupError(words, instance=standing.name))
 

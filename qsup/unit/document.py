@@ -51,7 +51,10 @@ class Document:
     @functools.cached_property
     def _lines(self) -> Mapping[Path, int]:
         # made for an error message only: no line is needed to load a unit without errors
-        return locate(self.text)
+        try:
+            return locate(self.text)
+        except TooComplex:
+            return {}  # nested beyond any key of the model, though not beyond TOML: errors then name the file alone
 
     def line(self, path: Path) -> int:
         """The 1-based line of a path into `values`, or of the nearest table around it; 0 for the whole document."""

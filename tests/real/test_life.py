@@ -56,6 +56,17 @@ def test_a_guest_that_powers_itself_off_ends_inactive(daemon: Daemon, qemu: Emul
     assert view["cause"]["text"] == "guest-shutdown"
 
 
+def test_powerdown_is_done_when_the_button_was_pressed(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A guest that obeys at once is no failure, and one that is deaf is none either: the button was pressed."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='ready = { serial = "ready" }'))
+    daemon.do("web", "start")
+    assert daemon.power("web", "powerdown")["state"] == "succeeded"
+    assert daemon.wait("web", "dead")["cause"]["text"] == "guest-shutdown"
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    assert daemon.do("web", "powerdown")["substate"] == "running"
+
+
 def test_a_killed_qemu_ends_failed_with_its_signal(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """`failed (signal KILL)`, told to whoever listens."""
     daemon.unit("web", rom_unit(qemu, rom_guest))

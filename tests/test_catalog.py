@@ -1,0 +1,83 @@
+"""The unit files of one daemon, as the API may write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from qsup.catalog import UnitStore
+from qsup.errors import PreconditionFailed, QsupError, UnitError
+from qsup.host.rundir import Layout
+
+UNIT = '[unit]\ndescription = "{}"\n'
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UnitStore:
+    """An empty store in a directory of the test's own."""
+    layout = Layout.for_root(tmp_path)
+    layout.unit_dirs[-1].mkdir(parents=True)
+    return UnitStore(layout)
+
+
+async def test_a_unit_is_written_read_and_deleted(store: UnitStore) -> None:
+    """What was put is there, under the etag that a later change must name."""
+    info = await store.put("web", UNIT.format("one"), if_match=None)
+    assert (info.description, info.template) == ("one", False)
+    assert (await store.put("web", UNIT.format("two"), if_match=info.etag)).description == "two"
+    with pytest.raises(PreconditionFailed):
+        await store.put("web", UNIT.format("three"), if_match=info.etag)
+    await store.delete("web", if_match=None)
+    with pytest.raises(QsupError, match="no unit 'web'"):
+        store.info("web")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "[cpu]\nvcpu = 2\n", "a = " + "{a = " * 40 + "1" + "}" * 40])
+async def test_what_is_no_valid_unit_is_not_written(store: UnitStore, text: str) -> None:
+    """Neither a wrong text nor an empty one, which would mask the unit, replaces a valid file."""
+    before = await store.put("web", UNIT.format("one"), if_match=None)
+    with pytest.raises(UnitError):
+        await store.put("web", text, if_match=None)
+    assert store.info("web").etag == before.etag
+
+
+async def test_of_writers_with_the_same_version_one_wins(store: UnitStore) -> None:
+    """Concurrent changes of one version: the first is written, the others are told that it has gone."""
+    etag = (await store.put("web", UNIT.format("start"), if_match=None)).etag
+    outcomes: list[str] = []
+
+    async def write(number: int) -> None:
+        try:
+            await store.put("web", UNIT.format(number), if_match=etag)
+            outcomes.append("written")
+        except PreconditionFailed:
+            outcomes.append("refused")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(write, number)
+    assert sorted(outcomes) == ["refused"] * 4 + ["written"]
+
+
+async def test_autostart_is_a_drop_in_that_goes_with_the_unit(store: UnitStore) -> None:
+    """`enable` leaves the file as its author wrote it; `delete` takes the drop-in along."""
+    await store.put("web", UNIT.format("one"), if_match=None)
+    info = await store.set_autostart("web", enabled=True)
+    assert info.autostart
+    assert len(info.files) == 2
+    assert not (await store.set_autostart("web", enabled=False)).autostart
+    await store.delete("web", if_match=None)
+    assert not await trio.Path(info.files[1]).exists()
+
+
+async def test_a_reload_says_what_came_changed_and_went(store: UnitStore) -> None:
+    """Names by what became of them since the last reload."""
+    await store.put("one", UNIT.format("a"), if_match=None)
+    await store.put("two", UNIT.format("a"), if_match=None)
+    assert (await store.reload()).added == ("one", "two")
+    await store.put("one", UNIT.format("b"), if_match=None)
+    await store.delete("two", if_match=None)
+    result = await store.reload()
+    assert (result.added, result.changed, result.removed) == ((), ("one",), ("two",))
