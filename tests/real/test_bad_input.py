@@ -84,6 +84,7 @@ def forward(port: int) -> dict[str, str]:
     return {"tables": f'[[nic]]\nid = "lan"\nforward = ["127.0.0.1:{port}:80"]\n'}
 
 
+@pytest.mark.user
 def test_what_a_host_lacks_is_named_at_the_start(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Images, binaries, ports, bridges: the operation fails with the one thing that is wrong, and nothing is left."""
     (daemon.root / "disk.img").write_bytes(bytes(1 << 20))
@@ -230,6 +231,7 @@ def test_kvm_is_confirmed_or_its_failure_named(daemon: Daemon, emulator: Emulato
 NAMES = ["a/b", "../web", "..", ".", "-rf", ".web", "a\nb", "a b", "a" * 49, "web@a/b", "web@..", "@a", "é", "\0"]
 
 
+@pytest.mark.user
 def test_impossible_names_go_nowhere(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """By the API, by the command line and as file names: refused with the rule, and no file of that name is touched."""
     with bystander(daemon, emulator, rom_guest):
@@ -266,6 +268,7 @@ def qsupd(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.user
 def test_a_second_daemon_on_the_same_directories_does_not_begin(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
@@ -287,6 +290,7 @@ def deep(root: Path, length: int) -> Path:
     return directory
 
 
+@pytest.mark.user
 def test_a_socket_path_beyond_107_bytes_is_refused_and_107_serve(
     root_dir: Path, emulator: Emulator, rom_guest: Path
 ) -> None:

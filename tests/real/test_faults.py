@@ -132,6 +132,7 @@ def test_a_monitor_that_somebody_else_occupies_is_waited_for(
 # T1: death in the middle of a start
 
 
+@pytest.mark.user
 @pytest.mark.parametrize("at", [GREETING, "qmp_capabilities", "query-cpus-fast", "cont"])
 def test_t1_a_daemon_killed_while_qemu_starts_is_followed_by_one_that_ends_the_start(
     daemon: Daemon, root_dir: Path, emulator: Emulator, rom_guest: Path, at: str

@@ -74,6 +74,7 @@ AT_THE_START = {
 }
 
 
+@pytest.mark.user
 def test_t17_a_hostile_qemu_fails_to_start_with_the_cause_named(
     daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
 ) -> None:
@@ -268,6 +269,7 @@ def _dies(puppets: list[Puppet], how: str) -> Change:
     return change
 
 
+@pytest.mark.user
 @pytest.mark.parametrize("how", ["os._exit(3)", "os.kill(os.getpid(), 9)"], ids=["exit", "kill"])
 def test_a_qemu_that_dies_at_any_stage_of_its_start_fails_it_at_once(
     daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path, how: str

@@ -100,6 +100,7 @@ WRECKS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.user
 def test_t6_a_wrecked_record_quarantines_its_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """The daemon starts, each VM names its file, nothing is deleted or signalled, and repaired records are believed."""
     pids = start(daemon, emulator, rom_guest, ("good", *WRECKS))
