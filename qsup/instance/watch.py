@@ -176,7 +176,7 @@ class DiskSampler:
         if trio.current_time() > self._until:
             return
         found = {
-            stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=_QUERY_TIMEOUT)
+            stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=HEARTBEAT_TIMEOUT)
         }
         self._disks = {disk.id: _counters(found[disk.node]) for disk in life.summary.disks if disk.node in found}
 
