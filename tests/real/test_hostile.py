@@ -290,6 +290,30 @@ def test_a_qemu_that_dies_at_any_stage_of_its_start_fails_it_at_once(
             assert daemon.remains() == [BYSTANDER]
 
 
+def test_a_qemu_that_does_not_want_to_end_is_ended(
+    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Mute at `quit`, or willing but still there; deaf to SIGTERM: a stop goes from stage to stage and succeeds."""
+    stages = 'stop-timeout = "100ms"\nquit-timeout = "100ms"\nterm-timeout = "100ms"'
+    unit = rom_unit(stage.emulator, rom_guest, service=stages)
+    parts = {"mute": Fault(name="mute", recording=SESSION, at="quit", change=_nothing), "willing": faithful(SESSION)}
+    with bystander(daemon, emulator, rom_guest):
+        puppets = cast(daemon, stage, unit, parts)
+        for name, puppet in puppets.items():
+            daemon.wait(name, "running")
+            puppet.tell("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+            with daemon.events() as events:
+                view = daemon.do(name, "stop")
+                for stage_of_stop in ("stopping-guest", "stopping-quit", "stopping-term", "stopping-kill", "dead"):
+                    events.next("instance-state", substate=stage_of_stop)
+            assert view["cause"]["kind"] == "operator"
+            assert puppet.ended.wait(DEADLINE)
+
+
+def _nothing(_lines: list[bytes]) -> Iterable[bytes]:
+    return []
+
+
 def test_a_qemu_that_closes_its_console_at_the_start_fails_it(
     daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
 ) -> None:
