@@ -23,7 +23,6 @@ from qsup.instance.state import Event
 from qsup.pace import Pace
 from qsup.qmp import commands, events
 from qsup.qmp.connection import Monitor
-from qsup.qmp.results import BlockStats
 
 _log = structlog.get_logger()
 
@@ -178,20 +177,7 @@ class DiskSampler:
         found = {
             stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=HEARTBEAT_TIMEOUT)
         }
-        self._disks = {disk.id: _counters(found[disk.node]) for disk in life.summary.disks if disk.node in found}
-
-
-def _counters(stats: BlockStats) -> Mapping[str, int]:
-    """In the words of QAPI's BlockDeviceStats."""
-    return {
-        "rd_bytes": stats.read_bytes,
-        "rd_operations": stats.read_operations,
-        "rd_total_time_ns": stats.read_time_ns,
-        "wr_bytes": stats.write_bytes,
-        "wr_operations": stats.write_operations,
-        "wr_total_time_ns": stats.write_time_ns,
-        "flush_operations": stats.flush_operations,
-    }
+        self._disks = {disk.id: found[disk.node].counters for disk in life.summary.disks if disk.node in found}
 
 
 async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post: Post) -> None:

@@ -107,37 +107,30 @@ class BlockInfo:
         )
 
 
+#: Members of QAPI's BlockDeviceStats: bytes, operations and nanoseconds since QEMU's start.
+_BLOCK_COUNTERS = (
+    *("rd_bytes", "rd_operations", "rd_total_time_ns", "failed_rd_operations"),
+    *("wr_bytes", "wr_operations", "wr_total_time_ns", "failed_wr_operations"),
+    *("flush_operations", "flush_total_time_ns"),
+)
+
+
 @attrs.frozen(kw_only=True)
 class BlockStats:
-    """One drive of ``query-blockstats``: totals since QEMU's start, in bytes, operations and nanoseconds."""
+    """One drive of ``query-blockstats``, its counters by QAPI's own names."""
 
     qdev: str
     node_name: str
-    read_bytes: int
-    read_operations: int
-    read_time_ns: int
-    write_bytes: int
-    write_operations: int
-    write_time_ns: int
-    flush_operations: int
-    failed_operations: int
+    counters: Mapping[str, int]
 
     @classmethod
     def parse(cls, value: object) -> BlockStats:
         """Read one element of the answer."""
         stats = member(value, "stats", dict)
-        failed = ("failed_rd_operations", "failed_wr_operations", "failed_flush_operations", "failed_unmap_operations")
         return cls(
             qdev=member(value, "qdev", str, ""),
             node_name=member(value, "node-name", str, ""),
-            read_bytes=member(stats, "rd_bytes", int),
-            read_operations=member(stats, "rd_operations", int),
-            read_time_ns=member(stats, "rd_total_time_ns", int),
-            write_bytes=member(stats, "wr_bytes", int),
-            write_operations=member(stats, "wr_operations", int),
-            write_time_ns=member(stats, "wr_total_time_ns", int),
-            flush_operations=member(stats, "flush_operations", int),
-            failed_operations=sum(member(stats, key, int, 0) for key in failed),
+            counters={name: member(stats, name, int) for name in _BLOCK_COUNTERS},
         )
 
 
