@@ -194,6 +194,8 @@ class Daemon:
                 assert came_true(lambda: has_written(keys[-1:]), seconds=DEADLINE), "no echo"
             finally:
                 console.close()
+            # whoever types next need not wait for the daemon to notice that we have gone
+            assert came_true(lambda: not self.view(name)["console"]["has_writer"], seconds=DEADLINE), "still typing"
 
     def events(self) -> Events:
         """The stream of events, from now on."""
