@@ -241,7 +241,5 @@ def test_launch_that_a_daemon_did_not_come_to_record(root_dir: Path, qemu: Emula
         assert daemon.remains() == []
     finally:
         daemon.close()
-    for directory in map(Path, record["cgroups"]):  # the record that named them is lost
-        directory.rmdir()
-        if not any(entry.is_dir() for entry in directory.parent.iterdir()):
-            directory.parent.rmdir()
+    # found by the VM's name: the record that named them is lost
+    assert [name for name in record["cgroups"] if Path(name).exists()] == []
