@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,16 @@ def test_a_guest_that_resets_itself_keeps_its_process(daemon: Daemon, emulator: 
                 console.send(b"T")
                 console.flush()
                 wanted = b"boot %d" % boot
-                assert came_true(lambda wanted=wanted: wanted in _more(console, seen), seconds=DEADLINE)  # type: ignore[misc]
+                assert came_true(partial(_has, console, seen, wanted), seconds=DEADLINE)
         finally:
             console.close()
     after = daemon.view("web")
     assert [after[key] for key in ("pid", "restarts", "substate")] == [before["pid"], 0, "running"]
+
+
+def _has(console: Any, seen: bytearray, wanted: bytes) -> bool:
+    """Whether the console has written this by now."""
+    return wanted in _more(console, seen)
 
 
 def _more(console: Any, seen: bytearray) -> bytearray:
