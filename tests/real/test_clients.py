@@ -21,7 +21,7 @@ from tests.api.test_abuse import ATTACKS, CPUS, endless, has_hung_up
 from tests.guests import Emulator
 from tests.real.beside import BYSTANDER, MEBIBYTE, bystander
 from tests.real.daemons import Daemon, rom_unit
-from tests.waiting import wait_until
+from tests.waiting import poll_until, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
 
@@ -138,6 +138,7 @@ async def test_t12_a_console_takes_no_more_than_its_guest(daemon: Daemon, emulat
         daemon.unit("web", rom_unit(emulator, rom_guest))
         daemon.do("web", "start")
         daemon.type("web", "H")  # from now on it is deaf
+        poll_until(lambda: not daemon.view("web")["console"]["has_writer"], "nobody types", seconds=PATIENCE)
         before = forget_peak(daemon)
         handshake = request(
             "GET /v1/instances/web/console?mode=write",
