@@ -7,15 +7,16 @@ Must not: repeat the kernel's own tests; its attacks are borrowed from them.
 from __future__ import annotations
 
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
 
+from qsup.ctl.client import Client as ApiClient
 from tests.api.serving import Client, ConnectionEnded, Reply, request
 from tests.api.test_abuse import ATTACKS, CPUS, endless, has_hung_up
 from tests.guests import Emulator
@@ -167,32 +168,37 @@ async def test_t13_idle_connections_and_a_mute_subscriber_harm_nobody(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
     """200 idle connections, and a subscriber who never reads while events come: evicted; others are served at once."""
-    with bystander(daemon, emulator, rom_guest):
+    with bystander(daemon, emulator, rom_guest), ExitStack() as clients:
         daemon.unit("web", rom_unit(emulator, rom_guest))
         daemon.do("web", "start")
         before = forget_peak(daemon)
         subscriber = await connected(daemon)
+        clients.callback(subscriber.stream.socket.close)
         await subscriber.send(request("GET /v1/events"))
         idle = [await connected(daemon) for _ in range(200)]
-        times = []
+        for one in idle:
+            clients.callback(one.stream.socket.close)
         with daemon.client() as client:
-            for number in range(400):
-                began = time.perf_counter()
-                client.get("/v1/instances")
-                times.append(time.perf_counter() - began)
-                command = "stop" if number % 2 else "cont"
-                client.post("/v1/instances/web/qmp", {"execute": command})
+            # a machine that others use as well stands still at times, but not in every round
+            rounds = (slowest_of_99_percent(client, "web") for _ in range(5))
+            assert any(seconds < 0.05 for seconds in rounds)
         # the oldest went when the bound of one user was reached
         closed = [await one.closed() for one in idle[:50]]
         assert closed == [b""] * 50
         await wait_until(lambda: has_hung_up(subscriber), "the subscriber is given up", seconds=PATIENCE)
-        # a machine that others use as well is slow at times; the figures are in docs/performance.md
-        assert statistics.median(times) < 0.05
-        assert sorted(times)[396] < 0.5
-        for one in (*idle, subscriber):
-            one.stream.socket.close()
         assert peak(daemon) - before < GROWTH_MAX
         daemon.do("web", "kill")
+
+
+def slowest_of_99_percent(client: ApiClient, name: str) -> float:
+    """The p99 of 400 reads, in seconds, while a VM is paused and resumed between them."""
+    times = []
+    for number in range(400):
+        began = time.perf_counter()
+        client.get("/v1/instances")
+        times.append(time.perf_counter() - began)
+        client.post(f"/v1/instances/{name}/qmp", {"execute": "stop" if number % 2 else "cont"})
+    return sorted(times)[396]
 
 
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
