@@ -121,7 +121,7 @@ class Connection:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             deadline.arm(self.socket)
-            self.socket.connect(path)
+            _connect(self.socket, path)
         except TimeoutError as error:
             self.socket.close()
             raise deadline.missed() from error
@@ -226,6 +226,29 @@ class Connection:
     def close(self) -> None:
         """Close the socket; more than once is harmless."""
         self.socket.close()
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    """Connect within the socket's timeout, also while more wait to be accepted than the daemon's backlog holds.
+
+    Raises:
+        OSError: as connect(2) says; `TimeoutError` when the daemon accepted nobody in time.
+    """
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        # Python's timeouts make a socket one that does not block, and for room in a backlog only one that does waits
+        import struct
+
+        seconds = sock.gettimeout()
+        if seconds is not None:
+            timeval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6) or 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        sock.settimeout(None)
+        try:
+            sock.connect(path)
+        except BlockingIOError as error:
+            raise TimeoutError from error
 
 
 def _unreachable(address: Address, error: OSError) -> DaemonUnreachable:

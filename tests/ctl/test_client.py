@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from qsup.api.protocol import SOCKET_PATH_MAX
 from qsup.ctl import connection
 from qsup.ctl.client import Client, error_from
-from qsup.ctl.connection import Address, Deadline, find_address
+from qsup.ctl.connection import Address, Connection, Deadline, find_address
 from qsup.errors import (
     DaemonProtocolError,
     DaemonUnreachable,
@@ -237,6 +240,20 @@ def test_a_missing_daemon_is_told_with_what_to_do(tmp_path: Path, prepare: str) 
     with pytest.raises(DaemonUnreachable, match="no daemon listens at") as caught:
         Client(address).get("/v1")
     assert caught.value.hint == f"is its daemon running? start it with: qsupd --root {tmp_path}"
+
+
+def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    """A daemon that has yet to accept others is not one that cannot be reached; the deadline counts all the same."""
+    address = Address(str(tmp_path / "api.sock"), "")
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as opened, ThreadPoolExecutor(1) as pool:
+        listener.bind(address.path)
+        listener.listen(0)
+        opened.enter_context(closing(Connection(address, Deadline(5))))
+        with pytest.raises(DaemonUnreachable, match=r"did not answer within 0\.05 s"):
+            Connection(address, Deadline(0.05))
+        waiting = pool.submit(Connection, address, Deadline(20))
+        opened.enter_context(listener.accept()[0])
+        opened.enter_context(closing(waiting.result(20)))
 
 
 def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path) -> None:

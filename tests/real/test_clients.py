@@ -7,6 +7,7 @@ Must not: repeat the kernel's own tests; its attacks are borrowed from them.
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,10 @@ def peak(daemon: Daemon) -> int:
 
 
 async def connected(daemon: Daemon) -> Client:
-    """A raw connection."""
-    return Client(await trio.open_unix_socket(daemon.address.path))
+    """A raw connection. The socket blocks until it is one: trio takes a full backlog for a success."""
+    sock = socket.socket(socket.AF_UNIX)
+    await trio.to_thread.run_sync(sock.connect, daemon.address.path)
+    return Client(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
 
 
 async def attack(daemon: Daemon, pieces: Iterator[bytes], method: str) -> Reply | None:
