@@ -3,8 +3,8 @@
 Decides: that a signal or a wait is addressed to one process and never to a later one of the same pid.
 Must not: start processes (that is `qsup.host.process`) or decide what an exit means for a VM.
 
-How a process ended that is not our child: while it is a zombie, /proc says so; once it has been reaped, the kernel
-still knows (Linux 6.15). On an older one it is `UNKNOWN` then.
+How a process ended that is not our child: from when the kernel begins to take it down until it is reaped, /proc says
+so; once it has been reaped, the kernel still knows (Linux 6.15). On an older one it is `UNKNOWN` then.
 
 Sources: pidfd_open(2), pidfd_send_signal(2), waitid(2), proc(5), ``PIDFD_GET_INFO`` in linux/pidfd.h.
 """
@@ -137,6 +137,10 @@ class PidFd:
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))
 
+    def dying(self) -> ExitStatus | None:
+        """How it ends, when it cannot live on although it is still there; see `dying_status`."""
+        return dying_status(self.pid, self.start_time)
+
     def send_signal(self, number: signal.Signals) -> bool:
         """Signal the process; ``False`` when it has ended, whoever has its pid now.
 
@@ -165,7 +169,7 @@ class PidFd:
                 try:
                     self._reap()
                 except ChildProcessError:  # not our child
-                    self._status = zombie_status(self.pid, self.start_time) or exit_info(self._fd)
+                    self._status = dying_status(self.pid, self.start_time) or exit_info(self._fd)
         return self._status
 
     def _reap(self) -> None:
@@ -189,10 +193,14 @@ def _from_siginfo(result: os.waitid_result) -> ExitStatus:
     return ExitStatus(kind="signal", value=result.si_status, core=result.si_code == os.CLD_DUMPED)
 
 
-def zombie_status(pid: int, start_time: int) -> ExitStatus | None:
-    """How a process ended that others have yet to reap, ``None`` when it is no zombie or we may not know."""
+def dying_status(pid: int, start_time: int) -> ExitStatus | None:
+    """How a process ended that the kernel is taking down, or that others have yet to reap.
+
+    Returns:
+        ``None`` when it lives, is gone, or we may not know.
+    """
     stat = proc.read_stat(pid)
-    if stat is None or stat.start_time != start_time or stat.state != "Z":
+    if stat is None or stat.start_time != start_time or not stat.exiting:
         return None
     if stat.exit_status == 0 and not proc.may_inspect(pid):
         return None

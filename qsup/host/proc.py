@@ -15,6 +15,7 @@ from attrs import frozen
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_PF_EXITING = 0x4  # linux/sched.h, shown as field 9 since ever
 
 
 @functools.cache
@@ -30,16 +31,19 @@ class ProcessStat:
     Args:
         name: ``comm``, at most 15 bytes.
         state: one letter, ``Z`` for a zombie.
+        exiting: its main thread has ended: the kernel is taking it down, or has and nobody reaped it yet (a zombie).
         parent: the parent's pid.
         cpu_seconds: user and system time of all threads.
         threads: number of threads.
         start_time: clock ticks after boot (field 22); with the pid and the boot id it names one process for good.
         rss: resident memory in bytes.
-        exit_status: how a zombie ended, in wait(2)'s form; 0 also for who may not know (see `may_inspect`).
+        exit_status: how one that is ``exiting`` ended, in wait(2)'s form; 0 also for who may not know (see
+            `may_inspect`).
     """
 
     name: str
     state: str
+    exiting: bool
     parent: int
     cpu_seconds: float
     threads: int
@@ -55,6 +59,7 @@ def parse_stat(text: str) -> ProcessStat:
     return ProcessStat(
         name=head.partition("(")[2],
         state=fields[0],
+        exiting=bool(int(fields[6]) & _PF_EXITING),
         parent=int(fields[1]),
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
         threads=int(fields[17]),

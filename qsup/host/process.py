@@ -85,6 +85,10 @@ class Process:
         """Wait until it has ended and say how; see `PidFd.wait_exit`."""
         return await self.pidfd.wait_exit()
 
+    def dying(self) -> ExitStatus | None:
+        """How it ends, when it cannot live on although it is still there; see `PidFd.dying`."""
+        return self.pidfd.dying()
+
     def send_signal(self, number: signal.Signals) -> bool:
         """Signal it; ``False`` when it has ended; see `PidFd.send_signal`."""
         return self.pidfd.send_signal(number)

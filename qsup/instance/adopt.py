@@ -316,7 +316,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
     return running
 
 
-_TOLD_TO_END = frozenset({State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.STUCK})
+_TOLD_TO_END = frozenset({State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.EXITING, State.STUCK})
 #: States in which a life's record is kept up to date; in the others there is none, or it is being given up.
 RECORDED = frozenset(
     {

@@ -103,7 +103,8 @@ class Position:
             cause: how the process ended; a stop that was under way is the cause before that.
             now: monotonic seconds.
         """
-        reason = self.ending or cause
+        # of a process that ended by itself the kernel tells twice, and the second time more: that it dumped core
+        reason = cause if self.ending is None or self.ending.kind is cause.kind else self.ending
         self.ending = None
         event = restart.outcome(self._state, reason, service, self.history, now)
         if event is Event.RESTARTING:

@@ -98,10 +98,16 @@ class State(enum.Enum):
     STOPPING_QUIT = ("stopping-quit", Level.DEACTIVATING, "QEMU was told to quit.", "its end, or the quit timeout")
     STOPPING_TERM = ("stopping-term", Level.DEACTIVATING, "QEMU was sent SIGTERM.", "its end, or the term timeout")
     STOPPING_KILL = ("stopping-kill", Level.DEACTIVATING, "QEMU was sent SIGKILL.", "its end")
+    EXITING = (
+        "exiting",
+        Level.DEACTIVATING,
+        "QEMU has ended, unasked; the kernel is still taking its process down. The cause says how it ended.",
+        "its end",
+    )
     STUCK = (
         "stuck",
         Level.DEACTIVATING,
-        "QEMU was sent SIGKILL and is still there: the kernel keeps it (uninterruptible sleep).",
+        "QEMU has ended or was sent SIGKILL, and is still there: the kernel keeps it (uninterruptible sleep).",
         "its end",
     )
     CRASHED = ("crashed", Level.FAILED, "It ended by a failure, and its policy does not start it again.", "a start")
@@ -163,6 +169,7 @@ class Event(enum.Enum):
     ANSWERED_RUNNING = "answered-running"
     ANSWERED_PAUSED = "answered-paused"
     MONITOR_LOST = "monitor-lost"
+    DYING = "dying"  # the connection ended, and the kernel is taking the process down
     # deadlines of a stop
     STAGE_TIMEOUT = "stage-timeout"
     # the end of the process, already judged
@@ -219,6 +226,7 @@ WITH_PROCESS = frozenset(
         State.STOPPING_QUIT,
         State.STOPPING_TERM,
         State.STOPPING_KILL,
+        State.EXITING,
         State.STUCK,
     }
 )
@@ -334,7 +342,9 @@ def _stopping() -> _Table:
     for state in (*_REACHED, State.UNRESPONSIVE, State.UNREACHABLE):
         leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
         table[state, Event.KILL] = _to(State.STOPPING_KILL, *leaving, Effect.KILL)
-    for state in (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STUCK):
+        # its main thread is gone: SIGKILL ends what threads may be left, and its deadline is this state's
+        table[state, Event.DYING] = _to(State.EXITING, *leaving, Effect.KILL)
+    for state in (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.EXITING, State.STUCK):
         table[state, Event.KILL] = _to(State.STOPPING_KILL, Effect.KILL)
     table |= {
         (State.STOPPING_KILL, Event.KILL): _to(State.STOPPING_KILL, Effect.KILL),
@@ -344,9 +354,17 @@ def _stopping() -> _Table:
         (State.STOPPING_QUIT, Event.STAGE_TIMEOUT): _to(State.STOPPING_TERM, Effect.TERM),
         (State.STOPPING_TERM, Event.STAGE_TIMEOUT): _to(State.STOPPING_KILL, Effect.KILL),
         (State.STOPPING_KILL, Event.STAGE_TIMEOUT): _to(State.STUCK),
+        (State.EXITING, Event.STAGE_TIMEOUT): _to(State.STUCK),
     }
     # while it is being stopped, a further stop joins in, and what the guest still does changes nothing
-    stages = (State.STOPPING_GUEST, State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.STUCK)
+    stages = (
+        State.STOPPING_GUEST,
+        State.STOPPING_QUIT,
+        State.STOPPING_TERM,
+        State.STOPPING_KILL,
+        State.EXITING,
+        State.STUCK,
+    )
     noise = (
         Event.STOP,
         Event.START_TIMEOUT,
@@ -358,6 +376,7 @@ def _stopping() -> _Table:
         Event.GUEST_IO_ERROR,
         Event.MONITOR_LOST,
         Event.SILENT,
+        Event.DYING,
     )
     for state in stages:
         for event in noise:
@@ -455,8 +474,9 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
     State.STOPPING_QUIT: ("it is being stopped", "wait, or kill it"),
     State.STOPPING_TERM: ("it is being stopped", "wait, or kill it"),
     State.STOPPING_KILL: ("it is being killed", "wait"),
+    State.EXITING: ("its process is just ending", "wait a moment"),
     State.STUCK: (
-        "it was killed but the kernel keeps its process",
+        "it has ended but the kernel keeps its process",
         "wait; look at its wait channel and the host's storage",
     ),
     State.RUNNING: ("it is running", ""),

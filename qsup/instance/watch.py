@@ -86,7 +86,9 @@ async def monitor(
         _interpret(notice, life, say, wants_restart, post)
 
     reason = await _until_closed(life, connection, interpret, post, wait_taken)
-    # the process ends with its monitor, mostly; then the process's end says more, but the kernel takes its time for it
+    # the process ends with its monitor, mostly, and the kernel, which knows how, takes its time until it is gone
+    if status := life.process.dying():
+        say(Event.DYING, cause_of_exit(status, life.last_words()))
     post(Noted(life=life.number, changes={"monitor_connected": False}))
     await trio.sleep(0.0 if not isinstance(reason, MonitorClosed) else _EXIT_GRACE)
     say(Event.MONITOR_LOST, Cause(kind=CauseKind.MONITOR_LOST, detail=reason.message))

@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from qsup.host import pidfd, proc
 from qsup.host.pidfd import ExitStatus, PidFd
 from tests.host.children import child, grandchild
+from tests.waiting import poll_until
 
 KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
 TELLS_EXIT_OF_OTHERS = KERNEL >= (6, 15)
@@ -140,11 +142,32 @@ def test_status_of_the_living_is_unknown() -> None:
         watched = PidFd.open(process.pid)
         assert not watched.exited()
         assert pidfd.exit_info(watched.fileno()) == pidfd.UNKNOWN
-        assert pidfd.zombie_status(process.pid, watched.start_time) is None
+        assert pidfd.dying_status(process.pid, watched.start_time) is None
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert pidfd.zombie_status(process.pid, watched.start_time) == ExitStatus(kind="signal", value=9)
-        assert pidfd.zombie_status(process.pid, watched.start_time + 1) is None
+        assert pidfd.dying_status(process.pid, watched.start_time) == ExitStatus(kind="signal", value=9)
+        assert pidfd.dying_status(process.pid, watched.start_time + 1) is None
+        watched.close()
+
+
+MAIN_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_main_thread_has_ended_is_dying_and_not_gone() -> None:
+    """Before all of a process is taken down its end is known; that it is gone is only ever the pidfd's to say."""
+    with child(sys.executable, "-c", MAIN_THREAD_ENDS) as process:
+        watched = PidFd.open(process.pid)
+        assert watched.dying() is None
+        poll_until(watched.dying, "the main thread has ended")
+        assert watched.dying() == ExitStatus(kind="code", value=0)
+        assert not watched.exited()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert watched.exited()
         watched.close()
 
 
@@ -214,6 +237,7 @@ def test_stat_with_a_hostile_name() -> None:
     fields = ["R", "7", *["0"] * 9, "100", "50", *["0"] * 4, "3", "0", "987", "0", "12", *["0"] * 27, "256"]
     stat = proc.parse_stat(f"5 (a) R 1 (b) {' '.join(fields)}")
     assert (stat.name, stat.state, stat.parent, stat.threads, stat.start_time) == ("a) R 1 (b", "R", 7, 3, 987)
+    assert not stat.exiting
     assert stat.cpu_seconds == 150 / os.sysconf("SC_CLK_TCK")
     assert stat.rss == 12 * os.sysconf("SC_PAGE_SIZE")
     assert stat.exit_status == 256

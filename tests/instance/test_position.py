@@ -8,6 +8,7 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.position import Position
 from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, State
+from qsup.unit.model import ServiceSection
 
 LOST = Cause(kind=CauseKind.MONITOR_LOST)
 UP = (Event.START, Event.LAUNCHED)
@@ -46,3 +47,26 @@ def test_readiness_is_taken_over_from_an_earlier_daemon() -> None:
     position.resume(history=RestartHistory(), ending=None, since=1.0, was_ready=True)
     position.move(Event.FOUND, None)
     assert (position.state, position.was_ready, position.since) == (State.UNREACHABLE, True, 1.0)
+
+
+BY_ITSELF = Cause(kind=CauseKind.SIGNAL, signal="ABRT")
+BY_OPERATOR = Cause(kind=CauseKind.OPERATOR)
+
+
+@pytest.mark.parametrize(
+    ("told", "ended", "reason"),
+    [
+        (BY_ITSELF, Cause(kind=CauseKind.SIGNAL, signal="ABRT, core dumped"), "signal ABRT, core dumped"),
+        (BY_ITSELF, Cause(kind=CauseKind.EXIT_UNKNOWN), "signal ABRT"),
+        (BY_OPERATOR, Cause(kind=CauseKind.SIGNAL, signal="ABRT"), "operator"),
+    ],
+)
+def test_the_cause_of_a_process_that_ended_by_itself(told: Cause, ended: Cause, reason: str) -> None:
+    """What the kernel tells at the end completes what was told when it began; an operator's word stands before both."""
+    position = after(*UP, Event.READY)
+    position.move(Event.DYING, BY_ITSELF)
+    position.move(Event.STOP, told)
+    assert (position.state, position.cause) == (State.EXITING, told)
+    event, cause = position.judge_end(ended, ServiceSection(restart="on-failure"), now=1.0)
+    assert cause.text == reason
+    assert event is (Event.ENDED if told is BY_OPERATOR else Event.RESTARTING)

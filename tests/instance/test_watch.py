@@ -12,7 +12,9 @@ import trio
 import trio.testing
 
 from qsup.errors import MonitorError
+from qsup.host.pidfd import ExitStatus
 from qsup.instance import watch
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
 from qsup.instance.state import Event
@@ -20,7 +22,17 @@ from qsup.qmp.events import MAX_EVENTS
 from tests.qmp.support import Peer, by_hand
 from tests.recordings.recording import load
 
-LIFE = cast(Life, SimpleNamespace(number=1, record=SimpleNamespace(name="web"), summary=SimpleNamespace(disks=())))
+
+def life(dying: ExitStatus | None = None) -> Life:
+    """As much of a life as watching one needs; its process lives, or is dying."""
+    process = SimpleNamespace(dying=lambda: dying)
+    record, summary = SimpleNamespace(name="web"), SimpleNamespace(disks=())
+    return cast(
+        Life, SimpleNamespace(number=1, record=record, summary=summary, process=process, last_words=lambda: "oh")
+    )
+
+
+LIFE = life()
 RUNNING = {"status": "running", "running": True, "singlestep": False}
 ERROR = {"class": "GenericError", "desc": "?"}
 
@@ -98,3 +110,17 @@ async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_cloc
             await peer.stream.aclose()
     assert isinstance(monitor.close_reason, MonitorError)
     assert [message.event for message in posted if isinstance(message, Happened)] == [Event.MONITOR_LOST]
+
+
+async def test_a_process_that_dies_with_its_monitor_is_told_at_once(nursery: trio.Nursery) -> None:
+    """The kernel takes its time to take a process down; that it does, and why, is told before it has."""
+    posted: list[Message] = []
+    dying = life(ExitStatus(kind="signal", value=9))
+    async with by_hand(nursery) as (monitor, peer):
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(watch.monitor, dying, monitor, lambda cause: False, posted.append, never)
+            await peer.stream.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            watchers.cancel_scope.cancel()
+    cause = Cause(kind=CauseKind.SIGNAL, signal="KILL", detail="oh")
+    assert posted[0] == Happened(life=1, event=Event.DYING, cause=cause)

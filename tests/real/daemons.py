@@ -213,14 +213,16 @@ def _connects(path: Path) -> bool:
     return True
 
 
-def rom_unit(emulator: Emulator, rom: Path, **sections: str) -> str:
+def rom_unit(emulator: Emulator, rom: Path, *, accel: str = "tcg", **sections: str) -> str:
     """A unit of the ROM guest: up at once, obeys single keys on its console.
 
     Args:
+        accel: ``tcg`` or ``kvm``; `host` is more than a nested KVM can give.
         sections: further lines by section, such as ``service="restart = 'always'"``.
     """
     parts = {
-        "machine": f'emulator = "{emulator.path}"\ntype = "q35"\naccel = "tcg"\nfirmware = "{rom}"',
+        "machine": f'emulator = "{emulator.path}"\ntype = "q35"\naccel = "{accel}"\nfirmware = "{rom}"',
+        "cpu": 'model = "kvm64"' if accel == "kvm" else "",
         "memory": 'size = "16M"\nballoon = false',
         "agent": "enabled = false",
     }

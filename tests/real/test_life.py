@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qsup.errors import QsupError
+from tests.bare import accelerator
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 
@@ -76,6 +77,21 @@ def test_a_killed_qemu_ends_failed_with_its_signal(daemon: Daemon, qemu: Emulato
         event = events.next("instance-state", state="failed")
     assert event["data"]["cause"]["text"] == "signal KILL"
     assert daemon.view("web")["substate"] == "crashed"
+
+
+@pytest.mark.skipif(accelerator() != "kvm", reason="without /dev/kvm a process is gone as soon as its monitor is")
+def test_a_killed_qemu_is_told_before_the_kernel_has_taken_it_down(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """With KVM a killed process stays a while: `exiting` names the cause at once, `failed` comes when it is gone."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, accel="kvm"))
+    pid = daemon.do("web", "start")["pid"]
+    with daemon.events() as events:
+        kill_process(pid)
+        told = events.next("instance-state", substate="exiting")
+        ended = events.next("instance-state", substate="crashed")
+    assert [event["data"]["cause"]["text"] for event in (told, ended)] == ["signal KILL"] * 2
+    assert (told["data"]["state"], told["data"]["pid"]) == ("deactivating", pid)
 
 
 def test_a_crash_is_followed_by_a_restart_until_the_limit(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

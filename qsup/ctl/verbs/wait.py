@@ -32,7 +32,8 @@ A wait for a VM that has failed ends at once with code 1, unless a state of a st
 UP_WORDS = (
     *("ready", "agent", "active", "activating", "deactivating"),
     *("spawning", "waiting-ready", "auto-restart", "running", "paused", "io-error", "guest-panicked"),
-    *("unresponsive", "unreachable", "stopping-guest", "stopping-quit", "stopping-term", "stopping-kill", "stuck"),
+    *("unresponsive", "unreachable", "stopping-guest", "stopping-quit", "stopping-term", "stopping-kill"),
+    *("exiting", "stuck"),
 )
 #: What a VM that has failed may be, or become.
 DOWN_WORDS = ("inactive", "failed", "dead", "crashed", "start-failed", "start-limit-hit", "quarantined")
