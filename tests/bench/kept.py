@@ -48,11 +48,12 @@ class Kept:
         """Send a request and return the document that answers it."""
         return json.loads(self.exchange(request(method, target, document)))
 
-    def read_until(self, text: bytes) -> None:
-        """Read an endless answer until a text has come, and forget all up to it."""
+    def read_until(self, text: bytes) -> bytes:
+        """Read an endless answer until a text has come, and forget all up to it; what stood before it."""
         while text not in self._received:
             self._receive()
-        self._received = self._received.partition(text)[2]
+        before, _, self._received = self._received.partition(text)
+        return before
 
     def send(self, data: bytes) -> None:
         """Send without waiting for the answer."""
