@@ -35,7 +35,7 @@ from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError
-from qsup.host import kvmnode
+from qsup.host import kvmnode, process
 from qsup.host.cgroup import CgroupTree
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         setup = set_up(options)
         _set_up_logging(setup.config)
-        os.umask(0o077)
+        process.settle()
         lock = setup.layout.prepare()
         trio.run(run, setup)
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grp
 import json
-import os
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import trio
 from qsup import daemon
 from qsup.daemon import operate_gids
 from qsup.errors import HostError
+from qsup.host import process
 
 
 def test_a_group_operates_the_vms_of_roots_daemon_alone() -> None:
@@ -53,7 +53,7 @@ def told_by(error: Exception, root: Path, capfd: pytest.CaptureFixture[str]) -> 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(daemon, "run", run)
-        patched.setattr(os, "umask", lambda _mask: 0)
+        patched.setattr(process, "settle", lambda: None)  # the place of all other tests, too
         try:
             assert daemon.main(["--root", str(root)]) == 1
         finally:

@@ -54,7 +54,12 @@ def hold() -> None:
             os.mknod(NODE, stat.S_IFCHR | 0o600, os.stat(HOST_NODE).st_rdev)
             NODE.chmod(0o666)
     except OSError as error:
-        raise StartError(f"could not give the VM a /dev/kvm of its own: {error}") from error
+        raise failure(error) from error
+
+
+def failure(error: OSError) -> StartError:
+    """Why a VM cannot be given the node."""
+    return StartError(f"could not give the VM a /dev/kvm of its own: {error}")
 
 
 def _lock_directory() -> int:

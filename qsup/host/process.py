@@ -4,25 +4,32 @@ Decides: the chain of programs that turns the daemon's child into QEMU as its ow
 its session, its environment and its descriptors.
 Must not: know QEMU's arguments, restart anything, or judge an exit.
 
-The child becomes QEMU through execs alone, so the pid never changes and no helper stays behind::
+The child becomes QEMU by execs alone, so the pid never changes and no helper stays behind::
 
-    unshare -m              root with `kvm_node`: a mount namespace, for a /dev/kvm that the VM's user may open
-    sh -c SCRIPT            forbids core dumps, sets umask and directory, binds the KVM node
     setpriv                 the VM's user, no group, no capability, no new privileges
     PROGRAM
 
-It joins no cgroup: that makes whoever does it wait for the kernel (see `qsup.host.cgroup.Cgroup.join`), and QEMU can
-start meanwhile. The daemon's own vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
+What further programs of the chain would need a millisecond each for, it inherits. From the daemon (`settle`) come the
+directory, the umask and the core limit; with `kvm_node`, a mount namespace comes from the spawning thread, with a
+/dev/kvm that the VM's user may open. That thread is a new one each time and ends with the spawn, so nobody else ever
+works in such a place.
+
+The child joins no cgroup: that makes whoever does it wait for the kernel (see `qsup.host.cgroup.Cgroup.join`), and QEMU
+can start meanwhile. The vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
 `trio.lowlevel.open_process` takes, and leaves no object that could reap the child behind the pidfd's back.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TypeVar
 
 import trio
 from attrs import frozen
@@ -38,12 +45,10 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/nonexistent",
 }
 
+T = TypeVar("T")
+
 _WATCH_DESCRIPTORS = 2  # the pidfd, and /proc/PID/stat for a moment
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
-_LAUNCHER = "qsup-launch"
-# the shell would tell where the daemon was started
-_SCRIPT = 'ulimit -c 0; umask 077; cd /; unset OLDPWD; {bind}exec "$@"'
-_UNSHARE = ("unshare", "-m", "--propagation", "slave")
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
 # Python ignores some, and so may have whoever started the daemon
 _DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -99,23 +104,17 @@ class Process:
         await trio.lowlevel.checkpoint()
 
 
-def launch_chain(argv: Sequence[str], *, credentials: Credentials | None, kvm_node: bool) -> list[str]:
+def launch_chain(argv: Sequence[str], *, credentials: Credentials | None) -> list[str]:
     """The argv that becomes ``argv``; pure.
 
     Args:
         argv: the program, by absolute path, and its arguments.
         credentials: whom it runs as, ``None`` for the caller.
-        kvm_node: replace /dev/kvm by `qsup.host.kvmnode` in a mount namespace of its own; root only.
     """
-    bind = f"mount -n --bind {kvmnode.NODE} /dev/kvm || exit 126; " if kvm_node else ""
     rights: tuple[str, ...] = ("--no-new-privs",)
     if credentials is not None:
         rights = ("--reuid", str(credentials.uid), "--regid", str(credentials.gid), *_NO_RIGHTS)
-    return [
-        *(_UNSHARE if kvm_node else ()),
-        *("/bin/sh", "-c", _SCRIPT.format(bind=bind), _LAUNCHER),
-        *("setpriv", *rights, "--", *argv),
-    ]
+    return ["setpriv", *rights, "--", *argv]
 
 
 def launch_failure(status: ExitStatus, output: str) -> str | None:
@@ -126,8 +125,7 @@ def launch_failure(status: ExitStatus, output: str) -> str | None:
         output: what it wrote to its standard error, without colour or control characters.
     """
     lines = [line for line in output.splitlines() if line.strip()]
-    links = tuple(f"{name}: " for name in ("unshare", "mount", "setpriv", _LAUNCHER))
-    said = [line for line in lines if line.startswith(links)]
+    said = [line for line in lines if line.startswith("setpriv: ")]
     if status.kind != "code" or not (status.value in (126, 127) or (status.value and said and said[-1] == lines[-1])):
         return None
     words = (said or lines or [status.describe()])[-1]
@@ -157,18 +155,63 @@ async def spawn(
 
     Raises:
         StartError: the chain's first program could not be executed, or the KVM node not be made.
-        HostError: there is no descriptor left to watch it by; then nothing runs.
+        HostError: there is no descriptor left to watch it by, or no thread; then nothing runs.
     """
     await trio.lowlevel.checkpoint()
     if kvm_node:
         kvmnode.hold()
-    chain = launch_chain(argv, credentials=credentials, kvm_node=kvm_node)
+    chain = launch_chain(argv, credentials=credentials)
+    work = partial(_posix_spawn, chain, fds, output_fd, env)
     with _spare_descriptors():
         try:
-            pid = _posix_spawn(chain, fds, output_fd, env)
+            pid = _in_a_namespace(work) if kvm_node else work()
         except OSError as error:
             raise StartError(f"could not execute {chain[0]}: {os.strerror(error.errno or 0)}") from error
     return _watch(pid)
+
+
+def settle() -> None:
+    """Take the place that every child inherits: the root directory, umask 077, no core dumps (they hold secrets)."""
+    os.chdir("/")
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _in_a_namespace(spawn: Callable[[], int]) -> int:
+    """Spawn where /dev/kvm is our node: in the mount namespace of a thread that ends with that."""
+
+    def enter_and_spawn() -> int:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.follow_mounts()
+            syscalls.bind_mount(str(kvmnode.NODE), str(kvmnode.HOST_NODE))
+        except OSError as error:
+            raise kvmnode.failure(error) from error
+        return spawn()
+
+    return _in_a_new_thread(enter_and_spawn)
+
+
+def _in_a_new_thread(work: Callable[[], T]) -> T:
+    """Do something short in a thread of its own, and raise what it raises."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="spawn")
+    try:
+        thread.start()
+    except RuntimeError as error:  # pthread_create(3) says EAGAIN
+        raise HostError("could not start another process: no thread can be started") from error
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 @contextmanager

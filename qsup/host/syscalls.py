@@ -14,7 +14,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _CLOSE_RANGE = 436
 _OPENAT2 = 437
 _CLOSE_RANGE_CLOEXEC = 1 << 2
+_MS_BIND, _MS_REC, _MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 
+CLONE_NEWNS = 0x20000
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_BENEATH = 0x08
 
@@ -39,6 +41,21 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _check(_libc.syscall(ctypes.c_long(_OPENAT2), directory, os.fsencode(path), ctypes.byref(how), size))
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread, and what it starts, attributes or namespaces of its own (unshare(2))."""
+    _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def follow_mounts() -> None:
+    """Keep what is mounted here to this namespace, and go on seeing what is mounted elsewhere (mount_namespaces(7))."""
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
+
+
+def bind_mount(source: str, target: str) -> None:
+    """Show one file in another's place (mount(2), ``MS_BIND``)."""
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None))
 
 
 def close_on_exec_from(first: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -105,13 +104,28 @@ async def test_descriptors_are_those_given(printed: Printed) -> None:
     assert {int(line) for line in lines if line.isdecimal()} == {0, 1, 2, given}
 
 
-async def test_session_limits_and_place(printed: Printed) -> None:
-    """The program leads a session of its own, may not dump core, has umask 077, and stands in the root directory."""
-    await run(printed, 'cut -d" " -f6 /proc/$$/stat; echo $$; ulimit -c; umask; pwd')
-    session, pid, core, umask, place = printed.text.split()
+async def test_session_of_its_own(printed: Printed) -> None:
+    """The program leads a session of its own: no terminal's signal reaches it."""
+    await run(printed, 'cut -d" " -f6 /proc/$$/stat; echo $$')
+    session, pid = printed.text.split()
     assert session == pid
-    assert (core, umask, place) == ("0", "0077", "/")
-    assert resource.getrlimit(resource.RLIMIT_CORE) is not None
+
+
+SETTLED = """
+import subprocess
+from qsup.host import process
+process.settle()
+subprocess.run(["sh", "-c", "ulimit -Hc; umask; pwd"], check=True)
+"""
+
+
+def test_place_that_children_inherit(tmp_path: Path) -> None:
+    """What a settled daemon starts may not dump core, has umask 077, and stands in the root directory."""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    told = subprocess.check_output(
+        [sys.executable, "-c", SETTLED], cwd=tmp_path, env=environment, text=True, timeout=20
+    )
+    assert told.split() == ["0", "0077", "/"]
 
 
 async def test_signals_are_at_their_defaults(printed: Printed) -> None:
@@ -192,6 +206,29 @@ async def test_kvm_node_of_its_own(printed: Printed, kvm_node: None) -> None:
 
 @pytest.mark.root
 @NEEDS_KVM
+async def test_kvm_node_is_seen_by_no_one_else(printed: Printed, kvm_node: None) -> None:
+    """The thread that spawns with a node of its own ends with that: none of ours is left in its mount namespace."""
+    namespaces = {os.readlink(f"/proc/self/task/{thread}/ns/mnt") for thread in os.listdir("/proc/self/task")}
+    await run(printed, "readlink /proc/$$/ns/mnt", credentials=VM_USER, kvm_node=True)
+    after = {os.readlink(f"/proc/self/task/{thread}/ns/mnt") for thread in os.listdir("/proc/self/task")}
+    assert after == namespaces
+    assert printed.text.strip() not in after
+
+
+@pytest.mark.root
+async def test_kvm_node_that_cannot_be_mounted(
+    printed: Printed, monkeypatch: pytest.MonkeyPatch, kvm_node: None
+) -> None:
+    """What the kernel refuses fails the spawn, in its words, and nothing runs."""
+    monkeypatch.setattr(kvmnode, "hold", lambda: None)  # there is no node then
+    before = children()
+    with pytest.raises(StartError, match=r"could not give the VM a /dev/kvm of its own: .*No such file or directory"):
+        await run(printed, "echo ran", kvm_node=True)
+    assert (children(), printed.text) == (before, "")
+
+
+@pytest.mark.root
+@NEEDS_KVM
 async def test_kvm_node_may_be_removed_under_a_vm(printed: Printed, kvm_node: None) -> None:
     """Removing the node, as a daemon does at its end, takes nothing from a running VM."""
     with trio.fail_after(10):
@@ -265,9 +302,8 @@ async def test_missing_program_is_the_launchers_failure(printed: Printed) -> Non
 @pytest.mark.parametrize(
     ("status", "output"),
     [
-        (ExitStatus(kind="code", value=1), "unshare: unshare failed: Operation not permitted\n"),
-        (ExitStatus(kind="code", value=126), "mount: /dev/kvm: permission denied.\n"),
-        (ExitStatus(kind="code", value=127), "qsup-launch: 1: exec: setpriv: not found\n"),
+        (ExitStatus(kind="code", value=1), "setpriv: setresuid failed: Operation not permitted\n"),
+        (ExitStatus(kind="code", value=126), "setpriv: failed to execute /usr/bin/qemu: Permission denied\n"),
         (ExitStatus(kind="code", value=127), ""),
     ],
 )
@@ -282,9 +318,9 @@ def test_chain_failures_are_recognised(status: ExitStatus, output: str) -> None:
     ("status", "output"),
     [
         (ExitStatus(kind="code", value=1), "qemu-system-x86_64: -m 1X: Parameter 'size' expects a size\n"),
-        (ExitStatus(kind="code", value=1), "mount: odd\nqemu-system-x86_64: no\n"),
-        (ExitStatus(kind="code", value=0), "mount: something in passing\n"),
-        (ExitStatus(kind="signal", value=6), "unshare: odd\n"),
+        (ExitStatus(kind="code", value=1), "setpriv: odd\nqemu-system-x86_64: no\n"),
+        (ExitStatus(kind="code", value=0), "setpriv: something in passing\n"),
+        (ExitStatus(kind="signal", value=6), "setpriv: odd\n"),
         (ExitStatus(kind="unknown"), ""),
     ],
 )
@@ -296,9 +332,9 @@ def test_qemus_own_failures_are_not_the_launchers(status: ExitStatus, output: st
 def test_chain_of_a_root_daemon() -> None:
     """The chain keeps the program's argv whole, however it looks."""
     argv = ["/usr/bin/qemu", "-name", "a b; $(x)", "--", "-x"]
-    chain = launch_chain(argv, credentials=VM_USER, kvm_node=True)
+    chain = launch_chain(argv, credentials=VM_USER)
     assert chain[-len(argv) - 1 :] == ["--", *argv]
-    assert chain[0] == "unshare"
+    assert chain[0] == "setpriv"
 
 
 async def test_launcher_that_cannot_be_executed(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
