@@ -291,10 +291,18 @@ async def create_qcow2_copy(
     temporary = target.with_name(f".{target.name}.new")
     convert = (qemu_img, "convert", "-f", source_format, "-O", "qcow2")
     try:
+        _create_private(temporary)  # qemu-img keeps the mode of a file that is there
         await process.run_tool((*convert, str(source), str(temporary)), seconds=seconds)
         await trio.to_thread.run_sync(_put_in_place, temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create_private(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise from_oserror(error, f"could not create {path}") from error
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

@@ -205,6 +205,10 @@ class Body:
         if self.life is not None and self.monitor is not None:
             if not self._jobs.is_running("start-timeout"):
                 self._limit_start(orders)  # an earlier daemon's deadline is not known; it has all of it once more
+            if self.life.unit.service.ready.on == "running":
+                # it does already, and a job to say so would only let the record be written twice
+                self._post(Happened(life=self.number, event=Event.READY))
+                return
             wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, self._post)
             self._jobs.start("ready", wait)
 

@@ -38,6 +38,8 @@ class Prepared:
     """What the launch needs, ready to be handed over.
 
     Args:
+        record: to be written once QEMU has a pid. The one on disk until then names no process, and of what else was
+            made only what cannot be found by the VM's name.
         fds: descriptors that QEMU inherits under these numbers; `close_fds` once it has them.
         uid: whom QEMU runs as, ``None`` for the daemon's own user.
     """
@@ -81,9 +83,13 @@ async def prepare(
     Raises:
         QsupError: why it cannot be made.
     """
-    identity = await _identity(loaded, services)
+    known = services.identities.load(loaded.name)
+    identity = _identity(loaded, known, services)
     plan = await _plan(loaded, identity, services)
-    identity = await _keep_machine(identity, plan, services)
+    if plan.machine_alias:
+        identity = identity.with_machine(plan.machine_alias, plan.machine)
+    if identity != known:
+        await trio.to_thread.run_sync(services.identities.save, identity)
     directory = services.layout.instance(loaded.name)
     resources.callback(directory.remove)
     running = _running(loaded, plan, history)
@@ -109,7 +115,6 @@ async def prepare(
         cgroups = tuple(map(str, cgroup.paths))
         state = codec.encode(running)
         record = evolve(record, argv=tuple(argv), cgroups=cgroups, taps=taps, claims=claims, state=state)
-        directory.write_record(record)
     except BaseException:
         handed.close()
         raise
@@ -143,8 +148,8 @@ def _record(loaded: LoadedUnit, plan: Plan, identity: IdentityRecord, running: R
     )
 
 
-async def _identity(loaded: LoadedUnit, services: Services) -> IdentityRecord:
-    known = services.identities.load(loaded.name)
+def _identity(loaded: LoadedUnit, known: IdentityRecord | None, services: Services) -> IdentityRecord:
+    """What stays with the VM over its starts, as of this start; nothing of it is saved yet."""
     record = known or IdentityRecord(name=loaded.name, uuid=loaded.unit.machine.uuid or new_uuid())
     if loaded.unit.machine.uuid:
         record = evolve(record, uuid=loaded.unit.machine.uuid)
@@ -152,8 +157,6 @@ async def _identity(loaded: LoadedUnit, services: Services) -> IdentityRecord:
         record = evolve(record, uid=services.identities.give_uid(record.uuid, within=services.uids))
     if services.uids is None:
         record = evolve(record, uid=None)
-    if record != known:
-        await trio.to_thread.run_sync(services.identities.save, record)
     return record
 
 
@@ -166,14 +169,6 @@ async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services
         capabilities=capabilities,
         state_dir=str(services.state_dir(loaded.name)),
     )
-
-
-async def _keep_machine(identity: IdentityRecord, plan: Plan, services: Services) -> IdentityRecord:
-    if not plan.machine_alias or plan.machine_alias in identity.machines:
-        return identity
-    kept = identity.with_machine(plan.machine_alias, plan.machine)
-    await trio.to_thread.run_sync(services.identities.save, kept)
-    return kept
 
 
 async def _images(
