@@ -25,13 +25,12 @@ Long because sending, receiving and the end share one table of calls.
 from __future__ import annotations
 
 import array
-import base64
 import contextlib
 import enum
 import itertools
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import attrs
@@ -62,6 +61,7 @@ from qsup.qmp.messages import (
 from qsup.qmp.wire import LineSplitter, LineTooLong, decode, encode
 
 LatencyHook: TypeAlias = Callable[[str, float], None]
+_Id: TypeAlias = str | int
 
 #: What a message may hold: one that nobody asked for, and the answer to a command that is not expected to be long. A
 #: peer that never ends its line holds no more than this.
@@ -114,9 +114,10 @@ class MonitorStatistics:
 class _Call:
     """A command under way, from before its first byte until its answer, even if nobody waits for that any more."""
 
-    __slots__ = ("abandoned", "answered", "command", "done", "error", "lane", "max_reply", "result", "sent")
+    __slots__ = ("abandoned", "answered", "command", "done", "error", "id", "lane", "max_reply", "result", "sent")
 
-    def __init__(self, command: str, lane: _Lane, max_reply: int) -> None:
+    def __init__(self, call_id: _Id, command: str, lane: _Lane, max_reply: int) -> None:
+        self.id = call_id
         self.command = command
         self.lane = lane
         self.max_reply = max_reply
@@ -152,10 +153,11 @@ class Monitor:
         self._socket = stream
         self._on_latency = on_latency
         self._lines = LineSplitter(MAX_REPLY)
-        # QEMU reads its monitor byte by byte, some 5 us for each: 30 bits of a uuid and a number are unique enough
-        prefix = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:5].decode()
-        self._ids = map((prefix + "{:x}").format, itertools.count())
-        self._calls: dict[str, _Call] = {}
+        # An answer to whoever was connected before may still come, ahead of the one to our first command, never behind
+        # it: QEMU works a monitor's commands off one by one. So the first id is unique, and all others only short,
+        # because QEMU reads its monitor byte by byte, at some 5 us for each.
+        self._ids: Iterator[_Id] = itertools.chain([uuid.uuid4().hex], itertools.count(1))
+        self._calls: dict[_Id, _Call] = {}
         self._sending = False
         self._turn = trio.lowlevel.ParkingLot()
         self._greeting: MonitorGreeting | None = None
@@ -246,13 +248,13 @@ class Monitor:
         """
         if oob and not self.oob:
             raise UnsupportedError("this QEMU takes no out-of-band commands", instance=self.name)
-        call = _Call(command, _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN, max_reply)
-        call_id = next(self._ids)
-        line = encode(make_request(command, arguments, call_id, oob=oob))
+        lane = _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN
+        call = _Call(next(self._ids), command, lane, max_reply)
+        line = encode(make_request(command, arguments, call.id, oob=oob))
         with trio.move_on_after(max(timeout, 0)) as scope:
             await self._wait_turn(call)
             began = trio.current_time()
-            await self._send(call_id, call, line, fds)
+            await self._send(call, line, fds)
             try:
                 await call.done.wait()
             except trio.Cancelled:
@@ -280,9 +282,9 @@ class Monitor:
     def _is_full(self, lane: _Lane) -> bool:
         return sum(call.lane is lane for call in self._calls.values()) >= _LANES[lane]
 
-    async def _send(self, call_id: str, call: _Call, line: bytes, fds: Sequence[int]) -> None:
+    async def _send(self, call: _Call, line: bytes, fds: Sequence[int]) -> None:
         # before the first byte: the answer may be here before this task runs again
-        self._calls[call_id] = call
+        self._calls[call.id] = call
         self._sending = True
         sent = 0
         try:
@@ -303,7 +305,7 @@ class Monitor:
         finally:
             self._sending = False
             if sent < len(line):
-                self._calls.pop(call_id, None)
+                self._calls.pop(call.id, None)
                 if sent:
                     self._close(MonitorClosed(f"{call.command} was sent in part only", instance=self.name))
             self._pass_turn()
@@ -350,8 +352,10 @@ class Monitor:
             await self._pace.spend(unasked)
 
     def _call_of(self, message: Mapping[str, object]) -> _Call | None:
+        """The command under way that a message names."""
         call_id = message.get("id")
-        return self._calls.get(call_id) if isinstance(call_id, str) else None
+        # not isinstance: true would be 1
+        return self._calls.get(call_id) if type(call_id) is str or type(call_id) is int else None
 
     def _dispatch(self, message: dict[str, object], size: int) -> None:
         if size > MAX_REPLY and ((call := self._call_of(message)) is None or size > call.max_reply):
@@ -379,7 +383,7 @@ class Monitor:
         if call is not None:
             # while it is still in the table: if this fails, it is one of those to be told of the connection's end
             call.result, call.error = parse_answer(message, call.command)
-            del self._calls[str(message["id"])]
+            del self._calls[call.id]
             call.answered = True
             call.done.set()
             self._pass_turn()

@@ -39,7 +39,9 @@ class MonitorGreeting:
     capabilities: frozenset[str]
 
 
-def make_request(command: str, arguments: Mapping[str, object] | None, call_id: str, *, oob: bool) -> dict[str, object]:
+def make_request(
+    command: str, arguments: Mapping[str, object] | None, call_id: str | int, *, oob: bool
+) -> dict[str, object]:
     """Make a command's message (QMP specification, "Issuing Commands")."""
     request: dict[str, object] = {"exec-oob" if oob else "execute": command, "id": call_id}
     if arguments is not None:

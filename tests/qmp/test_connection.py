@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import socket
+from functools import partial
 
 import pytest
 import trio
@@ -74,6 +75,39 @@ async def test_answers_find_their_callers_in_any_order(nursery: trio.Nursery) ->
                 await peer.answer(request, request["execute"])
         assert results == {"a": "a", "b": "b", "c": "c"}
         assert len({str(request["id"]) for request in asked}) == 3
+
+
+async def test_the_first_id_is_unique_and_the_others_short(nursery: trio.Nursery) -> None:
+    """An answer to an earlier client's command comes ahead of ours to the first; after that QEMU has less to read."""
+    first = []
+    for _ in range(2):
+        async with by_hand(nursery) as (monitor, peer), trio.open_nursery() as callers:
+            for command in ("qmp_capabilities", "query-status"):
+                callers.start_soon(partial(monitor.execute, command, timeout=TIMEOUT))
+                request = await peer.command()
+                await peer.answer(request, {})
+                first.append(request["id"])
+    assert (first[1], first[3]) == (1, 1)
+    assert isinstance(first[0], str)
+    assert first[0] != first[2]
+
+
+@pytest.mark.parametrize("forged", [True, 1.0, "1", [1], {"1": 1}, None])
+async def test_an_id_is_not_taken_for_another(nursery: trio.Nursery, forged: object) -> None:
+    """What only equals an id, as true equals 1, answers nothing."""
+    async with by_hand(nursery) as (monitor, peer), trio.open_nursery() as callers:
+        callers.start_soon(partial(monitor.execute, "qmp_capabilities", timeout=TIMEOUT))
+        await peer.answer(await peer.command(), {})
+        result = []
+
+        @callers.start_soon
+        async def ask() -> None:
+            result.append(await monitor.execute("query-status", timeout=TIMEOUT))
+
+        request = await peer.command()
+        await peer.say(json.dumps({"return": "forged", "id": forged}).encode())
+        await peer.answer(request, "right")
+    assert (result, monitor.statistics().dropped_replies) == (["right"], 1)
 
 
 async def test_the_latency_hook_is_told_every_answered_command(nursery: trio.Nursery) -> None:
