@@ -116,9 +116,9 @@ class DaemonBackend:
         await self._store.delete(name, if_match=if_match)
         await self._supervisor.reload()
 
-    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+    async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Check a text as the file of unit ``name``."""
-        return self._store.validate(name, text)
+        return await self._store.validate(name, text)
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again; running VMs go on as they were started."""

@@ -13,7 +13,7 @@ import trio
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import BusyError, DeniedError, NoSuchInstance, NoSuchUnit, QsupError
+from qsup.errors import BusyError, DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
@@ -164,15 +164,20 @@ class Supervisor:
         """The driver of a VM.
 
         Raises:
-            NoSuchInstance: there is none of that name.
+            NoSuchInstance: there is none of that name; it says so when that is for errors in its unit files.
         """
+        if driver := self._drivers.get(name):
+            return driver
+        words, hint = f"there is no VM {name!r}", "`qsupctl list` shows all"
         try:
-            return self._drivers[name]
-        except KeyError:
-            raise NoSuchInstance(
-                f"there is no VM {name!r}",
-                hint="`qsupctl list` shows all; after adding a unit file, say `qsupctl reload`",
-            ) from None
+            self._store.read(name)
+        except NoSuchUnit:
+            pass
+        except UnitError as error:
+            words, hint = f"{words}, because its unit has errors: {error.message}", "mend it, then say `qsupctl reload`"
+        else:
+            hint = "its unit is new: say `qsupctl reload`"
+        raise NoSuchInstance(words, hint=hint)
 
     def drivers(self) -> Iterator[Driver]:
         """Every VM's driver, sorted by name."""

@@ -88,7 +88,7 @@ class Backend(Protocol):
     async def delete_unit(self, name: str, *, if_match: str | None) -> None:
         """Remove that file; `DeniedError` while its VM is active."""
 
-    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+    async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Check a text as the file of unit ``name``."""
 
     async def reload(self) -> ReloadResult:

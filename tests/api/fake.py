@@ -298,7 +298,7 @@ class FakeBackend:
 
     async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
         """Keep the text, if it is valid and of the version meant."""
-        if found := tuple(self.validate(name, text)):
+        if found := tuple(await self.validate(name, text)):
             raise UnitError(found, instance=name)
         self._match(name, if_match)
         self.units_by_name[name] = make_unit(name, text)
@@ -317,8 +317,9 @@ class FakeBackend:
         if if_match is not None and (known is None or known.etag != if_match):
             raise PreconditionFailed("the unit was changed by somebody else", instance=name)
 
-    def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
+    async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Anything goes but the word bogus."""
+        await trio.lowlevel.checkpoint()
         if "bogus" in text:
             return [Diagnostic(f"{name}.toml", 2, "machine.bogus", "unknown key; did you mean 'type'?")]
         return []

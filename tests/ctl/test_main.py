@@ -172,3 +172,11 @@ async def test_colours_are_for_terminals(served: Daemon, environ: dict[str, str]
     piped = await in_thread(lambda: run_process(*arguments, environ=environ))
     assert b"\033" not in piped.stdout
     assert b"2 VMs" not in piped.stdout
+
+
+async def test_a_person_is_told_that_there_are_problems(served: Daemon) -> None:
+    """A unit with errors has no line in the list; that something is missing is said below it, where to look as well."""
+    served.backend.problems += ["bad.toml:1: wrong", "the disk is full"]
+    with terminal("list", "--socket", served.served.path) as shown:
+        assert await in_thread(shown.end) == 0
+    assert shown.seen.splitlines()[-1] == b"2 problems: see `qsupctl health`."

@@ -47,6 +47,8 @@ def test_broken_units_are_named_by_file_and_line(daemon: Daemon, emulator: Emula
             assert wanted in health
             told = daemon.ctl("start", name, check=False)
             assert (told.returncode, wanted in told.stderr) == (1, True)
+            told = daemon.ctl("status", name, check=False)
+            assert (told.returncode, wanted in told.stderr) == (4, True)
 
 
 def test_a_unit_broken_after_its_start_costs_its_vm_nothing(

@@ -103,7 +103,7 @@ async def _delete(call: Call) -> Answer:
 
 async def _validate(call: Call) -> Answer:
     body: wire.ValidateRequest = call.body
-    found = call.backend.validate(_new_name(body["name"]), body["text"])
+    found = await call.backend.validate(_new_name(body["name"]), body["text"])
     validation: wire.Validation = {"diagnostics": render.diagnostics(found)}
     return json_response(validation)
 

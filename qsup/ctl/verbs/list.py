@@ -1,19 +1,20 @@
 """``list``: the VMs, one per line.
 
 Decides: the columns, and what ``--state`` matches.
-Must not: ask for more than the one list.
+Must not: ask for more than the one list where a script reads it; a person is told of problems, too.
 """
 
 from __future__ import annotations
 
 import sys
 
+from qsup.api.protocol import PREFIX
 from qsup.ctl.names import add_names, instances, matcher
 from qsup.ctl.render import age, documents, size, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Instance
+    from qsup.api.wire import Health, Instance
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -41,7 +42,7 @@ def run(client: Client, options: Options) -> int:
     legend = not options.no_legend
     sys.stdout.write(table(_HEADER, [_row(instance) for instance in found], coloured="STATE", titled=legend))
     if legend and sys.stdout.isatty():
-        sys.stdout.write(_summary(found))
+        sys.stdout.write(_summary(found) + _problems(client))
     return 0
 
 
@@ -58,6 +59,13 @@ def _row(instance: Instance) -> tuple[str, ...]:
         age(instance["since"]),
         instance["unit"]["description"],
     )
+
+
+def _problems(client: Client) -> str:
+    """That something is wrong, such as a unit file whose VM is therefore not listed; ``""`` where nothing is."""
+    health: Health = client.get(f"{PREFIX}/health")
+    count = len(health["problems"])
+    return f"{count} problem{'s' if count > 1 else ''}: see `qsupctl health`.\n" if count else ""
 
 
 def _summary(found: list[Instance]) -> str:
