@@ -172,7 +172,7 @@ class Supervisor:
         try:
             self._store.read(name)
         except NoSuchUnit:
-            pass
+            pass  # there is nothing more to say
         except UnitError as error:
             words, hint = f"{words}, because its unit has errors: {error.message}", "mend it, then say `qsupctl reload`"
         else:

@@ -160,17 +160,18 @@ def test_t1_a_daemon_killed_while_qemu_starts_is_followed_by_one_that_ends_the_s
 
 
 BRIDGE = "qs-t1"
-#: Where a starting VM's daemon is killed: at which call of a kind, and of which path if not of any.
+#: Where a starting VM's daemon is killed: at which call of a kind (in any one thread), and of which path if not of any.
 POINTS = (
     ("mkdir", 1, ""),
-    ("renameat,rename", 2, ""),
+    ("renameat,rename", 1, ""),  # the operation
+    ("renameat,rename", 2, ""),  # the identity
     ("openat", 1, f"/sys/class/net/{_unfinished(BRIDGE)}/ifalias"),
     ("openat", 1, "/dev/net/tun"),
     ("bind", 1, ""),
     ("mknodat,mknod", 1, ""),
-    ("renameat,rename", 4, ""),
     ("clone,clone3,vfork", 1, ""),
-    ("renameat,rename", 5, ""),
+    ("pidfd_open", 1, ""),  # of QEMU, which no record names yet
+    ("renameat,rename", 3, ""),  # the record of a VM that is ready
 )
 
 
