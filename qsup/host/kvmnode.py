@@ -48,6 +48,9 @@ def hold() -> None:
     """
     global _lock
     try:
+        if _lock >= 0 and not _is_directory(_lock):
+            os.close(_lock)  # somebody removed it, whom it does not belong to
+            _lock = -1
         while _lock < 0:
             _lock = _lock_directory()
         if not NODE.exists():
@@ -59,7 +62,7 @@ def hold() -> None:
 
 def failure(error: OSError) -> StartError:
     """Why a VM cannot be given the node."""
-    return StartError(f"could not give the VM a /dev/kvm of its own: {error}")
+    return StartError(f"could not give the VM a /dev/kvm of its own: {error.strerror}")
 
 
 def _lock_directory() -> int:
@@ -67,10 +70,17 @@ def _lock_directory() -> int:
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)  # waits for nothing longer than a removal
-    if DIRECTORY.exists() and os.path.samestat(os.fstat(fd), os.stat(DIRECTORY)):
+    if _is_directory(fd):
         return fd
     os.close(fd)
     return -1
+
+
+def _is_directory(fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(DIRECTORY))
+    except FileNotFoundError:
+        return False
 
 
 def release() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.launching import Printed
+
 
 def _open_fds() -> dict[int, str]:
     found = {}
@@ -35,3 +37,11 @@ def pool(tmp_path: Path) -> Path:
     directory = tmp_path / "pool"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def printed() -> Iterator[Printed]:
+    """Where a test's child prints."""
+    output = Printed()
+    yield output
+    os.close(output.fd)
