@@ -14,11 +14,12 @@ import trio
 from qsup import access
 from qsup.catalog import UnitStore
 from qsup.errors import BusyError, DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
+from qsup.host import proc
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
-from qsup.instance.settle import Holder
+from qsup.instance.settle import Holder, Unfinished
 from qsup.instance.state import Level, Request, State, Verdict, judge
 from qsup.unit.info import ReloadResult
 from qsup.unit.kinds import is_instance_name
@@ -72,12 +73,13 @@ class Supervisor:
                 self._driver_of_leftover(name)
             for loaded in self._store.units.values():
                 self._add(loaded)
+            # before they look for what is left of their VMs, which their drivers do at the next checkpoint
+            self._resolve_operations()
             with trio.move_on_after(_ADOPTION_WAIT):
                 for driver in list(self._drivers.values()):
                     await driver.wait_adopted()
                     await driver.wait_state(lambda state: state is not State.UNREACHABLE)
             self._forget_the_gone()
-            self._resolve_operations()
             task_status.started()
             nursery.start_soon(self._autostart)
             await trio.sleep_forever()
@@ -98,7 +100,7 @@ class Supervisor:
     def _forget_the_gone(self) -> None:
         """What was only a directory of a VM without a unit is no VM."""
         for name, driver in list(self._drivers.items()):
-            if not driver.loaded.files and driver.state is State.DEAD:
+            if not driver.loaded.files and driver.state is State.DEAD and driver.holder is None:
                 self._drivers.pop(name).retire()
 
     def _add(self, loaded: LoadedUnit) -> Driver:
@@ -122,22 +124,32 @@ class Supervisor:
                 driver = self._drivers[driver.name] = Driver(driver.loaded, self._services)
 
     def _resolve_operations(self) -> None:
-        """Take the operations up again that an earlier daemon left unfinished; end those that cannot be."""
-        operations = self._services.operations
-        for operation in operations.unfinished():
-            driver = self._drivers.get(operation.target)
+        """Have each VM take up what an earlier daemon left unfinished, and end what cannot be taken up."""
+        newest: dict[str, Operation] = {}
+        for operation in self._services.operations.unfinished():
+            # one at a time holds a VM, and what has overtaken another was asked for later
+            if (overtaken := newest.get(operation.target)) is not None:
+                self._give_up(overtaken)
+            newest[operation.target] = operation
+        for operation in newest.values():
             request = next((request for request in Request if request.value == operation.kind), None)
-            if driver is not None and request in _SETTLED_BY_STATE and driver.holder is None:
-                # what an operation still means, its driver reads from the state
-                second_half = request is Request.RESTART and driver.state.level is Level.DEACTIVATING
-                driver.resume(Holder(operation=operation.id, request=request, begun=True, start_next=second_half))
+            if request not in _SETTLED_BY_STATE or operation.created < proc.boot_time():
+                self._give_up(operation)
                 continue
-            error = QsupError(
-                f"the daemon ended during {operation.kind}; whether it was carried out is not known",
-                instance=operation.target,
-                hint="look at its status, and repeat the request if it is not as wanted",
-            )
-            operations.finish(operation.id, error=error)
+            try:
+                driver = self._drivers.get(operation.target) or self._new_driver(operation.target, request)
+            except QsupError:
+                self._give_up(operation)
+            else:
+                driver.resume(Unfinished(operation=operation.id, request=request, created=operation.created))
+
+    def _give_up(self, operation: Operation) -> None:
+        error = QsupError(
+            f"the daemon ended during {operation.kind}; whether it was carried out is not known",
+            instance=operation.target,
+            hint="look at its status, and repeat the request if it is not as wanted",
+        )
+        self._services.operations.finish(operation.id, error=error)
 
     async def _autostart(self) -> None:
         limit = trio.CapacityLimiter(self._start_concurrency)

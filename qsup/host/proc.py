@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,6 +83,27 @@ def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks after boot, or ``None`` when there is none of that pid."""
     stat = read_stat(pid)
     return stat.start_time if stat else None
+
+
+def session(pid: int) -> int | None:
+    """The session that a process belongs to, by its leader's pid, or ``None`` when there is none of that pid."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def uid(pid: int) -> int | None:
+    """Whom a process runs as, or ``None`` when there is none of that pid."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def boot_time() -> float:
+    """Wall clock of this boot, seconds since the epoch, as far as the clock can be trusted."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def may_inspect(pid: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Set
 from contextlib import AsyncExitStack
 
 import structlog
@@ -18,7 +19,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import HostError, MonitorError, QsupError, StateFileError
-from qsup.host import codec, network, process
+from qsup.host import codec, network, proc, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
 from qsup.host.pidfd import PidFd
@@ -27,10 +28,12 @@ from qsup.host.rundir import InstanceDirectory
 from qsup.instance import watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
+from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
 from qsup.instance.position import Position
 from qsup.instance.record import CauseRecord, Running
 from qsup.instance.restart import RestartHistory
+from qsup.instance.runstate import Guest, judge_status
 from qsup.instance.services import Services
 from qsup.instance.state import Event, State
 from qsup.qmp import commands
@@ -56,6 +59,7 @@ class Found:
         life: the VM, not yet connected; ``None`` when its process is gone, and then ``cause`` says how it ended.
         ending: a stop that was under way.
         told_to_end: that stop had come further than asking the guest.
+        started: wall clock of when its process was, or was to be, started, seconds since the epoch.
     """
 
     life: Life | None
@@ -63,6 +67,7 @@ class Found:
     history: RestartHistory
     ending: Cause | None
     told_to_end: bool
+    started: float
     since: float
     was_ready: bool
 
@@ -145,9 +150,9 @@ async def _identify(
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
     if child is None:
-        await _empty(cgroup, directory)
+        await _empty(cgroup, directory if record.pid is None else None, {os.geteuid(), record.uid})
         await _give_back(resources, record.name)
-        return _found(None, _lost(record), running)
+        return _found(None, _lost(record), record, running)
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
     output = Output(directory.path / "output", services.layout.log / f"{record.name}.log")
@@ -162,13 +167,15 @@ async def _identify(
         record=record,
         running=running,
         output=output,
+        cgroup=cgroup,
         monitor=None,
+        launched=running.launched,
         threads=(),
         output_start=output.end,
         console_start=0,
         resources=resources,
     )
-    return _found(life, None, running)
+    return _found(life, None, record, running)
 
 
 async def _give_back(resources: AsyncExitStack, name: str) -> None:
@@ -178,13 +185,14 @@ async def _give_back(resources: AsyncExitStack, name: str) -> None:
         _log.error("could not clean up entirely", instance=name, why=error.message)
 
 
-def _found(life: Life | None, cause: Cause | None, running: Running) -> Found:
+def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: Running) -> Found:
     return Found(
         life=life,
         cause=cause,
         history=running.history(),
         ending=running.ending.cause() if running.ending else None,
         told_to_end=running.told_to_end,
+        started=record.started,
         since=running.since,
         was_ready=running.was_ready,
     )
@@ -196,11 +204,18 @@ def _lost(record: RunRecord) -> Cause:
     return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
 
 
-async def _empty(cgroup: Cgroup, directory: InstanceDirectory) -> None:
-    """Kill what a half-done launch may have left: it is in its cgroup, or holds its output's FIFO open."""
+async def _empty(cgroup: Cgroup, unrecorded: InstanceDirectory | None, uids: Set[int]) -> None:
+    """Kill what is left of a launch: it is in its cgroup.
+
+    Args:
+        unrecorded: where the launch was cut short before its process was on record, which may not have come into its
+            cgroup then. It holds its output's FIFO open, and leads a session; somebody who only reads that does not.
+        uids: whom the process may run as.
+    """
 
     def left() -> frozenset[int]:
-        return cgroup.members() | frozenset(directory.holders("output"))
+        holders = unrecorded.holders("output") if unrecorded else ()
+        return cgroup.members() | {pid for pid in holders if proc.session(pid) == pid and proc.uid(pid) in uids}
 
     for pid in left():
         try:
@@ -236,45 +251,43 @@ async def _connect(life: Life, services: Services, nursery: trio.Nursery) -> Mon
     )
 
 
-async def _ask(life: Life, monitor: Monitor, ending: Cause | None, was_ready: bool) -> Reached:
+async def _ask(life: Life, monitor: Monitor, ending: Cause | None, *, launched: bool, was_ready: bool) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
     cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
     if ending is not None:
         event = Event.ADOPTED_SHUTDOWN if status.status == "shutdown" else Event.ADOPTED_STOPPING
         cause = ending
-    elif status.status == "prelaunch":
+    elif status.status == "prelaunch" and not launched:
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
+        await join_cgroup(life.cgroup, life.process)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None
     else:
-        event, cause = _judge(status.status, was_ready)
+        guest, cause = judge_status(status.status)
+        event = Event.ADOPTED_WAITING if guest is Guest.RUNNING and not was_ready else _ADOPTED[guest]
     return Reached(event=event, cause=cause, threads=tuple(c.thread_id for c in cpus), agent_connected=connected)
 
 
-def _judge(status: str, was_ready: bool) -> tuple[Event, Cause | None]:
-    """What QAPI's RunState means for a VM that nobody watched."""
-    match status:
-        case "running":
-            return (Event.ADOPTED_RUNNING if was_ready else Event.ADOPTED_WAITING), None
-        case "shutdown":
-            return Event.ADOPTED_SHUTDOWN, Cause(kind=CauseKind.GUEST_SHUTDOWN)
-        case "guest-panicked":
-            return Event.ADOPTED_PANICKED, Cause(kind=CauseKind.GUEST_PANIC, detail="the guest reported a panic")
-        case "io-error":
-            return Event.ADOPTED_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail="QEMU paused it for an I/O error")
-        case _:
-            return Event.ADOPTED_PAUSED, None
+#: What each run state is of a VM whose monitor was out of reach.
+_ADOPTED = {
+    Guest.RUNNING: Event.ADOPTED_RUNNING,
+    Guest.PAUSED: Event.ADOPTED_PAUSED,
+    Guest.PANICKED: Event.ADOPTED_PANICKED,
+    Guest.IO_ERROR: Event.ADOPTED_IO_ERROR,
+    Guest.SHUTDOWN: Event.ADOPTED_SHUTDOWN,
+}
 
 
 async def reconnect(
-    life: Life, services: Services, nursery: trio.Nursery, *, ending: Cause | None, was_ready: bool
+    life: Life, services: Services, nursery: trio.Nursery, *, ending: Cause | None, launched: bool, was_ready: bool
 ) -> tuple[Monitor, Reached]:
     """Try again and again to reach a monitor, until it answers.
 
     Args:
         nursery: where the monitor's reader lives.
         ending: a stop that is under way.
+        launched: its guest has been let run; after a reset it is in ``prelaunch`` all the same, if it was paused.
         was_ready: it need not be waited for again.
     """
     wait = 0.0
@@ -287,7 +300,7 @@ async def reconnect(
             _log.info("monitor out of reach", instance=life.record.name, why=error.message)
             continue
         try:
-            return monitor, await _ask(life, monitor, ending, was_ready)
+            return monitor, await _ask(life, monitor, ending, launched=launched, was_ready=was_ready)
         except MonitorError as error:
             _log.info("monitor connected but did not answer", instance=life.record.name, why=error.message)
             await monitor.aclose()
@@ -305,6 +318,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
     running = evolve(
         life.running,
         since=position.since,
+        launched=True,
         was_ready=position.was_ready,
         ending=CauseRecord.of(position.ending) if position.ending else None,
         told_to_end=position.state in _TOLD_TO_END,

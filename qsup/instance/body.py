@@ -25,7 +25,7 @@ from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
 from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted
-from qsup.instance.restart import RestartHistory, wants_restart
+from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.state import Effect, Event, State
 from qsup.qmp.connection import Monitor
@@ -86,6 +86,7 @@ class Body:
         self.guest = GuestChannel(name)
         self.sampler = watch.DiskSampler()
         self._attached = -math.inf
+        self._launched = False
         self._name = name
         self._services = services
         self._nursery = nursery
@@ -108,7 +109,7 @@ class Body:
 
     def take(self, life: Life) -> None:
         """From now on this life is watched."""
-        self.life = life
+        self.life, self._launched = life, life.launched
         self.guest.attach(life)
         self._jobs.start("process", partial(watch.process, life, self._post))
         if life.monitor is not None:
@@ -118,9 +119,7 @@ class Body:
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
-        policy = life.unit.service.restart
-        wanted, taken = partial(wants_restart, policy), self._inbox.wait_taken
-        self._jobs.start("monitor", partial(watch.monitor, life, monitor, wanted, self._post, taken))
+        self._jobs.start("monitor", partial(watch.monitor, life, monitor, self._post, self._inbox.wait_taken))
         self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self.sampler, self._post))
 
     def let_go(self) -> Life | None:
@@ -200,6 +199,8 @@ class Body:
 
     def _cancel_launch(self, orders: Orders) -> None:
         self._jobs.cancel("launch")
+        # what a launch has made is given back before it ends, and the kernel may keep some of that
+        self._say_after("stage", stop.KILL_TIMEOUT, Event.STAGE_TIMEOUT)
 
     def _await_ready(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
@@ -258,8 +259,14 @@ class Body:
             self.monitor = None
         await trio.sleep(wait)
         monitor, reached = await adopt.reconnect(
-            life, self._services, self._nursery, ending=orders.ending, was_ready=orders.was_ready
+            life,
+            self._services,
+            self._nursery,
+            ending=orders.ending,
+            launched=self._launched,
+            was_ready=orders.was_ready,
         )
+        self._launched = True
         self._attach(life, monitor)
         changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))

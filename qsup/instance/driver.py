@@ -27,11 +27,13 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.inbox import Inbox
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded, Resumed
+from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded, Seen
 from qsup.instance.position import Position
 from qsup.instance.record import Running
+from qsup.instance.restart import wants_restart
+from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
-from qsup.instance.settle import Holder, Standing, settle
+from qsup.instance.settle import Holder, Remains, Standing, Unfinished, settle, take_up
 from qsup.instance.state import Event, Level, Request, State, Verdict, judge
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
@@ -74,7 +76,9 @@ class Driver:
         self._adopted = trio.Event()
         self._position = Position()
         self._saved: Running | None = None
+        self._unfinished: Unfinished | None = None
         self._hint = ""
+        self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
@@ -147,10 +151,10 @@ class Driver:
         self.holder = holder
         self.touch()
 
-    def resume(self, holder: Holder) -> None:
-        """Go on with an operation that an earlier daemon left unfinished."""
-        self.holder = holder
-        self._inbox.post(Resumed())
+    def resume(self, unfinished: Unfinished) -> None:
+        """Go on with an operation that an earlier daemon left unfinished, once it is known what is left of the VM."""
+        self._unfinished = unfinished
+        self.holder = Holder(operation=unfinished.operation, request=unfinished.request)
 
     def release(self, operation: str) -> None:
         """Let the VM go if this operation holds it."""
@@ -198,8 +202,6 @@ class Driver:
         match message:
             case Asked():
                 await self._on_request(body, message)
-            case Resumed():
-                self._settle(body)
             case Finished():
                 self._end_operation(message.operation, message.result, message.error)
             case _ if message.life != body.number:
@@ -210,6 +212,8 @@ class Driver:
                 await self._on_end(body, message.cause)
             case Happened():
                 await self._on_event(body, message)
+            case Seen():
+                self._on_seen(body, message)
             case Noted():
                 self._observed = evolve(self._observed, **message.changes)
                 self.touch()
@@ -229,6 +233,18 @@ class Driver:
         self._apply(body, event, cause)
         self._settle(body)
 
+    def _on_seen(self, body: Body, message: Seen) -> None:
+        """QEMU's answer is not what the state implies: an event was lost, or is still to be handled.
+
+        So it counts when it is seen twice with nothing in between; only a guest that has shut down stays so for good.
+        """
+        implied = IMPLIED.get(self.state)
+        doubt = None if implied in (None, message.guest) else (self._position.since, message.guest)
+        if doubt is not None and (doubt == self._doubt or message.guest is Guest.SHUTDOWN):
+            self._apply(body, SEEN[message.guest], message.cause)
+            self._settle(body)
+        self._doubt = doubt
+
     # transitions
 
     def _apply(self, body: Body, event: Event, cause: Cause | None = None) -> None:
@@ -239,8 +255,6 @@ class Driver:
             self._log.warning("event without an edge", why=error.message)
             return
         if self.state is not before:
-            if self.state is State.SPAWNING:
-                ended.forget(self._services.layout, self.name)
             body.cancel_stage()
             if self._position.was_ready or self.state.level in _START_OVER:
                 body.cancel_start_timeout()
@@ -248,6 +262,14 @@ class Driver:
         orders = self._orders()
         for effect in transition.effects:
             body.perform(effect, orders)
+        if self.state is State.GUEST_PANICKED and before is not State.GUEST_PANICKED:
+            self._end_panicked(body)
+
+    def _end_panicked(self, body: Body) -> None:
+        """A panicked guest stands still to be looked at, unless its policy wants it started again."""
+        cause = self._position.cause
+        if cause is not None and wants_restart(self.loaded.unit.service.restart, cause):
+            self._apply(body, Event.RESTART_WANTED, cause)
 
     def _orders(self) -> Orders:
         return Orders(
@@ -337,13 +359,13 @@ class Driver:
             history=position.history,
         )
 
-    def _recall_end(self, body: Body) -> None:
+    def _recall_end(self, body: Body) -> ended.Ended | None:
         """Nothing runs: go on where the VM was down, with a restart that is due if one was."""
         found = ended.recall(self._services.layout, self.name)
-        if found is None:
-            return
-        self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
-        self._apply(body, Event(found.event), found.cause.cause() if found.cause else None)
+        if found is not None:
+            self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
+            self._apply(body, Event(found.event), found.cause.cause() if found.cause else None)
+        return found
 
     # requests
 
@@ -370,7 +392,7 @@ class Driver:
         if self.holder is None or self.holder.operation != asked.operation:
             return  # overtaken while the files were read
         self.holder = evolve(self.holder, begun=True, start_next=asked.request is Request.RESTART)
-        operator = Cause(kind=CauseKind.OPERATOR, detail=f"{asked.request.value} requested")
+        operator = _ordered(asked.request)
         match asked.request:
             case Request.START:
                 self._begin_start(body)
@@ -407,6 +429,7 @@ class Driver:
             state=self.state,
             cause=self._position.cause,
             was_ready=self._position.was_ready,
+            stopping=self._position.ending is not None,
             hint=self._hint,
             pid=life.process.pid if life else None,
         )
@@ -438,18 +461,39 @@ class Driver:
         except StateFileError as error:
             cause = Cause(kind=CauseKind.RECORD_UNREADABLE, detail=error.message)
             self._apply(body, Event.RECORD_UNREADABLE, cause)
+            if self.holder is not None:
+                self._end_operation(self.holder.operation, error=error)
             return
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
-            self._recall_end(body)
+            known = self._recall_end(body)
+            ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
+            self._take_up(Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
+            self._settle(body)
             return
-        self._position.resume(history=found.history, ending=found.ending, since=found.since, was_ready=found.was_ready)
+        ending = self._take_up(Remains(started=found.started, ended=None, ordered=False)) or found.ending
+        self._position.resume(history=found.history, ending=ending, since=found.since, was_ready=found.was_ready)
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return
         self._take(body, found.life)
         self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
-        if found.ending is not None and not found.told_to_end:
+        if ending is not None and not found.told_to_end:
             body.limit_guest(self._orders())
         self._settle(body)
+
+    def _take_up(self, found: Remains) -> Cause | None:
+        """Go on with what an earlier daemon left unfinished; the cause, when for that the process is to end."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is None or self.holder is None or self.holder.operation != unfinished.operation:
+            return None
+        taken = take_up(unfinished, found)
+        self.holder = taken.holder
+        if taken.ask:
+            self._inbox.post(Asked(operation=unfinished.operation, request=unfinished.request))
+        return _ordered(unfinished.request) if taken.stopping else None
+
+
+def _ordered(request: Request) -> Cause:
+    return Cause(kind=CauseKind.OPERATOR, detail=f"{request.value} requested")

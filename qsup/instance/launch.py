@@ -32,6 +32,7 @@ from qsup.errors import (
     from_oserror,
 )
 from qsup.host import kvmnode, process
+from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
 from qsup.host.process import Credentials, Process
 from qsup.instance.console import ConsoleHub
@@ -109,7 +110,9 @@ async def launch(
         record=record,
         running=prepared.running,
         output=prepared.output,
+        cgroup=prepared.cgroup,
         monitor=up.monitor,
+        launched=True,
         threads=up.threads,
         output_start=output_start,
         console_start=up.console_start,
@@ -240,7 +243,12 @@ def _connect_console(prepared: Prepared) -> socket.socket:
 
 
 async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
-    reason = await prepared.cgroup.join(child.pid)
+    await join_cgroup(prepared.cgroup, child)
+    joined.set()
+
+
+async def join_cgroup(cgroup: Cgroup, child: Process) -> None:
+    """Move QEMU into its cgroup, which must be done before its guest runs."""
+    reason = await cgroup.join(child.pid)
     if reason:
         _log.warning("a VM runs outside its cgroup", pid=child.pid, reason=reason)
-    joined.set()

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 from attrs import frozen
 
+from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
 from qsup.host.process import Process
 from qsup.host.records import RunRecord
@@ -33,6 +34,7 @@ class Life:
         number: grows by one with each life of this VM in this daemon.
         unit: what is running, whatever the files say now.
         monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
+        launched: its guest has been let run, by whichever daemon.
         threads: host thread ids of the vCPUs at birth.
         output_start: where in QEMU's output this life begins.
         console_start: where in the console's output this life begins.
@@ -46,7 +48,9 @@ class Life:
     record: RunRecord
     running: Running
     output: Output
+    cgroup: Cgroup
     monitor: Monitor | None
+    launched: bool
     threads: tuple[int, ...]
     output_start: int
     console_start: int

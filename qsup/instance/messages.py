@@ -16,6 +16,7 @@ from attrs import frozen
 from qsup.errors import QsupError
 from qsup.instance.cause import Cause
 from qsup.instance.life import Life
+from qsup.instance.runstate import Guest
 from qsup.instance.state import Event, Request
 
 
@@ -28,17 +29,21 @@ class Asked:
 
 
 @frozen(kw_only=True)
-class Resumed:
-    """An operation of an earlier daemon holds the VM again: see whether it is done."""
-
-
-@frozen(kw_only=True)
 class Happened:
     """An event of the table."""
 
     life: int
     event: Event
     cause: Cause | None = None
+
+
+@frozen(kw_only=True)
+class Seen:
+    """How the guest is by QEMU's answer to a query, which may be older than the last event."""
+
+    life: int
+    guest: Guest
+    cause: Cause | None
 
 
 @frozen(kw_only=True)
@@ -75,4 +80,4 @@ class Noted:
     changes: Mapping[str, Any]
 
 
-Message = Asked | Resumed | Happened | LaunchEnded | ProcessEnded | Finished | Noted
+Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted | Seen

@@ -65,6 +65,8 @@ class Position:
             # the first reason is the reason, and what the guest does then does not replace it; an operator's word does
             ordered = cause is not None and cause.kind is CauseKind.OPERATOR
             self.cause = self.ending = cause if ordered else self.ending or cause
+        elif cause is not None and not moved and self.cause is not None and cause.kind is self.cause.kind:
+            pass  # told once more, and in no more words
         elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
             self.cause = cause
         if moved:

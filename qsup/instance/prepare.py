@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 from attrs import evolve, field, frozen
 
-from qsup.errors import NetworkError, QsupError
+from qsup.errors import NetworkError, QsupError, from_oserror
 from qsup.host import codec, network, proc
 from qsup.host.cgroup import Cgroup
 from qsup.host.claims import Claim
@@ -24,6 +25,7 @@ from qsup.host.output import Output
 from qsup.host.records import IdentityRecord, RunRecord, new_uuid
 from qsup.host.rundir import InstanceDirectory
 from qsup.host.staging import stage_file
+from qsup.instance import ended
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -96,6 +98,8 @@ async def prepare(
     record = _record(loaded, plan, identity, running)
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)
+    # not before: a VM whose daemon dies here is either what it was, or one whose launch was cut short
+    ended.forget(services.layout, loaded.name)
     handed = _Handed()
     try:
         claims = await _images(plan, identity, services, handed, resources)
@@ -179,7 +183,7 @@ async def _images(
     claims = []
     for request in plan.fds:
         if isinstance(request, ImageFd):
-            image = await trio.to_thread.run_sync(partial(_open, request, services))
+            image = await _open_in_thread(partial(_open, request, services))
             handed.numbers.update(_numbers(request, image))
             claims.append(
                 services.claims.acquire(
@@ -202,6 +206,29 @@ def _open(request: ImageFd, services: Services) -> OpenImage:
     )
 
 
+async def _open_in_thread(opening: Callable[[], OpenImage]) -> OpenImage:
+    """Open an image in a thread that is left alone when the launch is given up: storage may not answer for ever."""
+    opened: list[OpenImage] = []
+    given_up = False
+
+    def close() -> None:
+        with suppress(IndexError):  # the other side was first
+            opened.pop().close()
+
+    def work() -> None:
+        opened.append(opening())
+        if given_up:
+            close()
+
+    try:
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except trio.Cancelled:
+        given_up = True
+        close()
+        raise
+    return opened[0]
+
+
 def _numbers(request: ImageFd, image: OpenImage) -> dict[str, int]:
     if image.fd_rw is None:
         return {request.name: image.fd_ro}
@@ -214,9 +241,12 @@ async def _variables(plan: Plan, services: Services, identity: IdentityRecord) -
     if store is None:
         return
     target = services.state_dir(identity.name) / store.file
-    if target.exists():
-        return
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if target.exists():
+            return
+    except OSError as error:
+        raise from_oserror(error, f"could not make the UEFI variable store {target}") from error
     await create_qcow2_copy(Path(store.template), target, source_format=store.template_format)
 
 

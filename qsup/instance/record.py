@@ -48,6 +48,7 @@ class Running:
         description, files: of the unit, as it was when QEMU was started.
         unit: every key with its value; what is running, whatever the files say now.
         since: wall clock of the last change of state.
+        launched: the guest was let run; what stands still since then, somebody or something has stopped.
         was_ready: readiness was reached, so an adopter need not wait for it again.
         ending: a stop that is under way, by its cause.
         told_to_end: that stop has come further than asking the guest.
@@ -61,6 +62,7 @@ class Running:
     unit: Mapping[str, Any]
     plan: PlanSummary
     since: float = field(validator=within(0, LATEST))
+    launched: bool = False
     was_ready: bool = False
     ending: CauseRecord | None = None
     told_to_end: bool = False

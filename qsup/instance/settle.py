@@ -1,6 +1,7 @@
-"""When an operation on a VM is done, and how it went. Pure.
+"""When an operation on a VM is done, and how it went; how far one had come whose daemon died. Pure.
 
-Decides: from the state alone, whether what was asked for has come true, has failed, or is still under way.
+Decides: from the state alone, whether what was asked for has come true, has failed, or is still under way; and from
+what is found of a VM, which half of an unfinished operation is still to be done.
 Must not: end an operation or move a state; the driver does both.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from qsup.errors import QsupError, StartError, StopError
 from qsup.instance.cause import Cause
@@ -39,6 +40,7 @@ class Standing:
 
     Args:
         was_ready: it has been ready since its process was started.
+        stopping: it is to be stopped, whatever its state says yet.
         hint: what a failed launch advised.
         pid: of the process, ``None`` without one.
     """
@@ -47,6 +49,7 @@ class Standing:
     state: State
     cause: Cause | None
     was_ready: bool
+    stopping: bool
     hint: str
     pid: int | None
 
@@ -71,7 +74,7 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
     if not holder.begun:
         return None
     if holder.start_next:
-        return _START if state.level in _DOWN or state is State.AUTO_RESTART else None
+        return _settle_first_half(standing)
     match holder.request:
         case Request.START | Request.RESTART:
             return _settle_start(standing)
@@ -85,6 +88,13 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
                 return Settled()  # the guest obeyed before QEMU had answered
             words = f"{holder.request.value} was overtaken: the VM is now {state.level.value} ({state.substate})"
             return Settled(error=QsupError(words, instance=standing.name))
+
+
+def _settle_first_half(standing: Standing) -> Settled | None:
+    """Of a restart; the second half begins when the VM is down."""
+    if standing.state is State.STUCK:
+        return _stuck(standing)
+    return _START if standing.state.level in _DOWN or standing.state is State.AUTO_RESTART else None
 
 
 def _settle_start(standing: Standing) -> Settled | None:
@@ -114,15 +124,87 @@ def _settle_stop(standing: Standing) -> Settled | None:
     state = standing.state
     if state.level in _DOWN:
         return _CHANGED
+    if state.level is Level.ACTIVE and standing.stopping:
+        return None  # a restarted daemon has yet to reach the monitor
     if state.level is not Level.DEACTIVATING:
         words = f"it is {state.level.value} ({state.substate}), and not stopped"
         return Settled(error=StopError(words, instance=standing.name))
-    if state is not State.STUCK:
-        return None
+    return _stuck(standing) if state is State.STUCK else None
+
+
+def _stuck(standing: Standing) -> Settled:
+    process = f"process {standing.pid}" if standing.pid else "the start, which waits for an image or a device"
     error = StopError(
-        f"SIGKILL was sent to process {standing.pid}, but the kernel keeps it",
+        f"{'SIGKILL was sent to' if standing.pid else 'given up is'} {process}, but the kernel keeps it",
         instance=standing.name,
         hint="it waits for something that cannot be interrupted, mostly storage; it is cleaned up when it ends",
         pid=standing.pid,
     )
     return Settled(error=error)
+
+
+@frozen(kw_only=True)
+class Unfinished:
+    """An operation that an earlier daemon left unfinished.
+
+    Args:
+        created: wall clock when it was asked for, seconds since the epoch.
+    """
+
+    operation: str
+    request: Request
+    created: float
+
+
+@frozen(kw_only=True)
+class Remains:
+    """What is left of its VM.
+
+    Args:
+        started: wall clock when the process that there is, or last was, was started; ``None``: nothing ran.
+        ended: wall clock of when the VM went down, ``None`` while it is not known to be down.
+        ordered: it went down, or goes down, because an operator wanted it.
+    """
+
+    started: float | None
+    ended: float | None
+    ordered: bool
+
+
+@frozen(kw_only=True)
+class TakenUp:
+    """How an unfinished operation goes on.
+
+    Args:
+        holder: with what of it has been done.
+        stopping: whatever becomes of the process, an operator wants it to end.
+        ask: nothing of it has been done: carry it out.
+    """
+
+    holder: Holder
+    stopping: bool = False
+    ask: bool = False
+
+
+def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
+    """How far an operation had come that was written down, and whose daemon died before its end.
+
+    It is completed: whoever asked for it was told that it would be.
+    """
+    holder = Holder(operation=unfinished.operation, request=unfinished.request, begun=True)
+    untouched = found.started is not None and found.started < unfinished.created
+    down_before = found.ended is not None and found.ended < unfinished.created
+    match unfinished.request:
+        case Request.STOP if found.ended is None:
+            return TakenUp(holder=holder, stopping=True)
+        case Request.KILL if found.ended is None:
+            # what ended meanwhile is judged with `stopping`, what lives is killed
+            return TakenUp(holder=evolve(holder, begun=False), stopping=True, ask=True)
+        case Request.RESTART if found.ended is None:
+            return TakenUp(holder=evolve(holder, start_next=untouched), stopping=untouched)
+        case Request.RESTART if found.ordered or down_before:
+            return TakenUp(holder=evolve(holder, start_next=True))
+        case Request.START if down_before:
+            return TakenUp(holder=evolve(holder, begun=False), ask=True)
+        case _:
+            return TakenUp(holder=holder)

@@ -349,6 +349,9 @@ def _stopping() -> _Table:
     table |= {
         (State.STOPPING_KILL, Event.KILL): _to(State.STOPPING_KILL, Effect.KILL),
         (State.STOPPING_GUEST, Event.GUEST_SHUTDOWN): _to(State.STOPPING_QUIT, Effect.QUIT),
+        # a guest that stands still will not shut itself down any more
+        (State.STOPPING_GUEST, Event.GUEST_PANICKED): _to(State.STOPPING_QUIT, Effect.QUIT),
+        (State.STOPPING_GUEST, Event.GUEST_IO_ERROR): _to(State.STOPPING_QUIT, Effect.QUIT),
         (State.STOPPING_GUEST, Event.STAGE_TIMEOUT): _to(State.STOPPING_QUIT, Effect.QUIT),
         (State.STOPPING_GUEST, Event.MONITOR_LOST): _to(State.STOPPING_TERM, Effect.TERM),
         (State.STOPPING_QUIT, Event.STAGE_TIMEOUT): _to(State.STOPPING_TERM, Effect.TERM),

@@ -18,7 +18,8 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message, Noted, ProcessEnded
+from qsup.instance.messages import Happened, Message, Noted, ProcessEnded, Seen
+from qsup.instance.runstate import ANSWERED, judge_status
 from qsup.instance.state import Event
 from qsup.pace import Pace
 from qsup.qmp import commands, events
@@ -65,17 +66,10 @@ async def process(life: Life, post: Post) -> None:
     post(ProcessEnded(life=life.number, cause=cause_of_exit(status, life.last_words())))
 
 
-async def monitor(
-    life: Life,
-    connection: Monitor,
-    wants_restart: Callable[[Cause], bool],
-    post: Post,
-    wait_taken: Callable[[], Awaitable[None]],
-) -> None:
+async def monitor(life: Life, connection: Monitor, post: Post, wait_taken: Callable[[], Awaitable[None]]) -> None:
     """Post what the monitor's events mean, until the connection ends.
 
     Args:
-        wants_restart: whether the VM's policy starts it again after this cause.
         wait_taken: waits until what was posted has been taken; a guest can cause events without end.
     """
 
@@ -83,7 +77,7 @@ async def monitor(
         post(Happened(life=life.number, event=event, cause=cause))
 
     def interpret(notice: events.Notice) -> None:
-        _interpret(notice, life, say, wants_restart, post)
+        _interpret(notice, life, say, post)
 
     reason = await _until_closed(life, connection, interpret, post, wait_taken)
     # the process ends with its monitor, mostly, and the kernel, which knows how, takes its time until it is gone
@@ -116,13 +110,7 @@ async def _until_closed(
         return connection.close_reason or error
 
 
-def _interpret(
-    notice: events.Notice,
-    life: Life,
-    say: Callable[..., None],
-    wants_restart: Callable[[Cause], bool],
-    post: Post,
-) -> None:
+def _interpret(notice: events.Notice, life: Life, say: Callable[..., None], post: Post) -> None:
     match notice:
         case events.StopEvent():
             say(Event.GUEST_STOPPED)
@@ -136,8 +124,6 @@ def _interpret(
         case events.GuestPanickedEvent():
             cause = Cause(kind=CauseKind.GUEST_PANIC, detail=_panic_words(notice))
             say(Event.GUEST_PANICKED, cause)
-            if wants_restart(cause):
-                say(Event.RESTART_WANTED, cause)
         case events.BlockIoErrorEvent(action="stop"):
             say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=_io_error_words(notice, life)))
         case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
@@ -183,7 +169,10 @@ class DiskSampler:
 
 
 async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post: Post) -> None:
-    """Ask the monitor again and again whether it is there; its end is the events' reader's to tell."""
+    """Ask the monitor again and again whether it is there; its end is the events' reader's to tell.
+
+    How the guest is comes along with each answer, so that what no event told is learnt all the same.
+    """
     silent = False
     while connection.close_reason is None:
         # on whole seconds: the daemon wakes once for all whose turn it is, which costs it a third of waking for each
@@ -192,15 +181,17 @@ async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post:
             status = await commands.query_status(connection, timeout=HEARTBEAT_TIMEOUT)
         except MonitorTimeout:
             silent = True
-            cause = Cause(kind=CauseKind.MONITOR_SILENT, detail=f"no answer within {HEARTBEAT_TIMEOUT:g} s")
-            post(Happened(life=life.number, event=Event.SILENT, cause=cause))
+            why = Cause(kind=CauseKind.MONITOR_SILENT, detail=f"no answer within {HEARTBEAT_TIMEOUT:g} s")
+            post(Happened(life=life.number, event=Event.SILENT, cause=why))
         except MonitorError as error:
             # an odd answer is one, too; where the connection has ended the loop does
             _log.debug("no status from the heartbeat", instance=life.record.name, why=error.message)
         else:
+            guest, cause = judge_status(status.status)
             if silent:
-                event = Event.ANSWERED_RUNNING if status.running else Event.ANSWERED_PAUSED
-                post(Happened(life=life.number, event=event))
+                post(Happened(life=life.number, event=ANSWERED[guest], cause=cause))
+            else:
+                post(Seen(life=life.number, guest=guest, cause=cause))
             silent = False
             await _sample(life, connection, sampler)
 
@@ -225,8 +216,8 @@ async def refresh(life: Life, connection: Monitor, post: Post) -> None:
         _log.info("could not query the VM again", instance=life.record.name, why=error.message)
         return
     post(Noted(life=life.number, changes=changes))
-    if status.status == "shutdown":
-        post(Happened(life=life.number, event=Event.GUEST_SHUTDOWN, cause=Cause(kind=CauseKind.GUEST_SHUTDOWN)))
+    guest, cause = judge_status(status.status)
+    post(Seen(life=life.number, guest=guest, cause=cause))
 
 
 async def agent_is_open(connection: Monitor) -> bool:

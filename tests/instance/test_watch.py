@@ -16,7 +16,8 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance import watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message
+from qsup.instance.messages import Happened, Message, Seen
+from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
 from qsup.qmp.events import MAX_EVENTS
 from tests.qmp.support import Peer, by_hand
@@ -67,7 +68,11 @@ async def test_the_heartbeat_outlives_every_answer(
         async with trio.open_nursery() as hearts:
             hearts.start_soon(watch.heartbeat, LIFE, monitor, sampler, posted.append)
             await trio.sleep(8 * watch.HEARTBEAT_INTERVAL)  # virtual time
-            assert [cast(Happened, message).event for message in posted] == [Event.SILENT, Event.ANSWERED_RUNNING]
+            told = [message.event for message in posted if isinstance(message, Happened)]
+            assert told == [Event.SILENT, Event.ANSWERED_RUNNING]
+            # each later answer says how the guest is, for whoever missed an event
+            seen = [message.guest for message in posted if isinstance(message, Seen)]
+            assert set(seen) == {Guest.RUNNING}
             assert monitor.statistics().commands > len(wrong)
             hearts.cancel_scope.cancel()
 
@@ -81,7 +86,7 @@ async def test_events_without_end_are_taken_at_a_pace(
     seconds = 20
 
     async with by_hand(nursery) as (monitor, peer):
-        nursery.start_soon(watch.monitor, LIFE, monitor, lambda cause: False, posted.append, never)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
         nursery.start_soon(partial(serve, peer, {"query-cpus-fast": [{"error": ERROR}]}))
         began = trio.current_time()
         await peer.say(event)
@@ -106,7 +111,7 @@ async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_cloc
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
             watchers.start_soon(watch.heartbeat, LIFE, monitor, watch.DiskSampler(), posted.append)
-            watchers.start_soon(watch.monitor, LIFE, monitor, lambda cause: False, posted.append, never)
+            watchers.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
             await peer.stream.aclose()
     assert isinstance(monitor.close_reason, MonitorError)
     assert [message.event for message in posted if isinstance(message, Happened)] == [Event.MONITOR_LOST]
@@ -118,7 +123,7 @@ async def test_a_process_that_dies_with_its_monitor_is_told_at_once(nursery: tri
     dying = life(ExitStatus(kind="signal", value=9))
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
-            watchers.start_soon(watch.monitor, dying, monitor, lambda cause: False, posted.append, never)
+            watchers.start_soon(watch.monitor, dying, monitor, posted.append, never)
             await peer.stream.aclose()
             await trio.testing.wait_all_tasks_blocked()
             watchers.cancel_scope.cancel()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.bare import BareConnection
 from tests.guests import Emulator
 from tests.qmp.player import GREETING, HANG_UP, Fault
 from tests.real.daemons import DEADLINE, Daemon, elapsed, rom_unit, signal_process
+from tests.real.injected import killed_at
 from tests.real.puppets import SESSION, Stage
 from tests.waiting import poll_until
 
@@ -85,7 +85,7 @@ def typed(daemon: Daemon, name: str, key: bytes, status: str) -> None:
 
 def test_what_a_guest_does_while_no_daemon_runs_is_found_out(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """Power-off, power-off with `always`, panic, and a reset: each as if it had been watched."""
-    policies = {"off": "no", "again": "always", "panic": "no", "reset": "no"}
+    policies = {"off": "no", "again": "always", "panic": "no", "anew": "on-failure", "reset": "no"}
     for name, policy in policies.items():
         service = f'restart = "{policy}"\nrestart-delay = "20ms"'
         daemon.unit(name, rom_unit(qemu, rom_guest, service=service))
@@ -94,14 +94,20 @@ def test_what_a_guest_does_while_no_daemon_runs_is_found_out(daemon: Daemon, qem
     typed(daemon, "off", b"O", "shutdown")
     typed(daemon, "again", b"O", "shutdown")
     typed(daemon, "panic", b"P", "guest-panicked")
+    typed(daemon, "anew", b"P", "guest-panicked")
     typed(daemon, "reset", b"R", "running")
     daemon.start()
     assert daemon.wait("off", "dead")["cause"]["text"] == "guest-shutdown"
-    poll_until(lambda: daemon.view("again")["restarts"] == 1, "the policy is obeyed", seconds=DEADLINE)
-    assert daemon.wait("again", "running")["pid"] != pids["again"]
+    for name in ("again", "anew"):
+        poll_until(partial(_restarted, daemon, name), "the policy is obeyed", seconds=DEADLINE)
+        assert daemon.wait(name, "running")["pid"] != pids[name]
     assert daemon.wait("panic", "guest-panicked")["pid"] == pids["panic"]
     assert daemon.wait("reset", "running")["pid"] == pids["reset"]
-    assert daemon.remains() == ["again", "panic", "reset"]
+    assert daemon.remains() == ["again", "anew", "panic", "reset"]
+
+
+def _restarted(daemon: Daemon, name: str) -> bool:
+    return bool(daemon.view(name)["restarts"] == 1)
 
 
 def test_a_monitor_that_somebody_else_occupies_is_waited_for(
@@ -175,23 +181,6 @@ POINTS = (
 )
 
 
-@contextmanager
-def killed_at(daemon: Daemon, calls: str, count: int, path: str) -> Iterator[None]:
-    """Have strace kill the daemon at its next ``count``-th call of a kind, on a path if one is given."""
-    inject = f"inject={calls}:signal=KILL:when={count}"
-    where = ["-P", path] if path else []
-    command = ["strace", "-f", "-p", str(daemon.pid), "-o", "/dev/null", *where, "-e", f"trace={calls}", "-e", inject]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        try:
-            assert tracer.stderr is not None
-            said = iter(tracer.stderr.readline, "")
-            assert any("attached" in line for line in said)
-            yield
-        finally:
-            tracer.kill()
-            tracer.communicate()
-
-
 @pytest.mark.root
 @pytest.mark.slow
 def test_t1_a_daemon_killed_anywhere_in_a_start_leaves_no_orphan_and_no_ghost(
@@ -207,7 +196,7 @@ def test_t1_a_daemon_killed_anywhere_in_a_start_leaves_no_orphan_and_no_ghost(
     for number, (calls, count, path) in enumerate(POINTS):
         name = f"vm{number}"
         daemon.unit(name, unit)
-        with killed_at(daemon, calls, count, path):
+        with killed_at(daemon, calls, count, *filter(None, [path])):
             operation = begun(daemon, name)
             poll_until(lambda: not daemon.is_alive(), f"the daemon dies at {calls} {count} {path}", seconds=DEADLINE)
         daemon.start()

@@ -19,7 +19,8 @@ import pytest
 from tests.guests import Emulator
 from tests.real.beside import refusal, words
 from tests.real.daemons import Daemon, kill_process, rom_unit
-from tests.real.test_faults import begun, killed_at
+from tests.real.injected import killed_at
+from tests.real.test_faults import begun
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.user]
