@@ -17,6 +17,7 @@ import trio
 from qsup.errors import DeniedError, HostError, RequestError
 from qsup.host import codec, network, proc
 from qsup.host.output import Chunk, printable
+from qsup.host.records import RunRecord
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
 from qsup.instance.services import Services
@@ -135,13 +136,13 @@ def stats(driver: Driver) -> StatsView:
         memory_rss=usage.rss if usage else 0,
         threads=usage.threads if usage else 0,
         disks=driver.body.sampler.look() if driver.body else {},
-        nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record.uuid, nic.id))},
+        nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record, nic.id))},
     )
 
 
-def _tap(uuid: str, nic: str) -> Mapping[str, int]:
+def _tap(vm: RunRecord, nic: str) -> Mapping[str, int]:
     """A tap's counters seen from the guest: what the host sent is what the guest received."""
-    directory = Path("/sys/class/net") / network.tap_name(uuid, nic) / "statistics"
+    directory = Path("/sys/class/net") / network.tap_name(vm.name, vm.uuid, nic) / "statistics"
     counters = {}
     for name in ("bytes", "packets", "errors", "dropped"):
         for ours, theirs in (("tx", "rx"), ("rx", "tx")):

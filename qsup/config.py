@@ -56,6 +56,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _devices(value: Any) -> tuple[str, ...]:
+    globs = _texts(value)
+    for glob in globs:
+        if not glob.startswith("/dev/"):
+            raise ValueError(f"{glob!r} does not begin with /dev/, where block devices are")
+    return globs
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a string that is not empty")
@@ -79,7 +87,7 @@ def _number(low: int, high: int) -> Callable[[Any], int]:
 
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "pools": _paths,
-    "block_devices": _texts,
+    "block_devices": _devices,
     "uid_first": _number(1000, _UID_MAX),
     "uid_last": _number(1000, _UID_MAX),
     "operate_group": _text,

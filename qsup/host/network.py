@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import struct
 from pathlib import Path
@@ -34,15 +35,19 @@ _NAME_SIZE = 16  # IFNAMSIZ, with the final zero byte
 #: The alias (``ip link show``) of a bridge that was made here, and so may be removed here.
 _OURS = "made by qsup"
 
+# what QEMU is told as its name; shown to people, so nothing but the characters of a name
+_GUEST = re.compile(r"\0-name\0guest=([A-Za-z0-9_.@-]+)")
 
-def tap_name(vm: str, nic: str) -> str:
-    """The name of a NIC's tap: 15 characters that differ between VMs and between NICs.
+
+def tap_name(vm: str, uuid: str, nic: str) -> str:
+    """The name of a NIC's tap: 15 characters that differ between VMs, also those of another daemon, and between NICs.
 
     Args:
-        vm: the VM's UUID.
+        vm: the VM's name.
+        uuid: its UUID, which a unit may give to several VMs.
         nic: the NIC's id.
     """
-    digest = hashlib.sha256(f"{vm}/{nic}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{vm}/{uuid}/{nic}".encode()).hexdigest()
     return f"qs{digest[:13]}"
 
 
@@ -254,7 +259,7 @@ def _port_error(error: OSError, protocol: str, address: str, port: int) -> HostE
     if error.errno != errno.EADDRINUSE:
         return NetworkError(f"host {where} cannot be had: {error.strerror}", port=port)
     pids = [pid for inode in _port_inodes(protocol, port) for pid in proc.socket_holders(inode)]
-    by = f" by {', '.join(map(proc.describe, pids))}" if pids else ""
+    by = f" by {', '.join(map(_owner, pids))}" if pids else ""
     return NetworkError(f"host {where} is already taken{by}", port=port)
 
 
@@ -266,3 +271,9 @@ def _port_inodes(protocol: str, port: int) -> list[int]:
         if table.exists():
             rows += [line.split() for line in table.read_text().splitlines()[1:]]
     return [int(row[9]) for row in rows if int(row[1].rpartition(":")[2], 16) == port and row[9] != "0"]
+
+
+def _owner(pid: int) -> str:
+    """A process for a person; one of a VM's by the VM's name, as far as its command line is to be believed."""
+    name = _GUEST.search(proc.command_line(pid))
+    return f"VM {name[1]} (pid {pid})" if name else proc.describe(pid)

@@ -85,6 +85,14 @@ def start_time(pid: int) -> int | None:
     return stat.start_time if stat else None
 
 
+def command_line(pid: int) -> str:
+    """A process's arguments, each with a NUL behind it; ``""`` when there is none of that pid."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def session(pid: int) -> int | None:
     """The session that a process belongs to, by its leader's pid, or ``None`` when there is none of that pid."""
     try:

@@ -467,6 +467,7 @@ class Driver:
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
+            self._recall_identity()
             known = self._recall_end(body)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
             self._take_up(Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
@@ -482,6 +483,15 @@ class Driver:
         if ending is not None and not found.told_to_end:
             body.limit_guest(self._orders())
         self._settle(body)
+
+    def _recall_identity(self) -> None:
+        """What stays with the VM is shown of it while it is down, too."""
+        try:
+            identity = self._services.identities.load(self.name)
+        except QsupError as error:
+            self._log.warning("its identity cannot be read", why=error.message)  # and its next start will say so
+        else:
+            self._uuid = identity.uuid if identity else ""
 
     def _take_up(self, found: Remains) -> Cause | None:
         """Go on with what an earlier daemon left unfinished; the cause, when for that the process is to end."""

@@ -40,6 +40,7 @@ from qsup.instance.life import Life, last_words
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
+from qsup.plan.spec import Plan
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
@@ -52,6 +53,7 @@ T = TypeVar("T")
 _QUERY_TIMEOUT = 10.0
 #: Seconds for QEMU to end after its monitor's connection did, so that its own words can be told.
 _LAST_WORDS = 2.0
+_SANDBOXED = "its sandbox forbids a system call that it made: look at [qemu] extra-args"
 #: What is seen first of a QEMU that is about to end.
 _SIGNS_OF_AN_END = (MonitorConnectError, MonitorClosed, HostError)
 #: Seconds for a process that was sent SIGKILL to go.
@@ -96,6 +98,7 @@ async def launch(
             child,
             prepared.output,
             output_start,
+            prepared.plan,
             lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
         )
     except BaseException:
@@ -158,7 +161,7 @@ async def end_process(child: Process) -> None:
 
 
 async def _unless_it_dies(
-    child: Process, output: Output, start: int, work: Callable[[trio.Nursery], Awaitable[T]]
+    child: Process, output: Output, start: int, plan: Plan, work: Callable[[trio.Nursery], Awaitable[T]]
 ) -> T:
     """Do the work; when QEMU ends meanwhile, raise at once what it said.
 
@@ -187,7 +190,7 @@ async def _unless_it_dies(
                     await child.wait_exit()
         nursery.cancel_scope.cancel()
     if child.status is not None:
-        raise _died(child, output, start) from failure
+        raise _died(child, output, start, plan) from failure
     if isinstance(failure, MonitorError):
         raise StartError(failure.message, hint=failure.hint) from failure
     if failure is not None:
@@ -195,13 +198,15 @@ async def _unless_it_dies(
     return result[0]
 
 
-def _died(child: Process, output: Output, start: int) -> StartError:
+def _died(child: Process, output: Output, start: int, plan: Plan) -> StartError:
     assert child.status is not None
     output.drain()
     text = output.text_since(start)
     words = process.launch_failure(child.status, text) or last_words(text)
     how = child.status.describe()
-    return StartError(words or f"QEMU ended with {how} and said nothing", exit=how)
+    # what was doubtful from the beginning is the first thing to look at
+    hint = _SANDBOXED if how == "signal SYS" else "; ".join(plan.warnings)
+    return StartError(words or f"QEMU ended with {how} and said nothing", hint=hint, exit=how)
 
 
 async def _bring_up(

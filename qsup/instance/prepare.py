@@ -265,7 +265,7 @@ def _taps(plan: Plan, identity: IdentityRecord, handed: _Handed, resources: Asyn
     macs = {nic.id: nic.mac for nic in plan.nics}
     for request in plan.fds:
         if isinstance(request, TapFd):
-            name = network.tap_name(identity.uuid, request.nic)
+            name = network.tap_name(identity.name, identity.uuid, request.nic)
             handed.numbers[request.name] = network.create_tap(
                 name, bridge=request.bridge, mac=macs[request.nic], create_bridge=request.create_bridge
             )

@@ -12,6 +12,7 @@ from qsup.instance.cause import Cause
 from qsup.instance.life import Life
 from qsup.instance.state import State
 from qsup.instance.view import InstanceView
+from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DiskPlan, NicPlan
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit, effective_bus
@@ -71,7 +72,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         memory_size=unit.memory.size,
         memory_actual=moving.memory_actual,
         disks=summary.disks if summary else _disks(unit),
-        nics=summary.nics if summary else _nics(unit),
+        nics=summary.nics if summary else _nics(unit, moving.uuid),
         devices=tuple((device.id, device.type) for device in unit.devices),
         agent_enabled=unit.agent.enabled,
         agent_connected=moving.agent_connected,
@@ -101,13 +102,13 @@ def _disks(unit: Unit) -> tuple[DiskPlan, ...]:
     )
 
 
-def _nics(unit: Unit) -> tuple[NicPlan, ...]:
+def _nics(unit: Unit, uuid: str) -> tuple[NicPlan, ...]:
     return tuple(
         NicPlan(
             id=nic.id,
             type=nic.type,
             model=nic.model,
-            mac=nic.mac,
+            mac=nic.mac or (derive_mac(uuid, nic.id) if uuid else ""),
             bridge=nic.bridge,
             forward=tuple(map(str, nic.forward)),
         )

@@ -27,13 +27,13 @@ SYSFS = Path("/sys/class/net")
 @given(st.text(), st.text())
 def test_tap_names_fit(vm: str, nic: str) -> None:
     """Whatever the VM and the NIC are called, the name has 15 characters the kernel takes, and is stable."""
-    assert re.fullmatch(r"[a-z0-9]{15}", tap_name(vm, nic))
-    assert tap_name(vm, nic) == tap_name(vm, nic)
+    assert re.fullmatch(r"[a-z0-9]{15}", tap_name("web", vm, nic))
+    assert tap_name("web", vm, nic) == tap_name("web", vm, nic)
 
 
 def test_tap_names_differ() -> None:
     """Two NICs of a VM, and one NIC's name in two VMs, have different taps."""
-    assert len({tap_name(vm, nic) for vm in ("a", "b") for nic in ("lan", "wan")}) == 4
+    assert len({tap_name("web", vm, nic) for vm in ("a", "b") for nic in ("lan", "wan")}) == 4
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def attribute(interface: str, name: str) -> str:
 @pytest.mark.root
 async def test_tap_lives_as_long_as_its_descriptor(bridge: str) -> None:
     """A tap joins its bridge and is up; it vanishes with its last descriptor, and our bridge with its last port."""
-    name = tap_name(bridge, "lan")
+    name = tap_name("web", bridge, "lan")
     fd = create_tap(name, bridge=bridge, mac=MAC, create_bridge=True)
     assert not os.get_inheritable(fd)
     assert attribute(name, "address") == "fe:54:00:12:34:56"
@@ -76,7 +76,7 @@ async def test_tap_lives_as_long_as_its_descriptor(bridge: str) -> None:
 @pytest.mark.root
 def test_two_taps_share_a_bridge(bridge: str) -> None:
     """The second tap finds the bridge there; the bridge stays while one port is left."""
-    fds = [create_tap(tap_name(bridge, nic), bridge=bridge, mac=MAC, create_bridge=True) for nic in ("a", "b")]
+    fds = [create_tap(tap_name("web", bridge, nic), bridge=bridge, mac=MAC, create_bridge=True) for nic in ("a", "b")]
     os.close(fds[0])
     assert not release_bridge(bridge)
     os.close(fds[1])
@@ -88,7 +88,7 @@ def test_foreign_bridge_is_left_alone(bridge: str) -> None:
     """A bridge that somebody else made is used, and never removed."""
     subprocess.run(["ip", "link", "add", bridge, "mtu", "1400", "type", "bridge"], check=True, timeout=10)
     assert not ensure_bridge(bridge)
-    name = tap_name(bridge, "lan")
+    name = tap_name("web", bridge, "lan")
     fd = create_tap(name, bridge=bridge, mac=MAC, create_bridge=True)
     assert attribute(name, "mtu") == "1400"
     os.close(fd)
@@ -100,7 +100,7 @@ def test_foreign_bridge_is_left_alone(bridge: str) -> None:
 def test_missing_bridge_is_named(bridge: str) -> None:
     """Where the bridge is to be there already and is not, the error names it and the key that would make it."""
     with pytest.raises(NetworkError, match=f"there is no bridge {bridge}") as caught:
-        create_tap(tap_name(bridge, "lan"), bridge=bridge, mac=MAC)
+        create_tap(tap_name("web", bridge, "lan"), bridge=bridge, mac=MAC)
     assert 'type = "bridge"' in caught.value.hint
 
 
@@ -111,17 +111,17 @@ def test_failed_tap_leaves_nothing(bridge: str) -> None:
         create_tap("x" * 16, bridge=bridge, mac=MAC, create_bridge=True)
     assert not exists(bridge)
     with pytest.raises(NetworkError, match=f"there is no bridge {bridge}") as caught:
-        create_tap(tap_name(bridge, "lan"), bridge=bridge, mac=MAC)
+        create_tap(tap_name("web", bridge, "lan"), bridge=bridge, mac=MAC)
     assert "create" in caught.value.hint
     with pytest.raises(NetworkError, match="lo is no bridge"):
-        create_tap(tap_name(bridge, "lan"), bridge="lo", mac=MAC)
-    assert not exists(tap_name(bridge, "lan"))
+        create_tap(tap_name("web", bridge, "lan"), bridge="lo", mac=MAC)
+    assert not exists(tap_name("web", bridge, "lan"))
 
 
 @pytest.mark.root
 def test_taken_tap_name_is_told(bridge: str) -> None:
     """A tap of that name that is in use is not shared by mistake."""
-    name = tap_name(bridge, "lan")
+    name = tap_name("web", bridge, "lan")
     fd = create_tap(name, bridge=bridge, mac=MAC, create_bridge=True)
     with pytest.raises(NetworkError, match=f"could not make the tap interface {name}: it exists already"):
         create_tap(name, bridge=bridge, mac=MAC)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
 from qsup.errors import HostError, StartError
+from qsup.host.pidfd import ExitStatus
 from qsup.instance import launch
 from qsup.instance.restart import RestartHistory
 
@@ -32,3 +35,20 @@ async def test_clean_up_does_not_hide_why_a_launch_failed(monkeypatch: pytest.Mo
         with pytest.raises(StartError, match="QEMU's own words"):
             await launch.launch(1, nothing, nothing, nursery, nothing, RestartHistory())
     assert undone == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (ExitStatus(kind="signal", value=6), "KVM may not work here: no vmx"),
+        (ExitStatus(kind="signal", value=signal.SIGSYS), "its sandbox forbids a system call that it made"),
+    ],
+)
+def test_a_qemu_that_died_has_an_advice(status: ExitStatus, hint: str) -> None:
+    """What was doubtful when the start was planned is told when it fails, and so is a trespass against the sandbox."""
+    child = SimpleNamespace(status=status)
+    output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "qemu-system-x86_64: Assertion failed\n")
+    plan = SimpleNamespace(warnings=("KVM may not work here: no vmx",))
+    died = launch._died(cast(Any, child), cast(Any, output), 0, cast(Any, plan))
+    assert died.message == "Assertion failed"
+    assert died.hint.startswith(hint)

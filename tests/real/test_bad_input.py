@@ -67,6 +67,17 @@ def test_a_unit_broken_after_its_start_costs_its_vm_nothing(
     assert daemon.do("web", "stop")["substate"] == "dead"
 
 
+def test_a_port_that_another_vm_has_is_that_vms(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Whoever reads the refusal knows VMs by name, not by pid."""
+    with listening() as port:
+        pass  # a moment ago it was free
+    nic = f'[[nic]]\nid = "net"\nforward = ["{port}:80"]\n'
+    for name in ("first", "second"):
+        daemon.unit(name, rom_unit(emulator, rom_guest, tables=nic))
+    pid = daemon.do("first", "start")["pid"]
+    assert f"is already taken by VM first (pid {pid})" in words(refusal(daemon, "second"))
+
+
 @contextmanager
 def listening() -> Iterator[int]:
     """A TCP port of the loopback interface that somebody has: this process."""

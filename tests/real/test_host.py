@@ -164,7 +164,7 @@ async def test_kvm_for_a_user_who_may_not_open_it(root_dir: Path, qemu: Emulator
 async def test_tap_goes_with_qemu(root_dir: Path, qemu: Emulator) -> None:
     """A QEMU without any right uses the tap it was handed; killed, it takes the tap along, and then the bridge goes."""
     bridge = f"qst{uuid.uuid4().hex[:8]}"
-    name = network.tap_name(bridge, "lan")
+    name = network.tap_name("web", bridge, "lan")
     tap = network.create_tap(name, bridge=bridge, mac="52:54:00:12:34:56", create_bridge=True)
     nic = ["-netdev", f"tap,id=lan,fd={tap}", "-device", "virtio-net-pci,netdev=lan,mac=52:54:00:12:34:56"]
     options = [*SMALLEST, *SANDBOX, "-accel", "tcg", "-m", "16", "-S", *nic]

@@ -57,6 +57,20 @@ def test_a_guest_that_powers_itself_off_ends_inactive(daemon: Daemon, qemu: Emul
     assert view["cause"]["text"] == "guest-shutdown"
 
 
+def test_a_nic_keeps_its_address_and_shows_it_while_its_vm_is_down(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Derived from the stored UUID: not known before the first start, then the same for good."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, tables='[[nic]]\nid = "lan"\n'))
+    assert daemon.view("web")["nics"][0]["mac"] == ""
+    address = daemon.do("web", "start")["nics"][0]["mac"]
+    assert address.startswith("52:")
+    assert daemon.do("web", "kill")["nics"][0]["mac"] == address
+    assert f"virtio, {address}" in daemon.ctl("status", "web", check=False).stdout
+    daemon.restart()
+    assert daemon.view("web")["nics"][0]["mac"] == address
+
+
 def test_powerdown_is_done_when_the_button_was_pressed(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """A guest that obeys at once is no failure, and one that is deaf is none either: the button was pressed."""
     daemon.unit("web", rom_unit(qemu, rom_guest, service='ready = { serial = "ready" }'))

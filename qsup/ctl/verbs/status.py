@@ -126,7 +126,8 @@ def _disk(disk: DiskWire) -> str:
 def _nic(nic: NicWire) -> str:
     link = f"{nic['type']} {nic['bridge']}".rstrip()
     forwards = "".join(f", {forward}" for forward in nic["forward"])
-    return f"{nic['id']}: {link}, {nic['model']}, {nic['mac']}{forwards}"
+    address = f", {nic['mac']}" if nic["mac"] else ""  # not known before the first start
+    return f"{nic['id']}: {link}, {nic['model']}{address}{forwards}"
 
 
 def _channel_facts(instance: Instance) -> Iterator[tuple[str, str]]:
