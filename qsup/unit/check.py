@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from qsup.unit.model import (
+    BackingSection,
     DiskSection,
     NicSection,
     Unit,
@@ -27,6 +28,8 @@ from qsup.unit.tree import Key
 
 #: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
 MAX_SERIAL = {"virtio": 20, "nvme": 20, "sata": 20, "ide": 20, "scsi": 36, "usb": 36}
+# a raw image can have any name; one named so is far more likely a forgotten format
+_QCOW2_SUFFIXES = (".qcow2", ".qcow")
 
 
 class Finding(NamedTuple):
@@ -178,6 +181,18 @@ def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
             yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
 
 
+def _formats(unit: Unit) -> Iterator[Finding]:
+    """An image named as qcow2 is not used as `raw`: the guest's first write would destroy it."""
+    for disk in unit.disks:
+        key = ("disk", disk.id)
+        backing = [((*key, "backing", str(position)), each) for position, each in enumerate(disk.backing, 1)]
+        images: list[tuple[Key, DiskSection | BackingSection]] = [(key, disk), *backing]
+        for place, image in images:
+            if image.format == "raw" and image.path.lower().endswith(_QCOW2_SUFFIXES):
+                message = 'is named as qcow2 but would be used as raw; say format = "qcow2"'
+                yield Finding(message, [(*place, "path"), (*place, "format")])
+
+
 def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
     bus = effective_bus(unit, disk)
     keys = [(*key, "bus"), (*key, "type"), ("machine", "type")]
@@ -266,6 +281,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _ids,
     _boot_order,
     _disks,
+    _formats,
     _shared_paths,
     _nics,
     _forwards,

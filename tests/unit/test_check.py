@@ -33,6 +33,8 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[[disk]]\nid = "d"\npath = "d"\naio = "io_uring"\n',
         '[[disk]]\nid = "d"\npath = "d"\ndetect-zeroes = "unmap"\n',
         '[[disk]]\nid = "d"\npath = "d"\nread-only = true\n',
+        '[[disk]]\nid = "d"\npath = "web.qcow2"\nformat = "qcow2"\n[[disk.backing]]\npath = "a.raw"\nformat = "raw"\n',
+        '[[disk]]\nid = "d"\npath = "web.qcow2.raw"\n',
         '[[disk]]\nid = "d"\npath = "d"\nbus = "scsi"\nserial = "123456789012345678901234567890123456"\n',
         '[[disk]]\nid = "a"\npath = "d"\nshareable = true\n[[disk]]\nid = "b"\npath = "d"\nshareable = true\n',
         '[[disk]]\nid = "a"\npath = "d"\nread-only = true\n[[disk]]\nid = "b"\npath = "d"\ntype = "cdrom"\n',
@@ -81,6 +83,23 @@ def test_the_key_that_was_written_is_blamed(text: str, line: int) -> None:
     """A contradiction is placed at a key that the file holds, not at a default."""
     (message,) = errors(text)
     assert message.startswith(f"web.toml:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[[disk]]\nid = "d"\npath = "web.qcow2"\n', "3: disk.d.path"),
+        ('[[disk]]\nid = "d"\nformat = "raw"\npath = "/images/WEB.QCOW"\n', "4: disk.d.path"),
+        ('[[disk]]\nid = "d"\npath = "web.qcow2"\nread-only = true\n', "3: disk.d.path"),
+        (
+            '[[disk]]\nid = "d"\npath = "d"\nformat = "qcow2"\n[[disk.backing]]\npath = "base.qcow2"\nformat = "raw"\n',
+            "6: disk.d.backing.1.path",
+        ),
+    ],
+)
+def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
+    """A guest that writes raw over a qcow2 image destroys it, so a name that says qcow2 is believed."""
+    assert errors(text) == [f'web.toml:{line}: is named as qcow2 but would be used as raw; say format = "qcow2"']
 
 
 @pytest.mark.parametrize(
