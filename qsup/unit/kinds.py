@@ -162,8 +162,9 @@ NAME = _matching("name", NAME_PATTERN, NAME_RULE)
 UNIT_NAME = _matching("unit name", INSTANCE_PATTERN, NAME_RULE)
 MAC = _matching(
     "MAC address",
-    r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
-    "six lower-case hexadecimal pairs such as 52:54:00:12:34:56, the first of them even (unicast)",
+    # QEMU takes all zeros for "not given" and makes up another (qemu_macaddr_default_if_unset)
+    r"(?!00(:00){5})[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
+    "six lower-case hexadecimal pairs such as 52:54:00:12:34:56, the first of them even (unicast), not all zero",
 )
 UUID = _matching("UUID", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "lower case, 8-4-4-4-12")
 INTERFACE = _matching("interface name", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", "at most 15 characters, no '/'")

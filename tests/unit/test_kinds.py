@@ -66,6 +66,7 @@ def test_values_of_no_kind(name: str, value: object) -> None:
         (kinds.UNIT_NAME, "web@", "is not a valid unit name"),
         (kinds.MAC, "52:54:00:12:34", "six lower-case"),
         (kinds.MAC, "01:00:5e:00:00:01", "unicast"),
+        (kinds.MAC, "00:00:00:00:00:00", "not all zero"),
         (kinds.UUID, "x", "8-4-4-4-12"),
         (kinds.INTERFACE, "a" * 16, "at most 15"),
         (kinds.size(1 << 20, 1 << 30), 512, 'such as "512M"'),
