@@ -243,6 +243,16 @@ def _nics(unit: Unit) -> Iterator[Finding]:
             yield Finding(f"microvm has no PCI bus for {nic.model}; use virtio", keys)
 
 
+def _macs(unit: Unit) -> Iterator[Finding]:
+    """A `mac` is given to one NIC."""
+    owners: dict[str, str] = {}
+    for nic in unit.nics:
+        owner = owners.setdefault(nic.mac, nic.id) if nic.mac else nic.id
+        if owner != nic.id:
+            keys = [("nic", nic.id, "mac"), ("nic", owner, "mac")]
+            yield Finding(f"{nic.mac} is the mac of nic {owner!r} already", keys)
+
+
 def _forwards(unit: Unit) -> Iterator[Finding]:
     """A port of the host is forwarded once."""
     taken: dict[tuple[str, int], dict[str, str]] = {}
@@ -284,6 +294,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _formats,
     _shared_paths,
     _nics,
+    _macs,
     _forwards,
     _screen,
 )

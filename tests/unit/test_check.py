@@ -40,6 +40,7 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[[disk]]\nid = "a"\npath = "d"\nread-only = true\n[[disk]]\nid = "b"\npath = "d"\ntype = "cdrom"\n',
         '[[nic]]\nid = "a"\ntype = "tap"\nbridge = "br0"\n[[nic]]\nid = "b"\ntype = "bridge"\nbridge = "br0"\n',
         '[[nic]]\nid = "a"\nforward = ["53:53", "53:53/udp", "127.0.0.2:53:53"]\n',
+        '[[nic]]\nid = "a"\nmac = "00:00:00:00:00:02"\n[[nic]]\nid = "b"\nmac = ""\n[[nic]]\nid = "c"\nmac = ""\n',
         '[display]\ntype = "vnc"\n',
         '[machine]\ntype = "microvm"\n[[disk]]\nid = "cd"\ntype = "cdrom"\n[display]\nvideo = "virtio"\n',
         '[unit]\nafter = ["db"]\nrequires = ["db"]\nconflicts = ["old"]\n',
