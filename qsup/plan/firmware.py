@@ -8,7 +8,7 @@ The variables are qcow2, so that a snapshot of the VM holds them too. (docs/inte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from attrs import field, frozen
@@ -26,7 +26,8 @@ from qsup.plan.spec import (
     ImageFd,
     VariableStore,
 )
-from qsup.unit.model import MachineSection
+from qsup.unit.model import MachineSection, machine_family
+from qsup.unit.quantity import alternatives
 
 _UEFI = ("uefi", "uefi-secure")
 
@@ -84,24 +85,46 @@ def choose_uefi(wanted: str, machine: str, architecture: str, host: HostFacts) -
     Raises:
         UnsupportedError: there is none.
     """
-    fitting = [each for each in host.firmware if _fits(each, machine, architecture)]
-    secure = [each for each in fitting if {"secure-boot", "enrolled-keys"} <= set(each.features)]
-    plain = [each for each in fitting if "enrolled-keys" not in each.features]
-    plain.sort(key=lambda each: "requires-smm" in each.features)  # stable
-    found = secure if wanted == "uefi-secure" else plain
+    usable = [each for each in host.firmware if _is_usable(each, architecture)]
+    found = [each for each in usable if _is_kind(wanted, each) and _is_for(machine, architecture, each)]
     if not found:
         keys = " with Secure Boot and enrolled keys" if wanted == "uefi-secure" else ""
         raise UnsupportedError(
             f"no UEFI firmware{keys} for machine type {machine} among QEMU's firmware descriptors",
-            hint="install the distribution's package of it (Debian: ovmf)",
+            hint=_way_out(wanted, machine, architecture, usable),
         )
+    if wanted == "uefi":
+        found.sort(key=lambda each: "requires-smm" in each.features)  # stable
     return found[0]
 
 
-def _fits(firmware: Firmware, machine: str, architecture: str) -> bool:
-    globs = firmware.machines.get(architecture, ())
+def _is_usable(firmware: Firmware, architecture: str) -> bool:
     has_store = firmware.mapping == "flash" and bool(firmware.variables)
-    return "uefi" in firmware.interfaces and has_store and any(fnmatchcase(machine, glob) for glob in globs)
+    return "uefi" in firmware.interfaces and has_store and bool(firmware.machines.get(architecture))
+
+
+def _is_for(machine: str, architecture: str, firmware: Firmware) -> bool:
+    return any(fnmatchcase(machine, glob) for glob in firmware.machines[architecture])
+
+
+def _is_kind(wanted: str, firmware: Firmware) -> bool:
+    features = set(firmware.features)
+    return {"secure-boot", "enrolled-keys"} <= features if wanted == "uefi-secure" else "enrolled-keys" not in features
+
+
+def _way_out(wanted: str, machine: str, architecture: str, usable: Sequence[Firmware]) -> str:
+    """What to change where none of the builds for an architecture fits; to install one only where there is none."""
+    if not usable:
+        return "install the distribution's package of it (Debian: ovmf)"
+    globs = {glob: None for each in usable if _is_kind(wanted, each) for glob in each.machines[architecture]}
+    families = {machine_family(glob): None for glob in globs}.keys() - {"", machine_family(machine)}
+    if families:
+        types = alternatives(f'"{family}"' for family in sorted(families, reverse=True))
+        return f"this host has it for {alternatives(globs)}: say type = {types} in [machine]"
+    for other in _UEFI:
+        if any(_is_kind(other, each) and _is_for(machine, architecture, each) for each in usable):
+            return f'this host has another kind of it for {machine}: say firmware = "{other}"'
+    return f"this host has {alternatives([each.descriptor for each in usable], 'and')}, which do not fit"
 
 
 def _uefi(

@@ -51,21 +51,38 @@ def test_secure_insists_on_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "unfit",
+    ("unfit", "hint"),
     [
-        evolve(PLAIN, machines={"aarch64": ("virt-*",)}),
-        evolve(PLAIN, machines={"x86_64": ("pc-i440fx-*",)}),
-        evolve(PLAIN, interfaces=("bios",)),
-        evolve(PLAIN, mapping="memory", variables=""),
-        evolve(PLAIN, features=("enrolled-keys",)),
+        (evolve(PLAIN, machines={"aarch64": ("virt-*",)}), "ovmf"),
+        (evolve(PLAIN, machines={"x86_64": ("pc-i440fx-*",)}), 'it for pc-i440fx-*: say type = "pc" in [machine]'),
+        (evolve(PLAIN, machines={"x86_64": ("pc-q35-10.*",)}), f"this host has {PLAIN.descriptor}"),
+        (evolve(PLAIN, interfaces=("bios",)), "ovmf"),
+        (evolve(PLAIN, mapping="memory", variables=""), "ovmf"),
+        (evolve(PLAIN, features=("enrolled-keys",)), f"this host has {PLAIN.descriptor}"),
+        (SECURE, 'say firmware = "uefi-secure"'),
     ],
-    ids=["architecture", "machine", "bios", "memory", "keys"],
+    ids=["architecture", "board", "version", "bios", "memory", "keys", "secure"],
 )
-def test_unfit_build_is_not_taken(unfit: Firmware) -> None:
-    """A build for another machine, without variables, or with unwanted keys is not taken; the error has a hint."""
+def test_unfit_build_is_not_taken(unfit: Firmware, hint: str) -> None:
+    """A build for another machine, without variables, or with unwanted keys is not taken; the hint says the way out."""
     with pytest.raises(UnsupportedError, match=r"no UEFI firmware for machine type pc-q35-7\.2") as caught:
         chosen("uefi", unfit)
-    assert "ovmf" in caught.value.hint
+    assert hint in caught.value.hint
+    assert ("ovmf" in caught.value.hint) is (hint == "ovmf")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "machine", "hint"),
+    [
+        ("uefi-secure", "pc-i440fx-7.2", 'this host has it for pc-q35-*: say type = "q35" in [machine]'),
+        ("uefi", "microvm", 'this host has it for pc-q35-* or pc-i440fx-*: say type = "q35" or "pc" in [machine]'),
+    ],
+)
+def test_what_is_installed_is_not_to_be_installed(wanted: str, machine: str, hint: str) -> None:
+    """Where the distribution's builds are for other machine types, the hint names those."""
+    with pytest.raises(UnsupportedError) as caught:
+        chosen(wanted, *goldens.DEBIAN_FIRMWARE, machine=machine)
+    assert caught.value.hint == hint
 
 
 def test_microvm_has_no_uefi() -> None:
