@@ -42,12 +42,18 @@ _OUTPUT_LIMIT = 64 << 10  # what a pipe holds by default (pipe(7))
 _WORDS_MAX = 500  # characters of a binary's last line that a message holds
 _ARGUMENTS = ("-machine", "none,accel=tcg:kvm", "-nodefaults", "-no-user-config", "-display", "none", "-S")
 _EMULATOR_NAME = re.compile(r"qemu-system-(\w+)")
+_EMULATOR_HINT = "[machine] emulator takes a QEMU system emulator, such as qemu-system-x86_64"
+# Debian's packages, and what they provide (apt-cache show)
 _PACKAGES = {
     "qemu-system-x86": ("x86_64", "i386"),
     "qemu-system-arm": ("aarch64", "arm"),
     "qemu-system-ppc": ("ppc", "ppc64"),
     "qemu-system-mips": ("mips", "mipsel", "mips64", "mips64el"),
     "qemu-system-sparc": ("sparc", "sparc64"),
+    "qemu-system-misc": (
+        *("alpha", "avr", "cris", "hppa", "loongarch64", "m68k", "microblaze", "microblazeel", "nios2", "or1k"),
+        *("riscv32", "riscv64", "rx", "s390x", "sh4", "sh4eb", "tricore", "xtensa", "xtensaeb"),
+    ),
 }
 
 
@@ -89,7 +95,7 @@ def find_emulator(name: str, *, path: str | None = None) -> Binary:
         path: directories to look in, as in ``PATH``; ``None`` for the daemon's own.
 
     Raises:
-        StartError: there is none, or it cannot be executed; the hint names Debian's package.
+        StartError: there is none, or it cannot be executed; the hint names Debian's package of a known one.
     """
     if "/" in name and not os.path.isabs(name):
         raise StartError(f"emulator {name!r} is neither a name to look up in PATH nor an absolute path")
@@ -105,10 +111,8 @@ def find_emulator(name: str, *, path: str | None = None) -> Binary:
 
 def _package_hint(name: str) -> str:
     match = _EMULATOR_NAME.fullmatch(os.path.basename(name))
-    if match is None:
-        return "[machine] emulator takes a QEMU system emulator, such as qemu-system-x86_64"
-    package = next((each for each, targets in _PACKAGES.items() if match[1] in targets), "qemu-system-misc")
-    return f"Debian has it in the package {package}"
+    package = next((each for each, targets in _PACKAGES.items() if match and match[1] in targets), "")
+    return f"Debian has it in the package {package}" if package else _EMULATOR_HINT
 
 
 class Prober:

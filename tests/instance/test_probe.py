@@ -81,14 +81,18 @@ def test_name_is_looked_up(tmp_path: Path) -> None:
         ("qemu-system-aarch64", "qemu-system-arm"),
         ("qemu-system-riscv64", "qemu-system-misc"),
         ("/nonexistent/qemu-system-ppc64", "qemu-system-ppc"),
+        ("qemu-system-x86_46", ""),
+        ("qemu-system-", ""),
+        ("/nonexistent/kvm", ""),
     ],
 )
 def test_missing_binary_names_its_package(name: str, package: str, tmp_path: Path) -> None:
-    """A missing QEMU is reported with the Debian package that has it."""
+    """A missing QEMU is reported with the Debian package that has it, any other name with none."""
     with pytest.raises(StartError) as caught:
         find_emulator(name, path=str(tmp_path))
     assert caught.value.message.startswith(f"emulator {name!r}")
-    assert caught.value.hint == f"Debian has it in the package {package}"
+    other = "[machine] emulator takes a QEMU system emulator, such as qemu-system-x86_64"
+    assert caught.value.hint == (f"Debian has it in the package {package}" if package else other)
 
 
 def test_relative_path_is_refused() -> None:
