@@ -27,6 +27,7 @@ from attrs import define, field, frozen
 from qsup.errors import HostError, MonitorError, StartError, StateFileError
 from qsup.host import codec, process
 from qsup.host.output import last_lines
+from qsup.host.pidfd import ExitStatus
 from qsup.host.process import Credentials, Process
 from qsup.plan.spec import Capabilities
 from qsup.qmp.capabilities import REVISION, query_capabilities
@@ -210,8 +211,12 @@ async def probe_binary(path: str, *, timeout: float = PROBE_TIMEOUT) -> Capabili
                 return await _converse(ours, path, timeout)
         except (MonitorError, trio.TooSlowError) as error:
             said = await _last_words(child, output)
+            if child.status == ExitStatus(kind="code", value=0):
+                # a QEMU ends well only when it is told to, and nobody did
+                raise StartError(f"{path} is no QEMU system emulator", hint=_EMULATOR_HINT) from error
+            hint = "" if _EMULATOR_NAME.fullmatch(os.path.basename(path)) else _EMULATOR_HINT
             reason = said or (str(error) if isinstance(error, MonitorError) else f"it took over {timeout:g} s")
-            raise StartError(f"could not learn what {path} can do: {reason}") from error
+            raise StartError(f"could not learn what {path} can do: {reason}", hint=hint) from error
         finally:
             with trio.move_on_after(_REAP_TIMEOUT, shield=True):
                 child.send_signal(signal.SIGKILL)

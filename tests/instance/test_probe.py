@@ -237,6 +237,23 @@ async def test_binary_that_ends(place: Path) -> None:
     assert await probe_failure(executable(place / "b", "exit 3")) == "exit code 3"
 
 
+async def test_binary_that_ends_well(place: Path) -> None:
+    """A binary that ends without an error, as no QEMU does that is asked, is said to be none, whatever it printed."""
+    for name, text in (("quiet", "exit 0"), ("loud", "echo done")):
+        with pytest.raises(StartError, match=f"{name} is no QEMU system emulator$") as caught:
+            await probe_binary(executable(place / name, text))
+        assert "such as qemu-system-x86_64" in caught.value.hint
+
+
+async def test_binary_of_another_name(place: Path) -> None:
+    """What fails and is not named as a QEMU gets the hint what is expected; a QEMU that fails does not."""
+    for name, hint in (("other", "such as qemu-system-x86_64"), ("qemu-system-x86_64", "")):
+        with pytest.raises(StartError) as caught:
+            await probe_binary(executable(place / name, "exit 1"))
+        assert caught.value.hint.endswith(hint)
+        assert bool(caught.value.hint) is bool(hint)
+
+
 async def test_binary_that_is_mute(place: Path) -> None:
     """A binary that says nothing is given up after the time, and ended."""
     path = executable(place / "mute", f"echo $$ >{place}/pid; exec sleep 1000")
@@ -263,6 +280,6 @@ async def test_binary_whose_last_line_is_long(place: Path) -> None:
 async def test_binary_runs_without_rights(place: Path) -> None:
     """Root's daemon runs a binary as nobody, without groups, capabilities or the way to any."""
     path = executable(
-        place / "who", 'echo "$(id -u) $(id -G) $(grep -E "CapBnd|NoNewPrivs" /proc/self/status)" | xargs >&2'
+        place / "who", 'echo "$(id -u) $(id -G) $(grep -E "CapBnd|NoNewPrivs" /proc/self/status)" | xargs >&2; exit 1'
     )
     assert await probe_failure(path) == "65534 65534 CapBnd: 0000000000000000 NoNewPrivs: 1"

@@ -138,7 +138,7 @@ BINARIES = {
     ),
     "directory": ("/usr", "could not learn what /usr can do"),
     "text": ("/etc/passwd", "could not learn what /etc/passwd can do"),
-    "true": ("/bin/true", "could not learn what /bin/true can do"),
+    "true": ("/bin/true", "/bin/true is no QEMU system emulator"),
 }
 
 
