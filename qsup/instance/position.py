@@ -108,10 +108,11 @@ class Position:
         # of a process that ended by itself the kernel tells twice, and the second time more: that it dumped core
         reason = cause if self.ending is None or self.ending.kind is cause.kind else self.ending
         self.ending = None
+        if self.was_ready:
+            self.history = self.history.settled(now, service)
         event = restart.outcome(self._state, reason, service, self.history, now)
         if event is Event.RESTARTING:
-            recent = len(self.history.within(now, service.start_limit_interval))
-            self.restart_delay = restart.delay(service, recent)
+            self.restart_delay = restart.delay(service, len(self.history.recent))
             self.history = self.history.add(now, service)
         elif event is Event.LIMIT_HIT:
             reason = restart.limit_cause(reason, service)

@@ -22,7 +22,8 @@ class RestartHistory:
 
     Args:
         count: all of them.
-        recent: monotonic seconds of those that may still count for the burst limit, oldest first.
+        recent: monotonic seconds of the latest consecutive ones, oldest first: as many as may count for the delay or
+            the burst limit.
     """
 
     count: int = 0
@@ -34,19 +35,32 @@ class RestartHistory:
 
     def add(self, now: float, service: ServiceSection) -> RestartHistory:
         """The history with one more restart at ``now``."""
-        kept = self.within(now, service.start_limit_interval)[-max(service.start_limit_burst, RECENT_MAX) :]
-        return evolve(self, count=self.count + 1, recent=(*kept, now))
+        limited = min(len(self.within(now, service.start_limit_interval)), service.start_limit_burst)
+        return evolve(self, count=self.count + 1, recent=(*self.recent[-max(limited, RECENT_MAX) :], now))
+
+    def settled(self, now: float, service: ServiceSection) -> RestartHistory:
+        """The history of a VM that became ready and ended at ``now``: what follows a long enough run begins anew.
+
+        Long enough is longer than the limit's interval and than the longest delay, from when the last wait was over:
+        less would let a VM that fails at once after each long wait, or one without a limit, pass for one that ran well.
+        """
+        if not self.recent:
+            return self
+        began = self.recent[-1] + delay(service, len(self.recent) - 1)
+        well = now - began > max(service.start_limit_interval, service.restart_max_delay)
+        return evolve(self, recent=()) if well else self
 
 
-def delay(service: ServiceSection, recent: int) -> float:
+def delay(service: ServiceSection, consecutive: int) -> float:
     """Seconds to wait before the next restart.
 
     Args:
-        recent: how many restarts lie within the limit's interval; each doubles the delay.
+        consecutive: how many restarts came before it without a long enough run since; each doubles the delay.
     """
     # 2.0 ** 1024 would overflow
     return min(
-        service.restart_delay * 2.0 ** min(recent, RECENT_MAX), max(service.restart_max_delay, service.restart_delay)
+        service.restart_delay * 2.0 ** min(consecutive, RECENT_MAX),
+        max(service.restart_max_delay, service.restart_delay),
     )
 
 

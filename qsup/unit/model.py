@@ -169,7 +169,9 @@ class ServiceSection:
     )
     restart_delay: float = _key(
         kinds.duration(0.01),
-        "Wait before the first restart; each further one waits twice as long.",
+        "Wait before the first restart; each further one waits twice as long. The delays begin anew when somebody "
+        "starts the VM, or once it has been ready and has run for longer than `start-limit-interval` and "
+        "`restart-max-delay`.",
         default=1.0,
         applies=_S,
     )
@@ -184,7 +186,7 @@ class ServiceSection:
         applies=_S,
     )
     start_limit_interval: float = _key(
-        kinds.duration(), "The time over which restarts are counted.", default=300.0, applies=_S
+        kinds.duration(), "The time over which restarts are counted for `start-limit-burst`.", default=300.0, applies=_S
     )
     start_timeout: float = _key(
         kinds.duration(0.1),

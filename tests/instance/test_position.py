@@ -70,3 +70,39 @@ def test_the_cause_of_a_process_that_ended_by_itself(told: Cause, ended: Cause, 
     event, cause = position.judge_end(ended, ServiceSection(restart="on-failure"), now=1.0)
     assert cause.text == reason
     assert event is (Event.ENDED if told is BY_OPERATOR else Event.RESTARTING)
+
+
+def delays(service: ServiceSection, *, ran: float, ready: bool = True, ends: int = 6) -> list[float]:
+    """The waits before each restart of a VM that ends by itself again and again, having run for so many seconds."""
+    position, now = after(*UP), 100.0
+    found = []
+    for _ in range(ends):
+        if ready:
+            position.move(Event.READY, None)
+        now += ran
+        event, _ = position.judge_end(BY_ITSELF, service, now)
+        position.move(event, BY_ITSELF)
+        found.append(position.restart_delay)
+        now += position.restart_delay
+        position.move(Event.RESTART_DUE, None)
+        position.move(Event.LAUNCHED, None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("interval", "ran", "ready"),
+    [(0.0, 0.5, True), (0.0, 7.9, True), (20.0, 15.0, True), (20.0, 100.0, False)],
+    ids=["no-interval", "longest-delay", "slow", "never-ready"],
+)
+def test_the_delay_grows_with_every_consecutive_restart(interval: float, ran: float, ready: bool) -> None:
+    """It does so whatever the limit's interval is, up to its maximum, for a VM that never runs well."""
+    section = ServiceSection(
+        restart="always", restart_max_delay=8.0, start_limit_burst=0, start_limit_interval=interval
+    )
+    assert delays(section, ran=ran, ready=ready) == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_the_delay_begins_anew_after_a_long_run() -> None:
+    """A VM that was ready and ran for longer than the interval waits as at first, however often it was restarted."""
+    section = ServiceSection(restart="always", restart_max_delay=8.0, start_limit_interval=20.0)
+    assert delays(section, ran=20.1) == [1.0] * 6

@@ -79,6 +79,16 @@ def test_the_history_stays_small(times: list[float]) -> None:
     assert history.count == len(times)
 
 
+@given(st.integers(0, 1000), st.integers(0, 500), st.integers(0, 2000))
+def test_a_long_run_starts_the_delays_over(interval: int, longest: int, ran: int) -> None:
+    """What ran for longer than the interval and the longest delay, its last wait apart, begins anew; all count."""
+    section = service(restart_delay=1.0, restart_max_delay=longest, start_limit_interval=interval)
+    history = RestartHistory().add(100.0, section).add(200.0, section)
+    settled = history.settled(200.0 + delay(section, 1) + ran, section)
+    assert settled.recent == (() if ran > max(interval, longest) else history.recent)
+    assert settled.count == 2
+
+
 def test_a_burst_of_zero_is_no_limit() -> None:
     """``start-limit-burst = 0`` never hits."""
     section = service(start_limit_burst=0)
