@@ -86,6 +86,15 @@ def _service(unit: Unit) -> Iterator[Finding]:
             yield Finding(f"{method!r} is there {count} times", [("service", "stop-methods")])
 
 
+def _start_limit(unit: Unit) -> Iterator[Finding]:
+    """`start-limit-burst` comes with a `start-limit-interval` that is not zero, unless it is 0."""
+    service = unit.service
+    if service.start_limit_burst and not service.start_limit_interval:
+        burst = f"start-limit-burst ({service.start_limit_burst}) within a start-limit-interval of 0s limits nothing"
+        message = f"{burst}; for no limit, say start-limit-burst = 0"
+        yield Finding(message, [("service", "start-limit-burst"), ("service", "start-limit-interval")])
+
+
 def _ready(unit: Unit) -> Iterator[Finding]:
     """`ready` waits only for what the VM has: an agent, a console, a TCP forward to that port."""
     ready, key = unit.service.ready, ("service", "ready")
@@ -285,6 +294,7 @@ def _screen(unit: Unit) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _service,
+    _start_limit,
     _ready,
     _boot,
     _processors,

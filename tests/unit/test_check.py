@@ -20,6 +20,7 @@ def errors(text: str, name: str = "web") -> list[str]:
     [
         "",
         '[service]\nrestart-delay = "1min"\nrestart-max-delay = "1min"\n',
+        '[service]\nstart-limit-interval = "0s"\nstart-limit-burst = 0\n',
         "[cpu]\nvcpus = 2\nmax-vcpus = 2\n",
         "[cpu]\nvcpus = 2\nmax-vcpus = 8\n[cpu.topology]\nsockets = 2\ncores = 2\nthreads = 2\n",
         "[cpu]\nvcpus = 8\n[cpu.topology]\ncores = 4\n",
@@ -74,6 +75,8 @@ def test_nothing_is_concluded_from_what_could_not_be_read(text: str, expected: l
     [
         ('[service]\nrestart-max-delay = "500ms"\n', 2),
         ('[service]\n\nrestart-delay = "2min"\n', 3),
+        ('[service]\nstart-limit-interval = "0s"\n', 2),
+        ('[service]\nstart-limit-interval = "0s"\nstart-limit-burst = 3\n', 3),
         ("[cpu]\nmax-vcpus = 1\nvcpus = 2\n", 2),
         ('\n[[disk]]\nid = "d"\n', 2),
         ('\n[[disk]]\nid = "d"\ntype = "disk"\n', 4),
