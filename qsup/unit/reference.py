@@ -51,7 +51,8 @@ forward = ["2222:22"]
 ```
 
 Every key has a default except where the tables below say *required*.
-`qsupctl verify FILE...` checks files without a daemon. All errors of all files are reported at once, each as
+`qsupctl verify FILE...` checks files without a daemon: a unit with the drop-ins beside it, a drop-in with its unit, an
+instance by its template, a directory with all of that in it. All errors of all files are reported at once, each as
 `FILE:LINE: KEY: MESSAGE`:
 
 ```

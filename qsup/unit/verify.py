@@ -1,6 +1,6 @@
 """Check unit files without a daemon: what ``qsupctl verify`` does.
 
-Decides: which unit a file belongs to, and which drop-ins beside it are checked with it.
+Decides: which unit a file belongs to, which files a directory stands for, and which drop-ins are checked with a unit.
 Must not: look at the host beyond the files themselves; a unit is right or wrong wherever it is read.
 """
 
@@ -12,17 +12,29 @@ from pathlib import Path
 
 from qsup.errors import Diagnostic
 from qsup.unit.compose import compose
-from qsup.unit.files import DROPIN_SUFFIX, SUFFIX, dropins, name_errors, printable, read_file, unit_name_of
+from qsup.unit.files import (
+    DROPIN_SUFFIX,
+    SUFFIX,
+    dropins,
+    find_unit,
+    list_names,
+    name_errors,
+    printable,
+    read_file,
+    unit_name_of,
+)
 from qsup.unit.parse import parse_document
 from qsup.unit.specifier import SpecifierContext
 
 
 def verify_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Diagnostic, ...]:
-    """Check unit files, templates and drop-ins.
+    """Check unit files, templates, drop-ins, and directories of them.
 
     Args:
         paths: files named as on the search path. A unit file is checked with the drop-ins that lie beside it, in
-            ``web.toml.d`` for ``web.toml``; a drop-in by itself is checked key by key.
+            ``web.toml.d`` for ``web.toml``; ``web@blue.toml`` may be absent where its template lies; a drop-in is
+            checked with its unit where that lies beside, else key by key. A directory stands for every unit that a file
+            or a folder of drop-ins in it is named after, and such a folder for its unit.
 
     Returns:
         Every error of every file, in their order, each once.
@@ -32,16 +44,42 @@ def verify_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Diagnostic, .
 
 
 def _verify(path: Path) -> tuple[Diagnostic, ...]:
+    # a directory named as a unit file is one that cannot be read, and is told as such
+    if os.path.isdir(path) and not path.name.endswith(SUFFIX):
+        return _verify_directory(path)
     document = read_file(path)
     if document is None:
         # an empty file masks a unit, and is right
         return ()
-    if path.parent.name.endswith(DROPIN_SUFFIX):
-        owner = path.parent.name.removesuffix(DROPIN_SUFFIX)
-        return (*name_errors(path.parent, owner), *parse_document(document, SpecifierContext(name=owner))[1])
-    name = unit_name_of(path.name)
-    if name is None:
-        return (Diagnostic(printable(path), 0, "", f"a unit file's name ends in {SUFFIX} and begins with no dot"),)
-    misnamed = name_errors(path, name)
-    beside = () if misnamed else dropins(name, (path.parent,))
-    return (*misnamed, *compose((document, *beside), SpecifierContext(name=name)).diagnostics)
+    is_dropin = path.parent.name.endswith(DROPIN_SUFFIX)
+    named = path.parent if is_dropin else path
+    name = unit_name_of(named.name)
+    if name is None or unit_name_of(path.name) is None:
+        ending = Diagnostic(printable(path), 0, "", f"a unit file's name ends in {SUFFIX} and begins with no dot")
+        # of what does not exist, the name is not what is wrong
+        return document.diagnostics or (ending,)
+    context, misnamed = SpecifierContext(name=name), name_errors(named, name)
+    unit = None if misnamed else find_unit(name, (named.parent,))
+    if unit is not None and (not is_dropin or any(each.file == document.file for each in unit.documents)):
+        return compose(unit.documents, context).diagnostics
+    alone = parse_document(document, context)[1] if is_dropin else compose((document,), context).diagnostics
+    return (*misnamed, *alone)
+
+
+def _verify_directory(path: Path) -> tuple[Diagnostic, ...]:
+    if path.name.endswith(DROPIN_SUFFIX):
+        name = path.name.removesuffix(DROPIN_SUFFIX)
+        return name_errors(path, name) or _verify_unit(name, path.parent)
+    names = list_names((path,))
+    found = (diagnostic for name in names.units for diagnostic in _verify_unit(name, path))
+    return (*names.diagnostics, *found)
+
+
+def _verify_unit(name: str, directory: Path) -> tuple[Diagnostic, ...]:
+    """A unit with the drop-ins beside it; of drop-ins without their unit, each by itself."""
+    context = SpecifierContext(name=name)
+    unit = find_unit(name, (directory,))
+    if unit is not None:
+        return compose(unit.documents, context).diagnostics
+    found = (parse_document(document, context)[1] for document in dropins(name, (directory,)))
+    return tuple(diagnostic for diagnostics in found for diagnostic in diagnostics)

@@ -34,6 +34,15 @@ def test_every_error_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [(found["line"], found["key"]) for found in document["diagnostics"]] == [(2, "cpu.vcpu")] * 2
 
 
+def test_a_directory_stands_for_its_dropins_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a directory holds is checked as the daemon would read it, drop-ins included."""
+    (tmp_path / "web.toml.d").mkdir()
+    (tmp_path / "web.toml.d/x.toml").write_text(BAD)
+    result = call(capsys, "verify", str(tmp_path))
+    assert result.code == 1
+    assert result.err.startswith(f"{tmp_path}/web.toml.d/x.toml:2: cpu.vcpu: ")
+
+
 def test_a_directory_is_no_unit_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory that is named as a unit file is an error, whether it is named itself or lies among others."""
     (tmp_path / "web.toml").mkdir()
@@ -45,7 +54,7 @@ def test_a_directory_is_no_unit_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_files_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A missing file is an error of that file, no file at all a wrong command line."""
-    result = call(capsys, "verify", str(tmp_path / "none.toml"))
-    assert result.code == 1
-    assert "none.toml" in result.err
+    for path in (tmp_path / "none.toml", tmp_path / "none"):
+        result = call(capsys, "verify", str(path))
+        assert (result.code, result.err) == (1, f"{path}: No such file or directory\n")
     assert call(capsys, "verify").code == 2
