@@ -204,8 +204,9 @@ def _died(child: Process, output: Output, start: int, plan: Plan) -> StartError:
     text = output.text_since(start)
     words = process.launch_failure(child.status, text) or last_words(text)
     how = child.status.describe()
-    # what was doubtful from the beginning is the first thing to look at
-    hint = _SANDBOXED if how == "signal SYS" else "; ".join(plan.warnings)
+    hint = _SANDBOXED if how == "signal SYS" else ""
+    if not hint and plan.accel == "kvm":
+        hint = "; ".join(plan.warnings)  # whatever was doubtful about KVM from the beginning
     return StartError(words or f"QEMU ended with {how} and said nothing", hint=hint, exit=how)
 
 

@@ -48,7 +48,7 @@ def test_a_qemu_that_died_has_an_advice(status: ExitStatus, hint: str) -> None:
     """What was doubtful when the start was planned is told when it fails, and so is a trespass against the sandbox."""
     child = SimpleNamespace(status=status)
     output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "qemu-system-x86_64: Assertion failed\n")
-    plan = SimpleNamespace(warnings=("KVM may not work here: no vmx",))
+    plan = SimpleNamespace(accel="kvm", warnings=("KVM may not work here: no vmx",))
     died = launch._died(cast(Any, child), cast(Any, output), 0, cast(Any, plan))
     assert died.message == "Assertion failed"
     assert died.hint.startswith(hint)
