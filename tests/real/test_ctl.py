@@ -22,17 +22,6 @@ pytestmark = pytest.mark.real
 ESCAPE = b"\x1d"
 
 
-@pytest.fixture
-def daemon(root_dir: Path) -> Iterator[Daemon]:
-    """A running daemon, ended with all its VMs."""
-    found = Daemon(root_dir)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 @contextmanager
 def console(daemon: Daemon, *options: str) -> Iterator[Terminal]:
     """``qsupctl console web`` at a terminal."""

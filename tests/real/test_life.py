@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,6 @@ from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def daemon(root_dir: Path) -> Iterator[Daemon]:
-    """A running daemon, ended with all its VMs."""
-    found = Daemon(root_dir)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def test_a_vm_goes_through_every_power_verb(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,10 @@ json.dump(answers, sys.stdout)
 """
 
 
-@pytest.fixture
-def daemon(root_dir: Path) -> Iterator[Daemon]:
-    """A daemon whose operators are a group."""
+@pytest.fixture(autouse=True)
+def operators(root_dir: Path) -> None:
+    """The daemon's operators are a group."""
     (root_dir / "qsupd.toml").write_text(f'operate-group = "{GROUP}"\n')
-    found = Daemon(root_dir)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def walk(daemon: Daemon, caller: tuple[str, ...], requests: list[tuple[str, str, str, str]]) -> dict[str, int]:

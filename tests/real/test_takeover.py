@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,6 @@ from tests.waiting import came_true
 pytestmark = pytest.mark.real
 
 NEVER = 'ready = { serial = "no such text" }'
-
-
-@pytest.fixture
-def daemon(root_dir: Path) -> Iterator[Daemon]:
-    """A running daemon, ended with all its VMs."""
-    found = Daemon(root_dir)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def again(daemon: Daemon) -> None:
