@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from attrs import evolve
+
 from qsup.host.claims import Claims
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.driver import Driver
+from qsup.instance.messages import Seen
 from qsup.instance.operation import OperationState
 from qsup.instance.operations import OperationTable
+from qsup.instance.runstate import Guest
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
-from qsup.instance.state import Request
+from qsup.instance.state import Effect, Event, Request, State
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import Unit
+from qsup.unit.model import ServiceSection, Unit
 
 
 class _Memory:
@@ -71,3 +78,44 @@ async def test_an_operation_that_has_ended_is_not_told_again() -> None:
     late._end_operation(operation.id)
     late._end_operation("no longer kept")
     assert told == ["operation"]
+
+
+PANIC = Seen(life=0, guest=Guest.PANICKED, cause=Cause(kind=CauseKind.GUEST_PANIC))
+
+
+def running(policy: str) -> tuple[Driver, Any, list[Effect]]:
+    """A driver whose VM runs, a body that only notes what is asked of it, and its notes."""
+    found, asked = driver([]), list[Effect]()
+    found.loaded = evolve(found.loaded, unit=Unit(service=ServiceSection(restart=policy)))
+    body = SimpleNamespace(
+        cancel_stage=lambda: None,
+        cancel_start_timeout=lambda: None,
+        perform=lambda effect, _orders: asked.append(effect),
+    )
+    for event in (Event.START, Event.LAUNCHED, Event.READY):
+        found._position.move(event, None)
+    return found, body, asked
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "effects"),
+    [("no", State.GUEST_PANICKED, []), ("on-failure", State.STOPPING_QUIT, [Effect.QUIT])],
+)
+def test_what_no_event_told_counts_when_it_is_seen_twice(policy: str, state: State, effects: list[Effect]) -> None:
+    """A panic whose event was lost is one all the same, and the policy is obeyed as if it had come."""
+    found, body, asked = running(policy)
+    found._on_seen(body, PANIC)
+    assert (found.state, asked) == (State.RUNNING, [])
+    found._on_seen(body, PANIC)
+    assert (found.state, asked) == (state, effects)
+
+
+def test_an_answer_that_an_event_has_overtaken_does_not_count() -> None:
+    """What QEMU said before it said otherwise is not believed, however often it was said."""
+    found, body, asked = running("on-failure")
+    found._on_seen(body, PANIC)
+    found._on_seen(body, evolve(PANIC, guest=Guest.RUNNING, cause=None))
+    found._on_seen(body, PANIC)
+    found._apply(body, Event.GUEST_STOPPED)
+    found._on_seen(body, PANIC)
+    assert (found.state, asked) == (State.PAUSED, [])
