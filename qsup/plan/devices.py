@@ -10,6 +10,7 @@ from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
 from qsup.plan.part import Part, Properties, option
 from qsup.plan.spec import Argument, Capabilities, FdArgument, ListenerFd
+from qsup.unit.families import FAMILIES
 from qsup.unit.model import DeviceSection, Unit, effective_video
 
 _VIDEO = {"std": "VGA", "virtio": "virtio-vga", "qxl": "qxl-vga"}
@@ -112,7 +113,7 @@ def display_part(unit: Unit, board: Board) -> Part:
         UnsupportedError: a board without graphics.
     """
     model = effective_video(unit)
-    if unit.display.type == "vnc" and not board.has_pci:
+    if unit.display.type == "vnc" and not FAMILIES[board.family].has_graphics:
         raise UnsupportedError(f"[display]: a {board.family} machine has no graphics, so there is nothing to show")
     card = () if model == "none" else ({"driver": _VIDEO[model], "id": "video", **board.place("video")},)
     # viewers decide among themselves who types; none of them is thrown out by the next

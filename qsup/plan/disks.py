@@ -16,13 +16,9 @@ from qsup.plan.blockdev import chain_nodes, image_chain, is_read_only
 from qsup.plan.board import Board, Place
 from qsup.plan.part import Part, Properties, flatten, option
 from qsup.plan.spec import Capabilities, DiskPlan
+from qsup.unit.families import FAMILIES
 from qsup.unit.model import DiskSection, Unit, effective_bus
 
-_BUSES = {
-    "q35": ("virtio", "scsi", "nvme", "sata", "usb"),
-    "pc": ("virtio", "scsi", "nvme", "sata", "ide", "usb"),
-    "microvm": ("virtio", "scsi"),
-}
 _MODELS = {
     ("disk", "scsi"): "scsi-hd",
     ("disk", "nvme"): "nvme",
@@ -101,7 +97,7 @@ def device_id(disk: DiskSection) -> str:
 
 
 def _check(disk: DiskSection, bus: str, board: Board, capabilities: Capabilities) -> None:
-    if bus not in _BUSES[board.family]:
+    if bus not in FAMILIES[board.family].disk_buses:
         raise UnsupportedError(f"disk {disk.id!r}: a {board.family} machine has no {bus} bus")
     if disk.path and disk.aio != "threads" and f"aio-{disk.aio}" not in capabilities.schema_features:
         raise UnsupportedError(f"disk {disk.id!r}: this QEMU was built without aio = {disk.aio!r}")

@@ -26,10 +26,8 @@ from qsup.plan.spec import (
     ImageFd,
     VariableStore,
 )
-from qsup.unit.model import MachineSection, machine_family
+from qsup.unit.model import UEFI_FIRMWARE, MachineSection, machine_family
 from qsup.unit.quantity import alternatives
-
-_UEFI = ("uefi", "uefi-secure")
 
 
 @frozen(kw_only=True)
@@ -65,7 +63,7 @@ def firmware_part(
     """
     if section.firmware == "bios":
         return FirmwarePart(part=Part(subject="[machine] firmware"))
-    if section.firmware not in _UEFI:
+    if section.firmware not in UEFI_FIRMWARE:
         rom = FileRequest(name="firmware", path=section.firmware)
         arguments = ("-bios", FileArgument(before="", file=rom.name))
         return FirmwarePart(part=Part(subject="[machine] firmware", arguments=arguments, files=(rom,)))
@@ -121,7 +119,7 @@ def _way_out(wanted: str, machine: str, architecture: str, usable: Sequence[Firm
     if families:
         types = alternatives(f'"{family}"' for family in sorted(families, reverse=True))
         return f"this host has it for {alternatives(globs)}: say type = {types} in [machine]"
-    for other in _UEFI:
+    for other in UEFI_FIRMWARE:
         if any(_is_kind(other, each) and _is_for(machine, architecture, each) for each in usable):
             return f'this host has another kind of it for {machine}: say firmware = "{other}"'
     return f"this host has {alternatives([each.descriptor for each in usable], 'and')}, which do not fit"

@@ -16,6 +16,7 @@ from attrs import frozen
 from qsup.errors import UnsupportedError
 from qsup.plan.part import Part
 from qsup.plan.spec import Capabilities, HostFacts, Identity, MachineType
+from qsup.unit.families import unplanned
 from qsup.unit.model import CpuSection, MachineSection, Unit, effective_max_vcpus, machine_family
 
 
@@ -65,7 +66,7 @@ def _newest(wanted: str, by_alias: dict[str, MachineType]) -> str:
 def _family(name: str, wanted: str) -> str:
     family = machine_family(name)
     if not family:
-        raise UnsupportedError(f"qsup plans q35, pc and microvm machines, and {wanted!r} is none of them")
+        raise UnsupportedError(unplanned(wanted))
     return family
 
 

@@ -17,6 +17,7 @@ from qsup.plan.disks import boot_property
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Part, Properties, fd_option, option
 from qsup.plan.spec import Argument, Capabilities, NicPlan, TapFd
+from qsup.unit.families import FAMILIES
 from qsup.unit.model import NicSection
 
 #: Conventional PCI cards; the others are PCI Express ones.
@@ -50,8 +51,8 @@ def nic_parts(nics: Sequence[NicSection], uuid: str, board: Board, capabilities:
 
 
 def _nic_part(nic: NicSection, role: str, index: int, mac: str, board: Board, capabilities: Capabilities) -> NicPart:
-    if nic.model != "virtio" and not board.has_pci:
-        raise UnsupportedError(f"nic {nic.id!r}: a {board.family} machine has virtio NICs only")
+    if nic.model not in FAMILIES[board.family].nic_models:
+        raise UnsupportedError(f"nic {nic.id!r}: a {board.family} machine has no {nic.model} NICs")
     if nic.type == "user" and "netdev-user" not in capabilities.schema_features:
         raise UnsupportedError(f"nic {nic.id!r}: this QEMU was built without user networking (slirp)")
     place = board.place_one_of(role, index)

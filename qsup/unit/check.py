@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from qsup.unit.families import FAMILIES, unplanned
 from qsup.unit.model import (
+    DISK_BUSES,
+    UEFI_FIRMWARE,
     BackingSection,
     DiskSection,
     NicSection,
@@ -23,7 +26,7 @@ from qsup.unit.model import (
     effective_video,
     machine_family,
 )
-from qsup.unit.quantity import alternatives, format_duration, shown
+from qsup.unit.quantity import alternatives, did_you_mean, format_duration, shown
 from qsup.unit.tree import Key
 
 #: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
@@ -106,6 +109,17 @@ def _ready(unit: Unit) -> Iterator[Finding]:
         forward.protocol == "tcp" and forward.guest_port == ready.port for nic in unit.nics for forward in nic.forward
     ):
         yield Finding(f"waits for TCP port {ready.port} of the guest, but no NIC forwards it", [key, ("nic",)])
+
+
+def _machine(unit: Unit) -> Iterator[Finding]:
+    """A machine's `type` is one of `q35`, `pc` or `microvm`, or a version of those; `microvm` has no UEFI."""
+    machine, name = unit.machine, machine_family(unit.machine.type)
+    if not name:
+        message = f"{unplanned(machine.type)}{did_you_mean(machine.type, FAMILIES)}"
+        yield Finding(message, [("machine", "type")])
+    elif machine.firmware in UEFI_FIRMWARE and not FAMILIES[name].has_flash:
+        message = f"{name} has no flash memory for UEFI; use bios or the path of a ROM file"
+        yield Finding(message, [("machine", "firmware"), ("machine", "type")])
 
 
 def _boot(unit: Unit) -> Iterator[Finding]:
@@ -205,13 +219,17 @@ def _formats(unit: Unit) -> Iterator[Finding]:
 def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
     bus = effective_bus(unit, disk)
     keys = [(*key, "bus"), (*key, "type"), ("machine", "type")]
-    if disk.type == "cdrom" and bus in ("virtio", "nvme"):
-        yield Finding(f"a cdrom cannot be on {bus}; use {alternatives(['scsi', 'sata', 'ide', 'usb'])}", keys)
+    name = machine_family(unit.machine.type)
+    # of a machine that is refused itself, nothing more is said
+    there = FAMILIES[name].disk_buses if name else DISK_BUSES
+    possible = [each for each in there if disk.type == "disk" or each not in ("virtio", "nvme")]
+    if bus not in there:
+        yield Finding(f"{name} has no {bus} bus; use {alternatives(possible)}", keys)
+    elif bus not in possible:
+        yield Finding(f"a cdrom cannot be on {bus}; use {alternatives(possible)}", keys)
     if disk.type == "disk" and disk.read_only and bus in ("sata", "ide"):
         message = f"a disk on {bus} cannot be read-only; use virtio or scsi, or make it a cdrom"
         yield Finding(message, [(*key, "read-only"), *keys])
-    if machine_family(unit.machine.type) == "microvm" and bus in ("nvme", "sata", "ide"):
-        yield Finding(f"microvm has no PCI bus for {bus}; use virtio or scsi", keys)
     if len(disk.serial) > MAX_SERIAL[bus]:
         message = f"on {bus} the guest sees at most {MAX_SERIAL[bus]} characters, not {len(disk.serial)}"
         yield Finding(message, [(*key, "serial"), *keys])
@@ -247,9 +265,10 @@ def _nics(unit: Unit) -> Iterator[Finding]:
         if nic.type != "user" and nic.forward:
             message = f"forward is for user NICs; the guest of a {nic.type} NIC has an address of its own"
             yield Finding(message, [(*key, "forward"), (*key, "type")])
-        if nic.model != "virtio" and machine_family(unit.machine.type) == "microvm":
+        name = machine_family(unit.machine.type)
+        if name and nic.model not in FAMILIES[name].nic_models:
             keys = [(*key, "model"), ("machine", "type")]
-            yield Finding(f"microvm has no PCI bus for {nic.model}; use virtio", keys)
+            yield Finding(f"{name} has no {nic.model}; use {alternatives(FAMILIES[name].nic_models)}", keys)
 
 
 def _macs(unit: Unit) -> Iterator[Finding]:
@@ -284,18 +303,21 @@ def _holder(owners: dict[str, str], address: str) -> str:
 
 
 def _screen(unit: Unit) -> Iterator[Finding]:
-    """A display has a graphics card to show."""
-    video, keys = effective_video(unit), [("display", "video"), ("display", "type")]
-    if unit.display.type != "none" and video == "none":
-        yield Finding(f"a {unit.display.type} display needs a graphics card", keys)
-    if machine_family(unit.machine.type) == "microvm" and unit.display.video in ("std", "qxl"):
-        yield Finding(f"microvm has no PCI bus for {video}", [*keys, ("machine", "type")])
+    """A display has a graphics card to show; `microvm` has neither."""
+    type_, video, name = unit.display.type, effective_video(unit), machine_family(unit.machine.type)
+    keys = [("display", "video"), ("display", "type")]
+    if name and not FAMILIES[name].has_graphics and (type_, video) != ("none", "none"):
+        wanted = f"a {video} graphics card" if video != "none" else f"a {type_} display"
+        yield Finding(f"{name} has no graphics, so it cannot have {wanted}", [*keys, ("machine", "type")])
+    elif type_ != "none" and video == "none":
+        yield Finding(f"a {type_} display needs a graphics card", keys)
 
 
 RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _service,
     _start_limit,
     _ready,
+    _machine,
     _boot,
     _processors,
     _ids,

@@ -218,6 +218,10 @@ class ServiceSection:
     )
 
 
+#: Firmware that is found through QEMU's firmware descriptors.
+UEFI_FIRMWARE = ("uefi", "uefi-secure")
+
+
 @frozen(kw_only=True)
 class MachineSection:
     """``[machine]``: the emulator, the board and what it boots."""
@@ -239,7 +243,7 @@ class MachineSection:
         qemu="-accel",
     )
     firmware: str = _key(
-        kinds.word_or_path("bios", "uefi", "uefi-secure"),
+        kinds.word_or_path("bios", *UEFI_FIRMWARE),
         "`bios`, `uefi`, `uefi-secure` (found through QEMU's firmware descriptors, with variables of the VM's own), or "
         "the path of a ROM file.",
         default="bios",
@@ -498,7 +502,8 @@ class Unit:
 
 # What a unit leaves open when another key decides it, in one place for everyone
 
-_FAMILIES = (("q35", r"(pc-)?q35(-.*)?"), ("pc", r"pc(-i440fx-.*)?"), ("microvm", r"microvm"))
+# Ubuntu's QEMU has aliases of its own for the newest of its types
+_FAMILIES = (("q35", r"(pc-)?q35(-.*)?|ubuntu-q35"), ("pc", r"pc(-i440fx-.*)?|ubuntu"), ("microvm", r"microvm"))
 
 
 def machine_family(machine_type: str) -> str:

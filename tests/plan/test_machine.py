@@ -6,9 +6,11 @@ import pytest
 from attrs import evolve
 
 from qsup.errors import UnsupportedError
+from qsup.plan.board import BOARDS
 from qsup.plan.machine import choose_accel, choose_machine
 from qsup.plan.spec import Identity
-from qsup.unit.model import CpuSection, DiskSection, MachineSection, NicSection, Unit
+from qsup.unit.families import FAMILIES
+from qsup.unit.model import NIC_MODELS, CpuSection, DiskSection, MachineSection, NicSection, Unit
 from tests.plan import goldens
 from tests.plan.building import build
 
@@ -53,6 +55,18 @@ def test_unknown_machine_type_gets_suggestions(wanted: str, suggested: str) -> N
 def test_unplanned_board_is_refused() -> None:
     """A machine type that QEMU has, but no plan exists for, is refused as such."""
     assert "qsup plans q35, pc and microvm machines" in refusal(Unit(machine=MachineSection(type="isapc"))).message
+
+
+def test_every_family_has_its_board() -> None:
+    """What the rules between keys let a family have, its board has a place for, and nothing else."""
+    assert FAMILIES.keys() == BOARDS.keys()
+    for name, family in FAMILIES.items():
+        board = BOARDS[name]
+        assert family.has_graphics is ("video" in board.single)
+        assert (family.nic_models == NIC_MODELS) is board.has_pci
+        assert {bus: bus in family.disk_buses for bus in ("scsi", "usb")} == {
+            bus: bus in board.single for bus in ("scsi", "usb")
+        }
 
 
 def test_deprecated_machine_is_warned_of() -> None:

@@ -43,7 +43,9 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[[nic]]\nid = "a"\nforward = ["53:53", "53:53/udp", "127.0.0.2:53:53"]\n',
         '[[nic]]\nid = "a"\nmac = "00:00:00:00:00:02"\n[[nic]]\nid = "b"\nmac = ""\n[[nic]]\nid = "c"\nmac = ""\n',
         '[display]\ntype = "vnc"\n',
-        '[machine]\ntype = "microvm"\n[[disk]]\nid = "cd"\ntype = "cdrom"\n[display]\nvideo = "virtio"\n',
+        '[machine]\ntype = "microvm"\n[[disk]]\nid = "cd"\ntype = "cdrom"\n[display]\nvideo = "none"\n',
+        '[machine]\ntype = "ubuntu-q35"\nfirmware = "uefi"\n[display]\ntype = "vnc"\n',
+        '[machine]\ntype = "pc-i440fx-jammy-hpb"\n[[disk]]\nid = "d"\npath = "d"\nbus = "ide"\n',
         '[unit]\nafter = ["db"]\nrequires = ["db"]\nconflicts = ["old"]\n',
     ],
 )
@@ -81,6 +83,7 @@ def test_nothing_is_concluded_from_what_could_not_be_read(text: str, expected: l
         ('\n[[disk]]\nid = "d"\n', 2),
         ('\n[[disk]]\nid = "d"\ntype = "disk"\n', 4),
         ('[machine]\ntype = "microvm"\n[[disk]]\nid = "d"\npath = "p"\nbus = "sata"\n', 6),
+        ('[[disk]]\nid = "d"\npath = "p"\nbus = "ide"\n', 4),
     ],
 )
 def test_the_key_that_was_written_is_blamed(text: str, line: int) -> None:
@@ -106,6 +109,22 @@ def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
     assert errors(text) == [f'web.toml:{line}: is named as qcow2 but would be used as raw; say format = "qcow2"']
 
 
+@pytest.mark.parametrize("machine", ["virt", "isapc", "none", "pc-q36", "microvm-x", "xenfv", "s390-ccw-virtio"])
+def test_a_machine_that_is_never_planned_is_refused(machine: str) -> None:
+    """Whatever QEMU has, a machine type of another family is an error of the unit."""
+    (message,) = errors(f'[machine]\ntype = "{machine}"\n')
+    assert message.startswith(f"web.toml:2: machine.type: qsup plans q35, pc and microvm machines, and '{machine}' is")
+
+
+@pytest.mark.parametrize(
+    "display", ['type = "vnc"', 'video = "std"', 'video = "virtio"', 'type = "vnc"\nvideo = "qxl"']
+)
+def test_a_microvm_has_no_graphics(display: str) -> None:
+    """No card and no display, given or by default, can be planned for a microvm."""
+    (message,) = errors(f'[machine]\ntype = "microvm"\n[display]\n{display}\n')
+    assert "microvm has no graphics, so it cannot have" in message
+
+
 @pytest.mark.parametrize(
     ("machine", "family", "cdrom_bus"),
     [
@@ -114,6 +133,8 @@ def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
         ("pc", "pc", "ide"),
         ("pc-i440fx-10.0", "pc", "ide"),
         ("microvm", "microvm", "scsi"),
+        ("ubuntu-q35", "q35", "sata"),
+        ("ubuntu", "pc", "ide"),
         ("virt", "", "scsi"),
         ("pc-q36", "", "scsi"),
     ],
