@@ -23,11 +23,11 @@ from attrs import frozen
 
 from qsup.errors import ImageError, ImageInUse, from_oserror
 from qsup.host import imageheader, process, syscalls
+from qsup.unit.imagepath import PROTOCOL_REFUSAL, reads_as_protocol
 
 _FORMATS = ("raw", "qcow2")
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
-# what QEMU's tools would take for a protocol (`nbd:`, `json:`), an option, or the end of a line
-_PROTOCOL = re.compile(r"[^/]*:")
+# what QEMU's tools would take for an option, or the end of a line
 _OPTION = re.compile(r"[,\x00-\x1f\x7f]")
 
 
@@ -166,14 +166,14 @@ class _Place:
         other = _Place(declared, pools=self.pools, devices=(), own=os.path.isabs(declared)).location
         here = self.location.parent
         meant = {os.path.normpath(directory / name) for directory in (here, here.resolve())}
-        return not _PROTOCOL.match(name) and not meant.isdisjoint({os.path.normpath(other), str(other.resolve())})
+        return not reads_as_protocol(name) and not meant.isdisjoint({os.path.normpath(other), str(other.resolve())})
 
 
 def _check_words(path: str) -> None:
     if not path:
         raise _refusal(path, "empty", "has no path")
-    if _PROTOCOL.match(path):
-        raise _refusal(path, "protocol", "reads as a protocol of QEMU's; only files and block devices are images")
+    if reads_as_protocol(path):
+        raise _refusal(path, "protocol", PROTOCOL_REFUSAL)
     if _OPTION.search(path):
         raise _refusal(path, "characters", "has a comma or a control character in its path, which QEMU would misread")
 

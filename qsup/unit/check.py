@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from qsup.unit.families import FAMILIES, unplanned
+from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
 from qsup.unit.model import (
     DISK_BUSES,
     UEFI_FIRMWARE,
@@ -204,16 +206,40 @@ def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
             yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
 
 
+def _images(unit: Unit) -> Iterator[tuple[Key, DiskSection | BackingSection]]:
+    """Every image that is named, of each disk from the top of its chain."""
+    for disk in unit.disks:
+        yield ("disk", disk.id), disk
+        for position, backing in enumerate(disk.backing, 1):
+            yield ("disk", disk.id, "backing", str(position)), backing
+
+
+def _paths(unit: Unit) -> Iterator[Finding]:
+    """The path of an image is no protocol of QEMU's, and does not begin with `..`, which leaves every pool."""
+    for key, image in _images(unit):
+        if reads_as_protocol(image.path):
+            yield Finding(PROTOCOL_REFUSAL, [(*key, "path")])
+        if begins_outside(image.path):
+            yield Finding("leaves its pool by '..'", [(*key, "path")])
+
+
+def _chains(unit: Unit) -> Iterator[Finding]:
+    """No image stands on itself: each is once in the chain of its backing files."""
+    for disk in unit.disks:
+        above: dict[PurePosixPath, Key] = {same_file(disk.path): ("disk", disk.id, "path")}
+        for position, backing in enumerate(disk.backing, 1):
+            here = ("disk", disk.id, "backing", str(position), "path")
+            other = above.setdefault(same_file(backing.path), here)
+            if other != here:
+                yield Finding(f"{shown(backing.path)} is above in this chain: no image stands on itself", [here, other])
+
+
 def _formats(unit: Unit) -> Iterator[Finding]:
     """An image named as qcow2 is not used as `raw`: the guest's first write would destroy it."""
-    for disk in unit.disks:
-        key = ("disk", disk.id)
-        backing = [((*key, "backing", str(position)), each) for position, each in enumerate(disk.backing, 1)]
-        images: list[tuple[Key, DiskSection | BackingSection]] = [(key, disk), *backing]
-        for place, image in images:
-            if image.format == "raw" and image.path.lower().endswith(_QCOW2_SUFFIXES):
-                message = 'is named as qcow2 but would be used as raw; say format = "qcow2"'
-                yield Finding(message, [(*place, "path"), (*place, "format")])
+    for key, image in _images(unit):
+        if image.format == "raw" and image.path.lower().endswith(_QCOW2_SUFFIXES):
+            message = 'is named as qcow2 but would be used as raw; say format = "qcow2"'
+            yield Finding(message, [(*key, "path"), (*key, "format")])
 
 
 def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
@@ -237,10 +263,10 @@ def _attachment(unit: Unit, disk: DiskSection, key: Key) -> Iterator[Finding]:
 
 def _shared_paths(unit: Unit) -> Iterator[Finding]:
     """No two disks write to one image, unless both are `shareable`."""
-    owners: dict[str, DiskSection] = {}
+    owners: dict[PurePosixPath, DiskSection] = {}
     for disk in unit.disks:
-        other = owners.setdefault(disk.path, disk)
-        if other is disk or not disk.path or (_reads_only(disk) and _reads_only(other)):
+        other = owners.setdefault(same_file(disk.path), disk) if disk.path else disk
+        if other is disk or (_reads_only(disk) and _reads_only(other)):
             continue
         if not (disk.shareable and other.shareable):
             keys = [
@@ -323,6 +349,8 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _ids,
     _boot_order,
     _disks,
+    _paths,
+    _chains,
     _formats,
     _shared_paths,
     _nics,

@@ -56,7 +56,9 @@ def disks(draw: st.DrawFn, id_: str) -> DiskSection:
         cache=draw(st.sampled_from(["writeback", "none", "writethrough", "directsync", "unsafe"])),
         read_only=draw(st.booleans()),
         serial=draw(st.one_of(st.just(""), TEXTS)),
-        backing=tuple(draw(st.lists(below, max_size=2))) if format_ == "qcow2" else (),
+        backing=tuple(draw(st.lists(below, max_size=2, unique_by=lambda each: each.path)))
+        if format_ == "qcow2"
+        else (),
     )
 
 

@@ -31,6 +31,8 @@ BROKEN = {
     "unknown": ("[machine]\nfirmwear = 'bios'\n", "unknown.toml:2: machine.firmwear: unknown key"),
     "type": ("[cpu]\nvcpus = '2'\n", "type.toml:2: cpu.vcpus:"),
     "contradiction": ("[cpu]\nvcpus = 4\nmax-vcpus = 2\n", "contradiction.toml:"),
+    "protocol": ("[[disk]]\nid = 'root'\npath = 'nbd:localhost:1'\n", "protocol.toml:3: disk.root.path: reads as a"),
+    "outside": ("[[disk]]\nid = 'root'\npath = '../disk.img'\n", "outside.toml:3: disk.root.path: leaves its pool"),
 }
 
 
@@ -111,8 +113,7 @@ def test_what_a_host_lacks_is_named_at_the_start(daemon: Daemon, emulator: Emula
             "directory": (disk("directory.img"), "is no regular file"),
             "outside": (disk("/etc/passwd"), "is in none of the pools"),
             "link": (disk("link.img"), "leaves its pool"),
-            "dots": (disk("../disk.img"), "leaves its pool"),
-            "protocol": (disk("nbd:localhost:1"), "reads as a protocol"),
+            "dots": (disk("directory.img/../../disk.img"), "leaves its pool"),
             "port": (forward(port), f"tcp port {port} on 127.0.0.1 is already taken by"),
             "privileged": (forward(80), "host port 80 is below"),
             "bridge": (

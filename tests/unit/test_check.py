@@ -46,6 +46,8 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[machine]\ntype = "microvm"\n[[disk]]\nid = "cd"\ntype = "cdrom"\n[display]\nvideo = "none"\n',
         '[machine]\ntype = "ubuntu-q35"\nfirmware = "uefi"\n[display]\ntype = "vnc"\n',
         '[machine]\ntype = "pc-i440fx-jammy-hpb"\n[[disk]]\nid = "d"\npath = "d"\nbus = "ide"\n',
+        '[[disk]]\nid = "a"\npath = "./a:b"\n[[disk]]\nid = "b"\npath = "a/../../b"\n',
+        '[[disk]]\nid = "a"\ntype = "cdrom"\n[[disk]]\nid = "b"\npath = "."\n',
         '[unit]\nafter = ["db"]\nrequires = ["db"]\nconflicts = ["old"]\n',
     ],
 )
