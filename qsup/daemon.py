@@ -26,7 +26,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup import log
-from qsup.api.http import Limits, Request, serve
+from qsup.api.http import Limits, Peer, Request, serve
 from qsup.api.protocol import VERSION
 from qsup.api.roles import Policy, Role, decide
 from qsup.api.routes.endpoint import Api
@@ -195,12 +195,20 @@ async def run(setup: Setup) -> None:
     def authorise(needed: Role, request: Request) -> QsupError | None:
         return decide(needed, request.peer, policy)
 
+    def administers(peer: Peer) -> bool:
+        return decide(Role.ADMIN, peer, policy) is None
+
     with _api_socket(setup.layout, setup.service, gids) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, nursery.cancel_scope, supervisor, notifier)
             await nursery.start(supervisor.run)
             serving = partial(
-                serve, limits=Limits(), authorise=authorise, on_bug=_report_bug, on_request=api.traffic.on_request
+                serve,
+                limits=Limits(),
+                authorise=authorise,
+                administers=administers,
+                on_bug=_report_bug,
+                on_request=api.traffic.on_request,
             )
             await nursery.start(partial(serving, listener, make_router(api)))
             if setup.service.watchdog:

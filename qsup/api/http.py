@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -66,6 +66,11 @@ def _ignore_request(method: str, pattern: str, status: int, seconds: float) -> N
     """Count nothing."""
 
 
+def _is_nobody(peer: Peer) -> bool:
+    """Whether it administers: no."""
+    return False
+
+
 async def serve(
     listener: socket.socket | trio.SocketListener,
     router: Router,
@@ -74,6 +79,7 @@ async def serve(
     authorise: Authorise,
     on_bug: OnBug,
     on_request: OnRequest = _ignore_request,
+    administers: Callable[[Peer], bool] = _is_nobody,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP on a listening Unix socket until cancelled, then drain and close it.
@@ -84,6 +90,7 @@ async def serve(
     Args:
         listener: bound and listening; closed at the end, its path is left alone.
         authorise, on_request, on_bug: see `qsup.api.connection.Service`.
+        administers: whether a caller finds room where the bounds leave others none.
         task_status: started as soon as connections are accepted.
 
     Raises:
@@ -92,7 +99,7 @@ async def serve(
     service = Service(router=router, limits=limits, authorise=authorise, on_request=on_request, on_bug=on_bug)
     sock = listener if isinstance(listener, socket.socket) else socket.socket(fileno=listener.socket.detach())
     sock.setblocking(False)
-    server = _Server(service)
+    server = _Server(service, administers)
     broken: HostError | None = None
     async with trio.open_nursery() as nursery:
         connections = await nursery.start(server.hold_connections)
@@ -113,8 +120,9 @@ async def serve(
 class _Server:
     """The connections of one listener."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, administers: Callable[[Peer], bool]) -> None:
         self._service = service
+        self._administers = administers
         self._connections: set[Connection] = set()
         self._draining = trio.Event()
 
@@ -176,7 +184,7 @@ class _Server:
             self._service.on_bug(error, "", "accept")
             return
         connection = Connection(self._service, Transport(sock), peer)
-        if self._make_room(peer.uid):
+        if self._make_room(peer):
             self._connections.add(connection)
             nursery.start_soon(self._run, connection)
         else:
@@ -192,13 +200,20 @@ class _Server:
         finally:
             self._connections.discard(connection)
 
-    def _make_room(self, uid: int) -> bool:
+    def _make_room(self, peer: Peer) -> bool:
         """Evict an idle connection when a bound is reached; whether one more may come."""
         limits = self._service.limits
-        same_uid = [connection for connection in self._connections if connection.peer.uid == uid]
+        # a few users' endless answers must not keep out whoever could end them
+        beyond = limits.connections_for_administrators if self._administers(peer) else 0
+        same_uid = [connection for connection in self._connections if connection.peer.uid == peer.uid]
         if len(same_uid) >= limits.connections_per_uid:
-            return self._evict_oldest(same_uid)
-        return len(self._connections) < limits.connections or self._evict_oldest(self._connections)
+            if self._evict_oldest(same_uid):
+                return True
+            if len(same_uid) >= limits.connections_per_uid + beyond:
+                return False
+        if len(self._connections) < limits.connections or self._evict_oldest(self._connections):
+            return True
+        return len(self._connections) < limits.connections + beyond
 
     def _evict_oldest(self, connections: Iterable[Connection]) -> bool:
         idle = _idle(connections)

@@ -26,6 +26,7 @@ class Limits:
         drain_timeout: for running requests to end when the server does.
         connections: at once.
         connections_per_uid: at once, of one user.
+        connections_for_administrators: beyond both, for those who administer.
     """
 
     header: int = 32768
@@ -38,3 +39,4 @@ class Limits:
     drain_timeout: float = 2.0
     connections: int = 256
     connections_per_uid: int = 128
+    connections_for_administrators: int = 16

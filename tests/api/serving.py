@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import h11
 import trio
 from attrs import evolve, field, frozen
 
-from qsup.api.http import Answer, Handler, Limits, Request, Response, Role, Router, json_response, serve
+from qsup.api.http import Answer, Handler, Limits, Peer, Request, Response, Role, Router, json_response, serve
 from qsup.errors import ForbiddenError
 
 #: Seconds any single answer may take; virtual ones under trio's mock clock.
@@ -153,11 +153,19 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(path: Path, router: Router, *, forbid: bool = False, **limits: Any) -> AsyncIterator[Served]:
+async def serving(
+    path: Path,
+    router: Router,
+    *,
+    forbid: bool = False,
+    administers: Callable[[Peer], bool] = lambda peer: False,
+    **limits: Any,
+) -> AsyncIterator[Served]:
     """Serve ``router`` on a Unix socket below ``path``; every caller administers.
 
     Args:
         forbid: refuse every caller instead.
+        administers: who finds room beyond the bounds.
         limits: replace those of `Limits`.
     """
     served = Served(path=str(path / "api.sock"))
@@ -176,6 +184,7 @@ async def serving(path: Path, router: Router, *, forbid: bool = False, **limits:
                     on_bug=lambda error, request_id, where: served.bugs.append(
                         Bug(error=error, request_id=request_id, where=where)
                     ),
+                    administers=administers,
                     on_request=lambda method, pattern, status, _: served.requests.append((method, pattern, status)),
                     task_status=task_status,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from trio.testing import MockClock
 
 from qsup.api.connection import Connection, Service
 from qsup.api.http import Answer, Limits, Request, Response, serve
-from qsup.api.peer import peer_of
+from qsup.api.peer import Peer, peer_of
 from qsup.api.transport import Transport
 from qsup.errors import HostError
-from tests.api.serving import Client, echo_body, request, routes, serving
+from tests.api.serving import Client, Served, echo_body, request, routes, serving
 
 
 async def seconds_until_closed(client: Client) -> float:
@@ -195,6 +196,37 @@ async def test_newcomer_is_refused_when_all_are_at_work(
         gate.set()
         await workers[0].reply()
         assert (await (await served.connect()).get("/health")).status == 200
+
+
+@pytest.mark.parametrize("limits", [{"connections": 2}, {"connections_per_uid": 2}], ids=lambda limits: min(limits))
+async def test_administrators_find_room_beyond_the_bounds(tmp_path: Path, limits: dict[str, Any]) -> None:
+    """With all connections at work, one who administers still gets in, as often as is kept for them and no more."""
+    administrators: set[int] = set()
+
+    async def slow(request: Request) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    def administers(peer: Peer) -> bool:
+        return peer.uid in administrators
+
+    async def keep_busy(served: Served) -> Client:
+        client = await served.connect()
+        await client.send(request("GET /slow"))
+        await trio.testing.wait_all_tasks_blocked()
+        return client
+
+    bounds = {**limits, "connections_for_administrators": 1}
+    async with serving(tmp_path, routes(slow=slow), administers=administers, **bounds) as served:
+        for _ in range(2):
+            await keep_busy(served)
+        assert (await (await keep_busy(served)).reply()).status == 503
+        administrators.add(os.geteuid())
+        administrator = await served.connect()
+        assert (await administrator.get("/health")).status == 200
+        await administrator.send(request("GET /slow"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await (await keep_busy(served)).reply()).status == 503
 
 
 @contextmanager
