@@ -58,15 +58,17 @@ class UnitStore:
         return evolve(self._context, name=name)
 
     async def reload(self) -> ReloadResult:
-        """Read all unit files again and say what changed."""
+        """Read all unit files again and say what changed. What has errors now is there, and so has not gone."""
         before = {**self._catalog.units, **self._catalog.templates}
+        broken = self._catalog.broken
         self._catalog = await trio.to_thread.run_sync(partial(load_catalog, self._dirs, self.context))
         after = {**self._catalog.units, **self._catalog.templates}
         changed = (name for name in after.keys() & before.keys() if after[name].etag != before[name].etag)
+        mended = after.keys() & broken
         return ReloadResult(
-            added=tuple(sorted(after.keys() - before.keys())),
-            changed=tuple(sorted(changed)),
-            removed=tuple(sorted(before.keys() - after.keys())),
+            added=tuple(sorted(after.keys() - before.keys() - broken)),
+            changed=tuple(sorted({*changed, *mended})),
+            removed=tuple(sorted(before.keys() - after.keys() - self._catalog.broken)),
             diagnostics=self._catalog.diagnostics,
         )
 

@@ -81,3 +81,15 @@ async def test_a_reload_says_what_came_changed_and_went(store: UnitStore) -> Non
     await store.delete("two", if_match=None)
     result = await store.reload()
     assert (result.added, result.changed, result.removed) == ((), ("one",), ("two",))
+
+
+async def test_a_unit_with_errors_has_not_gone(store: UnitStore) -> None:
+    """A reload counts it as changed once it is mended, never as removed and new."""
+    path = trio.Path((await store.put("web", UNIT.format("a"), if_match=None)).files[0])
+    await store.reload()
+    await path.write_text("[cpu]\nvcpu = 2\n")
+    result = await store.reload()
+    assert (result.added, result.changed, result.removed, len(result.diagnostics)) == ((), (), (), 1)
+    await path.write_text(UNIT.format("b"))
+    result = await store.reload()
+    assert (result.added, result.changed, result.removed) == ((), ("web",), ())

@@ -50,11 +50,13 @@ class Catalog:
     Args:
         units: the units without errors by name, instances of templates that have files of their own included.
         templates: the templates without errors by name (``web@``).
+        broken: the names of those with errors.
         diagnostics: all errors of all files.
     """
 
     units: Mapping[str, LoadedUnit]
     templates: Mapping[str, LoadedUnit]
+    broken: frozenset[str] = frozenset()
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
@@ -116,6 +118,7 @@ def load_catalog(dirs: Sequence[Path], context_factory: Callable[[str], Specifie
     names = list_names(dirs)
     diagnostics = list(names.diagnostics)
     loaded: dict[str, LoadedUnit] = {}
+    broken: set[str] = set()
     # a template's files are read once, whatever the number of its instances
     read = functools.cache(read_file)
     for name in names.units:
@@ -123,11 +126,15 @@ def load_catalog(dirs: Sequence[Path], context_factory: Callable[[str], Specifie
         if files is not None:
             unit, errors = _loaded(files, context_factory(name))
             diagnostics += errors
-            if unit is not None:
+            if unit is None:
+                broken.add(name)
+            else:
                 loaded[name] = unit
     templates = {name: unit for name, unit in loaded.items() if is_template_name(name)}
     units = {name: unit for name, unit in loaded.items() if name not in templates}
-    return Catalog(units=units, templates=templates, diagnostics=tuple(dict.fromkeys(diagnostics)))
+    return Catalog(
+        units=units, templates=templates, broken=frozenset(broken), diagnostics=tuple(dict.fromkeys(diagnostics))
+    )
 
 
 def check_text(
