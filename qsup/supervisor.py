@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import structlog
 import trio
+from attrs import evolve
 
 from qsup import access
 from qsup.catalog import UnitStore
@@ -34,6 +35,8 @@ _ADOPTION_WAIT = 2.0
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
+#: Levels of a VM that does not run.
+_DOWN = (Level.INACTIVE, Level.FAILED)
 #: Requests whose end is read from the VM's state alone.
 _SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART})
 
@@ -95,7 +98,8 @@ class Supervisor:
             _log.warning("a VM's unit cannot be read", instance=name, why=str(error))
             # where the record cannot be read either there is nothing to show but that it is quarantined
             nothing = LoadedUnit(name=name, unit=Unit(), files=(), etag="", text="")
-            self._add(access.unit_of_record(name, self._services) or nothing)
+            known = access.unit_of_record(name, self._services) or nothing
+            self._add(evolve(known, files=()) if isinstance(error, NoSuchUnit) else known)
 
     def _forget_the_gone(self) -> None:
         """What was only a directory of a VM without a unit is no VM."""
@@ -203,7 +207,7 @@ class Supervisor:
             DeniedError: it does.
         """
         driver = self._drivers.get(name)
-        if driver is not None and driver.state.level not in (Level.INACTIVE, Level.FAILED):
+        if driver is not None and driver.state.level not in _DOWN:
             words = f"cannot {doing}: it is {driver.state.level.value}"
             raise DeniedError(words, instance=name, hint="stop it first")
 
@@ -281,8 +285,8 @@ class Supervisor:
         result = await self._store.reload()
         for loaded in self._store.units.values():
             self._add(loaded).set_unit(loaded)
-        for name in [name for name in self._drivers if self._has_gone(name)]:
-            self._drivers.pop(name).retire()
+        for driver in [driver for name, driver in self._drivers.items() if name not in self._store.units]:
+            self._reread(driver)
         for driver in self._drivers.values():
             driver.reexamine()
         self._services.publish(
@@ -292,15 +296,14 @@ class Supervisor:
         )
         return result
 
-    def _has_gone(self, name: str) -> bool:
-        """Whether a VM has no unit any more and does not run."""
-        driver = self._drivers[name]
-        if driver.state.level not in (Level.INACTIVE, Level.FAILED) or driver.holder is not None:
-            return False
+    def _reread(self, driver: Driver) -> None:
+        """A VM that no file is named after, or whose unit has errors: one without a unit goes once it is down."""
         try:
-            driver.set_unit(self._store.read(name))
+            driver.set_unit(self._store.read(driver.name))
         except NoSuchUnit:
-            return driver.state is not State.QUARANTINED
+            if driver.state.level in _DOWN and driver.state is not State.QUARANTINED and driver.holder is None:
+                self._drivers.pop(driver.name).retire()
+            else:
+                driver.set_unit(evolve(driver.loaded, files=()))
         except QsupError:
-            return False
-        return False
+            pass  # its last valid version counts

@@ -112,7 +112,7 @@ class DisplayWire(TypedDict):
 
 
 class UnitRef(TypedDict):
-    """The unit behind an instance. ``stale``: the files changed since the VM was started."""
+    """The unit behind an instance. ``files``: none once they are gone. ``stale``: they changed since its start."""
 
     name: str
     description: str

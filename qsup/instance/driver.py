@@ -125,7 +125,7 @@ class Driver:
 
     def set_unit(self, loaded: LoadedUnit) -> None:
         """The unit's files were read anew; what the daemon alone acts on counts at once, the rest at the next start."""
-        if loaded.etag != self.loaded.etag:
+        if (loaded.etag, loaded.files) != (self.loaded.etag, self.loaded.files):
             self.loaded = loaded
             self.touch()
 

@@ -22,6 +22,7 @@ class InstanceView:
 
     Args:
         since: wall clock of the last change of `state`, seconds since the epoch.
+        files: of its unit, none when they are gone (or masked) while it runs.
         threads: host thread ids of the vCPUs, by CPU index; empty while not running.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
         console: the console's type, ``none`` for no console.

@@ -59,7 +59,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         uuid=moving.uuid,
         description=loaded.unit.unit.description,
         files=tuple(map(str, loaded.files)),
-        autostart=loaded.unit.install.autostart,
+        autostart=bool(loaded.files) and loaded.unit.install.autostart,
         unit_stale=life is not None and life.record.unit_digest != loaded.etag,
         machine=summary.machine if summary else unit.machine.type,
         accel=summary.accel if summary else unit.machine.accel,

@@ -91,10 +91,10 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
 def _unit_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     unit = instance["unit"]
     start = "enabled" if unit["autostart"] else "disabled"
-    first, *drop_ins = unit["files"] or [""]
-    yield "Loaded", f"{clean(first)} ({start})" if first else f"no unit file ({start})"
-    for drop_in in drop_ins:
-        yield "Drop-In", clean(drop_in)
+    files = [clean(file) for file in unit["files"]]
+    yield "Loaded", f"{files[0]} ({start})" if files else "no unit file any more"
+    for drop_in in files[1:]:
+        yield "Drop-In", drop_in
     if unit["stale"]:
         yield "Note", "the unit changed since the VM was started; a restart applies it"
 
