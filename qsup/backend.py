@@ -111,8 +111,8 @@ class DaemonBackend:
         return info
 
     async def delete_unit(self, name: str, *, if_match: str | None) -> None:
-        """Remove the unit's file; `DeniedError` while its VM is not down."""
-        self._supervisor.check_down(name, "delete its unit")
+        """Remove the unit's file; `DeniedError` while its VM, or one of a template's, is not down."""
+        self._supervisor.check_down(name, f"delete the unit {name}")
         await self._store.delete(name, if_match=if_match)
         await self._supervisor.reload()
 

@@ -22,6 +22,7 @@ from qsup.instance.operation import Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder, Unfinished
 from qsup.instance.state import Level, Request, State, Verdict, judge
+from qsup.unit.files import template_of
 from qsup.unit.info import ReloadResult
 from qsup.unit.kinds import is_instance_name
 from qsup.unit.load import LoadedUnit
@@ -201,15 +202,15 @@ class Supervisor:
             yield self._drivers[name]
 
     def check_down(self, name: str, doing: str) -> None:
-        """See that a VM, if there is one of that name, does not run.
+        """See that no VM of a unit runs, or of a template.
 
         Raises:
-            DeniedError: it does.
+            DeniedError: one does.
         """
-        driver = self._drivers.get(name)
-        if driver is not None and driver.state.level not in _DOWN:
-            words = f"cannot {doing}: it is {driver.state.level.value}"
-            raise DeniedError(words, instance=name, hint="stop it first")
+        for driver in self.drivers():
+            if name in (driver.name, template_of(driver.name)) and driver.state.level not in _DOWN:
+                words = f"cannot {doing}: it is {driver.state.level.value}"
+                raise DeniedError(words, instance=driver.name, hint="stop it first")
 
     async def request(
         self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""

@@ -86,7 +86,7 @@ class Backend(Protocol):
         """Write the unit's file in the administrator's directory; `UnitError`, `PreconditionFailed`."""
 
     async def delete_unit(self, name: str, *, if_match: str | None) -> None:
-        """Remove that file; `DeniedError` while its VM is active."""
+        """Remove that file; `DeniedError` while a VM of it is active."""
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Check a text as the file of unit ``name``."""

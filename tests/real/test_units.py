@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qsup.errors import NoSuchInstance
+from qsup.errors import DeniedError, NoSuchInstance
 from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
 
@@ -33,3 +33,15 @@ def test_a_vm_whose_unit_file_is_gone_says_so(daemon: Daemon, emulator: Emulator
     daemon.post("/v1/reload")
     with pytest.raises(NoSuchInstance):
         daemon.view("web")
+
+
+def test_a_template_stays_while_an_instance_runs(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Like the file of a plain unit, it can be deleted once nothing runs by it."""
+    daemon.unit("web@", rom_unit(emulator, rom_guest))
+    daemon.do("web@blue", "start")
+    with daemon.client() as client:
+        with pytest.raises(DeniedError, match="web@blue: cannot delete the unit web@: it is active"):
+            client.delete("/v1/units/web@")
+        daemon.do("web@blue", "kill")
+        client.delete("/v1/units/web@")
+    assert not (daemon.units / "web@.toml").exists()

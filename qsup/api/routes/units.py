@@ -169,6 +169,7 @@ ENDPOINTS = (
         handler=_delete,
         role=Role.ADMIN,
         summary="Remove a unit's file",
+        doc="Refused while its VM, or one of a template's, is active.",
         headers=_IF_MATCH,
         replies=(Reply(status=204, doc="It is gone."),),
         errors=(NoSuchUnit, PreconditionFailed, DeniedError, HostError),
