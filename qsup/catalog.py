@@ -7,6 +7,7 @@ Must not: know running VMs; `qsup.supervisor` joins the two.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,10 +17,12 @@ from typing import Any
 import trio
 from attrs import evolve
 
-from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, UnitError, from_oserror
+from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError, UnitError, from_oserror
 from qsup.host.atomic import write_atomic
 from qsup.host.rundir import Layout
+from qsup.unit.files import unit_name_of
 from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.kinds import is_template_name
 from qsup.unit.load import Catalog, LoadedUnit, check_text, load_catalog, load_unit
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import dropin_text, values_of
@@ -137,17 +140,27 @@ class UnitStore:
             ) from None
         except OSError as error:
             raise from_oserror(error, f"could not delete {self._file(name)}", instance=name) from error
-        await trio.to_thread.run_sync(partial(self._dropin(name).unlink, missing_ok=True))
+        await self._remove_dropin(name)
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
-        """Write a drop-in that sets ``install.autostart``, unless the unit says so already.
+        """Have ``install.autostart`` say so: by the rest of the unit where that suffices, else by a drop-in.
 
         Raises:
+            RequestError: it is a template.
             NoSuchUnit, UnitError: see `qsup.unit.load.load_unit`.
-            HostError: the drop-in could not be written.
+            HostError: the drop-in could not be written or removed.
         """
+        if is_template_name(name):
+            raise RequestError(
+                f"{name} is a template, which never starts itself", hint=f"name an instance, such as {name}1"
+            )
         async with self._writing:
-            if self.read(name).unit.install.autostart is not enabled:
+            loaded = self.read(name)
+            if loaded.unit.install.autostart is not enabled:
+                # one that says the opposite is in the way, and one that repeats the unit would hide its next change
+                await self._remove_dropin(name)
+                loaded = self.read(name)
+            if loaded.unit.install.autostart is not enabled or (enabled and not _has_own_file(loaded)):
                 await self._write(self._dropin(name), dropin_text({("install", "autostart"): enabled}))
             return self.info(name)
 
@@ -156,6 +169,22 @@ class UnitStore:
 
     def _dropin(self, name: str) -> Path:
         return self._dirs[-1] / f"{name}.toml.d" / _AUTOSTART
+
+    async def _remove_dropin(self, name: str) -> None:
+        path = self._dropin(name)
+
+        def remove() -> None:
+            try:
+                path.unlink()
+                # an instance of a template is there for as long as a folder is named after it
+                path.parent.rmdir()
+            except FileNotFoundError:
+                pass  # there was none
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise from_oserror(error, f"could not delete {path}", instance=name) from error
+
+        await trio.to_thread.run_sync(remove)
 
     async def _write(self, path: Path, text: str) -> None:
         def write() -> None:
@@ -180,6 +209,11 @@ class UnitStore:
                 instance=name,
                 hint="read it again, then repeat the change",
             )
+
+
+def _has_own_file(loaded: LoadedUnit) -> bool:
+    """Whether a file or a folder of drop-ins is named after it: only such an instance of a template starts itself."""
+    return any(unit_name_of(part) == loaded.name for file in loaded.files for part in Path(file).parts[-2:])
 
 
 def _masking(name: str, text: str) -> tuple[Diagnostic, ...]:

@@ -8,10 +8,11 @@ import pytest
 import trio
 
 from qsup.catalog import UnitStore
-from qsup.errors import PreconditionFailed, QsupError, UnitError
+from qsup.errors import PreconditionFailed, QsupError, RequestError, UnitError
 from qsup.host.rundir import Layout
 
 UNIT = '[unit]\ndescription = "{}"\n'
+ENABLED = "[install]\nautostart = true\n"
 
 
 @pytest.fixture
@@ -70,6 +71,41 @@ async def test_autostart_is_a_drop_in_that_goes_with_the_unit(store: UnitStore) 
     assert not (await store.set_autostart("web", enabled=False)).autostart
     await store.delete("web", if_match=None)
     assert not await trio.Path(info.files[1]).exists()
+
+
+async def test_disable_takes_back_what_enable_wrote(store: UnitStore) -> None:
+    """No override is left that would hide a later `autostart` in the unit's own file, unless that says the opposite."""
+    await store.put("web", UNIT.format("one"), if_match=None)
+    folder = trio.Path((await store.set_autostart("web", enabled=True)).files[1]).parent
+    assert len((await store.set_autostart("web", enabled=False)).files) == 1
+    assert not await folder.exists()
+    assert (await store.put("web", ENABLED, if_match=None)).autostart
+    disabled = await store.set_autostart("web", enabled=False)
+    assert (disabled.autostart, len(disabled.files)) == (False, 2)
+    enabled = await store.set_autostart("web", enabled=True)
+    assert (enabled.autostart, len(enabled.files)) == (True, 1)
+
+
+async def test_an_instance_of_a_template_is_enabled_by_a_file_of_its_own(store: UnitStore) -> None:
+    """Also where its template says so for all: without one the next daemon does not know the instance."""
+    await store.put("web@", ENABLED, if_match=None)
+    info = await store.set_autostart("web@blue", enabled=True)
+    assert "web@blue.toml.d" in info.files[-1]
+    await store.reload()
+    assert [*store.units] == ["web@blue"]
+    assert (await store.set_autostart("web@blue", enabled=True)).files == info.files
+    assert not (await store.set_autostart("web@blue", enabled=False)).autostart
+    again = await store.set_autostart("web@blue", enabled=True)
+    assert (again.autostart, again.files) == (True, info.files)
+
+
+async def test_a_template_is_not_enabled(store: UnitStore) -> None:
+    """It starts nothing; the hint says that an instance does."""
+    await store.put("web@", UNIT.format("one"), if_match=None)
+    for enabled in (True, False):
+        with pytest.raises(RequestError, match="web@ is a template") as refused:
+            await store.set_autostart("web@", enabled=enabled)
+        assert "name an instance" in refused.value.hint
 
 
 async def test_a_reload_says_what_came_changed_and_went(store: UnitStore) -> None:

@@ -95,7 +95,7 @@ class Backend(Protocol):
         """Read all unit files again."""
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
-        """Write a drop-in that sets ``install.autostart`` (``enable``, ``disable``)."""
+        """``enable`` and ``disable``: have ``install.autostart`` say so; `RequestError` for a template."""
 
     def event_sequence(self) -> int:
         """The newest event's ``seq``."""

@@ -28,6 +28,7 @@ from qsup.errors import (
     PreconditionFailed,
     QmpCommandError,
     QsupError,
+    RequestError,
     UnitError,
 )
 from qsup.instance.events import EventRing
@@ -329,7 +330,9 @@ class FakeBackend:
         return ReloadResult(added=("new",), changed=(), removed=("old",), diagnostics=self.diagnostics)
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
-        """Change the flag."""
+        """Change the flag of what is no template."""
+        if self.unit(name).template:
+            raise RequestError(f"{name} is a template", hint="name an instance")
         self.units_by_name[name] = evolve(self.unit(name), autostart=enabled)
         return self.units_by_name[name]
 

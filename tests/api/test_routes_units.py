@@ -108,13 +108,14 @@ async def test_templates_and_units_named_like_routes_are_units(tmp_path: Path) -
 
 
 async def test_units_are_enabled_and_disabled(tmp_path: Path) -> None:
-    """Both answer with the unit as it is then."""
+    """Both answer with the unit as it is then; a template is refused."""
     async with daemon(tmp_path, "web") as qsupd:
+        qsupd.backend.units_by_name["web@"] = make_unit("web@")
         caller = await qsupd.connect()
         on, off = await caller.post("/v1/units/web/enable"), await caller.post("/v1/units/web/disable")
-        unknown = await caller.post("/v1/units/nobody/enable")
+        unknown, template = [await caller.post(f"/v1/units/{name}/enable") for name in ("nobody", "web@")]
     assert (on.json()["autostart"], off.json()["autostart"]) == (True, False)
-    assert unknown.code == "no-such-unit"
+    assert (unknown.code, template.code) == ("no-such-unit", "bad-request")
 
 
 async def test_a_unit_without_values_is_shown_without_them(tmp_path: Path) -> None:
