@@ -7,10 +7,12 @@ Must not: repeat what `tests/qmp` shows of the transport; here the whole daemon 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,9 +121,18 @@ def test_t17_a_running_qemu_that_turns_hostile_is_out_of_reach_and_taken_back(
                 lost[event["instance"]] = event["data"]["cause"]["detail"]
             for name, fault in parts.items():
                 assert re.search("QEMU sent|closed its monitor", lost[name]), (fault.name, lost[name])
-                daemon.wait(name, "guest-panicked" if fault.recording.name == "panic" else "running")
+                # where it came back to; from then on the recording's further answers are taken at their word
+                poll_until(partial(returned, daemon, name), f"{name} is taken back", seconds=DEADLINE)
+                assert returned(daemon, name) == ("guest-panicked" if fault.recording.name == "panic" else "running")
                 assert daemon.view(name)["pid"] == puppets[name].pid
                 assert client.post(f"/v1/instances/{name}/kill?wait=20")["state"] == "succeeded"
+
+
+def returned(daemon: Daemon, name: str) -> str:
+    """The state that a VM was first in when it was in reach again, ``""`` while it is not."""
+    lines = map(json.loads, daemon.log().splitlines())
+    moves = (line for line in lines if line.get("instance") == name and line.get("before") == "unreachable")
+    return str(next(moves, {}).get("state", ""))
 
 
 # Floods
