@@ -16,7 +16,6 @@ import trio
 
 from qsup.errors import DeniedError, HostError, RequestError
 from qsup.host import codec, network, proc
-from qsup.host.output import Chunk, printable
 from qsup.host.records import RunRecord
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
@@ -30,7 +29,6 @@ from qsup.unit.parse import unit_from_values
 
 _SCREEN_TIMEOUT = 10.0
 _VNC_TIMEOUT = 5.0
-_LINE_MAX = 4096
 
 
 def _monitor(driver: Driver, doing: str) -> Monitor:
@@ -151,23 +149,6 @@ def _tap(vm: RunRecord, nic: str) -> Mapping[str, int]:
             except FileNotFoundError:
                 return {}  # user networking has no interface on the host
     return counters
-
-
-def follow_log(driver: Driver) -> AsyncIterator[str]:
-    """Lines of QEMU's output from now on, as they come, until the VM ends."""
-    # the place in the output is taken now, not when the first line is waited for
-    return _lines(driver.life.output.feed.follow() if driver.life is not None else None)
-
-
-async def _lines(chunks: AsyncIterator[Chunk] | None) -> AsyncIterator[str]:
-    if chunks is None:
-        return
-    rest = ""
-    async for chunk in chunks:
-        *lines, rest = (rest + printable(chunk.data)).split("\n")
-        for line in lines:
-            yield line[:_LINE_MAX]
-        rest = rest[-_LINE_MAX:]
 
 
 def unit_of_record(name: str, services: Services) -> LoadedUnit | None:

@@ -17,7 +17,7 @@ import trio
 from qsup import access
 from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, Diagnostic
-from qsup.host.output import BoundedLog, last_lines
+from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
@@ -163,11 +163,16 @@ class DaemonBackend:
         driver = self._supervisor.driver(name)
         if driver.life is not None:
             return driver.life.output.tail(lines)
-        return last_lines(BoundedLog(self._logs / f"{name}.log").read(), lines)
+        return last_lines(self._log(name).read(), lines)
 
     def follow_log(self, name: str) -> AsyncIterator[str]:
-        """Lines as they come, until the VM ends."""
-        return access.follow_log(self._supervisor.driver(name))
+        """Lines as they come from the call on, in this life of the VM and all later ones."""
+        self._supervisor.driver(name)
+        # the place in the output is taken now, not when the first line is waited for
+        return follow_lines(feed_of(self._log(name)).follow())
+
+    def _log(self, name: str) -> BoundedLog:
+        return BoundedLog(self._logs / f"{name}.log")
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
         """QEMU's argv while it runs, and ``True``; else the argv of its last start, and ``False``; `DeniedError`."""

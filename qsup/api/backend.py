@@ -111,7 +111,7 @@ class Backend(Protocol):
         """The last lines of QEMU's own output."""
 
     def follow_log(self, name: str) -> AsyncIterator[str]:
-        """Lines as they come from the call on, until the VM ends."""
+        """Lines as they come from the call on, without end: over all lives of the VM."""
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
         """QEMU's argv, and whether it is the running one (else what a start would use)."""

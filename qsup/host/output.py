@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import trio
 from attrs import frozen
@@ -31,6 +32,8 @@ _READ_SIZE = 256 << 10
 _RATE, _BURST = 4 << 20, 4 << 20
 #: What taking in any piece costs beside its bytes.
 _PIECE = 16 << 10
+#: Characters of a line that followers get, and the bytes that so many may take.
+_LINE_MAX, _LINE_BYTES = 4096, 4 * 4096
 
 # CSI and OSC sequences, other escapes, then whatever control characters are left, but for tab and newline
 _UNPRINTABLE = re.compile(
@@ -206,6 +209,30 @@ def _read_last(path: Path, count: int) -> bytes:
         return b""
 
 
+#: The feed of each log, for as long as anybody writes or follows it: a follower outlives the QEMU that wrote.
+_feeds: WeakValueDictionary[Path, Feed] = WeakValueDictionary()
+
+
+def feed_of(log: BoundedLog) -> Feed:
+    """The one feed of what comes into a log; its history begins with what the log holds."""
+    feed = _feeds.get(log.path)
+    if feed is None:
+        feed = _feeds[log.path] = Feed()
+        feed.append(log.read())
+    return feed
+
+
+async def follow_lines(chunks: AsyncIterator[Chunk]) -> AsyncGenerator[str, None]:
+    """A followed stream as printable lines; of a long one the beginning, of one that was lost in part the rest."""
+    rest = b""
+    async for chunk in chunks:
+        # characters may be cut between two pieces, so they are looked for in whole lines alone
+        *lines, rest = ((b"" if chunk.lost else rest) + chunk.data).split(b"\n")
+        for line in lines:
+            yield printable(line)[:_LINE_MAX]
+        rest = rest[:_LINE_BYTES]
+
+
 class Output:
     """One QEMU's standard output and error, from its FIFO into memory and the log.
 
@@ -217,8 +244,7 @@ class Output:
     def __init__(self, fifo: Path, log: Path) -> None:
         self._fifo = fifo
         self.log = BoundedLog(log)
-        self.feed = Feed()
-        self.feed.append(self.log.read())
+        self.feed = feed_of(self.log)
         try:
             if not fifo.exists():
                 os.mkfifo(fifo, 0o600)
@@ -268,9 +294,12 @@ class Output:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
             return 0
+        self._add(data)
+        return len(data)
+
+    def _add(self, data: bytes) -> None:
         self.feed.append(data)
         self.log.write(data)
-        return len(data)
 
     @property
     def end(self) -> int:
@@ -286,11 +315,12 @@ class Output:
         return last_lines(bytes(self.feed.ring), count)
 
     def close(self) -> None:
-        """Take in what is left, end the followers, and give the descriptors up; FIFO and log stay."""
+        """Take in what is left, end its last line, and give the descriptors up; FIFO, log and followers stay."""
         if self._fd >= 0:
             self.drain()
+            if self.feed.ring.since(self.end - 1) not in (b"", b"\n"):
+                self._add(b"\n")  # whoever writes next begins a line of its own
             trio.lowlevel.notify_closing(self._fd)
             os.close(self._fd)
             self._fd = -1
             self.log.close()
-            self.feed.close()

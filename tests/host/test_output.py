@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,19 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.host.output import LOG_SIZE, RING_SIZE, BoundedLog, Chunk, Feed, Output, Ring, last_lines, printable
+from qsup.host.output import (
+    LOG_SIZE,
+    RING_SIZE,
+    BoundedLog,
+    Chunk,
+    Feed,
+    Output,
+    Ring,
+    feed_of,
+    follow_lines,
+    last_lines,
+    printable,
+)
 from tests.host.full import full_file_system
 from tests.waiting import wait_until
 
@@ -260,24 +272,54 @@ async def test_restarted_daemon_reads_what_was_printed_meanwhile(tmp_path: Path)
     second.close()
 
 
-async def test_closing_ends_reader_and_followers(tmp_path: Path) -> None:
-    """Closing takes in the last words, ends the reader and the followers, and may be done twice."""
+async def test_closing_ends_the_reader_and_the_last_line(tmp_path: Path) -> None:
+    """Closing takes in the last words, makes a line of them, ends the reader, and may be done twice."""
     output = Output(tmp_path / "output", tmp_path / "log")
-    got: list[bytes] = []
-
-    async def follow() -> None:
-        async for chunk in output.feed.follow():
-            got.append(chunk.data)
-
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(output.run)
-            nursery.start_soon(follow)
             await trio.testing.wait_all_tasks_blocked()
             write_to(output, b"last words")
             output.close()
             output.close()
-    assert got == [b"last words"]
+    assert output.log.path.read_bytes() == b"last words\n"
+
+
+async def test_followers_go_on_with_the_next_qemu(tmp_path: Path) -> None:
+    """Lines come from before the first QEMU on, through its end, and from the next one; no history is repeated."""
+    log = BoundedLog(tmp_path / "log")
+    log.write(b"history\n")
+    log.close()
+    got: list[str] = []
+    async with aclosing(follow_lines(feed_of(log).follow())) as lines:
+        for words in (b"first\n", b"last words", b"again\n"):
+            output = Output(tmp_path / "output", tmp_path / "log")
+            write_to(output, words)
+            output.close()
+            del output
+            with trio.fail_after(5):
+                got.append(await anext(lines))
+    assert got == ["first", "last words", "again"]
+
+
+async def pieces(*chunks: Chunk) -> AsyncGenerator[Chunk, None]:
+    """A stream that is followed."""
+    for chunk in chunks:
+        yield chunk
+
+
+async def test_a_line_is_whole_however_it_comes() -> None:
+    """Characters cut in two survive, a long line is cut, and what follows a loss is a line by itself."""
+    snowman = "\u2603".encode()
+    chunks = (
+        *(Chunk(data=bytes([byte])) for byte in snowman + b"\n"),
+        *(Chunk(data=snowman * 1000) for _ in range(10)),
+        Chunk(data=b"\nforgotten"),
+        Chunk(data=b"known\n", lost=3),
+    )
+    async with aclosing(pieces(*chunks)) as stream:
+        lines = [line async for line in follow_lines(stream)]
+    assert lines == ["\u2603", "\u2603" * 4096, "known"]
 
 
 async def test_idle_reader_sleeps(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ Must not: repeat what `tests/ctl` shows with a supervisor in memory.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from qsup.ctl.connection import Deadline
 from tests.ctl.running import Terminal, terminal
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit, signal_process
 
 pytestmark = pytest.mark.real
 
@@ -33,6 +35,20 @@ def read_next(attached: Terminal, wanted: bytes, seen: int) -> int:
     """Read on until a text comes behind the first ``seen`` bytes; returns how much was seen then."""
     attached.wait(lambda: wanted in attached.seen[seen:], f"{wanted!r}", seconds=30)
     return len(attached.seen)
+
+
+def test_a_log_is_followed_through_all_lives(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """From before the VM runs, through a start that fails, to the end of a later life and the next."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, qemu='extra-args = ["-nonsense"]'))
+    with daemon.client() as client, client.stream("/v1/instances/web/log?lines=0&follow=1") as stream:
+        lines = stream.lines(Deadline(DEADLINE))
+        assert daemon.power("web", "start")["state"] == "failed"
+        assert "-nonsense: invalid option" in next(lines).decode()
+        daemon.unit("web", rom_unit(emulator, rom_guest))
+        for _ in range(2):
+            signal_process(daemon.do("web", "start")["pid"], signal.SIGTERM)
+            assert "terminating on signal 15" in next(lines).decode()
+            daemon.do("web", "kill")
 
 
 def detach(attached: Terminal) -> None:

@@ -123,7 +123,7 @@ ENDPOINTS = (
         summary="What QEMU itself wrote: its output and errors",
         query=(
             count("lines", "The last lines, that many.", minimum=0, maximum=_LINES_MAX, default=_LINES_DEFAULT),
-            flag("follow", "Go on with every further line, as it comes."),
+            flag("follow", "Go on with every further line as it comes, over all lives of the VM, without end."),
         ),
         replies=(
             Reply(shape=wire.Log, doc="The lines, oldest first."),
