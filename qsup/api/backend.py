@@ -114,7 +114,7 @@ class Backend(Protocol):
         """Lines as they come from the call on, without end: over all lives of the VM."""
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
-        """QEMU's argv, and whether it is the running one (else what a start would use)."""
+        """QEMU's argv, and whether it is the running one or that of the last start; `DeniedError` before any."""
 
     def stats(self, name: str) -> StatsView:
         """Counters as last read."""

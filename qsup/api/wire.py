@@ -287,7 +287,7 @@ class LogLine(TypedDict):
 
 
 class CommandLine(TypedDict):
-    """QEMU's argv as it was executed, or as it would be."""
+    """QEMU's argv as it was executed; ``running``: in the present life, else in the last."""
 
     argv: list[str]
     running: bool

@@ -372,8 +372,10 @@ class FakeBackend:
             follower.send_nowait(line)
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
-        """A short one."""
+        """A short one, of a VM that was started."""
         view = self.instance(name)
+        if view.pid is None and view.cause is None:
+            raise DeniedError("it has not been started since the daemon was", instance=name, hint="start it first")
         return [view.emulator, "-nodefaults"], view.pid is not None
 
     def stats(self, name: str) -> StatsView:

@@ -10,10 +10,12 @@ import pytest
 import trio
 from attrs import evolve
 
+from qsup.api.openapi import document
 from qsup.errors import StartError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from tests.api.calling import Daemon, check_value, daemon
+from tests.api.fake import make_view
 from tests.api.serving import PATIENCE, Reply
 from tests.waiting import wait_until
 
@@ -283,3 +285,13 @@ async def _codes_without_vm(qsupd: Daemon) -> set[object]:
     bodies = {"/start": None, "/kill": None, "/qmp": {"execute": "query-status"}, "/agent": {"command": "ping"}}
     replies += [await caller.post(f"/v1/instances/nobody{part}", body) for part, body in bodies.items()]
     return {reply.code for reply in replies}
+
+
+async def test_the_command_line_is_that_of_a_start(tmp_path: Path) -> None:
+    """A VM that was not started yet has none to show; the document promises no other."""
+    async with daemon(tmp_path, "web") as qsupd:
+        qsupd.backend.views["web"] = make_view("web", state=State.DEAD, pid=None)
+        reply = await (await qsupd.connect()).get("/v1/instances/web/cmdline")
+    assert (reply.status, reply.code) == (409, "not-allowed")
+    summary = document()["paths"]["/v1/instances/{instance}/cmdline"]["get"]["summary"]
+    assert summary == "QEMU's command line: the running one, or that of the last start"

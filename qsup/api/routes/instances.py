@@ -12,7 +12,7 @@ from qsup.api.protocol import JSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_name
 from qsup.api.routes.parameters import PAGING
-from qsup.errors import DeniedError, NoSuchInstance, UnitError
+from qsup.errors import DeniedError, NoSuchInstance
 
 INSTANCE = f"{PREFIX}/instances/{{instance}}"
 
@@ -79,9 +79,10 @@ ENDPOINTS = (
         pattern=f"{INSTANCE}/cmdline",
         handler=_cmdline,
         role=Role.READ,
-        summary="QEMU's command line: the running one, or what a start would use",
-        doc="It holds no secrets: those reach QEMU through descriptors and its monitor.",
+        summary="QEMU's command line: the running one, or that of the last start",
+        doc="A VM that was not started since the daemon was has none. It holds no secrets: those reach QEMU through "
+        "descriptors and its monitor.",
         replies=(Reply(shape=wire.CommandLine, doc="The arguments, the emulator first."),),
-        errors=(NoSuchInstance, UnitError, DeniedError),
+        errors=(NoSuchInstance, DeniedError),
     ),
 )

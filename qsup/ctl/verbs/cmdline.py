@@ -28,7 +28,7 @@ def options(parser: Parser, verb: str) -> None:
 
 
 def run(client: Client, options: Options) -> int:
-    """Print the command line it runs with, or would."""
+    """Print the command line it runs with, or was last started with."""
     line: CommandLine = client.get(instance_path(options.name, "/cmdline"))
     if options.output != "table":
         sys.stdout.write(document(line, options.output))
