@@ -26,7 +26,7 @@ from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request, State
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.supervisor import Supervisor
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitInfo
 
 
 class DaemonBackend:
@@ -104,16 +104,16 @@ class DaemonBackend:
         """One; `NoSuchUnit`, `UnitError`."""
         return self._store.info(name)
 
-    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
         """Write the unit's file; see `UnitStore.put`."""
-        info = await self._store.put(name, text, if_match=if_match)
+        info = await self._store.put(name, text, only_if=only_if)
         await self._supervisor.reload()
         return info
 
-    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+    async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Remove the unit's file; `DeniedError` while its VM, or one of a template's, is not down."""
         self._supervisor.check_down(name, f"delete the unit {name}")
-        await self._store.delete(name, if_match=if_match)
+        await self._store.delete(name, only_if=only_if)
         await self._supervisor.reload()
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:

@@ -21,7 +21,7 @@ from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError
 from qsup.host.atomic import write_atomic
 from qsup.host.rundir import Layout
 from qsup.unit.files import unit_name_of
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitInfo
 from qsup.unit.kinds import is_template_name
 from qsup.unit.load import Catalog, LoadedUnit, check_text, load_catalog, load_unit
 from qsup.unit.specifier import SpecifierContext
@@ -105,30 +105,30 @@ class UnitStore:
         """What is wrong with a text as the file of a unit. In a worker thread: a long text takes 2 ms for each KiB."""
         return await trio.to_thread.run_sync(partial(check_text, name, text, self.context(name), dirs=self._dirs))
 
-    async def put(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+    async def put(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
         """Write a unit's file.
 
         Raises:
             UnitError: it is not valid; nothing was written.
-            PreconditionFailed: the unit is not as ``if_match`` says.
+            PreconditionFailed: the unit is not as ``only_if`` says.
             HostError: the file could not be written.
         """
         async with self._writing:
-            self._check_match(name, if_match)
+            self._check(name, only_if)
             if wrong := tuple(await self.validate(name, text)) or _masking(name, text):
                 raise UnitError(wrong, instance=name, hint="nothing was written")
             await self._write(self._file(name), text)
             return self.info(name)
 
-    async def delete(self, name: str, *, if_match: str | None) -> None:
+    async def delete(self, name: str, *, only_if: Precondition) -> None:
         """Remove a unit's file from the administrator's directory, and the drop-in of `set_autostart` with it.
 
         Raises:
             NoSuchUnit: there is no such file there.
-            PreconditionFailed: the unit is not as ``if_match`` says.
+            PreconditionFailed: the unit is not as ``only_if`` says.
         """
         async with self._writing:
-            self._check_match(name, if_match)
+            self._check(name, only_if)
             await self._delete(name)
 
     async def _delete(self, name: str) -> None:
@@ -196,14 +196,17 @@ class UnitStore:
 
         await trio.to_thread.run_sync(write)
 
-    def _check_match(self, name: str, if_match: str | None) -> None:
-        if if_match is None:
-            return
+    def _check(self, name: str, only_if: Precondition) -> None:
+        present: str | None = ""
         try:
             present = self.read(name).etag
-        except (NoSuchUnit, UnitError):
-            present = ""
-        if present != if_match:
+        except NoSuchUnit:
+            present = None
+        except UnitError:
+            pass  # it is there, and whatever etag somebody has read is not its own
+        if only_if.exists is False and present is not None:
+            raise PreconditionFailed(f"unit {name} exists", instance=name, hint="choose another name, or change it")
+        if not only_if.holds(present):
             raise PreconditionFailed(
                 f"unit {name} is not the version that was read",
                 instance=name,

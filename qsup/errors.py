@@ -19,7 +19,7 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     │   ├── NoSuchInstance                                                          no-such-instance     404
     │   └── NoSuchOperation                                                         no-such-operation    404
     ├── GoneError                   it existed and is no longer kept                gone                 410
-    ├── PreconditionFailed          If-Match did not match                          precondition-failed  412
+    ├── PreconditionFailed          If-Match or If-None-Match                       precondition-failed  412
     ├── DeniedError                 not allowed in the VM's present state           not-allowed          409
     │   └── BusyError               another operation holds the VM                  busy                 409
     ├── OverloadedError             a bound of the daemon is reached, try later     overloaded           503
@@ -190,7 +190,7 @@ class GoneError(QsupError):
 
 
 class PreconditionFailed(QsupError):
-    """``If-Match`` named another version than the present one."""
+    """``If-Match`` named no present version, or ``If-None-Match`` one that is there."""
 
     code = "precondition-failed"
     status = 412

@@ -10,9 +10,16 @@ import trio
 from qsup.catalog import UnitStore
 from qsup.errors import PreconditionFailed, QsupError, RequestError, UnitError
 from qsup.host.rundir import Layout
+from qsup.unit.info import Precondition
 
 UNIT = '[unit]\ndescription = "{}"\n'
+ANY = Precondition()
 ENABLED = "[install]\nautostart = true\n"
+
+
+def version(etag: str) -> Precondition:
+    """That a unit is of one version."""
+    return Precondition(among=frozenset({etag}))
 
 
 @pytest.fixture
@@ -25,12 +32,12 @@ def store(tmp_path: Path) -> UnitStore:
 
 async def test_a_unit_is_written_read_and_deleted(store: UnitStore) -> None:
     """What was put is there, under the etag that a later change must name."""
-    info = await store.put("web", UNIT.format("one"), if_match=None)
+    info = await store.put("web", UNIT.format("one"), only_if=ANY)
     assert (info.description, info.template) == ("one", False)
-    assert (await store.put("web", UNIT.format("two"), if_match=info.etag)).description == "two"
+    assert (await store.put("web", UNIT.format("two"), only_if=version(info.etag))).description == "two"
     with pytest.raises(PreconditionFailed):
-        await store.put("web", UNIT.format("three"), if_match=info.etag)
-    await store.delete("web", if_match=None)
+        await store.put("web", UNIT.format("three"), only_if=version(info.etag))
+    await store.delete("web", only_if=ANY)
     with pytest.raises(QsupError, match="no unit 'web'"):
         store.info("web")
 
@@ -38,20 +45,20 @@ async def test_a_unit_is_written_read_and_deleted(store: UnitStore) -> None:
 @pytest.mark.parametrize("text", ["", " \n", "[cpu]\nvcpu = 2\n", "a = " + "{a = " * 40 + "1" + "}" * 40])
 async def test_what_is_no_valid_unit_is_not_written(store: UnitStore, text: str) -> None:
     """Neither a wrong text nor an empty one, which would mask the unit, replaces a valid file."""
-    before = await store.put("web", UNIT.format("one"), if_match=None)
+    before = await store.put("web", UNIT.format("one"), only_if=ANY)
     with pytest.raises(UnitError):
-        await store.put("web", text, if_match=None)
+        await store.put("web", text, only_if=ANY)
     assert store.info("web").etag == before.etag
 
 
 async def test_of_writers_with_the_same_version_one_wins(store: UnitStore) -> None:
     """Concurrent changes of one version: the first is written, the others are told that it has gone."""
-    etag = (await store.put("web", UNIT.format("start"), if_match=None)).etag
+    etag = (await store.put("web", UNIT.format("start"), only_if=ANY)).etag
     outcomes: list[str] = []
 
     async def write(number: int) -> None:
         try:
-            await store.put("web", UNIT.format(number), if_match=etag)
+            await store.put("web", UNIT.format(number), only_if=version(etag))
             outcomes.append("written")
         except PreconditionFailed:
             outcomes.append("refused")
@@ -64,22 +71,22 @@ async def test_of_writers_with_the_same_version_one_wins(store: UnitStore) -> No
 
 async def test_autostart_is_a_drop_in_that_goes_with_the_unit(store: UnitStore) -> None:
     """`enable` leaves the file as its author wrote it; `delete` takes the drop-in along."""
-    await store.put("web", UNIT.format("one"), if_match=None)
+    await store.put("web", UNIT.format("one"), only_if=ANY)
     info = await store.set_autostart("web", enabled=True)
     assert info.autostart
     assert len(info.files) == 2
     assert not (await store.set_autostart("web", enabled=False)).autostart
-    await store.delete("web", if_match=None)
+    await store.delete("web", only_if=ANY)
     assert not await trio.Path(info.files[1]).exists()
 
 
 async def test_disable_takes_back_what_enable_wrote(store: UnitStore) -> None:
     """No override is left that would hide a later `autostart` in the unit's own file, unless that says the opposite."""
-    await store.put("web", UNIT.format("one"), if_match=None)
+    await store.put("web", UNIT.format("one"), only_if=ANY)
     folder = trio.Path((await store.set_autostart("web", enabled=True)).files[1]).parent
     assert len((await store.set_autostart("web", enabled=False)).files) == 1
     assert not await folder.exists()
-    assert (await store.put("web", ENABLED, if_match=None)).autostart
+    assert (await store.put("web", ENABLED, only_if=ANY)).autostart
     disabled = await store.set_autostart("web", enabled=False)
     assert (disabled.autostart, len(disabled.files)) == (False, 2)
     enabled = await store.set_autostart("web", enabled=True)
@@ -88,7 +95,7 @@ async def test_disable_takes_back_what_enable_wrote(store: UnitStore) -> None:
 
 async def test_an_instance_of_a_template_is_enabled_by_a_file_of_its_own(store: UnitStore) -> None:
     """Also where its template says so for all: without one the next daemon does not know the instance."""
-    await store.put("web@", ENABLED, if_match=None)
+    await store.put("web@", ENABLED, only_if=ANY)
     info = await store.set_autostart("web@blue", enabled=True)
     assert "web@blue.toml.d" in info.files[-1]
     await store.reload()
@@ -101,7 +108,7 @@ async def test_an_instance_of_a_template_is_enabled_by_a_file_of_its_own(store: 
 
 async def test_a_template_is_not_enabled(store: UnitStore) -> None:
     """It starts nothing; the hint says that an instance does."""
-    await store.put("web@", UNIT.format("one"), if_match=None)
+    await store.put("web@", UNIT.format("one"), only_if=ANY)
     for enabled in (True, False):
         with pytest.raises(RequestError, match="web@ is a template") as refused:
             await store.set_autostart("web@", enabled=enabled)
@@ -110,18 +117,18 @@ async def test_a_template_is_not_enabled(store: UnitStore) -> None:
 
 async def test_a_reload_says_what_came_changed_and_went(store: UnitStore) -> None:
     """Names by what became of them since the last reload."""
-    await store.put("one", UNIT.format("a"), if_match=None)
-    await store.put("two", UNIT.format("a"), if_match=None)
+    await store.put("one", UNIT.format("a"), only_if=ANY)
+    await store.put("two", UNIT.format("a"), only_if=ANY)
     assert (await store.reload()).added == ("one", "two")
-    await store.put("one", UNIT.format("b"), if_match=None)
-    await store.delete("two", if_match=None)
+    await store.put("one", UNIT.format("b"), only_if=ANY)
+    await store.delete("two", only_if=ANY)
     result = await store.reload()
     assert (result.added, result.changed, result.removed) == ((), ("one",), ("two",))
 
 
 async def test_a_unit_with_errors_has_not_gone(store: UnitStore) -> None:
     """A reload counts it as changed once it is mended, never as removed and new."""
-    path = trio.Path((await store.put("web", UNIT.format("a"), if_match=None)).files[0])
+    path = trio.Path((await store.put("web", UNIT.format("a"), only_if=ANY)).files[0])
     await store.reload()
     await path.write_text("[cpu]\nvcpu = 2\n")
     result = await store.reload()
@@ -129,3 +136,14 @@ async def test_a_unit_with_errors_has_not_gone(store: UnitStore) -> None:
     await path.write_text(UNIT.format("b"))
     result = await store.reload()
     assert (result.added, result.changed, result.removed) == ((), ("web",), ())
+
+
+async def test_a_unit_with_errors_exists(store: UnitStore) -> None:
+    """Who writes only what is new does not replace it, who repairs what is there does."""
+    path = trio.Path((await store.put("web", UNIT.format("a"), only_if=Precondition(exists=False))).files[0])
+    await path.write_text("[cpu]\nvcpu = 2\n")
+    with pytest.raises(PreconditionFailed, match="exists"):
+        await store.put("web", UNIT.format("b"), only_if=Precondition(exists=False))
+    assert (await store.put("web", UNIT.format("b"), only_if=Precondition(exists=True))).description == "b"
+    with pytest.raises(PreconditionFailed):
+        await store.put("new", UNIT.format("b"), only_if=Precondition(exists=True))

@@ -17,7 +17,7 @@ from qsup.errors import Diagnostic
 from qsup.instance.operation import Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, InstanceView, StatsView
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitInfo
 
 __all__ = ["Backend", "ByteStream", "ConsoleAttachment", "EventRecord", "ReloadResult", "StatsView", "UnitInfo"]
 
@@ -82,10 +82,10 @@ class Backend(Protocol):
     def unit(self, name: str) -> UnitInfo:
         """One; `NoSuchUnit`, `UnitError` when its files are wrong."""
 
-    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
         """Write the unit's file in the administrator's directory; `UnitError`, `PreconditionFailed`."""
 
-    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+    async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Remove that file; `DeniedError` while a VM of it is active."""
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:

@@ -35,6 +35,25 @@ class UnitInfo:
 
 
 @frozen(kw_only=True)
+class Precondition:
+    """Which version of a unit a change is meant for (RFC 9110, section 13.1).
+
+    Args:
+        among: etags of which the unit must have one; ``None`` for any.
+        exists: whether there must be such a unit, with or without errors; ``None`` for either.
+    """
+
+    among: frozenset[str] | None = None
+    exists: bool | None = None
+
+    def holds(self, etag: str | None) -> bool:
+        """Whether a unit with this etag is meant: ``""`` for one with errors, ``None`` where there is none."""
+        if self.exists is not None and self.exists is not (etag is not None):
+            return False
+        return self.among is None or etag in self.among
+
+
+@frozen(kw_only=True)
 class ReloadResult:
     """What a reload of the unit files found."""
 

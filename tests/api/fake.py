@@ -37,7 +37,7 @@ from qsup.instance.operation import Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.plan.spec import DiskPlan, NicPlan
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitInfo
 
 #: 2026-03-01T12:00:00Z
 NOON = 1772366400.0
@@ -297,25 +297,25 @@ class FakeBackend:
         except KeyError:
             raise NoSuchUnit(f"there is no unit {name!r}") from None
 
-    async def put_unit(self, name: str, text: str, *, if_match: str | None) -> UnitInfo:
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
         """Keep the text, if it is valid and of the version meant."""
         if found := tuple(await self.validate(name, text)):
             raise UnitError(found, instance=name)
-        self._match(name, if_match)
+        self._match(name, only_if)
         self.units_by_name[name] = make_unit(name, text)
         return self.units_by_name[name]
 
-    async def delete_unit(self, name: str, *, if_match: str | None) -> None:
+    async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Forget it, unless its VM runs."""
         self.unit(name)
-        self._match(name, if_match)
+        self._match(name, only_if)
         if name in self.views and self.views[name].pid is not None:
             raise DeniedError("it is running", instance=name, hint="stop it first")
         del self.units_by_name[name]
 
-    def _match(self, name: str, if_match: str | None) -> None:
+    def _match(self, name: str, only_if: Precondition) -> None:
         known = self.units_by_name.get(name)
-        if if_match is not None and (known is None or known.etag != if_match):
+        if not only_if.holds(known.etag if known else None):
             raise PreconditionFailed("the unit was changed by somebody else", instance=name)
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:

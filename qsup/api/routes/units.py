@@ -24,10 +24,11 @@ from qsup.errors import (
     RequestError,
     UnitError,
 )
-from qsup.unit.info import UnitInfo
+from qsup.unit.info import Precondition, UnitInfo
 from qsup.unit.kinds import is_instance_name
 
-_ETAG = re.compile(r'"([\x21\x23-\x7e]*)"')
+_ETAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
+_ETAGS = re.compile(rf"(?:{_ETAG.pattern}(?:[ \t]*,[ \t,]*|$))+")
 
 
 def is_unit_name(text: str) -> bool:
@@ -52,20 +53,24 @@ def _new_name(name: str) -> str:
     return name
 
 
-def _if_match(call: Call, name: str) -> str | None:
-    """The version that the client means to change, ``None`` when it does not say."""
-    header = call.request.headers.get("if-match")
-    if header is None:
-        return None
-    if header.strip() == "*":
-        known = next((info.etag for info in call.backend.units() if info.name == name), None)
-        if known is None:
-            raise PreconditionFailed(f"there is no unit {name}, and If-Match: * asks for one")
-        return known
-    match = _ETAG.fullmatch(header.strip())
+def _only_if(call: Call) -> Precondition:
+    """The version that the client means to change.
+
+    Raises:
+        RequestError: a header that is no precondition; to ignore it would be to change what was not meant.
+    """
+    match, none_match = (call.request.headers.get(name) for name in ("if-match", "if-none-match"))
+    if none_match is not None and none_match != "*":
+        raise RequestError("If-None-Match must be *, which asks that there is no such unit yet")
+    exists = None if none_match is None else False
     if match is None:
-        raise RequestError("If-Match must be one strong entity tag, such as the ETag of the unit's GET")
-    return match[1]
+        return Precondition(exists=exists)
+    if match == "*":
+        return Precondition(exists=True, among=None if exists is None else frozenset())
+    if not _ETAGS.fullmatch(match):
+        raise RequestError("If-Match must be * or entity tags, such as the ETag of the unit's GET")
+    # a weak tag equals none in the strong comparison that If-Match asks for
+    return Precondition(among=frozenset(tag for weak, tag in _ETAG.findall(match) if not weak), exists=exists)
 
 
 def _unit_response(info: UnitInfo, status: int = 200, **headers: str) -> Response:
@@ -89,7 +94,7 @@ async def _get(call: Call) -> Answer:
 async def _put(call: Call) -> Answer:
     name = _new_name(call.request.params["unit"])
     existed = any(info.name == name for info in call.backend.units())
-    info = await call.backend.put_unit(name, call.body, if_match=_if_match(call, name))
+    info = await call.backend.put_unit(name, call.body, only_if=_only_if(call))
     if existed:
         return _unit_response(info)
     return _unit_response(info, 201, location=call.request.path)
@@ -97,7 +102,7 @@ async def _put(call: Call) -> Answer:
 
 async def _delete(call: Call) -> Answer:
     name = _name(call)
-    await call.backend.delete_unit(name, if_match=_if_match(call, name))
+    await call.backend.delete_unit(name, only_if=_only_if(call))
     return Response(status=204)
 
 
@@ -121,7 +126,8 @@ async def _disable(call: Call) -> Answer:
 
 
 _UNIT = f"{PREFIX}/units/{{unit}}"
-_IF_MATCH = {"If-Match": "Change only this version: the unit's `ETag`, or `*` for any."}
+_IF_MATCH = {"If-Match": "Change only one of these versions: `ETag`s of the unit, or `*` for any. A weak one is none."}
+_IF_NONE_MATCH = {"If-None-Match": "`*`: write it only if there is no such unit yet."}
 _WHOLE = Reply(shape=wire.UnitWire, doc="The unit.", headers=("ETag",))
 
 ENDPOINTS = (
@@ -154,7 +160,7 @@ ENDPOINTS = (
         role=Role.ADMIN,
         summary="Write a unit's file",
         doc="A running VM is not changed by it; its `unit.stale` says so. What is not a valid unit is not written.",
-        headers=_IF_MATCH,
+        headers=_IF_MATCH | _IF_NONE_MATCH,
         body=Body(shape=str, media=TOML),
         replies=(
             _WHOLE,
