@@ -155,7 +155,7 @@ class InstanceList(TypedDict):
 
 
 class Operation(TypedDict):
-    """A change that talks to QEMU."""
+    """A change that talks to QEMU. ``progress``: how far it is, by the VM's substate. None is ``cancellable`` yet."""
 
     id: str
     kind: str

@@ -295,6 +295,8 @@ class Driver:
             "operation": self.holder.operation if self.holder else None,
         }
         self._services.publish("instance-state", self.name, data)
+        if self.holder is not None:
+            self._services.operations.progress(self.holder.operation, state.substate)
         self._log.info(
             "state changed",
             state=state.substate,

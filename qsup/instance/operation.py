@@ -32,9 +32,9 @@ class Operation:
         id: a UUID's 32 hexadecimal digits.
         kind: the verb, such as ``start``.
         target: the instance's name.
-        progress: where it stands, in words, such as ``waiting for the guest to power off``.
+        progress: where it stands: ``accepted``, the VM's substate from then on, ``done`` or ``failed``.
         created, updated: wall clock, seconds since the epoch.
-        cancellable: whether ``DELETE`` can end it.
+        cancellable: whether ``DELETE`` can end it; none can yet.
         result: what came out, JSON values; ``None`` until it succeeded.
         error: why it failed or was cancelled.
         requested_by: uid of the caller, -1 for the daemon itself.

@@ -23,6 +23,8 @@ from qsup.instance.operation import Operation, OperationState
 _log = structlog.get_logger()
 
 KEPT = 1000
+#: What ends the operations that a stop does not.
+_INSTEAD = {"stop": "kill the VM to end it at once", "kill": "it ends with the VM's process"}
 
 
 class Journal(Protocol):
@@ -267,7 +269,7 @@ class OperationTable:
         return self.get(operation_id)
 
     def cancel(self, operation_id: str) -> Operation:
-        """End a cancellable operation.
+        """End a cancellable operation, which no kind is yet.
 
         Raises:
             NoSuchOperation: there is none of that id.
@@ -278,5 +280,5 @@ class OperationTable:
             f"operation {operation_id} ({operation.kind}) "
             + ("has ended" if operation.is_final else "cannot be cancelled"),
             instance=operation.target,
-            hint="" if operation.is_final else "stop or kill the VM to end it",
+            hint="" if operation.is_final else _INSTEAD.get(operation.kind, "stop or kill the VM to end it"),
         )

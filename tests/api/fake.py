@@ -224,7 +224,6 @@ class FakeBackend:
             progress="accepted",
             created=NOON,
             updated=NOON,
-            cancellable=request is Request.STOP,
             requested_by=uid,
             idempotency_key=key,
         )
@@ -242,7 +241,6 @@ class FakeBackend:
             progress="done",
             result={} if error is None else None,
             error=error,
-            cancellable=False,
         )
         self._operations[operation_id] = operation
         view = self.views[operation.target]
@@ -274,13 +272,9 @@ class FakeBackend:
         return self.operation(operation_id)
 
     async def cancel_operation(self, operation_id: str) -> Operation:
-        """End a stop."""
+        """Refuse, as the daemon does."""
         operation = self.operation(operation_id)
-        if not operation.cancellable:
-            raise DeniedError("it cannot be cancelled", instance=operation.target)
-        self._operations[operation_id] = evolve(operation, state=OperationState.CANCELLED, cancellable=False)
-        self._finished[operation_id].set()
-        return self._operations[operation_id]
+        raise DeniedError("it cannot be cancelled", instance=operation.target, hint="kill the VM")
 
     def units(self) -> Sequence[UnitInfo]:
         """The units, sorted by name."""

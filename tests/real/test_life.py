@@ -259,6 +259,20 @@ def test_a_stop_of_a_deaf_guest_escalates_to_quit(daemon: Daemon, qemu: Emulator
         assert events.next("instance-state")["data"]["substate"] == "dead"
 
 
+def test_a_long_stop_says_where_it_is(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Its progress is the VM's substate; it cannot be cancelled, and the hint says what ends it."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "1h"'))
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    stop = daemon.post("/v1/instances/web/stop")["id"]
+    daemon.wait("web", "stopping-guest")
+    assert daemon.get(f"/v1/operations/{stop}")["progress"] == "stopping-guest"
+    with daemon.client() as client, pytest.raises(QsupError, match="cannot be cancelled") as refused:
+        client.delete(f"/v1/operations/{stop}")
+    assert refused.value.hint == "kill the VM to end it at once"
+    daemon.do("web", "kill")
+
+
 def test_a_stop_overtakes_a_start_and_a_second_change_is_busy(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """One change at a time, named to the other; `kill` ends a start that waits, and its operation says so."""
     daemon.unit("web", rom_unit(qemu, rom_guest, service='ready = { serial = "no such" }'))

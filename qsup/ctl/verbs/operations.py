@@ -23,7 +23,7 @@ _HEADER = ("ID", "VM", "KIND", "STATE", "STARTED", "PROGRESS")
 def options(parser: Parser, verb: str) -> None:
     """Declare ``operations [ID...] [--cancel]``."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these operations")
-    parser.add_argument("--cancel", action="store_true", help="end them, where they can be ended")
+    parser.add_argument("--cancel", action="store_true", help="end them; no kind can be ended yet, stop or kill the VM")
 
 
 def run(client: Client, options: Options) -> int:
