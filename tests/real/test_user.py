@@ -159,7 +159,7 @@ def test_t1_a_users_daemon_killed_right_after_the_spawn_leaves_no_orphan(
     daemon.unit("web", rom_unit(emulator, rom_guest))
     daemon.do("web", "start")
     daemon.do("web", "kill")
-    with killed_at(daemon, "clone,clone3,vfork", 1, ""):
+    with killed_at(daemon, "clone,clone3,vfork", 1):
         begun(daemon, "web")
         poll_until(lambda: not daemon.is_alive(), "the daemon is killed", seconds=20)
     daemon.start()
