@@ -207,8 +207,8 @@ class Connection:
         """The whole body of the answer.
 
         Raises:
-            DaemonProtocolError: it is cut off, malformed or beyond `DOCUMENT_MAX`.
-            DaemonUnreachable: the deadline is over.
+            DaemonProtocolError: it is malformed or beyond `DOCUMENT_MAX`.
+            DaemonUnreachable: it is cut off, or the deadline is over.
         """
         body = Body(head)
         document = bytearray()
@@ -293,6 +293,8 @@ class Stream:
     def read(self, deadline: Deadline) -> list[bytes] | None:
         """The complete lines that one read brings (maybe none), ``None`` at the end of the stream.
 
+        The daemon ends one when it is told to end, and cuts it off when it is killed; to a reader both are one.
+
         Raises:
             DaemonUnreachable: nothing came before the deadline.
             DaemonProtocolError: the framing broke, or a line is longer than `LINE_MAX`.
@@ -301,7 +303,6 @@ class Stream:
             return None
         data = self._connection.receive(deadline)
         if not data:
-            self._body.close()
             return None
         self._partial += self._body.feed(data)
         *lines, rest = bytes(self._partial).split(b"\n")

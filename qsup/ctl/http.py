@@ -8,7 +8,7 @@ Must not: touch a socket, know a route, or hold more of a stream than one read b
 
 from __future__ import annotations
 
-from qsup.errors import DaemonProtocolError
+from qsup.errors import DaemonProtocolError, DaemonUnreachable
 
 #: Longest head of an answer, in bytes.
 HEAD_MAX = 32 * 1024
@@ -113,10 +113,10 @@ class Body:
         """Tell that the connection ended.
 
         Raises:
-            DaemonProtocolError: in the middle of the body.
+            DaemonUnreachable: in the middle of the body.
         """
         if not self.finished and self._step != self._until_closed:
-            raise DaemonProtocolError("the daemon closed the connection in the middle of its answer")
+            raise DaemonUnreachable("the daemon closed the connection in the middle of its answer")
         self.finished = True
 
     # Each step consumes from the buffer and returns what it found of the body, or None when it needs more bytes.

@@ -108,13 +108,17 @@ class Relay:
                 return DETACHED
         return CLOSED
 
-    def wait(self, fd: int, deadline: Deadline) -> str | None:
+    def wait(self, fd: int | None, deadline: Deadline) -> str | None:
         """Wait until something else is readable: ``None``, unless `DETACHED` or `TIMED_OUT` comes first.
 
         What is typed meanwhile is lost.
+
+        Args:
+            fd: what else; ``None`` for nothing.
         """
+        other = [] if fd is None else [fd]
         while True:
-            sources = [fd, sys.stdin.fileno()] if self._interactive and self._input_open else [fd]
+            sources = [*other, sys.stdin.fileno()] if self._interactive and self._input_open else other
             readable = select.select(sources, (), (), deadline.left())[0]
             if not readable:
                 return TIMED_OUT

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import socket
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-NORMAL_CLOSURE = 1000
+NORMAL_CLOSURE, GOING_AWAY = 1000, 1001
 #: Longest frame taken, in bytes.
 FRAME_MAX = 16 << 20
 #: Most bytes that wait to be sent before `WebSocket.is_full`.
@@ -100,6 +100,7 @@ class WebSocket:
     Attributes:
         closed: nothing more will come.
         reason: why the daemon closed it, in its words, or ``""``.
+        daemon_left: it was closed because the daemon ended, in good order or not.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -109,6 +110,7 @@ class WebSocket:
         self._backlog = bytearray()
         self.closed = False
         self.reason = ""
+        self.daemon_left = False
 
     def fileno(self) -> int:
         """For select(2)."""
@@ -138,7 +140,7 @@ class WebSocket:
         except BlockingIOError:
             pass  # the rest goes when the socket is writable
         except OSError:
-            self.closed = True
+            self._break_off()
 
     def receive(self) -> bytes:
         """The data that is here now, maybe none. Pings are answered.
@@ -153,7 +155,7 @@ class WebSocket:
         except BlockingIOError:
             return b""
         if not data:
-            self.closed = True
+            self._break_off()
         return b"".join([self._take(opcode, payload) for opcode, payload in self._decoder.feed(data)])
 
     def close(self) -> None:
@@ -162,6 +164,11 @@ class WebSocket:
             self._backlog += encode(CLOSE, NORMAL_CLOSURE.to_bytes(2, "big"), os.urandom(4))
             self.flush()
         self._connection.close()
+
+    def _break_off(self) -> None:
+        """The connection ended; without a close frame before that, so did the daemon."""
+        self.daemon_left |= not self.closed
+        self.closed = True
 
     @property
     def _socket(self) -> socket.socket:
@@ -175,6 +182,7 @@ class WebSocket:
             self.flush()
         elif opcode == CLOSE:
             self.reason = payload[2:].decode("utf-8", "replace")
+            self.daemon_left = payload[:2] == GOING_AWAY.to_bytes(2, "big")
             self._backlog += encode(CLOSE, payload[:2], os.urandom(4))
             self.flush()
             self.closed = True

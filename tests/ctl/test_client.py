@@ -84,7 +84,6 @@ def test_lists_come_in_pages(tmp_path: Path) -> None:
         b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         answer("no json"),
         answer("[" * 100_000),
-        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nbroken header\r\n\r\n",
         b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops",
@@ -94,12 +93,19 @@ def test_lists_come_in_pages(tmp_path: Path) -> None:
         b"HTTP/1.1 200",
         b"\xff\xfe",
     ],
-    ids="ssh no-json nested cut-off coding header no-problem list-problem not-modified endless half bytes".split(),
+    ids="ssh no-json nested coding header no-problem list-problem not-modified endless half bytes".split(),
 )
 def test_what_is_not_the_api_is_one_error(tmp_path: Path, reply: bytes) -> None:
     """Any answer that is not this API's ends in a `DaemonProtocolError`, and nothing hangs."""
     with peer(tmp_path, [reply]) as daemon, pytest.raises(DaemonProtocolError):
         daemon.client.get("/1")
+
+
+def test_an_answer_that_is_cut_off_is_a_daemon_that_went(tmp_path: Path) -> None:
+    """A daemon killed while it answers is no other failure than one that does not answer."""
+    with peer(tmp_path, [b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"]) as daemon:
+        with pytest.raises(DaemonUnreachable, match="in the middle"):
+            daemon.client.get("/1")
 
 
 def test_an_answer_beyond_its_bound_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,14 +167,13 @@ def test_a_stream_gives_lines_as_they_come(tmp_path: Path) -> None:
             assert list(stream.lines(Deadline(5))) == [b"{}", b"{}"]
 
 
-def test_a_stream_that_breaks_is_no_end(tmp_path: Path) -> None:
-    """A stream whose connection ends without the last chunk is an error, not an end."""
+def test_a_stream_that_is_cut_off_has_ended(tmp_path: Path) -> None:
+    """Without its last chunk or with it: the daemon went, and half a line is none."""
     with peer(tmp_path, [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", None]) as daemon:
         with daemon.client.stream("/events") as stream:
             # the peer closes once it reads the end of what we send
             stream._connection.socket.shutdown(1)
-            with pytest.raises(DaemonProtocolError, match="in the middle"):
-                list(stream.lines(Deadline(5)))
+            assert list(stream.lines(Deadline(5))) == []
 
 
 def test_a_line_without_end_is_given_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qsup.ctl.http import Body, Head, parse_head
-from qsup.errors import DaemonProtocolError
+from qsup.errors import DaemonProtocolError, DaemonUnreachable
 
 PIECES = st.lists(st.binary(max_size=200), max_size=8)
 
@@ -81,7 +81,7 @@ def test_some_answers_have_no_body(status: int) -> None:
 def test_a_body_that_is_cut_off_is_an_error(answer: bytes) -> None:
     """A connection that ends within a body is told apart from one that ends behind it."""
     _, body = decode(answer, [])
-    with pytest.raises(DaemonProtocolError, match="in the middle"):
+    with pytest.raises(DaemonUnreachable, match="in the middle"):
         body.close()
 
 

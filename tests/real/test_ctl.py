@@ -11,13 +11,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
 from qsup.ctl.connection import Deadline
-from tests.ctl.running import Terminal, terminal
+from tests.ctl.running import COMMAND, Terminal, terminal
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit, signal_process
+from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
 
@@ -103,6 +105,52 @@ def test_the_console_outlives_a_crash_and_a_restart(daemon: Daemon, qemu: Emulat
         read_next(attached, b"boot 2", seen)
         detach(attached)
     assert daemon.view("web")["console"] == {"type": "serial", "watchers": 0, "has_writer": False}
+
+
+def test_the_console_outlives_the_daemon(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Killed or told to end, another daemon in its place has the terminal again; the VM was never said to go down."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.ctl("start", "web")
+    with console(daemon) as attached:
+        seen = read_next(attached, b"ready", 0)
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            daemon.signal(number)
+            seen = read_next(attached, b"the daemon went away", seen)
+            daemon.start()
+            seen = read_next(attached, b"attached", seen)
+            attached.type(b"abc")
+            seen = read_next(attached, b"abc", seen)
+        assert b"goes down" not in attached.seen
+        detach(attached)
+
+
+def connections(daemon: Daemon) -> int:
+    """How many clients a daemon has (proc(5): its ends of the connections bear its socket's path)."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(f" {daemon.address.path}") and line.split()[5] == "03" for line in lines)
+
+
+#: What waits for the daemon; ``wait`` holds two connections.
+FOLLOWING = (["console", "web"], ["wait", "web", "--for", "paused"], ["events"], ["logs", "web", "-f"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_daemon_that_goes_is_one_cause(
+    daemon: Daemon, qemu: Emulator, rom_guest: Path, number: signal.Signals
+) -> None:
+    """Whatever waits for it ends with the code of a daemon that cannot be reached, however it went."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.ctl("start", "web")
+    pid = daemon.view("web")["pid"]
+    where = ("--root", str(daemon.root))
+    waiting = [Popen([*COMMAND, *where, *verb], stdin=PIPE, stdout=PIPE, stderr=PIPE) for verb in FOLLOWING]
+    poll_until(lambda: daemon.view("web")["console"]["watchers"] and connections(daemon) >= 5, "all are attached")
+    daemon.signal(number)
+    ends = [process.communicate(timeout=DEADLINE)[1] for process in waiting]
+    assert [process.returncode for process in waiting] == [5] * len(FOLLOWING), ends
+    assert not any(b"goes down" in said for said in ends)
+    daemon.start()
+    assert daemon.wait("web", "running")["pid"] == pid
 
 
 def test_several_watch_while_one_types(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

@@ -14,7 +14,7 @@ from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean
-from qsup.ctl.terminal import CLOSED, RawTerminal, Relay
+from qsup.ctl.terminal import CLOSED, DETACHED, RawTerminal, Relay
 from qsup.ctl.watch import events_of
 from qsup.errors import BusyError, DaemonUnreachable, DeniedError
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
+#: Seconds that a person's console waits for a daemon that went, and between two attempts.
+_DAEMON_BACK, _DAEMON_STEP = 5.0, 0.2
 EPILOG = """Ctrl-] detaches; the VM goes on. The console outlives resets and restarts of the VM: while
-it is down, qsupctl waits. One client types, any number watch (--watch). From a pipe, standard
-input is typed, then output is shown until the VM goes down or --timeout is over."""
+it is down, qsupctl waits, and at a terminal it waits some seconds for a daemon that is replaced. One
+client types, any number watch (--watch). From a pipe, standard input is typed, then output is shown
+until the VM goes down or --timeout is over."""
 
 
 def options(parser: Parser, verb: str) -> None:
@@ -62,6 +65,7 @@ class _Session:
         self._deadline = Deadline(options.timeout)
         self._interactive = interactive
         self._was_attached = False
+        self._met_daemon = False
         self._relay = Relay(interactive=interactive, typing=not options.watch)
 
     def attach(self) -> int:
@@ -74,15 +78,35 @@ class _Session:
                 outcome = self._relay.run(connection, self._deadline)
             finally:
                 connection.close()
+            if outcome is CLOSED and connection.daemon_left:
+                if not self._interactive:
+                    raise DaemonUnreachable("the daemon ended the console", instance=self._name)
+                continue
             if outcome is not CLOSED or not self._waits:
                 break
             self._say("the console was closed", connection.reason or "the VM goes down")
         return EXIT_OK
 
     def _connect(self) -> websocket.WebSocket | None:
+        """As `_await_console`; a daemon that goes while a person is attached may be changing places with the next."""
+        patience: Deadline | None = None
+        while True:
+            try:
+                return self._await_console()
+            except DaemonUnreachable:
+                if not (self._interactive and self._met_daemon) or (patience and patience.left() == 0.0):
+                    raise
+            if patience is None:
+                patience = Deadline(_DAEMON_BACK)
+                self._say("the daemon went away", "waiting for the next one; the VM runs on")
+            if self._relay.wait(None, Deadline(_DAEMON_STEP)) is DETACHED or self._deadline.left() == 0.0:
+                return None
+
+    def _await_console(self) -> websocket.WebSocket | None:
         """The console, once there is one; ``None`` when the person or the time ended the wait."""
         # subscribed before the first attempt: a VM that comes up in between is not missed
         with events_of(self._client, self._name) as events:
+            self._met_daemon = True
             told = False
             while True:
                 try:

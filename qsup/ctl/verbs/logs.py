@@ -12,6 +12,7 @@ from qsup.api.protocol import instance_path
 from qsup.ctl.client import decode
 from qsup.ctl.connection import Deadline
 from qsup.ctl.render import clean, document
+from qsup.errors import DaemonUnreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _follow(client: Client, path: str, style: str) -> int:
         for line in stream.lines(Deadline(None)):
             _print(decode(line)["line"], style)
             sys.stdout.flush()
-    return 0
+    raise DaemonUnreachable("the daemon ended the stream of the log")
 
 
 def _print(line: str, style: str) -> None:
