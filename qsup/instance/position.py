@@ -71,6 +71,8 @@ class Position:
             self.cause = cause
         if moved:
             self._note_change()
+        elif self._state is State.DEAD:
+            self._kept_since = 0.0  # it was recalled to where it was already
         return transition
 
     def _note_change(self) -> None:
@@ -92,7 +94,8 @@ class Position:
             due: monotonic seconds of the next automatic restart.
             now: monotonic seconds.
         """
-        self.history, self._kept_since, self.restart_delay = history, since, max(0.0, due - now)
+        self.history, self.restart_delay = history, max(0.0, due - now)
+        self.since = self._kept_since = since
 
     def forget_restarts(self) -> None:
         """Somebody started it: automatic restarts count from here."""

@@ -106,3 +106,17 @@ def test_the_delay_begins_anew_after_a_long_run() -> None:
     """A VM that was ready and ran for longer than the interval waits as at first, however often it was restarted."""
     section = ServiceSection(restart="always", restart_max_delay=8.0, start_limit_interval=20.0)
     assert delays(section, ran=20.1) == [1.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [(Event.ENDED, State.DEAD), (Event.FAILED, State.CRASHED), (Event.RESTARTING, State.AUTO_RESTART)],
+)
+def test_the_time_of_an_end_is_recalled(event: Event, state: State) -> None:
+    """However it ended, it is down since then and not since the daemon's start; what happens next is new."""
+    position = Position()
+    position.recall(history=RestartHistory(), since=1.0, due=0.0, now=0.0)
+    position.move(event, BY_OPERATOR)
+    assert (position.state, position.since, position.cause) == (state, 1.0, BY_OPERATOR)
+    position.move(Event.RESTART_DUE if state is State.AUTO_RESTART else Event.START, None)
+    assert position.since > 1.0

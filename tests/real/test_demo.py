@@ -37,7 +37,7 @@ def test_demonstration(root_dir: Path) -> None:
         r"eth0 .* 10\.0\.2\.15/24",
         r"hello from the guest",
         r"hello  active  paused",
-        r"\(auto-restart\), was running: signal KILL",
+        r"\(auto-restart\), was (running|exiting): signal KILL",
         r"'no-such-device' is not a valid device model name",
         r'"status":"ok"',
         r"Active: inactive \(operator\)",
