@@ -35,6 +35,7 @@ ANSWERS: dict[str, Any] = {
     "query-status": {"status": "running", "running": True},
     "human-monitor-command": f"QEMU 7.2\r\n{EVIL}\r\n",
     "device_del": {},
+    "qom-get": "off",
 }
 
 
@@ -70,6 +71,11 @@ async def test_text_of_the_human_monitor_is_made_harmless(monitor: FakeBackend, 
     out = await ctl.ok("qmp", "web", "human-monitor-command", "command-line=info version")
     assert out.startswith("QEMU 7.2\n")
     assert "\033" not in out
+
+
+async def test_a_text_is_a_line(monitor: FakeBackend, ctl: Ctl) -> None:
+    """Whatever ends it, the terminal's prompt begins on a line of its own."""
+    assert await ctl.ok("qmp", "web", "qom-get", "path=/", "property=x") == "off\n"
 
 
 async def test_errors_name_class_and_description(monitor: FakeBackend, ctl: Ctl) -> None:

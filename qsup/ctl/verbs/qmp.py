@@ -70,7 +70,7 @@ def _execute(client: Client, options: Options, request: QmpRequest) -> Any:
 
 def _show(result: object, style: str) -> None:
     if isinstance(result, str) and style == "table":  # human-monitor-command answers with text
-        sys.stdout.write(clean_lines(result))
+        sys.stdout.write(clean_lines(result if not result or result.endswith("\n") else f"{result}\n"))
     else:
         sys.stdout.write(document(result, "jsonl" if style == "jsonl" else "json"))
     sys.stdout.flush()
