@@ -151,6 +151,7 @@ async def test_screenshot(ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert await ctl.ok("screenshot", "web") == "web.png\n"
     assert (tmp_path / "web.png").read_bytes() == PNG_MAGIC
+    assert json.loads(await ctl.ok("screenshot", "web", "-o", "json")) == {"file": "web.png"}
     result = await ctl("screenshot", "web", "-f", "no/such/place.png")
     assert (result.code, result.err) == (1, "qsupctl: could not write no/such/place.png: No such file or directory\n")
 

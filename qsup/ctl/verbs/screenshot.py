@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from qsup.api.protocol import instance_path
+from qsup.ctl.render import document
 from qsup.errors import UsageError, from_oserror
 
 TYPE_CHECKING = False
@@ -39,5 +40,5 @@ def run(client: Client, options: Options) -> int:
             file.write(picture)
     except OSError as error:
         raise from_oserror(error, f"could not write {path}") from error
-    sys.stdout.write(f"{path}\n")
+    sys.stdout.write(f"{path}\n" if options.output == "table" else document({"file": path}, options.output))
     return 0
