@@ -1,7 +1,7 @@
 """Which VMs a command is about: names, globs, all.
 
 Decides: what is a glob, and that one which matches nothing is an error.
-Must not: judge names; the daemon does.
+Must not: judge names, but for an empty one; the daemon does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,22 @@ def is_glob(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
+def name_of_vm(text: str) -> str:
+    """The type of every NAME; `ValueError` for an empty one, as an unset variable of a script's gives."""
+    if not text:
+        raise ValueError(text)
+    return text
+
+
+def add_name(parser: Parser) -> None:
+    """Add ``NAME`` to a verb that is about one VM."""
+    parser.add_argument("name", type=name_of_vm, metavar="NAME", help="the VM")
+
+
 def add_names(parser: Parser, *, optional: bool = False) -> None:
     """Add ``NAME...`` (globs allowed) to a verb, and ``--all`` where at least one VM must be named."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="VMs; shell patterns such as 'web*' match several")
+    meaning = "VMs; shell patterns such as 'web*' match several"
+    parser.add_argument("names", nargs="*", type=name_of_vm, metavar="NAME", help=meaning)
     if not optional:
         parser.add_argument("--all", "-a", action="store_true", help="every VM")
 

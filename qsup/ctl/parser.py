@@ -270,3 +270,11 @@ def seconds(text: str) -> float:
     if unit is None or not 0.0 <= float(number) * unit < 1e9:
         raise ValueError(text)
     return float(number) * unit
+
+
+def count(text: str) -> int:
+    """A whole number on the command line, 0 or more; `ValueError` for anything else."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 
 import pytest
@@ -110,10 +111,25 @@ async def test_the_timeout_of_a_stop_is_the_guests(served: Daemon, ctl: Ctl) -> 
     assert (served.backend.timeouts[operation.id], operation.is_final) == (None, False)
 
 
-@pytest.mark.parametrize("arguments", [["stop"], ["stop", "--all", "web"], ["stop", "web", "--soon"], ["explode"]])
-async def test_a_wrong_command_line_sends_nothing(served: Daemon, ctl: Ctl, arguments: list[str]) -> None:
-    """No name, a name beside ``--all``, an unknown option or verb: code 2, a hint, no request."""
-    result = await ctl(*arguments)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "stop",
+        "stop --all web",
+        "stop web --soon",
+        "explode",
+        "stop web ''",
+        "status ''",
+        "console ''",
+        "logs ''",
+        "events ''",
+        "events --since -1",
+        "stop web --wait --no-block",
+    ],
+)
+async def test_a_wrong_command_line_sends_nothing(served: Daemon, ctl: Ctl, arguments: str) -> None:
+    """No name or an empty one, an unknown verb or option, a wrong value, what excludes itself: code 2, no request."""
+    result = await ctl(*shlex.split(arguments))
     assert (result.code, result.out) == (2, "")
     assert "  hint: " in result.err
     assert served.served.requests == []

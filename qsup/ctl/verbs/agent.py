@@ -11,6 +11,7 @@ import sys
 from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, instance_path
 from qsup.ctl.client import ANSWER_TIMEOUT
 from qsup.ctl.failures import complain
+from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean_lines, document, fields, table
 from qsup.errors import UsageError
@@ -31,7 +32,7 @@ exec ends with the command's own exit code, or 128 + N when signal N ended it.""
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``agent NAME ping|info|addresses|exec [--stdin] [--timeout TIME] [-- PATH ARG...]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument("command", choices=COMMANDS, help="what to ask")
     parser.add_argument("words", nargs="*", metavar="ARG", help="for exec: the program in the guest and its arguments")
     parser.add_argument("--stdin", action="store_true", help="for exec: hand standard input over, read to its end")

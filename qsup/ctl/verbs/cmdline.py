@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from qsup.api.protocol import instance_path
+from qsup.ctl.names import add_name
 from qsup.ctl.render import clean, document
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``cmdline NAME [--one-line]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument("--one-line", action="store_true", help="all of it on one line")
 
 

@@ -12,6 +12,7 @@ from qsup.api.protocol import EXIT_OK, instance_path
 from qsup.ctl import websocket
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain
+from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean
 from qsup.ctl.terminal import CLOSED, DETACHED, RawTerminal, Relay
@@ -34,7 +35,7 @@ until the VM goes down or --timeout is over."""
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``console NAME [--watch] [--wait | --no-wait] [--timeout TIME]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument("--watch", action="store_true", help="only look; somebody else may type")
     parser.add_argument("--wait", action="store_true", help="wait while the VM is down (default at a terminal)")
     parser.add_argument("--no-wait", action="store_true", help="end when the VM goes down (default from a pipe)")

@@ -12,7 +12,8 @@ import time
 from qsup.api.protocol import PREFIX, quote
 from qsup.ctl.client import decode
 from qsup.ctl.connection import Deadline
-from qsup.ctl.parser import seconds
+from qsup.ctl.names import name_of_vm
+from qsup.ctl.parser import count, seconds
 from qsup.ctl.render import bold, clean, document, key_values, paint, seconds_since_epoch
 from qsup.errors import ClientError, DaemonUnreachable
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``events [NAME...] [--type TYPE] [--since SEQ] [--count N] [--timeout TIME]``."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these VMs' events; globs match several")
+    meaning = "only these VMs' events; globs match several"
+    parser.add_argument("names", nargs="*", type=name_of_vm, metavar="NAME", help=meaning)
     parser.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; globs match several")
-    parser.add_argument("--since", type=int, metavar="SEQ", help="begin behind the event of this number")
+    parser.add_argument("--since", type=count, metavar="SEQ", help="begin behind the event of this number")
     parser.add_argument("-n", "--count", type=int, metavar="N", help="end after N events")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time")
 

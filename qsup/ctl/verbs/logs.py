@@ -11,6 +11,7 @@ import sys
 from qsup.api.protocol import instance_path
 from qsup.ctl.client import decode
 from qsup.ctl.connection import Deadline
+from qsup.ctl.names import add_name
 from qsup.ctl.render import clean, document
 from qsup.errors import DaemonUnreachable
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``logs NAME [-n LINES] [-f]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="lines to show (default: 100)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines as they come")
 

@@ -15,7 +15,7 @@ from qsup.ctl.failures import complain, for_each
 from qsup.ctl.names import add_names, targets
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import documents
-from qsup.errors import ClientError
+from qsup.errors import ClientError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def options(parser: Parser, verb: str) -> None:
 
 def run(client: Client, options: Options) -> int:
     """Begin all operations, then wait for each."""
+    if options.wait and options.no_block:
+        raise UsageError(f"{options.verb}: --wait and --no-block exclude each other", hint="without either it waits")
     operations: dict[str, Operation] = {}
     stopping = options.verb in _STOPPING
     body: PowerRequest | None = {"timeout": options.timeout} if stopping and options.timeout is not None else None

@@ -14,6 +14,7 @@ from qsup.ctl.arguments import parse_arguments, parse_line
 from qsup.ctl.client import ANSWER_TIMEOUT
 from qsup.ctl.completion import Completer
 from qsup.ctl.failures import report
+from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean_lines, document
 from qsup.errors import DaemonUnreachable, QsupError
@@ -36,7 +37,7 @@ _HISTORY_LINES = 1000
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``qmp NAME [COMMAND [ARG...]] [--timeout TIME]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument("command", nargs="?", metavar="COMMAND", help="the QMP command")
     parser.add_argument("words", nargs="*", metavar="ARG", help="key=value, or a JSON object")
     parser.add_argument("--timeout", type=seconds, default=30.0, metavar="TIME", help="how long (default: 30s)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from qsup.api.protocol import instance_path
+from qsup.ctl.names import add_name
 from qsup.ctl.render import document
 from qsup.errors import UsageError, from_oserror
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``screenshot NAME [-f FILE|-]``."""
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    add_name(parser)
     parser.add_argument(
         "-f", "--file", metavar="FILE", help="where to write it; - is standard output (default: NAME.png)"
     )
