@@ -11,6 +11,7 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     │   │   └── HeaderTooLarge      the request line and header together            header-too-large     431
     │   ├── MethodNotAllowed        the resource has other methods                  method-not-allowed   405
     │   ├── NotAcceptable           media type or encoding not offered              not-acceptable       406
+    │   ├── UnsupportedMediaType    a body of a type that is not read here          unsupported-media    415
     │   ├── RequestTimeout          header or body did not come in time             request-timeout      408
     │   └── UpgradeRequired         the resource is a WebSocket                     upgrade-required     426
     ├── ForbiddenError              the caller's role is too small                  forbidden            403
@@ -134,6 +135,13 @@ class NotAcceptable(RequestError):
 
     code = "not-acceptable"
     status = 406
+
+
+class UnsupportedMediaType(RequestError):
+    """A body of a media type that this resource does not read."""
+
+    code = "unsupported-media"
+    status = 415
 
 
 class RequestTimeout(RequestError):

@@ -150,3 +150,26 @@ async def test_a_unit_without_values_is_shown_without_them(tmp_path: Path) -> No
         qsupd.backend.units_by_name["web"] = evolve(qsupd.backend.units_by_name["web"], values=None)
         reply = await (await qsupd.connect()).get("/v1/units/web")
     assert "unit" not in reply.json()
+
+
+@pytest.mark.parametrize(
+    ("media", "status"),
+    [
+        ("application/toml", 201),
+        ("Application/TOML; charset=utf-8", 201),
+        ("text/plain", 201),
+        ("application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+    ],
+)
+async def test_a_unit_is_toml(tmp_path: Path, media: str, status: int) -> None:
+    """What is said to be something else is refused by that, and not by what its first line is to TOML."""
+    async with daemon(tmp_path) as qsupd:
+        caller = await qsupd.connect()
+        reply = await caller.call("PUT", "/v1/units/web", f"Content-Type: {media}", body="x = 1\n")
+    assert reply.status == status
+    if status == 415:
+        assert (reply.code, reply.json()["hint"]) == (
+            "unsupported-media",
+            "send it with Content-Type: application/toml",
+        )

@@ -22,7 +22,7 @@ from qsup.api.render import InstanceCache
 from qsup.api.roles import Policy, Role
 from qsup.api.routes.body import check
 from qsup.api.routes.parameters import Parameter, read_query
-from qsup.errors import NoSuchInstance, QsupError, RequestError
+from qsup.errors import NoSuchInstance, QsupError, RequestError, UnsupportedMediaType
 from qsup.unit.kinds import is_instance_name
 
 
@@ -88,7 +88,8 @@ class Body:
     optional: bool = False
 
     async def read(self, request: Request) -> Any:
-        """The checked value; `RequestError` and what `Request.body` raises."""
+        """The checked value; `UnsupportedMediaType`, `RequestError` and what `Request.body` raises."""
+        self._check_media(request.headers.get("content-type", ""))
         data = await request.body()
         if self.media != JSON:
             try:
@@ -100,6 +101,16 @@ class Body:
         value = jsontext.loads(data)
         check(value, self.shape)
         return value
+
+    def _check_media(self, content_type: str) -> None:
+        """A text is taken from who calls it that, or nothing; JSON says by itself whether it is."""
+        media = content_type.partition(";")[0].strip().lower()
+        if self.media == JSON or media in ("", self.media) or media.startswith("text/"):
+            return
+        raise UnsupportedMediaType(
+            f"the body is said to be {media[:100]!r}, and is read as {self.media}",
+            hint=f"send it with Content-Type: {self.media}",
+        )
 
 
 @frozen(kw_only=True)

@@ -23,6 +23,7 @@ from qsup.errors import (
     PreconditionFailed,
     RequestError,
     UnitError,
+    UnsupportedMediaType,
 )
 from qsup.unit.info import Precondition, UnitInfo
 from qsup.unit.kinds import is_instance_name
@@ -166,7 +167,15 @@ ENDPOINTS = (
             _WHOLE,
             Reply(status=201, shape=wire.UnitWire, doc="The unit is new.", headers=("ETag", "Location")),
         ),
-        errors=(UnitError, PreconditionFailed, DeniedError, PayloadTooLarge, NoSpaceError, HostError),
+        errors=(
+            UnitError,
+            PreconditionFailed,
+            DeniedError,
+            PayloadTooLarge,
+            UnsupportedMediaType,
+            NoSpaceError,
+            HostError,
+        ),
     ),
     Endpoint(
         id="deleteUnit",
