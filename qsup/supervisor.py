@@ -20,8 +20,8 @@ from qsup.instance.driver import Driver
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
-from qsup.instance.settle import Holder, Unfinished
-from qsup.instance.state import Level, Request, State, Verdict, judge
+from qsup.instance.settle import DOWN, Holder, Unfinished
+from qsup.instance.state import Request, State, Verdict, judge
 from qsup.unit.files import template_of
 from qsup.unit.info import ReloadResult
 from qsup.unit.kinds import is_instance_name
@@ -36,8 +36,6 @@ _ADOPTION_WAIT = 2.0
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
-#: Levels of a VM that does not run.
-_DOWN = (Level.INACTIVE, Level.FAILED)
 #: Requests whose end is read from the VM's state alone.
 _SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART})
 
@@ -208,7 +206,7 @@ class Supervisor:
             DeniedError: one does.
         """
         for driver in self.drivers():
-            if name in (driver.name, template_of(driver.name)) and driver.state.level not in _DOWN:
+            if name in (driver.name, template_of(driver.name)) and driver.state.level not in DOWN:
                 words = f"cannot {doing}: it is {driver.state.level.value}"
                 raise DeniedError(words, instance=driver.name, hint="stop it first")
 
@@ -302,7 +300,7 @@ class Supervisor:
         try:
             driver.set_unit(self._store.read(driver.name))
         except NoSuchUnit:
-            if driver.state.level in _DOWN and driver.state is not State.QUARANTINED and driver.holder is None:
+            if driver.state.level in DOWN and driver.state is not State.QUARANTINED and driver.holder is None:
                 self._drivers.pop(driver.name).retire()
             else:
                 driver.set_unit(evolve(driver.loaded, files=()))

@@ -65,7 +65,8 @@ class Settled:
 
 _CHANGED = Settled(result={"changed": True})
 _START = Settled(start=True)
-_DOWN = (Level.INACTIVE, Level.FAILED)
+#: Levels of a VM that does not run.
+DOWN = (Level.INACTIVE, Level.FAILED)
 
 
 def settle(holder: Holder, standing: Standing) -> Settled | None:
@@ -94,7 +95,7 @@ def _settle_first_half(standing: Standing) -> Settled | None:
     """Of a restart; the second half begins when the VM is down."""
     if standing.state is State.STUCK:
         return _stuck(standing)
-    return _START if standing.state.level in _DOWN or standing.state is State.AUTO_RESTART else None
+    return _START if standing.state.level in DOWN or standing.state is State.AUTO_RESTART else None
 
 
 def _settle_start(standing: Standing) -> Settled | None:
@@ -122,7 +123,7 @@ def _settle_active(standing: Standing) -> Settled | None:
 
 def _settle_stop(standing: Standing) -> Settled | None:
     state = standing.state
-    if state.level in _DOWN:
+    if state.level in DOWN:
         return _CHANGED
     if state.level is Level.ACTIVE and standing.stopping:
         return None  # a restarted daemon has yet to reach the monitor
@@ -133,9 +134,11 @@ def _settle_stop(standing: Standing) -> Settled | None:
 
 
 def _stuck(standing: Standing) -> Settled:
-    process = f"process {standing.pid}" if standing.pid else "the start, which waits for an image or a device"
+    what = "given up is the start, which waits for an image or a device"
+    if standing.pid:
+        what = f"SIGKILL was sent to process {standing.pid}"
     error = StopError(
-        f"{'SIGKILL was sent to' if standing.pid else 'given up is'} {process}, but the kernel keeps it",
+        f"{what}, but the kernel keeps it",
         instance=standing.name,
         hint="it waits for something that cannot be interrupted, mostly storage; it is cleaned up when it ends",
         pid=standing.pid,

@@ -360,14 +360,7 @@ def _stopping() -> _Table:
         (State.EXITING, Event.STAGE_TIMEOUT): _to(State.STUCK),
     }
     # while it is being stopped, a further stop joins in, and what the guest still does changes nothing
-    stages = (
-        State.STOPPING_GUEST,
-        State.STOPPING_QUIT,
-        State.STOPPING_TERM,
-        State.STOPPING_KILL,
-        State.EXITING,
-        State.STUCK,
-    )
+    stages = [state for state in State if state.level is Level.DEACTIVATING]
     noise = (
         Event.STOP,
         Event.START_TIMEOUT,
