@@ -13,7 +13,6 @@ import os
 import stat
 from pathlib import Path
 
-import trio
 from attrs import frozen
 
 from qsup.errors import HostError, from_oserror
@@ -28,15 +27,20 @@ class StagedFile:
 
     Args:
         path: what the argument says.
-        fd: a descriptor that QEMU must inherit under the same number, or ``None``; the caller closes it.
+        fd: a descriptor that QEMU must inherit under the same number, or ``None``; `close` once it has it.
     """
 
     path: str
     fd: int | None = None
 
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd is not None:
+            os.close(self.fd)
 
-async def stage_file(path: Path, *, uid: int | None) -> StagedFile:
-    """Make a file readable for a user.
+
+def stage_file(path: Path, *, uid: int | None) -> StagedFile:
+    """Make a file readable for a user. Blocks for the disk.
 
     Args:
         path: absolute.
@@ -54,7 +58,7 @@ async def stage_file(path: Path, *, uid: int | None) -> StagedFile:
                 os.close(fd)
                 return StagedFile(path=str(path))
             if not os.fstat(fd).st_mode & _READ_BY_OTHERS:
-                fd = await trio.to_thread.run_sync(_replace_by_copy, fd)
+                fd = _replace_by_copy(fd)
         except BaseException:
             os.close(fd)
             raise

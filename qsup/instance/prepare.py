@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from qsup.host.image import OpenImage, create_qcow2_copy, open_image
 from qsup.host.output import Output
 from qsup.host.records import IdentityRecord, RunRecord, new_uuid
 from qsup.host.rundir import InstanceDirectory
-from qsup.host.staging import stage_file
+from qsup.host.staging import StagedFile, stage_file
+from qsup.host.storage import open_in_thread
 from qsup.instance import ended
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
@@ -183,7 +183,7 @@ async def _images(
     claims = []
     for request in plan.fds:
         if isinstance(request, ImageFd):
-            image = await _open_in_thread(partial(_open, request, services))
+            image = await open_in_thread(partial(_open, request, services), close=OpenImage.close)
             handed.numbers.update(_numbers(request, image))
             claims.append(
                 services.claims.acquire(
@@ -204,29 +204,6 @@ def _open(request: ImageFd, services: Services) -> OpenImage:
         direct=request.direct,
         own=request.own,
     )
-
-
-async def _open_in_thread(opening: Callable[[], OpenImage]) -> OpenImage:
-    """Open an image in a thread that is left alone when the launch is given up: storage may not answer for ever."""
-    opened: list[OpenImage] = []
-    given_up = False
-
-    def close() -> None:
-        with suppress(IndexError):  # the other side was first
-            opened.pop().close()
-
-    def work() -> None:
-        opened.append(opening())
-        if given_up:
-            close()
-
-    try:
-        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-    except trio.Cancelled:
-        given_up = True
-        close()
-        raise
-    return opened[0]
 
 
 def _numbers(request: ImageFd, image: OpenImage) -> dict[str, int]:
@@ -278,7 +255,7 @@ def _taps(plan: Plan, identity: IdentityRecord, handed: _Handed, resources: Asyn
 async def _stage(plan: Plan, services: Services, identity: IdentityRecord, handed: _Handed) -> None:
     for request in plan.files:
         path = services.layout.pools[0] / request.path  # an absolute path stays as it is
-        staged = await stage_file(path, uid=identity.uid)
+        staged = await open_in_thread(partial(stage_file, path, uid=identity.uid), close=StagedFile.close)
         handed.paths[request.name] = staged.path
         if staged.fd is not None:
             handed.numbers[f"file:{request.name}"] = staged.fd

@@ -39,31 +39,31 @@ def read_as_stranger(staged: StagedFile) -> str:
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o644, 0o600])
-async def test_a_file_behind_a_closed_directory_is_read_through_its_descriptor(tmp_path: Path, mode: int) -> None:
+def test_a_file_behind_a_closed_directory_is_read_through_its_descriptor(tmp_path: Path, mode: int) -> None:
     """Neither the directories above it nor, by a copy, its own mode keep the VM's user out."""
     path = made(tmp_path / "closed" / "kernel", mode)
-    staged = await stage_file(path, uid=STRANGER)
-    assert staged.fd is not None
+    staged = stage_file(path, uid=STRANGER)
     try:
+        assert staged.fd is not None
         assert read_as_stranger(staged) == "kernel"
         assert path.stat().st_mode & 0o777 == mode
     finally:
-        os.close(staged.fd)
+        staged.close()
 
 
-async def test_the_callers_own_files_are_taken_by_their_path(tmp_path: Path) -> None:
+def test_the_callers_own_files_are_taken_by_their_path(tmp_path: Path) -> None:
     """Without a user of its own, QEMU reads what the caller reads; the command line stays readable."""
     path = made(tmp_path / "closed" / "kernel", 0o600)
-    assert await stage_file(path, uid=None) == StagedFile(path=str(path))
+    assert stage_file(path, uid=None) == StagedFile(path=str(path))
 
 
-async def test_a_public_file_is_taken_by_its_path() -> None:
+def test_a_public_file_is_taken_by_its_path() -> None:
     """What anybody may read is not copied and takes no descriptor."""
-    assert await stage_file(Path("/etc/os-release"), uid=STRANGER) == StagedFile(path="/etc/os-release")
+    assert stage_file(Path("/etc/os-release"), uid=STRANGER) == StagedFile(path="/etc/os-release")
 
 
 @pytest.mark.parametrize("what", ["missing", "directory", "fifo"])
-async def test_what_is_no_file_is_refused_by_name(tmp_path: Path, what: str) -> None:
+def test_what_is_no_file_is_refused_by_name(tmp_path: Path, what: str) -> None:
     """A missing file, a directory and a FIFO are errors at once; a FIFO blocks nobody."""
     path = tmp_path / what
     if what == "directory":
@@ -71,4 +71,4 @@ async def test_what_is_no_file_is_refused_by_name(tmp_path: Path, what: str) -> 
     elif what == "fifo":
         os.mkfifo(path)
     with pytest.raises(HostError, match=str(path)):
-        await stage_file(path, uid=STRANGER)
+        stage_file(path, uid=STRANGER)

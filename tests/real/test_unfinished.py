@@ -6,6 +6,7 @@ Must not: repeat T1, the death in the middle of a start (`tests.real.test_faults
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -169,15 +170,23 @@ def test_a_panic_during_a_graceful_stop_is_not_waited_for(daemon: Daemon, qemu: 
     assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "succeeded"
 
 
+@pytest.mark.parametrize("kind", ["disk", "firmware"])
 def test_storage_that_does_not_answer_holds_neither_a_kill_nor_the_daemon(
-    daemon: Daemon, emulator: Emulator, rom_guest: Path
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, kind: str
 ) -> None:
-    """An image whose opening hangs: the start is given up by `kill`, other VMs start, and SIGTERM ends the daemon."""
-    (daemon.root / "hanging.img").write_bytes(bytes(MEBIBYTE))
-    disk = '[[disk]]\nid = "root"\npath = "hanging.img"\nformat = "raw"\n'
-    daemon.unit("hanging", rom_unit(emulator, rom_guest, tables=disk))
+    """A file whose opening hangs: the start is given up by `kill`, other VMs start, and SIGTERM ends the daemon."""
+    file = daemon.root / "hanging.img"
+    if kind == "disk":
+        file.write_bytes(bytes(MEBIBYTE))
+        disk = '[[disk]]\nid = "root"\npath = "hanging.img"\nformat = "raw"\n'
+        daemon.unit("hanging", rom_unit(emulator, rom_guest, tables=disk))
+        call, paths = "openat2", list[str]()
+    else:
+        shutil.copy(rom_guest, file)
+        daemon.unit("hanging", rom_unit(emulator, file))
+        call, paths = "openat", [str(file)]
     daemon.unit("web", rom_unit(emulator, rom_guest))
-    with injected(daemon, "openat2", "delay_enter=60000000:when=1"):
+    with injected(daemon, call, "delay_enter=60000000:when=1", *paths):
         daemon.post("/v1/instances/hanging/start")
         daemon.wait("hanging", "spawning")
         assert daemon.do("web", "start")["substate"] == "running"
