@@ -64,6 +64,9 @@ cache_directory() {
     if [ ! -d "$directory" ]; then
         mkdir -p "$directory" 2>/dev/null || as_root install -d -o "$EUID" "$directory"
     fi
+    # what tests of whichever user take turns by
+    [ -d "$directory/locks/machine" ] || mkdir -p "$directory"/locks/{turn,machine} 2>/dev/null ||
+        as_root mkdir -p "$directory"/locks/{turn,machine}
     echo "$directory"
 }
 

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests import leftovers
+from tests.guests import emulators
+
 hypothesis.settings.register_profile("qsup", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("qsup")
 
 REAL = Path(__file__).parent / "real"
-EMULATORS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(autouse=True)
+def machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Share the machine with other tests that change it, unless a test is marked to have it ``alone``."""
+    if not any(request.node.get_closest_marker(mark) for mark in ("real", "root")):
+        yield
+        return
+    with leftovers.machine(alone=request.node.get_closest_marker("alone") is not None):
+        yield
+
+
+@pytest.fixture
+def open_path(tmp_path: Path) -> Path:
+    """A directory that any user can reach."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.name.startswith(("pytest-", "popen-")) or directory == tmp_path:
+            directory.chmod(0o755)
+    return tmp_path
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,8 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in rooted]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which QEMUs the real tests ran on, and that a second one was not to be had."""
-    if found := config.stash.get(EMULATORS, None):
+    reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, ())]
+    if any("real" in report.keywords for report in reports):
+        found = list(map(str, emulators()))
         alone = "; no second one was to be had" if len(found) == 1 else ""
         terminalreporter.write_line(f"Real tests ran on {', '.join(found) or 'no QEMU at all'}{alone}.")

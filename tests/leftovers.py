@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attrs
 
+from qsup.host.rundir import tag_of
 from tests.guests import cache_directory
 from tests.waiting import came_true
 
@@ -57,11 +58,16 @@ class Process:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """All that could be left behind, as it stands at one moment; each thing by the words that name it."""
+    """All that could be left behind, as it stands at one moment; each thing by the words that name it.
+
+    Args:
+        alone: nobody else tests on this machine until it is compared, so what comes is ours even if nothing says so.
+    """
 
     processes: frozenset[Process]
     things: frozenset[tuple[str, str]]
     descriptors: frozenset[tuple[int, str]]
+    alone: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -100,14 +106,14 @@ def processes() -> frozenset[Process]:
     return frozenset(found)
 
 
-def take() -> Snapshot:
+def take(*, alone: bool) -> Snapshot:
     """The present state of this machine, as far as a test may change it."""
     things = {("interface", name) for name in os.listdir("/sys/class/net")}
     things |= {("cgroup", directory) for directory in _cgroups()}
     things |= {("device node", str(node)) for node in Path("/dev").glob("qsup*")}
     with open("/proc/self/mounts") as mounts:
         things |= {("mount", line.split()[1]) for line in mounts}
-    return Snapshot(processes=processes(), things=frozenset(things), descriptors=frozenset(_descriptors()))
+    return Snapshot(processes=processes(), things=frozenset(things), descriptors=frozenset(_descriptors()), alone=alone)
 
 
 def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
@@ -118,13 +124,17 @@ def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
         session: whose processes are looked for.
         root: the test's directory, below which only files and directories may remain.
     """
-    now = take()
+    now = take(alone=before.alone)
     ours = [process for process in now.processes - before.processes if _belongs(process.pid, session)]
     known = dict(before.descriptors)
+    things = sorted(now.things - before.things)
+    if before.alone:
+        things = [thing for thing in things if not _is_strangers(thing, before, session)]
+    else:
+        things = [thing for thing in things if _is_marked(thing, root)]
     return Leftovers(
         processes=sorted(ours, key=lambda process: process.started),
-        things=[thing for thing in sorted(now.things - before.things) if not _is_strangers(thing, before, session)]
-        + [("file", str(path)) for path in _special_files(root)],
+        things=things + [("file", str(path)) for path in _special_files(root)],
         descriptors=[f"{fd} -> {target}" for fd, target in sorted(now.descriptors) if fd not in known],
     )
 
@@ -132,7 +142,7 @@ def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
 def remove(kind: str, name: str, session: Session) -> None:
     """Remove one thing that a test left; what cannot be removed, or may be another daemon's, has been named anyway."""
     with contextlib.suppress(OSError):
-        if kind == "interface" and name.startswith("qs") and _is_named(name, session):
+        if kind == "interface" and name.startswith("qs") and _is_named(name, session.root):
             subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True, timeout=10)
         elif kind == "mount":
             subprocess.run(["umount", "--lazy", name], check=False, capture_output=True, timeout=10)
@@ -164,11 +174,25 @@ def clear(before: Snapshot, session: Session, root: Path, *, seconds: float = GR
 
 
 @contextlib.contextmanager
-def machine_to_itself() -> Iterator[None]:
-    """One real test at a time on this machine, whatever session it is of: their times and cgroups would mix."""
-    directory = os.open(cache_directory(), os.O_RDONLY | os.O_DIRECTORY)
+def machine(*, alone: bool) -> Iterator[None]:
+    """Hold this machine with the other real tests that run on it, whatever session they are of, or without any.
+
+    Args:
+        alone: for what measures times, makes network interfaces, or looks at what is no one test's.
+    """
+    with _locked("turn", fcntl.LOCK_EX):  # who waits to be alone lets nobody else in
+        held = contextlib.ExitStack()
+        held.enter_context(_locked("machine", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+    with held:
+        yield
+
+
+@contextlib.contextmanager
+def _locked(name: str, how: int) -> Iterator[None]:
+    """Hold a lock on a directory in the cache, which anyone may lock who may read it."""
+    directory = os.open(cache_directory() / "locks" / name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        fcntl.flock(directory, how)
         yield
     finally:
         os.close(directory)
@@ -185,11 +209,22 @@ def _belongs(pid: int, session: Session) -> bool:
     return root.encode() in _read(pid, "cmdline") or any(root in _target(link) for link in links)
 
 
-def _is_named(interface: str, session: Session) -> bool:
-    """Whether a unit or a run record below our directory names an interface; a tap goes with the QEMU that holds it."""
+def _is_named(interface: str, root: Path) -> bool:
+    """Whether a unit or a run record below a directory names an interface; a tap goes with the QEMU that holds it."""
     word = re.compile(rf"(?<![\w.-]){re.escape(interface)}(?![\w.-])")
-    files = (path for path in session.root.rglob("*") if path.suffix in {".toml", ".json"} and path.is_file())
+    files = (path for path in root.rglob("*") if path.suffix in {".toml", ".json"} and path.is_file())
     return any(word.search(path.read_text(errors="replace")) for path in files)
+
+
+def _is_marked(thing: tuple[str, str], root: Path) -> bool:
+    """Whether a thing shows that it is of a test's directory, among what other tests make and remove meanwhile."""
+    kind, name = thing
+    if kind == "interface":
+        return _is_named(name, root)
+    if kind == "mount":
+        return Path(name).is_relative_to(root)
+    tags = {tag_of(directory) for directory in (root, *root.rglob("*")) if directory.is_dir()}
+    return kind == "cgroup" and not tags.isdisjoint(Path(name).parts)
 
 
 def _is_strangers(thing: tuple[str, str], before: Snapshot, session: Session) -> bool:

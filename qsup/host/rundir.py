@@ -116,10 +116,8 @@ class Layout:
 
     @property
     def tag(self) -> str:
-        """``qsup`` for the system's daemon, else ``qsup-`` and eight digits that differ between daemons."""
-        if self.run == Path("/run/qsup"):
-            return "qsup"
-        return f"qsup-{hashlib.sha256(os.fsencode(self.run)).hexdigest()[:8]}"
+        """What this daemon's own things on the host are named after; see `tag_of`."""
+        return tag_of(self.run)
 
     def prepare(self) -> DaemonLock:
         """Make the directories and take the lock that lets one daemon at a time work in them.
@@ -165,6 +163,17 @@ class Layout:
                         _log.info("removed what a former boot left", instance=name)
             except HostError as error:
                 _log.warning("a run directory is left as it is", instance=name, why=str(error))
+
+
+def tag_of(run: Path) -> str:
+    """``qsup`` for the system's daemon, else ``qsup-`` and eight digits that differ between daemons.
+
+    Args:
+        run: the daemon's run directory.
+    """
+    if run == Path("/run/qsup"):
+        return "qsup"
+    return f"qsup-{hashlib.sha256(os.fsencode(run)).hexdigest()[:8]}"
 
 
 def _absolute(text: str) -> Path | None:

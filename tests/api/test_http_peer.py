@@ -75,15 +75,6 @@ async def test_other_users_are_known_with_all_their_groups(open_path: Path, coun
     assert reply == {"pid": pid, "uid": 65501, "gid": 65502, "groups": groups}
 
 
-@pytest.fixture
-def open_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that any user can reach."""
-    path = tmp_path_factory.mktemp("open")
-    for directory in (path, path.parent, path.parent.parent):
-        directory.chmod(0o755)
-    return path
-
-
 ids = st.integers(min_value=0, max_value=6)
 groups = st.frozensets(ids)
 peers = st.builds(Peer, pid=st.just(1), uid=ids, gid=ids, groups=groups)

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
-from tests.conftest import EMULATORS
 from tests.guests import Emulator, LinuxGuest, emulators
 from tests.guests import linux_guest as find_linux_guest
 from tests.guests import rom_guest as find_rom_guest
@@ -36,7 +35,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for ``qemu`` on each."""
     if "qemu" in metafunc.fixturenames:
         found = emulators()
-        metafunc.config.stash[EMULATORS] = [str(emulator) for emulator in found]
         assert found, "qemu-system-x86_64 is not installed: contrib/test.sh does it"
         metafunc.parametrize("qemu", found, ids=str, scope="session")
 
@@ -76,25 +74,27 @@ def session() -> Iterator[leftovers.Session]:
     found = leftovers.Session(root=Path(tempfile.mkdtemp(prefix="qsup-")), mark=uuid.uuid4().hex)
     found.root.chmod(0o755)
     os.environ[leftovers.MARK] = found.mark
-    before = leftovers.take()
+    with leftovers.machine(alone=True):
+        before = leftovers.take(alone=True)
     yield found
-    words = leftovers.clear(before, found, found.root)
+    with leftovers.machine(alone=True):
+        words = leftovers.clear(before, found, found.root)
     shutil.rmtree(found.root, ignore_errors=True)
     if words:
-        pytest.fail("left by fixtures that outlive a test:\n  " + "\n  ".join(words), pytrace=False)
+        whose = "left by a fixture that outlives a test, or by a test without a word whose it is"
+        pytest.fail(f"{whose}:\n  " + "\n  ".join(words), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
-def root_dir(session: leftovers.Session, request: pytest.FixtureRequest) -> Iterator[Path]:
+def root_dir(session: leftovers.Session, machine: None, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A test's own directory; the test fails on anything that it leaves behind."""
-    with leftovers.machine_to_itself():
-        root = Path(tempfile.mkdtemp(prefix="t", dir=session.root))
-        root.chmod(0o755)
-        request.node.stash[EVIDENCE] = (session, root)
-        before = leftovers.take()
-        yield root
-        words = leftovers.clear(before, session, root)
-        shutil.rmtree(root, ignore_errors=True)
+    root = Path(tempfile.mkdtemp(prefix="t", dir=session.root))
+    root.chmod(0o755)
+    request.node.stash[EVIDENCE] = (session, root)
+    before = leftovers.take(alone=request.node.get_closest_marker("alone") is not None)
+    yield root
+    words = leftovers.clear(before, session, root)
+    shutil.rmtree(root, ignore_errors=True)
     if words:
         pytest.fail("left behind:\n  " + "\n  ".join(words), pytrace=False)
 
@@ -115,7 +115,7 @@ def pytest_runtest_makereport(
 
 
 def _running(session: leftovers.Session, root: Path) -> tuple[str, str]:
-    nothing = leftovers.Snapshot(processes=frozenset(), things=frozenset(), descriptors=frozenset())
+    nothing = leftovers.Snapshot(processes=frozenset(), things=frozenset(), descriptors=frozenset(), alone=False)
     ours = leftovers.left(nothing, session, root).processes
     return "processes", "\n".join(f"{process.pid}: {process.command()}" for process in ours)
 

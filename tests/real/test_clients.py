@@ -167,6 +167,7 @@ async def test_t12_a_console_takes_no_more_than_its_guest(daemon: Daemon, emulat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_t13_idle_connections_and_a_mute_subscriber_harm_nobody(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:

@@ -85,9 +85,10 @@ def orphan(redirection: str, *, cwd: Path) -> leftovers.Process:
 
 
 @pytest.mark.user
+@pytest.mark.alone
 def test_forgotten_child_is_named_and_ended(session: leftovers.Session, root_dir: Path) -> None:
     """A child that a test forgot is named by its command line, and dead afterwards."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     with shell("exec sleep 61", cwd=Path("/")) as child:
         words = leftovers.clear(before, session, root_dir, seconds=0.1)
         assert f"process {child.pid}: sleep 61" in words
@@ -95,9 +96,10 @@ def test_forgotten_child_is_named_and_ended(session: leftovers.Session, root_dir
 
 
 @pytest.mark.user
+@pytest.mark.alone
 def test_orphan_is_known_by_its_open_files(session: leftovers.Session, root_dir: Path) -> None:
     """A process that left our family and cleared its environment is known by a file it has open."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     (root_dir / "open").touch()
     found = orphan(f"<{root_dir}/open", cwd=Path("/"))
     assert leftovers.clear(before, session, root_dir, seconds=0) == [f"process {found.pid}: sleep 61"]
@@ -105,9 +107,10 @@ def test_orphan_is_known_by_its_open_files(session: leftovers.Session, root_dir:
 
 
 @pytest.mark.user
+@pytest.mark.alone
 def test_strangers_are_left_alone(session: leftovers.Session, root_dir: Path) -> None:
     """A process that came during the test and has nothing to do with it is neither named nor ended."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     found = orphan("</dev/null", cwd=Path("/"))
     assert leftovers.clear(before, session, root_dir, seconds=0) == []
     assert found in leftovers.processes()
@@ -115,9 +118,10 @@ def test_strangers_are_left_alone(session: leftovers.Session, root_dir: Path) ->
 
 
 @pytest.mark.user
+@pytest.mark.alone
 def test_descriptors_and_sockets_are_named(session: leftovers.Session, root_dir: Path) -> None:
     """A descriptor left open and a socket left in the test's directory are named, and the socket is removed."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     leaked = os.open("/dev/null", os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(root_dir / "left.sock"))
@@ -130,9 +134,10 @@ def test_descriptors_and_sockets_are_named(session: leftovers.Session, root_dir:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_interfaces_are_named_and_removed(session: leftovers.Session, root_dir: Path) -> None:
     """An interface left behind is named, and removed when a unit of ours names it; another daemon's stays."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     for name in ("qs-left", "qs-left2"):
         subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True, timeout=10)
     (root_dir / "web.toml").write_text('[[nics]]\ntype = "bridge"\nbridge = "qs-left"\n')
@@ -144,9 +149,10 @@ def test_interfaces_are_named_and_removed(session: leftovers.Session, root_dir: 
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_cgroups_are_named_unless_strangers(session: leftovers.Session, root_dir: Path) -> None:
     """A cgroup left behind is named and removed; one of a daemon that nobody here started is left alone."""
-    before = leftovers.take()
+    before = leftovers.take(alone=True)
     hierarchy = next(path for path in cgroup_roots() if (path / "cgroup.procs").exists())
     ours, theirs = hierarchy / "qsup-left", hierarchy / "qsup-strange"
     ours.mkdir()

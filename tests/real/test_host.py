@@ -161,6 +161,7 @@ async def test_kvm_for_a_user_who_may_not_open_it(root_dir: Path, qemu: Emulator
 
 
 @pytest.mark.root
+@pytest.mark.alone
 async def test_tap_goes_with_qemu(root_dir: Path, qemu: Emulator) -> None:
     """A QEMU without any right uses the tap it was handed; killed, it takes the tap along, and then the bridge goes."""
     bridge = f"qst{uuid.uuid4().hex[:8]}"

@@ -136,6 +136,7 @@ def ports() -> set[str]:
     return set(os.listdir(directory)) if directory.exists() else {"no bridge"}
 
 
+@pytest.mark.alone
 def test_taps_and_the_bridge_made_for_them_go_with_their_vms(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_taps_and_the_bridge_made_for_them_go_with_their_vms(
     assert ports() == {"no bridge"}
 
 
+@pytest.mark.alone
 def test_somebody_elses_bridge_stays(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """A tap joins it and leaves it as it was."""
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True, timeout=10)

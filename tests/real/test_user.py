@@ -152,6 +152,7 @@ def test_two_users_have_a_daemon_each(daemon: UsersDaemon) -> None:
 
 @pytest.mark.root
 @pytest.mark.fault
+@pytest.mark.alone
 def test_t1_a_users_daemon_killed_right_after_the_spawn_leaves_no_orphan(
     daemon: UsersDaemon, emulator: Emulator, rom_guest: Path
 ) -> None:
