@@ -26,7 +26,7 @@ from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request, State
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.supervisor import Supervisor
-from qsup.unit.info import Precondition, ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
 
 class DaemonBackend:
@@ -123,6 +123,10 @@ class DaemonBackend:
     async def reload(self) -> ReloadResult:
         """Read all unit files again; running VMs go on as they were started."""
         return await self._supervisor.reload()
+
+    def diff(self, name: str) -> UnitChanges:
+        """A VM against its unit as the files say it now; see `Supervisor.diff`."""
+        return self._supervisor.diff(name)
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
         """``enable`` and ``disable``."""

@@ -22,8 +22,9 @@ from qsup.instance.operation import Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Holder, Unfinished
 from qsup.instance.state import Request, State, Verdict, judge
+from qsup.unit.compare import compare
 from qsup.unit.files import template_of
-from qsup.unit.info import ReloadResult
+from qsup.unit.info import ReloadResult, UnitChanges
 from qsup.unit.kinds import is_instance_name
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit
@@ -282,6 +283,7 @@ class Supervisor:
     async def reload(self) -> ReloadResult:
         """Read all unit files again. Running VMs go on as they were started."""
         result = await self._store.reload()
+        before = {name: driver.loaded.etag for name, driver in self._drivers.items()}
         for loaded in self._store.units.values():
             self._add(loaded).set_unit(loaded)
         for driver in [driver for name, driver in self._drivers.items() if name not in self._store.units]:
@@ -293,7 +295,23 @@ class Supervisor:
             None,
             {"added": list(result.added), "changed": list(result.changed), "removed": list(result.removed)},
         )
-        return result
+        changed = (driver for driver in self.drivers() if driver.loaded.etag != before.get(driver.name))
+        running = tuple(compared(driver, driver.loaded) for driver in changed if driver.life is not None)
+        return evolve(result, running=running)
+
+    def diff(self, name: str) -> UnitChanges:
+        """A VM against its unit as the files say it now, read afresh.
+
+        Raises:
+            NoSuchInstance: there is no VM of that name.
+            DeniedError: nothing is known of what it was started with.
+            NoSuchUnit, UnitError: it runs, and its files are gone or have errors.
+        """
+        driver = self.driver(name)
+        if driver.state is State.QUARANTINED:
+            detail = driver.view.cause.detail if driver.view.cause else ""
+            raise DeniedError(f"cannot compare: {detail}", instance=name, hint="repair the file, then reload")
+        return compared(driver, driver.loaded if driver.life is None else self._store.read(name))
 
     def _reread(self, driver: Driver) -> None:
         """A VM that no file is named after, or whose unit has errors: one without a unit goes once it is down."""
@@ -306,3 +324,10 @@ class Supervisor:
                 driver.set_unit(evolve(driver.loaded, files=()))
         except QsupError:
             pass  # its last valid version counts
+
+
+def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:
+    """What differs between what a VM was started with and its unit."""
+    life = driver.life
+    changes = () if life is None else compare(life.unit, loaded.unit)
+    return UnitChanges(instance=driver.name, running=life is not None, changes=changes)

@@ -17,9 +17,18 @@ from qsup.errors import Diagnostic
 from qsup.instance.operation import Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, InstanceView, StatsView
-from qsup.unit.info import Precondition, ReloadResult, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
-__all__ = ["Backend", "ByteStream", "ConsoleAttachment", "EventRecord", "ReloadResult", "StatsView", "UnitInfo"]
+__all__ = [
+    "Backend",
+    "ByteStream",
+    "ConsoleAttachment",
+    "EventRecord",
+    "ReloadResult",
+    "StatsView",
+    "UnitChanges",
+    "UnitInfo",
+]
 
 
 class ConsoleAttachment(Protocol):
@@ -93,6 +102,9 @@ class Backend(Protocol):
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again."""
+
+    def diff(self, name: str) -> UnitChanges:
+        """A VM against its unit as the files say it now; `NoSuchInstance`, `DeniedError`, `NoSuchUnit`, `UnitError`."""
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
         """``enable`` and ``disable``: have ``install.autostart`` say so; `RequestError` for a template."""

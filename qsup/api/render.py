@@ -17,7 +17,7 @@ from qsup.errors import Diagnostic, QsupError
 from qsup.instance.cause import Cause
 from qsup.instance.operation import Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
-from qsup.unit.info import ReloadResult, UnitInfo
+from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
 
 
 def timestamp(seconds: float) -> str:
@@ -47,6 +47,7 @@ def instance(view: InstanceView) -> wire.Instance:
             "files": list(view.files),
             "autostart": view.autostart,
             "stale": view.unit_stale,
+            "needs_restart": view.needs_restart,
         },
         "machine": {
             "type": view.machine,
@@ -195,6 +196,19 @@ def reload(result: ReloadResult) -> wire.Reload:
         "changed": list(result.changed),
         "removed": list(result.removed),
         "diagnostics": diagnostics(result.diagnostics),
+        "running": [diff(found) for found in result.running],
+    }
+
+
+def diff(found: UnitChanges) -> wire.Diff:
+    """A VM against its unit."""
+    return {
+        "instance": found.instance,
+        "running": found.running,
+        "changes": [
+            {"key": change.key, "old": change.old, "new": change.new, "needs": change.needs.value}
+            for change in found.changes
+        ],
     }
 
 

@@ -112,13 +112,17 @@ class DisplayWire(TypedDict):
 
 
 class UnitRef(TypedDict):
-    """The unit behind an instance. ``files``: none once they are gone. ``stale``: they changed since its start."""
+    """The unit behind an instance. ``files``: none once they are gone. ``stale``: they changed since its start.
+
+    ``needs_restart``: what changed in them counts for this VM only once it is started anew.
+    """
 
     name: str
     description: str
     files: list[str]
     autostart: bool
     stale: bool
+    needs_restart: bool
 
 
 class Instance(TypedDict):
@@ -219,13 +223,37 @@ class Validation(TypedDict):
     diagnostics: list[DiagnosticWire]
 
 
+class ChangeWire(TypedDict):
+    """A key that differs: its value in the running VM and in the files, and what makes the latter count.
+
+    An entry of an array that came or went is one change, without its ``old`` or its ``new`` value.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    needs: Literal["at once", "live", "guest reset", "restart"]
+
+
+class Diff(TypedDict):
+    """A VM against its unit. One that is not ``running`` has nothing to be compared with."""
+
+    instance: str
+    running: bool
+    changes: list[ChangeWire]
+
+
 class Reload(TypedDict):
-    """What a reload found: names of units that came, changed and went, and the errors."""
+    """What a reload found: names of units that came, changed and went, and the errors.
+
+    ``running``: the VMs that run whose units this reload changed, and what each changed key needs. None is restarted.
+    """
 
     added: list[str]
     changed: list[str]
     removed: list[str]
     diagnostics: list[DiagnosticWire]
+    running: list[Diff]
 
 
 class PowerRequest(TypedDict, total=False):

@@ -42,6 +42,7 @@ VERBS = {
     "verify": ("verify", "Check unit files; needs no daemon"),
     "enable": ("enable", "Start VMs when the daemon starts"),
     "disable": ("enable", "Do not start VMs when the daemon starts"),
+    "diff": ("diff", "Show what a restart of running VMs would change"),
     "reload": ("reload", "Read all unit files again"),
     "operations": ("operations", "List or cancel operations"),
     "whoami": ("about", "Show what the daemon lets you do"),

@@ -29,6 +29,7 @@ class InstanceView:
         display: the display's type.
         video: whether there is a graphics card, so that a screenshot can be taken.
         unit_stale: the unit's files changed since QEMU was started.
+        needs_restart: something in them counts only once the VM is started anew.
         operation: id of the operation that holds the VM, or ``None``.
         warnings: what is not as the unit asks, one sentence each.
     """
@@ -45,6 +46,7 @@ class InstanceView:
     files: tuple[str, ...]
     autostart: bool
     unit_stale: bool
+    needs_restart: bool
     machine: str
     accel: str
     cpu_model: str

@@ -14,6 +14,7 @@ from qsup.instance.state import State
 from qsup.instance.view import InstanceView
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.unit.compare import compare, needs_restart
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit, effective_bus
 
@@ -48,6 +49,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
     """
     unit = life.unit if life else loaded.unit
     summary = life.summary if life else None
+    stale = life is not None and life.record.unit_digest != loaded.etag
     return InstanceView(
         name=loaded.name,
         state=moving.state,
@@ -60,7 +62,8 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         description=loaded.unit.unit.description,
         files=tuple(map(str, loaded.files)),
         autostart=bool(loaded.files) and loaded.unit.install.autostart,
-        unit_stale=life is not None and life.record.unit_digest != loaded.etag,
+        unit_stale=stale,
+        needs_restart=stale and needs_restart(compare(unit, loaded.unit)),
         machine=summary.machine if summary else unit.machine.type,
         accel=summary.accel if summary else unit.machine.accel,
         cpu_model=summary.cpu_model if summary else unit.cpu.model,

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from qsup.errors import Diagnostic
+from qsup.unit.compare import Change
 
 
 @frozen(kw_only=True)
@@ -54,10 +55,29 @@ class Precondition:
 
 
 @frozen(kw_only=True)
+class UnitChanges:
+    """One VM against its unit as the files say it now.
+
+    Args:
+        running: it runs; what does not has nothing to be compared with.
+        changes: from what it was started with to what the files say.
+    """
+
+    instance: str
+    running: bool
+    changes: tuple[Change, ...]
+
+
+@frozen(kw_only=True)
 class ReloadResult:
-    """What a reload of the unit files found."""
+    """What a reload of the unit files found.
+
+    Args:
+        running: the VMs that run, and what this reload changed of the units they were started with.
+    """
 
     added: tuple[str, ...]
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     diagnostics: tuple[Diagnostic, ...]
+    running: tuple[UnitChanges, ...] = ()

@@ -27,11 +27,12 @@ MIB = 1 << 20
 
 
 class Applies(enum.Enum):
-    """When a changed key takes effect on a running VM."""
+    """What makes a changed key count for a VM that runs. None is changed live or at a reset yet."""
 
+    SUPERVISOR = "at once"  # the daemon alone acts on it, by what the files say; QEMU is not concerned
     LIVE = "live"
+    RESET = "guest reset"
     RESTART = "restart"
-    SUPERVISOR = "at once"  # the daemon alone acts on it; QEMU is not concerned
 
 
 @frozen(kw_only=True)
@@ -192,6 +193,7 @@ class ServiceSection:
         kinds.duration(0.1),
         "From the start of QEMU until the VM is ready; then it is stopped and has failed.",
         default=90.0,
+        applies=_S,
     )
     stop_methods: tuple[str, ...] = _key(
         kinds.list_of(kinds.choice(*STOP_METHODS)),
@@ -213,8 +215,10 @@ class ServiceSection:
     ready: Ready = _key(
         kinds.READY,
         'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal '
-        "text on the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward).",
+        "text on the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward). A VM "
+        "that is being waited for goes on by what it was started with.",
         default=Ready(on="running"),
+        applies=_S,
     )
 
 

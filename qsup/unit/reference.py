@@ -98,13 +98,16 @@ In every text, except where the value is one of a few words:
 
 ## Sections and keys
 
-*Applies* says when a changed key takes effect on a VM that runs: {applies}.
+*Applies* says when a changed key takes effect on a VM that runs: {applies}. No key is changed live or at a reset yet.
+`qsupctl diff VM` compares the files with what the VM was started with, and `qsupctl reload` shows the same of units
+that changed; neither restarts anything.
 """
 
 _APPLIES = {
-    Applies.LIVE: "while it runs",
-    Applies.RESTART: "at its next start",
     Applies.SUPERVISOR: "as soon as the unit files are read again",
+    Applies.LIVE: "while it runs",
+    Applies.RESET: "at its guest's next reset",
+    Applies.RESTART: "at its next start",
 }
 
 

@@ -22,14 +22,17 @@ def values_of(unit: Unit) -> dict[str, Any]:
 
     What a unit leaves to another key (``bus = ""``) stays so. `qsup.unit.parse.unit_from_values` is the way back.
     """
-    return _values(Unit, unit)
+    return section_values(Unit, unit)
 
 
-def _values(cls: type[Any], section: Any) -> dict[str, Any]:
+def section_values(cls: type[Any], section: Any) -> dict[str, Any]:
+    """The same of one section, or of one entry of an array of tables."""
     values = {name: facts.kind.format(getattr(section, a.name)) for name, (a, facts) in keys_of(cls).items()}
     for name, (attribute, nested, facts) in sections_of(cls).items():
         inner = getattr(section, attribute.name)
-        values[name] = [_values(nested, entry) for entry in inner] if facts.many else _values(nested, inner)
+        values[name] = (
+            [section_values(nested, entry) for entry in inner] if facts.many else section_values(nested, inner)
+        )
     return values
 
 

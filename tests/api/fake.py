@@ -37,7 +37,8 @@ from qsup.instance.operation import Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.plan.spec import DiskPlan, NicPlan
-from qsup.unit.info import Precondition, ReloadResult, UnitInfo
+from qsup.unit.compare import Change
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
 #: 2026-03-01T12:00:00Z
 NOON = 1772366400.0
@@ -69,6 +70,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         files=(f"/etc/qsup/units/{name}.toml",),
         autostart=True,
         unit_stale=False,
+        needs_restart=False,
         machine="pc-q35-7.2",
         accel="tcg",
         cpu_model="max",
@@ -152,6 +154,7 @@ class FakeBackend:
 
     Attributes:
         views: the VMs by name; replace a view to change a VM.
+        changes: what differs between VMs and their units.
         held: names of VMs whose operations end by `finish` only.
         timeouts: what each request carried as its timeout, by operation.
         calls: raw QMP and agent calls that were made.
@@ -165,6 +168,7 @@ class FakeBackend:
         self.views = {name: make_view(name) for name in names}
         self.units_by_name = {name: make_unit(name) for name in names}
         self.diagnostics: tuple[Diagnostic, ...] = ()
+        self.changes: dict[str, tuple[Change, ...]] = {}
         self.ring = EventRing("life-1")
         self.held: set[str] = set()
         self.timeouts: dict[str, float | None] = {}
@@ -320,8 +324,14 @@ class FakeBackend:
         return []
 
     async def reload(self) -> ReloadResult:
-        """Always one new and one gone."""
-        return ReloadResult(added=("new",), changed=(), removed=("old",), diagnostics=self.diagnostics)
+        """Always one new and one gone, and what the test says of those that run."""
+        running = tuple(self.diff(name) for name in sorted(self.changes))
+        return ReloadResult(added=("new",), changed=(), removed=("old",), diagnostics=self.diagnostics, running=running)
+
+    def diff(self, name: str) -> UnitChanges:
+        """What the test says that differs."""
+        running = self.instance(name).pid is not None
+        return UnitChanges(instance=name, running=running, changes=self.changes.get(name, ()) if running else ())
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
         """Change the flag of what is no template."""

@@ -45,6 +45,7 @@ EXAMPLES = {
     "getInstance": Example(target=WEB),
     "getInstanceStats": Example(target=f"{WEB}/stats"),
     "getInstanceCommandLine": Example(target=f"{WEB}/cmdline"),
+    "diffInstance": Example(target=f"{WEB}/diff"),
     "startInstance": Example(target=f"{WEB}/start", status=202),
     "stopInstance": Example(target=f"{WEB}/stop?wait=5", body={"timeout": 20}),
     "restartInstance": Example(target=f"{WEB}/restart", status=202),

@@ -11,6 +11,8 @@ from attrs import evolve
 from qsup.errors import Diagnostic
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
+from qsup.unit.compare import Change
+from qsup.unit.model import Applies
 from tests.api.calling import Daemon
 from tests.api.fake import PNG_MAGIC, FakeBackend, make_unit, make_view
 from tests.ctl.golden_text import check_golden
@@ -26,7 +28,9 @@ def populate(backend: FakeBackend) -> None:
     missing = Cause(kind=CauseKind.START_FAILED, detail="could not open disk image /srv/a.raw: Permission denied")
     views = [
         make_view("crash", state=State.CRASHED, cause=killed, pid=None, uid=None, disks=(), nics=(), restarts=0),
-        make_view("evil", description=EVIL, warnings=(EVIL,), unit_stale=True, machine=f"q35{EVIL}"),
+        make_view(
+            "evil", description=EVIL, warnings=(EVIL,), unit_stale=True, needs_restart=True, machine=f"q35{EVIL}"
+        ),
         make_view("off", state=State.DEAD, cause=Cause(kind=CauseKind.GUEST_SHUTDOWN), pid=None, description=""),
         make_view("paused", state=State.PAUSED, memory_actual=256 << 20, console_watchers=2, console_has_writer=True),
         make_view("start", state=State.SPAWNING, operation="0" * 32, agent_connected=False, autostart=False),
@@ -167,9 +171,44 @@ async def test_whoami_and_version(ctl: Ctl) -> None:
 async def test_reload(served: Daemon, ctl: Ctl) -> None:
     """What changed is printed; broken unit files are told as a compiler would and make the command fail."""
     assert await ctl.ok("reload") == "added: new\nremoved: old\n"
+    served.backend.changes["web"] = CHANGES[:1]
+    assert await ctl.ok("reload") == f"added: new\nremoved: old\n{COUNTS}"
+    assert json.loads(await ctl.ok("reload", "-o", "json"))["running"][0]["changes"][0]["needs"] == "at once"
+    served.backend.changes.clear()
     served.backend.diagnostics = (Diagnostic("/etc/qsup/units/x.toml", 3, "cpu.vcpu", "unknown key"),)
     result = await ctl("reload")
     assert (result.code, result.err) == (1, "qsupctl: /etc/qsup/units/x.toml:3: cpu.vcpu: unknown key\n")
+
+
+CHANGES = (
+    Change(key="unit.description", old="", new="a web\x1b server", needs=Applies.SUPERVISOR),
+    Change(key="cpu.vcpus", old=1, new=2, needs=Applies.RESTART),
+    Change(
+        key="disk.data", old=None, new={"id": "data", "path": "data.img", "read-only": False}, needs=Applies.RESTART
+    ),
+)
+COUNTS = (
+    "web was started with another unit; what differs counts without a restart\n"
+    "KEY               RUNNING  UNIT                  NEEDS\n"
+    'unit.description  ""       "a web\\u001b server"  at once\n'
+)
+
+
+async def test_diff(served: Daemon, ctl: Ctl) -> None:
+    """A line for each key, and diff(1)'s exit code; what does not run has nothing to be compared with."""
+    assert await ctl.ok("diff", "web") == "web runs as its unit says\n"
+    served.backend.changes["web"] = CHANGES
+    result = await ctl("diff", "web")
+    check_golden("diff", result.out)
+    assert (result.code, result.err) == (1, "")
+    served.backend.changes["web"] = CHANGES[:1]
+    assert (await ctl("diff", "web")).out == COUNTS
+    served.backend.set_state("db", State.DEAD, pid=None)
+    assert "nothing to compare" in await ctl.ok("diff", "db")
+    both = await ctl("diff", "--all", "-o", "json")
+    assert [diff["running"] for diff in json.loads(both.out)["diffs"]] == [False, True]
+    assert json.loads((await ctl("diff", "web", "-o", "jsonl")).out)["changes"][0]["needs"] == "at once"
+    assert (await ctl("diff", "nope")).code == 4
 
 
 async def test_enable_and_disable(served: Daemon, ctl: Ctl) -> None:

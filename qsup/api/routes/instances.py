@@ -12,7 +12,7 @@ from qsup.api.protocol import JSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_name
 from qsup.api.routes.parameters import PAGING
-from qsup.errors import DeniedError, NoSuchInstance
+from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, UnitError
 
 INSTANCE = f"{PREFIX}/instances/{{instance}}"
 
@@ -39,6 +39,10 @@ async def _cmdline(call: Call) -> Answer:
     argv, running = call.backend.command_line(call.instance())
     line: wire.CommandLine = {"argv": list(argv), "running": running}
     return json_response(line)
+
+
+async def _diff(call: Call) -> Answer:
+    return json_response(render.diff(call.backend.diff(call.instance())))
 
 
 ENDPOINTS = (
@@ -84,5 +88,17 @@ ENDPOINTS = (
         "descriptors and its monitor.",
         replies=(Reply(shape=wire.CommandLine, doc="The arguments, the emulator first."),),
         errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="diffInstance",
+        method="GET",
+        pattern=f"{INSTANCE}/diff",
+        handler=_diff,
+        role=Role.READ,
+        summary="What differs between a running VM and its unit's files",
+        doc="The files are read afresh, drop-ins included. Nothing is restarted; `needs` says what makes each value "
+        "count.",
+        replies=(Reply(shape=wire.Diff, doc="The keys that differ, none when the VM runs as its unit says."),),
+        errors=(NoSuchInstance, DeniedError, NoSuchUnit, UnitError),
     ),
 )

@@ -11,6 +11,7 @@ import sys
 from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX
 from qsup.ctl.failures import complain, diagnostic_line
 from qsup.ctl.render import clean, document
+from qsup.ctl.verbs.diff import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ def options(parser: Parser, verb: str) -> None:
 
 
 def run(client: Client, options: Options) -> int:
-    """Print what came, changed and went; errors go to standard error."""
+    """Print what came, changed and went, and what that means for VMs that run; errors go to standard error."""
     found: Reload = client.post(f"{PREFIX}/reload")
     if options.output != "table":
         sys.stdout.write(document(found, options.output))
     else:
         changes = (("added", found["added"]), ("changed", found["changed"]), ("removed", found["removed"]))
         sys.stdout.write("".join(f"{word}: {clean(', '.join(names))}\n" for word, names in changes if names))
+        sys.stdout.write("".join(describe(diff) for diff in found["running"] if diff["changes"]))
     complain(*(f"qsupctl: {clean(diagnostic_line(dict(diagnostic)))}" for diagnostic in found["diagnostics"]))
     return EXIT_FAILURE if found["diagnostics"] else EXIT_OK

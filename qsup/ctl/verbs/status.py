@@ -95,8 +95,12 @@ def _unit_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     yield "Loaded", f"{files[0]} ({start})" if files else "no unit file any more"
     for drop_in in files[1:]:
         yield "Drop-In", drop_in
-    if unit["stale"]:
-        yield "Note", "the unit changed since the VM was started; a restart applies it"
+    if unit["needs_restart"]:
+        name = clean(instance["name"])
+        yield (
+            "Note",
+            f"the unit changed since the VM was started; a restart applies it (qsupctl diff {name} shows what)",
+        )
 
 
 def _active(instance: Instance) -> str:
