@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from qsup.api.wire import Instance
+
 # C0 and C1 controls, DEL, line separators and what turns the direction of writing: none may reach a terminal
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _VISIBLE = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}")
@@ -56,6 +58,11 @@ def paint(text: str, level: str) -> str:
     """The text in the colour of an instance's level."""
     colour = _LEVEL_COLOURS.get(level)
     return f"\033[{colour}m{text}\033[0m" if colour and colours_wanted() else text
+
+
+def is_named_by_cause(instance: Instance) -> bool:
+    """Whether its state is only understood with the cause: it is down, or does not answer."""
+    return instance["state"] in ("inactive", "failed") or instance["substate"] == "unresponsive"
 
 
 def bold(text: str) -> str:

@@ -118,6 +118,7 @@ class Cgroup:
         for path in self.paths:
             if (path / "cgroup.kill").exists():
                 _write(path / "cgroup.kill", "1")
+                self.thaw()  # beside it, version 1 may keep them from ending
                 return
         self._freeze("FROZEN")  # so that little is forked meanwhile
         try:
@@ -128,6 +129,20 @@ class Cgroup:
                 seen |= pids
         finally:
             self._freeze("THAWED")
+
+    def frozen(self) -> bool:
+        """Whether somebody has frozen it, or a cgroup above it: its processes stand still."""
+        states = (_read(path / "freezer.state") or "" for path in self.paths)
+        events = (_read(path / "cgroup.events") or "" for path in self.paths)
+        return any("THAWED" not in state for state in states if state) or any("frozen 1" in text for text in events)
+
+    def thaw(self) -> None:
+        """Let its processes take a signal: in a frozen cgroup of version 1 not even SIGKILL ends one.
+
+        Raises:
+            HostError: the kernel refused.
+        """
+        self._freeze("THAWED")
 
     def _freeze(self, state: str) -> None:
         for path in self.paths:

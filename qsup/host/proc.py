@@ -79,6 +79,21 @@ def read_stat(pid: int) -> ProcessStat | None:
         return None
 
 
+def thread_state(tid: int) -> str:
+    """The letter of a thread's state, of a process its main thread's: ``R S D T t Z``...; ``""`` when there is none."""
+    stat = read_stat(tid)
+    return stat.state if stat else ""
+
+
+def wait_channel(pid: int) -> str:
+    """The function of the kernel that a process's main thread sleeps in, ``""`` where that cannot be known."""
+    try:
+        found = Path(f"/proc/{pid}/wchan").read_text().strip()
+    except OSError:  # gone, or not ours to look at
+        return ""
+    return "" if found == "0" else found
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks after boot, or ``None`` when there is none of that pid."""
     stat = read_stat(pid)

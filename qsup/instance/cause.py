@@ -23,7 +23,9 @@ class CauseKind(enum.Enum):
     START_FAILED = "start-failed"
     START_TIMEOUT = "start-timeout"
     IO_ERROR = "io-error"
-    MONITOR_SILENT = "monitor-silent"
+    MAIN_LOOP_SILENT = "main-loop-silent"
+    PROCESS_SILENT = "process-silent"
+    MONITOR_SILENT = "monitor-silent"  # which of both is not known: a QEMU that takes no out-of-band commands
     MONITOR_LOST = "monitor-lost"
     RESTART_LIMIT = "restart-limit"
     RECORD_UNREADABLE = "record-unreadable"
@@ -67,11 +69,15 @@ class Cause:
 
     @property
     def text(self) -> str:
-        """What stands in parentheses behind the state: ``signal KILL``, ``guest-shutdown``, ``exit code 1``."""
+        """What stands behind the state: ``signal KILL``, ``exit code 1``, ``main loop``, ``guest-shutdown``."""
         match self.kind:
             case CauseKind.SIGNAL:
                 return f"signal {self.signal}"
             case CauseKind.EXIT_CODE:
                 return f"exit code {self.exit_code}"
+            case CauseKind.MAIN_LOOP_SILENT:
+                return "main loop"
+            case CauseKind.PROCESS_SILENT:
+                return "process"
             case _:
                 return str(self.kind.value)

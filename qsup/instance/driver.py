@@ -248,7 +248,7 @@ class Driver:
     # transitions
 
     def _apply(self, body: Body, event: Event, cause: Cause | None = None) -> None:
-        before = self.state
+        before, cause_before = self.state, self._position.cause
         try:
             transition = self._position.move(event, cause)
         except UndefinedTransition as error:
@@ -259,6 +259,8 @@ class Driver:
             if self._position.was_ready or self.state.level in _START_OVER:
                 body.cancel_start_timeout()
             self._tell(before, event)
+        elif self.state is State.UNRESPONSIVE and self._position.cause != cause_before:
+            self._tell(before, event)  # what stands still is another part of it now
         orders = self._orders()
         for effect in transition.effects:
             body.perform(effect, orders)

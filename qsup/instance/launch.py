@@ -146,13 +146,14 @@ async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
             credentials=credentials,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
-        resources.push_async_callback(end_process, child)
+        resources.push_async_callback(end_process, child, prepared.cgroup)
     return child
 
 
-async def end_process(child: Process) -> None:
-    """See that a process is gone: SIGKILL if it is not, and wait a bounded time for its end."""
-    child.send_signal(signal.SIGKILL)
+async def end_process(child: Process, cgroup: Cgroup) -> None:
+    """See that a process is gone: SIGKILL if it is not, frozen or not, and wait a bounded time for its end."""
+    if child.send_signal(signal.SIGKILL):
+        cgroup.thaw()
     with trio.move_on_after(_REAP_TIMEOUT) as scope:
         await child.wait_exit()
     if scope.cancelled_caught:

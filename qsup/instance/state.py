@@ -80,7 +80,8 @@ class State(enum.Enum):
     UNRESPONSIVE = (
         "unresponsive",
         Level.ACTIVE,
-        "The process lives, but its monitor does not answer within the deadline. It is never killed for that.",
+        "The process lives, but its monitor does not answer within the deadline. The cause says which part of it stands"
+        " still. It is never killed for that.",
         "an answer from the monitor",
     )
     UNREACHABLE = (

@@ -20,6 +20,7 @@ from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message, Noted, ProcessEnded, Seen
 from qsup.instance.runstate import ANSWERED, judge_status
+from qsup.instance.silence import explain
 from qsup.instance.state import Event
 from qsup.pace import Pace
 from qsup.qmp import commands, events
@@ -29,10 +30,10 @@ _log = structlog.get_logger()
 
 Post = Callable[[Message], None]
 
-#: Seconds between two heartbeats, and what QEMU has to answer one. Together they bound how long a silent VM goes
-#: unnoticed.
+#: Seconds between two heartbeats, and what QEMU has to answer one. With the question that follows a silence they bound
+#: how long a silent VM goes unnoticed.
 HEARTBEAT_INTERVAL = 5.0
-HEARTBEAT_TIMEOUT = 4.0
+HEARTBEAT_TIMEOUT = 3.0
 #: Seconds for the process to end after its monitor did, before the monitor alone counts as lost.
 _EXIT_GRACE = 2.0
 _QUERY_TIMEOUT = 10.0
@@ -180,9 +181,10 @@ async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post:
         try:
             status = await commands.query_status(connection, timeout=HEARTBEAT_TIMEOUT)
         except MonitorTimeout:
-            silent = True
-            why = Cause(kind=CauseKind.MONITOR_SILENT, detail=f"no answer within {HEARTBEAT_TIMEOUT:g} s")
-            post(Happened(life=life.number, event=Event.SILENT, cause=why))
+            why = await explain(life, connection, f"no answer within {HEARTBEAT_TIMEOUT:g} s")
+            if why is not None:
+                silent = True
+                post(Happened(life=life.number, event=Event.SILENT, cause=why))
         except MonitorError as error:
             # an odd answer is one, too; where the connection has ended the loop does
             _log.debug("no status from the heartbeat", instance=life.record.name, why=error.message)

@@ -163,6 +163,15 @@ async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:
         raise
 
 
+async def query_yank(monitor: Monitor, *, timeout: float) -> None:
+    """``query-yank``, out of band: the harmless command that a QEMU answers whose main loop is busy.
+
+    Raises:
+        UnsupportedError: this QEMU takes no out-of-band commands.
+    """
+    await monitor.execute("query-yank", timeout=timeout, oob=True)
+
+
 async def query_commands(monitor: Monitor, *, timeout: float) -> frozenset[str]:
     """``query-commands``: the names of all that this QEMU has."""
     return frozenset(await _list(monitor, "query-commands", _name, timeout))

@@ -26,6 +26,7 @@ def populate(backend: FakeBackend) -> None:
     """A VM in every kind of state, one of them with a hostile description."""
     killed = Cause(kind=CauseKind.SIGNAL, signal="KILL")
     missing = Cause(kind=CauseKind.START_FAILED, detail="could not open disk image /srv/a.raw: Permission denied")
+    busy = Cause(kind=CauseKind.MAIN_LOOP_SILENT, detail="no answer within 3 s, but it answers out of band")
     views = [
         make_view("crash", state=State.CRASHED, cause=killed, pid=None, uid=None, disks=(), nics=(), restarts=0),
         make_view(
@@ -34,6 +35,7 @@ def populate(backend: FakeBackend) -> None:
         make_view("off", state=State.DEAD, cause=Cause(kind=CauseKind.GUEST_SHUTDOWN), pid=None, description=""),
         make_view("paused", state=State.PAUSED, memory_actual=256 << 20, console_watchers=2, console_has_writer=True),
         make_view("start", state=State.SPAWNING, operation="0" * 32, agent_connected=False, autostart=False),
+        make_view("slow", state=State.UNRESPONSIVE, cause=busy),
         make_view("wrong", state=State.START_FAILED, cause=missing, pid=None, console="none", display="none"),
     ]
     backend.views |= {view.name: view for view in views}
@@ -65,7 +67,8 @@ async def test_list_for_programs(served: Daemon, ctl: Ctl) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("web", 0), ("paused", 0), ("crash", 3), ("off", 3), ("start", 3), ("wrong", 3), ("evil", 0)]
+    ("name", "code"),
+    [("web", 0), ("paused", 0), ("crash", 3), ("off", 3), ("start", 3), ("wrong", 3), ("evil", 0), ("slow", 0)],
 )
 async def test_status(served: Daemon, ctl: Ctl, name: str, code: int) -> None:
     """Status shows all that is known of a VM, and its exit code says whether it is active."""

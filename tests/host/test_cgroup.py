@@ -159,6 +159,31 @@ async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> Non
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("versions", ["v1", "v2"])
+async def test_what_somebody_has_frozen_can_be_killed(tree: CgroupTree, versions: str) -> None:
+    """It is seen to be frozen; SIGKILL ends it once it is thawed, where it needs to be, and so does `kill`."""
+    found = cgroup.detect()
+    made = CgroupTree(tree.tag, hierarchies=attrs.evolve(found, v1={"freezer": found.v1["freezer"]})).create("web")
+    (freezer,) = (path for path in made.paths if (path / "freezer.state").exists())
+    file, frozen = (freezer / "freezer.state", "FROZEN") if versions == "v1" else (made.paths[0] / "cgroup.freeze", "1")
+    for kill in (False, True):
+        process = await start(made)
+        assert not made.frozen()
+        file.write_text(frozen)
+        await wait_until(made.frozen, "it is frozen")
+        if kill:
+            await made.kill()
+        else:
+            process.send_signal(signal.SIGKILL)
+            made.thaw()
+        with trio.fail_after(5):
+            assert (await process.wait_exit()).describe() == "signal KILL"
+        await process.aclose()
+        file.write_text("THAWED" if versions == "v1" else "0")
+    await made.remove()
+
+
+@pytest.mark.root
 async def test_member_that_cannot_be_reached_is_named(tree: CgroupTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a member cannot be killed for want of a descriptor, the error says so in the kernel's words."""
 

@@ -110,6 +110,22 @@ def test_what_no_event_told_counts_when_it_is_seen_twice(policy: str, state: Sta
     assert (found.state, asked) == (state, effects)
 
 
+def silent(kind: CauseKind) -> Cause:
+    """A silence."""
+    return Cause(kind=kind, detail="no answer")
+
+
+async def test_a_silence_that_becomes_another_is_told_again() -> None:
+    """First the main loop is busy, then the process stands still: each is told once, and told apart."""
+    found, body, _ = running("no")
+    told: list[Any] = []
+    found._services = evolve(found._services, publish=lambda _type, _name, data: told.append(data["cause"]["text"]))
+    kinds = (CauseKind.MAIN_LOOP_SILENT, CauseKind.MAIN_LOOP_SILENT, CauseKind.PROCESS_SILENT, CauseKind.PROCESS_SILENT)
+    for kind in kinds:
+        found._apply(body, Event.SILENT, silent(kind))
+    assert told == ["main loop", "process"]
+
+
 def test_an_answer_that_an_event_has_overtaken_does_not_count() -> None:
     """What QEMU said before it said otherwise is not believed, however often it was said."""
     found, body, asked = running("on-failure")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import trio
 import trio.testing
 
 from qsup.errors import MonitorError
+from qsup.host import proc
+from qsup.host.cgroup import Cgroup
 from qsup.host.pidfd import ExitStatus
-from qsup.instance import watch
+from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message, Seen
@@ -26,16 +30,24 @@ from tests.recordings.recording import load
 
 def life(dying: ExitStatus | None = None) -> Life:
     """As much of a life as watching one needs; its process lives, or is dying."""
-    process = SimpleNamespace(dying=lambda: dying)
-    record, summary = SimpleNamespace(name="web"), SimpleNamespace(disks=())
-    return cast(
-        Life, SimpleNamespace(number=1, record=record, summary=summary, process=process, last_words=lambda: "oh")
-    )
+    parts = {
+        "process": SimpleNamespace(pid=os.getpid(), dying=lambda: dying),
+        "record": SimpleNamespace(name="web"),
+        "summary": SimpleNamespace(disks=()),
+        "cgroup": Cgroup(),
+    }
+    return cast(Life, SimpleNamespace(number=1, last_words=lambda: "oh", **parts))
 
 
 LIFE = life()
 RUNNING = {"status": "running", "running": True, "singlestep": False}
 ERROR = {"class": "GenericError", "desc": "?"}
+
+
+def greeting(*capabilities: str) -> bytes:
+    """What a QEMU says first."""
+    version = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}
+    return json.dumps({"QMP": {"version": version, "capabilities": capabilities}}).encode()
 
 
 async def never() -> None:
@@ -49,7 +61,7 @@ async def serve(peer: Peer, script: Mapping[str, list[dict[str, Any] | None]]) -
             request = await peer.command()
         except trio.ClosedResourceError:
             return  # the test is over
-        answers = script[str(request["execute"])]
+        answers = script[str(request.get("execute") or request["exec-oob"])]
         members = answers.pop(0) if len(answers) > 1 else answers[0]
         if members is not None:
             await peer.say(json.dumps({"id": request["id"], **members}).encode())
@@ -64,6 +76,7 @@ async def test_the_heartbeat_outlives_every_answer(
     sampler = watch.DiskSampler()
     sampler.look()
     async with by_hand(nursery) as (monitor, peer):
+        await peer.say(greeting())
         nursery.start_soon(partial(serve, peer, {"query-status": wrong, "query-blockstats": [{"error": ERROR}]}))
         async with trio.open_nursery() as hearts:
             hearts.start_soon(watch.heartbeat, LIFE, monitor, sampler, posted.append)
@@ -75,6 +88,42 @@ async def test_the_heartbeat_outlives_every_answer(
             assert set(seen) == {Guest.RUNNING}
             assert monitor.statistics().commands > len(wrong)
             hearts.cancel_scope.cancel()
+
+
+#: By what a silent QEMU answers out of band: the causes that are told, none where its connection has ended.
+OUT_OF_BAND: dict[str, tuple[tuple[str, ...], dict[str, Any] | None, list[CauseKind]]] = {
+    "an answer": (("oob",), {"return": []}, [CauseKind.MAIN_LOOP_SILENT]),
+    "an error": (("oob",), {"error": ERROR}, [CauseKind.MAIN_LOOP_SILENT]),
+    "nothing": (("oob",), None, [CauseKind.PROCESS_SILENT]),
+    "it cannot": ((), None, [CauseKind.MONITOR_SILENT]),
+    "no QMP": (("oob",), {"return": [], "error": {}}, []),
+}
+
+
+@pytest.mark.parametrize("answer", OUT_OF_BAND)
+async def test_a_silent_monitor_is_asked_out_of_band(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, answer: str
+) -> None:
+    """Within ten seconds it is told which part of QEMU stands still."""
+    capabilities, members, kinds = OUT_OF_BAND[answer]
+    posted: list[Message] = []
+    async with by_hand(nursery) as (monitor, peer):
+        await peer.say(greeting(*capabilities))
+        nursery.start_soon(partial(serve, peer, {"query-status": [None], "query-yank": [members]}))
+        with trio.move_on_after(9.9):  # virtual time
+            await watch.heartbeat(LIFE, monitor, watch.DiskSampler(), posted.append)
+    told = [message for message in posted if isinstance(message, Happened)]
+    assert {message.event for message in told} <= {Event.SILENT}
+    assert [message.cause.kind for message in told if message.cause] == kinds
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [("T", "SIGSTOP"), ("t", "debugger"), ("D", "in the kernel"), ("S", "hardly"), ("", "hardly")]
+)
+def test_how_a_process_stands_still_is_named(monkeypatch: pytest.MonkeyPatch, state: str, words: str) -> None:
+    """By the letter that /proc has for it."""
+    monkeypatch.setattr(proc, "thread_state", lambda _pid: state)
+    assert words in silence._stillness(LIFE)
 
 
 async def test_events_without_end_are_taken_at_a_pace(

@@ -56,7 +56,7 @@ def test_t5_a_stopped_qemu_is_unresponsive_and_slows_nobody(
         found = {events.next("instance-state", substate="unresponsive")["instance"] for _ in stopped}
         assert elapsed(began) < 10.0
     assert found == set(stopped)
-    assert daemon.view("doomed")["cause"]["kind"] == "monitor-silent"
+    assert daemon.view("doomed")["cause"]["kind"] == "process-silent"
     with pytest.raises(DeniedError, match="its monitor does not answer"):
         daemon.power("doomed", "pause")
     asked = time.monotonic()

@@ -10,7 +10,7 @@ import sys
 
 from qsup.api.protocol import PREFIX
 from qsup.ctl.names import add_names, instances, matcher
-from qsup.ctl.render import age, documents, size, table
+from qsup.ctl.render import age, documents, is_named_by_cause, size, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _row(instance: Instance) -> tuple[str, ...]:
         instance["name"],
         instance["state"],
         instance["substate"],
-        cause["text"] if cause is not None and instance["state"] in ("failed", "inactive") else "",
+        cause["text"] if cause is not None and is_named_by_cause(instance) else "",
         str(instance["pid"] or ""),
         str(instance["cpus"]["vcpus"]),
         size(instance["memory"]["size"]),

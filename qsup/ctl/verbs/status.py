@@ -11,7 +11,18 @@ import sys
 from qsup.api.protocol import EXIT_NOT_ACTIVE, EXIT_OK, instance_path
 from qsup.ctl.failures import for_each
 from qsup.ctl.names import add_names, expand
-from qsup.ctl.render import age, bold, clean, document, documents, fields, local_time, paint, size
+from qsup.ctl.render import (
+    age,
+    bold,
+    clean,
+    document,
+    documents,
+    fields,
+    is_named_by_cause,
+    local_time,
+    paint,
+    size,
+)
 from qsup.ctl.verbs.about import show_health
 from qsup.errors import QsupError
 
@@ -105,7 +116,9 @@ def _unit_facts(instance: Instance) -> Iterator[tuple[str, str]]:
 
 def _active(instance: Instance) -> str:
     level, cause = instance["state"], instance["cause"]
-    inner = cause["text"] if cause is not None and level in ("inactive", "failed") else instance["substate"]
+    inner = instance["substate"]
+    if cause is not None and is_named_by_cause(instance):
+        inner = cause["text"] if level in ("inactive", "failed") else f"{inner}: {cause['text']}"
     text = paint(f"{level} ({clean(inner)})", level)
     since = instance["since"]
     return f"{text} since {local_time(since)}; {age(since)} ago" if since else text
