@@ -40,6 +40,7 @@ def instance(view: InstanceView) -> wire.Instance:
         "uid": view.uid,
         "since": timestamp(view.since),
         "restarts": view.restarts,
+        "resets": view.resets,
         "uuid": view.uuid,
         "unit": {
             "name": view.name,

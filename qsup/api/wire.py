@@ -126,7 +126,7 @@ class UnitRef(TypedDict):
 
 
 class Instance(TypedDict):
-    """One VM."""
+    """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU, or the daemon, was started."""
 
     name: str
     state: Level
@@ -136,6 +136,7 @@ class Instance(TypedDict):
     uid: int | None
     since: str
     restarts: int
+    resets: int
     uuid: str
     unit: UnitRef
     machine: MachineWire

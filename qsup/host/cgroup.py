@@ -183,6 +183,14 @@ class Cgroup:
         memory = [stats.memory_bytes for stats in found if stats.memory_bytes is not None]
         return CgroupStats(cpu_seconds=max(cpu, default=None), memory_bytes=max(memory, default=None))
 
+    def oom_kills(self) -> int:
+        """How many processes in it the kernel has killed because memory ran out, its own limit's or the host's.
+
+        ``oom_kill`` of ``memory.events`` (version 2) or of ``memory.oom_control`` (version 1, Linux 4.13); 0 where
+        nobody counts them.
+        """
+        return max((_oom_kills(path) for path in self.paths), default=0)
+
 
 class CgroupManager(Protocol):
     """Whoever makes cgroups for VMs: a subtree of the daemon's own, or a service manager."""
@@ -292,6 +300,11 @@ def _kill_member(pid: int) -> None:
         return
     except OSError as error:
         raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error
+
+
+def _oom_kills(path: Path) -> int:
+    text = _read(path / "memory.events") or _read(path / "memory.oom_control") or ""
+    return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
 
 def _stats(path: Path) -> CgroupStats:

@@ -150,9 +150,10 @@ async def _identify(
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
     if child is None:
+        cause = _lost(record, cgroup)
         await _empty(cgroup, directory if record.pid is None else None, {os.geteuid(), record.uid})
         await _give_back(resources, record.name)
-        return _found(None, _lost(record), record, running)
+        return _found(None, cause, record, running)
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
     output = Output(directory.path / "output", services.layout.log / f"{record.name}.log")
@@ -174,6 +175,7 @@ async def _identify(
         output_start=output.end,
         console_start=0,
         resources=resources,
+        oom_kills=cgroup.oom_kills(),
     )
     return _found(life, None, record, running)
 
@@ -198,9 +200,11 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
     )
 
 
-def _lost(record: RunRecord) -> Cause:
+def _lost(record: RunRecord, cgroup: Cgroup) -> Cause:
     if record.pid is None:
         return Cause(kind=CauseKind.START_FAILED, detail="the daemon ended while it was starting it")
+    if cgroup.oom_kills():  # its cgroup was made for this life alone
+        return Cause(kind=CauseKind.OOM_KILL, detail=f"{watch.OUT_OF_MEMORY}, while no daemon was running")
     return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
 
 

@@ -17,8 +17,10 @@ class CauseKind(enum.Enum):
     OPERATOR = "operator"
     GUEST_SHUTDOWN = "guest-shutdown"
     GUEST_PANIC = "guest-panic"
+    WATCHDOG = "watchdog"
     EXIT_CODE = "exit-code"
     SIGNAL = "signal"
+    OOM_KILL = "oom-kill"
     EXIT_UNKNOWN = "exit-unknown"
     START_FAILED = "start-failed"
     START_TIMEOUT = "start-timeout"
@@ -36,14 +38,18 @@ class CauseKind(enum.Enum):
 FAILURES = frozenset(
     {
         CauseKind.GUEST_PANIC,
+        CauseKind.WATCHDOG,
         CauseKind.EXIT_CODE,
         CauseKind.SIGNAL,
+        CauseKind.OOM_KILL,
         CauseKind.EXIT_UNKNOWN,
         CauseKind.START_FAILED,
         CauseKind.START_TIMEOUT,
         CauseKind.MONITOR_LOST,
     }
 )
+#: Those of them by which the guest itself says that it has failed: after these ``restart = "on-panic"`` does, too.
+PANICS = frozenset({CauseKind.GUEST_PANIC, CauseKind.WATCHDOG})
 
 
 @frozen(kw_only=True)

@@ -12,6 +12,7 @@ the VM's place tidy. Long because each kind of message has its handler here, and
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +28,18 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.inbox import Inbox
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, ProcessEnded, Seen
+from qsup.instance.messages import (
+    RESET,
+    Asked,
+    Finished,
+    Happened,
+    LaunchEnded,
+    Message,
+    Noted,
+    ProcessEnded,
+    Seen,
+    Told,
+)
 from qsup.instance.position import Position
 from qsup.instance.record import Running
 from qsup.instance.restart import wants_restart
@@ -45,6 +57,8 @@ _log = structlog.get_logger()
 _RUNS_AGAIN = (Event.GUEST_RESUMED, Event.ANSWERED_RUNNING)
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
+#: Seconds between two events of one kind that the guest can cause without end.
+_TELL_INTERVAL = 1.0
 
 
 @frozen(kw_only=True)
@@ -55,6 +69,7 @@ class Observed:
     agent_connected: bool = False
     memory_actual: int | None = None
     threads: tuple[int, ...] = ()
+    resets: int = 0
 
 
 class Driver:
@@ -80,6 +95,7 @@ class Driver:
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
+        self._told_at: dict[str, float] = {}
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
@@ -111,6 +127,7 @@ class Driver:
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
                 threads=self._observed.threads,
+                resets=self._observed.resets,
                 console_watchers=self.console.watchers,
                 console_has_writer=self.console.has_writer,
                 uuid=self._uuid,
@@ -218,6 +235,8 @@ class Driver:
                 self._observed = evolve(self._observed, **message.changes)
                 self.touch()
                 self._services.publish("instance-changed", self.name, message.changes)
+            case Told():
+                self._on_told(message)
 
     async def _on_event(self, body: Body, message: Happened) -> None:
         if message.event is Event.RECORD_REPAIRED:
@@ -244,6 +263,19 @@ class Driver:
             self._apply(body, SEEN[message.guest], message.cause)
             self._settle(body)
         self._doubt = doubt
+
+    def _on_told(self, message: Told) -> None:
+        """Tell everyone, of one kind once a second at most: a guest can reset itself without end."""
+        data = dict(message.data)
+        if message.type == RESET:
+            self._observed = evolve(self._observed, resets=self._observed.resets + bool(data["guest"]))
+            self.touch()
+            data["resets"] = self._observed.resets
+        now = time.monotonic()
+        if now - self._told_at.get(message.type, -math.inf) >= _TELL_INTERVAL:
+            self._told_at[message.type] = now
+            self._services.publish(message.type, self.name, data)
+            self._log.info(message.type, **data)
 
     # transitions
 

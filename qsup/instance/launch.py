@@ -120,6 +120,7 @@ async def launch(
         output_start=output_start,
         console_start=up.console_start,
         resources=resources,
+        oom_kills=prepared.cgroup.oom_kills(),
     )
 
 

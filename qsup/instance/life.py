@@ -39,6 +39,7 @@ class Life:
         output_start: where in QEMU's output this life begins.
         console_start: where in the console's output this life begins.
         resources: closed after QEMU's end: claims, cgroup, sockets, record.
+        oom_kills: those that its cgroup had counted before this life was watched.
     """
 
     number: int
@@ -55,6 +56,11 @@ class Life:
     output_start: int
     console_start: int
     resources: AsyncExitStack
+    oom_kills: int = 0
+
+    def was_oom_killed(self) -> bool:
+        """Whether the kernel has killed it, or what it had started, because memory ran out."""
+        return self.cgroup.oom_kills() > self.oom_kills
 
     def last_words(self) -> str:
         """The last line QEMU wrote, without its program name."""

@@ -80,4 +80,17 @@ class Noted:
     changes: Mapping[str, Any]
 
 
-Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted | Seen
+#: The type of the event that tells of a reset.
+RESET = "guest-reset"
+
+
+@frozen(kw_only=True)
+class Told:
+    """Something that is worth an event of its own and moves no state; ``type`` is the event's."""
+
+    life: int
+    type: str
+    data: Mapping[str, Any]
+
+
+Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted | Seen | Told

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.cause import PANICS, Cause, CauseKind
 from qsup.instance.state import Event, State
 from qsup.unit.model import ServiceSection
 
@@ -66,9 +66,15 @@ def delay(service: ServiceSection, consecutive: int) -> float:
 
 def wants_restart(policy: str, cause: Cause) -> bool:
     """Whether ``policy`` starts a VM again that ended by ``cause``. An operator's stop is never undone."""
-    if cause.kind is CauseKind.OPERATOR:
-        return False
-    return policy == "always" or (policy == "on-failure" and cause.is_failure)
+    match policy:
+        case "always":
+            return cause.kind is not CauseKind.OPERATOR
+        case "on-failure":
+            return cause.is_failure
+        case "on-panic":
+            return cause.kind in PANICS
+        case _:
+            return False
 
 
 def limit_cause(last: Cause, service: ServiceSection) -> Cause:

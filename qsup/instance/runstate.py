@@ -24,11 +24,16 @@ class Guest(enum.Enum):
     SHUTDOWN = "shutdown"
 
 
+#: Why a guest that let its watchdog expire stands still, or ends.
+WATCHDOG = Cause(kind=CauseKind.WATCHDOG, detail="the guest let its watchdog expire")
 _CAUSES = {
-    Guest.PANICKED: Cause(kind=CauseKind.GUEST_PANIC, detail="the guest reported a panic"),
-    Guest.IO_ERROR: Cause(kind=CauseKind.IO_ERROR, detail="QEMU paused it for an I/O error"),
-    Guest.SHUTDOWN: Cause(kind=CauseKind.GUEST_SHUTDOWN),
+    "guest-panicked": Cause(kind=CauseKind.GUEST_PANIC, detail="the guest reported a panic"),
+    "watchdog": WATCHDOG,
+    "io-error": Cause(kind=CauseKind.IO_ERROR, detail="QEMU paused it for an I/O error"),
+    "shutdown": Cause(kind=CauseKind.GUEST_SHUTDOWN),
 }
+#: Run states that are to a VM what another one is: what a guest needs whose watchdog has expired, too.
+_LIKE = {"watchdog": Guest.PANICKED}
 
 
 #: What each is to the table, seen in a guest whose monitor has answered all the time.
@@ -54,7 +59,7 @@ IMPLIED: Mapping[State, Guest] = {
 def judge_status(status: str) -> tuple[Guest, Cause | None]:
     """How a guest is by QAPI's ``StatusInfo.status``; in every state that is not named here it stands still."""
     try:
-        guest = Guest(status)
-    except ValueError:  # prelaunch, suspended, watchdog, internal-error...
+        guest = _LIKE.get(status) or Guest(status)
+    except ValueError:  # prelaunch, suspended, internal-error...
         guest = Guest.PAUSED
-    return guest, _CAUSES.get(guest)
+    return guest, _CAUSES.get(status)

@@ -74,7 +74,7 @@ class State(enum.Enum):
     GUEST_PANICKED = (
         "guest-panicked",
         Level.ACTIVE,
-        "The guest's kernel reported a panic and stands still.",
+        "The guest's kernel reported a panic, or its watchdog expired, and it stands still.",
         "a reset or a stop",
     )
     UNRESPONSIVE = (

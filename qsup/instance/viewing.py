@@ -35,6 +35,7 @@ class Moving:
     agent_connected: bool
     memory_actual: int | None
     threads: tuple[int, ...]
+    resets: int
     console_watchers: int
     console_has_writer: bool
     uuid: str
@@ -58,6 +59,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         pid=life.process.pid if life else None,
         uid=life.record.uid if life else None,
         restarts=moving.restarts,
+        resets=moving.resets,
         uuid=moving.uuid,
         description=loaded.unit.unit.description,
         files=tuple(map(str, loaded.files)),

@@ -7,6 +7,7 @@ Must not: change state, or decide what follows.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message, Noted, ProcessEnded, Seen
-from qsup.instance.runstate import ANSWERED, judge_status
+from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told
+from qsup.instance.runstate import ANSWERED, WATCHDOG, judge_status
 from qsup.instance.silence import explain
 from qsup.instance.state import Event
 from qsup.pace import Pace
@@ -46,13 +47,20 @@ _EVENT_RATE, _EVENT_BURST = 100, events.MAX_EVENTS
 _SAMPLE_FOR = 120.0
 
 
-def cause_of_exit(status: ExitStatus, last_words: str) -> Cause:
+#: Why the kernel killed a process whose cgroup says so.
+OUT_OF_MEMORY = "the kernel killed it because memory ran out"
+
+
+def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = False) -> Cause:
     """Why a process ended that nobody had told to.
 
     Args:
         last_words: the last line QEMU wrote, or ``""``.
+        oom_killed: its cgroup has counted an OOM kill in this life.
     """
     match status.kind:
+        case "signal" | "unknown" if oom_killed and status.value in (signal.SIGKILL, 0):
+            return Cause(kind=CauseKind.OOM_KILL, signal="KILL", detail=OUT_OF_MEMORY)
         case "signal":
             return Cause(kind=CauseKind.SIGNAL, signal=status.describe().removeprefix("signal "), detail=last_words)
         case "code":
@@ -64,7 +72,11 @@ def cause_of_exit(status: ExitStatus, last_words: str) -> Cause:
 async def process(life: Life, post: Post) -> None:
     """Post the end of the process, with QEMU's last words."""
     status = await life.process.wait_exit()
-    post(ProcessEnded(life=life.number, cause=cause_of_exit(status, life.last_words())))
+    post(ProcessEnded(life=life.number, cause=_cause_of_end(status, life)))
+
+
+def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
+    return cause_of_exit(status, life.last_words(), oom_killed=life.was_oom_killed())
 
 
 async def monitor(life: Life, connection: Monitor, post: Post, wait_taken: Callable[[], Awaitable[None]]) -> None:
@@ -77,13 +89,10 @@ async def monitor(life: Life, connection: Monitor, post: Post, wait_taken: Calla
     def say(event: Event, cause: Cause | None = None) -> None:
         post(Happened(life=life.number, event=event, cause=cause))
 
-    def interpret(notice: events.Notice) -> None:
-        _interpret(notice, life, say, post)
-
-    reason = await _until_closed(life, connection, interpret, post, wait_taken)
+    reason = await _until_closed(life, connection, _Interpreter(life, say, post), post, wait_taken)
     # the process ends with its monitor, mostly, and the kernel, which knows how, takes its time until it is gone
     if status := life.process.dying():
-        say(Event.DYING, cause_of_exit(status, life.last_words()))
+        say(Event.DYING, _cause_of_end(status, life))
     post(Noted(life=life.number, changes={"monitor_connected": False}))
     await trio.sleep(0.0 if not isinstance(reason, MonitorClosed) else _EXIT_GRACE)
     say(Event.MONITOR_LOST, Cause(kind=CauseKind.MONITOR_LOST, detail=reason.message))
@@ -111,26 +120,61 @@ async def _until_closed(
         return connection.close_reason or error
 
 
-def _interpret(notice: events.Notice, life: Life, say: Callable[..., None], post: Post) -> None:
-    match notice:
-        case events.StopEvent():
-            say(Event.GUEST_STOPPED)
-        case events.ResumeEvent():
-            say(Event.GUEST_RESUMED)
-        case events.ResetEvent():
-            say(Event.GUEST_RESET)
-        case events.ShutdownEvent(guest=True):
-            kind = CauseKind.GUEST_PANIC if notice.reason == "guest-panic" else CauseKind.GUEST_SHUTDOWN
-            say(Event.GUEST_SHUTDOWN, Cause(kind=kind))
-        case events.GuestPanickedEvent():
-            cause = Cause(kind=CauseKind.GUEST_PANIC, detail=_panic_words(notice))
-            say(Event.GUEST_PANICKED, cause)
-        case events.BlockIoErrorEvent(action="stop"):
-            say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=_io_error_words(notice, life)))
-        case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
-            post(Noted(life=life.number, changes={"agent_connected": notice.open}))
-        case events.BalloonChangeEvent():
-            post(Noted(life=life.number, changes={"memory_actual": notice.actual}))
+class _Interpreter:
+    """What one connection's events mean.
+
+    Args:
+        say: posts an event of the table, with its cause if it has one.
+    """
+
+    def __init__(self, life: Life, say: Callable[..., None], post: Post) -> None:
+        self._life = life
+        self._say = say
+        self._post = post
+        # the watchdog has pressed the power button, and how the guest takes it is still to be seen
+        self._expired = False
+
+    def __call__(self, notice: events.Notice) -> None:
+        """Post what it means, if it means anything."""
+        number = self._life.number
+        match notice:
+            case events.StopEvent():
+                self._say(Event.GUEST_STOPPED)
+            case events.ResumeEvent():
+                self._say(Event.GUEST_RESUMED)
+            case events.ResetEvent():
+                self._expired = False
+                self._say(Event.GUEST_RESET)
+                self._post(Told(life=number, type=RESET, data={"guest": notice.guest, "reason": notice.reason[:64]}))
+            case events.WatchdogEvent():
+                self._post(Told(life=number, type="watchdog", data={"action": notice.action[:64]}))
+                self._on_watchdog(notice.action)
+            case events.ShutdownEvent(guest=True):
+                self._say(Event.GUEST_SHUTDOWN, self._shutdown_cause(notice.reason))
+            case events.GuestPanickedEvent():
+                self._say(Event.GUEST_PANICKED, Cause(kind=CauseKind.GUEST_PANIC, detail=_panic_words(notice)))
+            case events.BlockIoErrorEvent(action="stop"):
+                words = _io_error_words(notice, self._life)
+                self._say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=words))
+            case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
+                self._post(Noted(life=number, changes={"agent_connected": notice.open}))
+            case events.BalloonChangeEvent():
+                self._post(Noted(life=number, changes={"memory_actual": notice.actual}))
+
+    def _on_watchdog(self, action: str) -> None:
+        """By QAPI's WatchdogAction; ``reset`` is told by its own event, and the others let the guest go on."""
+        match action:
+            case "pause":
+                self._say(Event.GUEST_PANICKED, WATCHDOG)
+            case "poweroff":  # QEMU exits, with 0
+                self._say(Event.GUEST_SHUTDOWN, WATCHDOG)
+            case "shutdown":
+                self._expired = True
+
+    def _shutdown_cause(self, reason: str) -> Cause:
+        if self._expired:
+            return WATCHDOG
+        return Cause(kind=CauseKind.GUEST_PANIC if reason == "guest-panic" else CauseKind.GUEST_SHUTDOWN)
 
 
 def _panic_words(event: events.GuestPanickedEvent) -> str:

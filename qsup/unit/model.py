@@ -162,9 +162,11 @@ class ServiceSection:
     """``[service]``: how the VM is started, watched, restarted and stopped."""
 
     restart: str = _key(
-        kinds.choice("no", "on-failure", "always"),
-        "When the VM is started again after it ended by itself. `on-failure`: after a crash or a failed start; "
-        "`always`: also after the guest powered itself off. An operator's stop is never undone.",
+        kinds.choice("no", "on-failure", "on-panic", "always"),
+        "When the VM is started again after it ended by itself. `on-failure`: after a crash of QEMU, a failed start, a "
+        "panic of the guest or its watchdog; `on-panic`: after the last two alone; `always`: also after the guest "
+        "powered itself off. A guest that resets itself, or is paused for an I/O error, has not ended. An operator's "
+        "stop is never undone.",
         default="no",
         applies=_S,
     )

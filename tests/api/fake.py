@@ -65,6 +65,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         pid=4242,
         uid=720000,
         restarts=1,
+        resets=0,
         uuid="6e1f4b4e-0000-4000-8000-000000000001",
         description="a web server",
         files=(f"/etc/qsup/units/{name}.toml",),

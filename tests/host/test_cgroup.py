@@ -297,3 +297,36 @@ async def test_counts_what_was_used(tree: CgroupTree) -> None:
         await process.wait_exit()
     await process.aclose()
     await made.remove()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kills"),
+    [
+        ("memory.events", "low 0\nhigh 2\nmax 7\noom 1\noom_kill 3\noom_group_kill 0\n", 3),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n", 0),
+        ("memory.events", "", 0),
+        ("cgroup.procs", "", 0),
+    ],
+    ids=["v2", "v1", "v1-before-4.13", "empty", "no-controller"],
+)
+def test_reads_the_oom_kills_of_a_fake_cgroup_tree(tmp_path: Path, file: str, text: str, kills: int) -> None:
+    """Whichever version counts them; 0 where none does."""
+    (tmp_path / file).write_text(text)
+    assert Cgroup([tmp_path, tmp_path / "gone"]).oom_kills() == kills
+
+
+@pytest.mark.root
+@pytest.mark.skipif("memory" not in cgroup.detect().v1, reason="a limit is written in version 1's words")
+async def test_counts_a_real_oom_kill(tree: CgroupTree) -> None:
+    """A process that grows beyond its cgroup's memory is killed by the kernel, and counted."""
+    made = tree.create("web")
+    (memory,) = [path for path in made.paths if (path / "memory.limit_in_bytes").exists()]
+    (memory / "memory.limit_in_bytes").write_text(str(8 << 20))
+    assert made.oom_kills() == 0
+    process = await start(made, 'x=0123456789abcdef; while :; do x="$x$x"; done')
+    with trio.fail_after(10):
+        assert (await process.wait_exit()).describe() == "signal KILL"
+    await process.aclose()
+    assert made.oom_kills() == 1
+    await made.remove()

@@ -11,7 +11,7 @@ from attrs import evolve
 from qsup.host.claims import Claims
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.driver import Driver
-from qsup.instance.messages import Seen
+from qsup.instance.messages import RESET, Happened, Seen, Told
 from qsup.instance.operation import OperationState
 from qsup.instance.operations import OperationTable
 from qsup.instance.runstate import Guest
@@ -99,7 +99,11 @@ def running(policy: str) -> tuple[Driver, Any, list[Effect]]:
 
 @pytest.mark.parametrize(
     ("policy", "state", "effects"),
-    [("no", State.GUEST_PANICKED, []), ("on-failure", State.STOPPING_QUIT, [Effect.QUIT])],
+    [
+        ("no", State.GUEST_PANICKED, []),
+        ("on-failure", State.STOPPING_QUIT, [Effect.QUIT]),
+        ("on-panic", State.STOPPING_QUIT, [Effect.QUIT]),
+    ],
 )
 def test_what_no_event_told_counts_when_it_is_seen_twice(policy: str, state: State, effects: list[Effect]) -> None:
     """A panic whose event was lost is one all the same, and the policy is obeyed as if it had come."""
@@ -124,6 +128,43 @@ async def test_a_silence_that_becomes_another_is_told_again() -> None:
     for kind in kinds:
         found._apply(body, Event.SILENT, silent(kind))
     assert told == ["main loop", "process"]
+
+
+WATCHED = Cause(kind=CauseKind.WATCHDOG)
+
+
+@pytest.mark.parametrize(
+    ("happened", "stays", "ends"),
+    [
+        (Happened(life=0, event=Event.GUEST_PANICKED, cause=PANIC.cause), State.GUEST_PANICKED, State.STOPPING_QUIT),
+        (Happened(life=0, event=Event.GUEST_PANICKED, cause=WATCHED), State.GUEST_PANICKED, State.STOPPING_QUIT),
+        (Happened(life=0, event=Event.GUEST_RESET), State.RUNNING, State.RUNNING),
+        (
+            Happened(life=0, event=Event.GUEST_IO_ERROR, cause=Cause(kind=CauseKind.IO_ERROR)),
+            State.IO_ERROR,
+            State.IO_ERROR,
+        ),
+    ],
+    ids=["panic", "watchdog", "reset", "io-error"],
+)
+@pytest.mark.parametrize("policy", ["no", "on-failure", "on-panic", "always"])
+async def test_what_a_policy_makes_of_a_guest_that_goes_on_or_stands_still(
+    policy: str, happened: Happened, stays: State, ends: State
+) -> None:
+    """Only a guest that panicked is ended to be started again, by each policy but `no`."""
+    found, body, _ = running(policy)
+    await found._on_event(body, happened)
+    assert found.state is (stays if policy == "no" else ends)
+
+
+async def test_resets_are_counted_and_told_once_a_second_at_most() -> None:
+    """A guest that resets itself without end fills nobody's events; an operator's reset is told and not counted."""
+    told: list[str] = []
+    found = driver(told)
+    body: Any = SimpleNamespace(number=0)
+    for guest in (True, True, False, True):
+        await found._handle(body, Told(life=0, type=RESET, data={"guest": guest, "reason": "guest-reset"}))
+    assert (found.view.resets, told) == (3, [RESET])
 
 
 def test_an_answer_that_an_event_has_overtaken_does_not_count() -> None:

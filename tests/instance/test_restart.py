@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.instance.cause import FAILURES, Cause, CauseKind
+from qsup.instance.cause import FAILURES, PANICS, Cause, CauseKind
 from qsup.instance.restart import RECENT_MAX, RestartHistory, delay, limit_cause, outcome, wants_restart
 from qsup.instance.state import Event, State
 from qsup.unit.model import ServiceSection
@@ -34,7 +34,48 @@ def test_an_operators_stop_is_never_undone(cause: Cause) -> None:
     """`always` restarts after every cause but the operator's own."""
     assert wants_restart("always", cause) is (cause.kind is not CauseKind.OPERATOR)
     assert wants_restart("on-failure", cause) is (cause.kind in FAILURES)
+    assert wants_restart("on-panic", cause) is (cause.kind in PANICS)
     assert wants_restart("no", cause) is False
+
+
+#: What each policy makes of each way to end, from a state in which the guest ran: no, on-failure, on-panic, always.
+POLICY = {
+    CauseKind.OPERATOR: (Event.ENDED, Event.ENDED, Event.ENDED, Event.ENDED),
+    CauseKind.GUEST_SHUTDOWN: (Event.ENDED, Event.ENDED, Event.ENDED, Event.RESTARTING),
+    CauseKind.GUEST_PANIC: (Event.FAILED, Event.RESTARTING, Event.RESTARTING, Event.RESTARTING),
+    CauseKind.WATCHDOG: (Event.FAILED, Event.RESTARTING, Event.RESTARTING, Event.RESTARTING),
+    CauseKind.EXIT_CODE: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
+    CauseKind.SIGNAL: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
+    CauseKind.OOM_KILL: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
+    CauseKind.EXIT_UNKNOWN: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
+    CauseKind.MONITOR_LOST: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
+    CauseKind.START_FAILED: (Event.START_FAILED, Event.RESTARTING, Event.START_FAILED, Event.RESTARTING),
+    CauseKind.START_TIMEOUT: (Event.START_FAILED, Event.RESTARTING, Event.START_FAILED, Event.RESTARTING),
+}
+#: Causes by which no process ends: of a state, or of a VM that has none.
+NO_END = {
+    CauseKind.IO_ERROR,
+    CauseKind.MAIN_LOOP_SILENT,
+    CauseKind.PROCESS_SILENT,
+    CauseKind.MONITOR_SILENT,
+    CauseKind.RESTART_LIMIT,
+    CauseKind.RECORD_UNREADABLE,
+    CauseKind.HOST_REBOOT,
+}
+
+
+def test_the_table_of_policies_has_every_cause() -> None:
+    """A cause that is added is decided upon."""
+    assert POLICY.keys() | NO_END == set(CauseKind)
+    assert not POLICY.keys() & NO_END
+
+
+@pytest.mark.parametrize(("kind", "events"), POLICY.items(), ids=lambda value: getattr(value, "value", None))
+def test_what_each_policy_makes_of_each_cause(kind: CauseKind, events: tuple[Event, ...]) -> None:
+    """The policy by cause, as the guide has it."""
+    policies = ("no", "on-failure", "on-panic", "always")
+    found = [outcome(State.RUNNING, Cause(kind=kind), service(name), RestartHistory(), 1.0) for name in policies]
+    assert tuple(found) == events
 
 
 @given(st.sampled_from(list(State)), causes, st.floats(0, 1e6))

@@ -20,7 +20,7 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message, Seen
+from qsup.instance.messages import Happened, Message, Seen, Told
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
 from qsup.qmp.events import MAX_EVENTS
@@ -36,7 +36,8 @@ def life(dying: ExitStatus | None = None) -> Life:
         "summary": SimpleNamespace(disks=()),
         "cgroup": Cgroup(),
     }
-    return cast(Life, SimpleNamespace(number=1, last_words=lambda: "oh", **parts))
+    found = SimpleNamespace(number=1, last_words=lambda: "oh", was_oom_killed=lambda: False, **parts)
+    return cast(Life, found)
 
 
 LIFE = life()
@@ -131,27 +132,30 @@ async def test_events_without_end_are_taken_at_a_pace(
 ) -> None:
     """A guest that is reset without end moves its VM a bounded number of times a second; one reset is told at once."""
     posted: list[Message] = []
-    event = load("session").answers("system_reset")[0][0]
+    reset = load("session").answers("system_reset")[0][0]
     seconds = 20
+
+    def moved() -> int:
+        return sum(isinstance(message, Happened) for message in posted)
 
     async with by_hand(nursery) as (monitor, peer):
         nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
         nursery.start_soon(partial(serve, peer, {"query-cpus-fast": [{"error": ERROR}]}))
         began = trio.current_time()
-        await peer.say(event)
+        await peer.say(reset)
         await trio.testing.wait_all_tasks_blocked()
-        assert (len(posted), trio.current_time()) == (1, began)
+        assert (moved(), trio.current_time()) == (1, began)
         with trio.move_on_after(seconds):
             while True:
-                await peer.say(*[event] * 20)
+                await peer.say(*[reset] * 20)
                 await trio.sleep(0.01)  # virtual time
         # two bursts: what is free after a rest, and what waits for its turn
-        assert 1000 < len(posted) <= 100 * seconds + 2 * MAX_EVENTS
+        assert 1000 < moved() <= 100 * seconds + 2 * MAX_EVENTS
         await trio.sleep(60)  # virtual time
-        told, began = len(posted), trio.current_time()
-        await peer.say(event)
+        told, began = moved(), trio.current_time()
+        await peer.say(reset)
         await trio.testing.wait_all_tasks_blocked()
-        assert (len(posted), trio.current_time()) == (told + 1, began)
+        assert (moved(), trio.current_time()) == (told + 1, began)
 
 
 async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
@@ -178,3 +182,64 @@ async def test_a_process_that_dies_with_its_monitor_is_told_at_once(nursery: tri
             watchers.cancel_scope.cancel()
     cause = Cause(kind=CauseKind.SIGNAL, signal="KILL", detail="oh")
     assert posted[0] == Happened(life=1, event=Event.DYING, cause=cause)
+
+
+def event(name: str, **data: object) -> bytes:
+    """An event as QEMU says it."""
+    stamp = {"seconds": 1, "microseconds": 2}
+    return json.dumps({"event": name, "data": data, "timestamp": stamp}).encode()
+
+
+SHUTDOWN = event("SHUTDOWN", guest=True, reason="guest-shutdown")
+RESET = event("RESET", guest=True, reason="guest-reset")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([event("WATCHDOG", action="pause")], [(Event.GUEST_PANICKED, CauseKind.WATCHDOG)]),
+        ([event("WATCHDOG", action="poweroff")], [(Event.GUEST_SHUTDOWN, CauseKind.WATCHDOG)]),
+        ([event("WATCHDOG", action="shutdown"), SHUTDOWN], [(Event.GUEST_SHUTDOWN, CauseKind.WATCHDOG)]),
+        (
+            [event("WATCHDOG", action="shutdown"), RESET, SHUTDOWN],
+            [(Event.GUEST_RESET, None), (Event.GUEST_SHUTDOWN, CauseKind.GUEST_SHUTDOWN)],
+        ),
+        ([event("WATCHDOG", action="reset"), RESET], [(Event.GUEST_RESET, None)]),
+        ([event("WATCHDOG", action="inject-nmi"), SHUTDOWN], [(Event.GUEST_SHUTDOWN, CauseKind.GUEST_SHUTDOWN)]),
+        ([event("SHUTDOWN", guest=True, reason="guest-panic")], [(Event.GUEST_SHUTDOWN, CauseKind.GUEST_PANIC)]),
+    ],
+)
+async def test_what_a_watchdog_does_is_understood(
+    nursery: trio.Nursery, lines: list[bytes], told: list[tuple[Event, CauseKind | None]]
+) -> None:
+    """It pauses, ends or resets the guest: the first two as its failure; and each expiry is an event of its own."""
+    posted: list[Message] = []
+    async with by_hand(nursery) as (monitor, peer):
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
+        await peer.say(*lines)
+        await trio.testing.wait_all_tasks_blocked()
+    happened = [message for message in posted if isinstance(message, Happened)]
+    assert [(m.event, m.cause.kind if m.cause else None) for m in happened] == told
+    kinds = [message.type for message in posted if isinstance(message, Told)]
+    assert kinds == [{"WATCHDOG": "watchdog", "RESET": "guest-reset"}[n] for n in names(lines) if n != "SHUTDOWN"]
+
+
+def names(lines: list[bytes]) -> list[str]:
+    """Of the events."""
+    return [json.loads(line)["event"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("status", "oom_killed", "kind"),
+    [
+        (ExitStatus(kind="signal", value=9), False, CauseKind.SIGNAL),
+        (ExitStatus(kind="signal", value=9), True, CauseKind.OOM_KILL),
+        (ExitStatus(kind="signal", value=11), True, CauseKind.SIGNAL),
+        (ExitStatus(kind="unknown"), True, CauseKind.OOM_KILL),
+        (ExitStatus(kind="unknown"), False, CauseKind.EXIT_UNKNOWN),
+        (ExitStatus(kind="code", value=1), True, CauseKind.EXIT_CODE),
+    ],
+)
+def test_an_oom_kill_is_told_from_another_signal(status: ExitStatus, oom_killed: bool, kind: CauseKind) -> None:
+    """By what the cgroup has counted: a SIGKILL, or an end that nobody can know more of."""
+    assert watch.cause_of_exit(status, "", oom_killed=oom_killed).kind is kind

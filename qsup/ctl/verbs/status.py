@@ -82,6 +82,8 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Cause", clean(cause["detail"])
     if instance["restarts"]:
         yield "Restarts", str(instance["restarts"])
+    if instance["resets"]:
+        yield "Resets", f"{instance['resets']}, by the guest itself"
     if instance["pid"] is not None:
         yield "Main PID", f"{instance['pid']} (uid {instance['uid']})"
     yield from _machine_facts(instance)
