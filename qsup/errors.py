@@ -23,6 +23,7 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     ├── PreconditionFailed          If-Match or If-None-Match                       precondition-failed  412
     ├── DeniedError                 not allowed in the VM's present state           not-allowed          409
     │   └── BusyError               another operation holds the VM                  busy                 409
+    ├── DependencyError             other VMs stand in the way                      dependency           409
     ├── OverloadedError             a bound of the daemon is reached, try later     overloaded           503
     ├── UnitError                   unit files with errors, all of them             unit-invalid         422
     ├── UnsupportedError            this QEMU or this host cannot do it             unsupported          422
@@ -215,6 +216,13 @@ class BusyError(DeniedError):
     """Another operation holds the VM; ``details["operation"]`` names it."""
 
     code = "busy"
+
+
+class DependencyError(QsupError):
+    """What a VM requires, conflicts with or is ordered by does not allow it to be started."""
+
+    code = "dependency"
+    status = 409
 
 
 class OverloadedError(QsupError):

@@ -30,10 +30,12 @@ class Composed:
         unit: ``None`` when there are errors.
         diagnostics: the errors, in the order of the files and lines: of each file, and of the rules between keys, at
             most `MAX_ERRORS`.
+        merged: all that the files say, and where.
     """
 
     unit: Unit | None
     diagnostics: tuple[Diagnostic, ...]
+    merged: Table
 
 
 def compose(documents: Sequence[Document], context: SpecifierContext) -> Composed:
@@ -53,13 +55,13 @@ def compose(documents: Sequence[Document], context: SpecifierContext) -> Compose
         found += builder.missing
         broken = [*broken_keys(merged), *builder.missing_keys]
         findings = (finding for finding in check(unit, context.name) if not _rests_on(finding, broken))
-        found += [_blame(merged, finding) for finding in itertools.islice(findings, MAX_ERRORS)]
+        found += [blame(merged, finding) for finding in itertools.islice(findings, MAX_ERRORS)]
         if next(findings, None):
             found.append(too_many(documents[0].file))
     order = {document.file: position for position, document in enumerate(documents)}
     # what concerns a file as a whole comes after what has a line in it
     found.sort(key=lambda diagnostic: (order[diagnostic.file], diagnostic.line or sys.maxsize))
-    return Composed(unit=None if found else unit, diagnostics=tuple(dict.fromkeys(found)))
+    return Composed(unit=None if found else unit, diagnostics=tuple(dict.fromkeys(found)), merged=merged)
 
 
 def _rests_on(finding: Finding, broken: list[Key]) -> bool:
@@ -67,7 +69,7 @@ def _rests_on(finding: Finding, broken: list[Key]) -> bool:
     return any(key[: len(bad)] == bad or bad[: len(key)] == key for key in finding.keys for bad in broken)
 
 
-def _blame(merged: Table, finding: Finding) -> Diagnostic:
+def blame(merged: Table, finding: Finding) -> Diagnostic:
     """The error at the first of the finding's keys that a file holds, else at the table around the first."""
     for key in finding.keys:
         origin, said = origin_of(merged, key)

@@ -15,7 +15,8 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from qsup.errors import Diagnostic, NoSuchUnit, UnitError
-from qsup.unit.compose import compose
+from qsup.unit.compose import Composed, compose
+from qsup.unit.cycles import cycle_diagnostics
 from qsup.unit.document import read_document
 from qsup.unit.files import SUFFIX, UnitFiles, dropins, find_unit, list_names, name_errors, printable, read_file
 from qsup.unit.kinds import NAME_RULE, is_instance_name, is_template_name
@@ -51,7 +52,7 @@ class Catalog:
         units: the units without errors by name, instances of templates that have files of their own included.
         templates: the templates without errors by name (``web@``).
         broken: the names of those with errors.
-        diagnostics: all errors of all files.
+        diagnostics: all errors of all files, and cycles in the order of units, which break none of them.
     """
 
     units: Mapping[str, LoadedUnit]
@@ -102,9 +103,9 @@ def load_unit(name: str, dirs: Sequence[Path], context: SpecifierContext) -> Loa
         NoSuchUnit: there is none, it is masked, or ``name`` is no unit name.
         UnitError: with every error of its files.
     """
-    loaded, diagnostics = _loaded(read_unit(name, dirs), context)
+    loaded, composed = _loaded(read_unit(name, dirs), context)
     if loaded is None:
-        raise UnitError(diagnostics, instance=name)
+        raise UnitError(composed.diagnostics, instance=name)
     return loaded
 
 
@@ -118,18 +119,25 @@ def load_catalog(dirs: Sequence[Path], context_factory: Callable[[str], Specifie
     names = list_names(dirs)
     diagnostics = list(names.diagnostics)
     loaded: dict[str, LoadedUnit] = {}
+    composed: dict[str, Composed] = {}
     broken: set[str] = set()
     # a template's files are read once, whatever the number of its instances
     read = functools.cache(read_file)
     for name in names.units:
         files = find_unit(name, dirs, read)
         if files is not None:
-            unit, errors = _loaded(files, context_factory(name))
-            diagnostics += errors
+            unit, composed[name] = _loaded(files, context_factory(name))
+            diagnostics += composed[name].diagnostics
             if unit is None:
                 broken.add(name)
             else:
                 loaded[name] = unit
+
+    def instance(name: str) -> Composed | None:
+        files = find_unit(name, dirs, read) if is_instance_name(name) else None
+        return _loaded(files, context_factory(name))[1] if files else None
+
+    diagnostics += cycle_diagnostics(composed, instance)
     templates = {name: unit for name, unit in loaded.items() if is_template_name(name)}
     units = {name: unit for name, unit in loaded.items() if name not in templates}
     return Catalog(
@@ -155,10 +163,10 @@ def check_text(
     return compose((document, *dropins(name, dirs)), evolve(context, name=name)).diagnostics
 
 
-def _loaded(files: UnitFiles, context: SpecifierContext) -> tuple[LoadedUnit | None, tuple[Diagnostic, ...]]:
+def _loaded(files: UnitFiles, context: SpecifierContext) -> tuple[LoadedUnit | None, Composed]:
     composed = compose(files.documents, evolve(context, name=files.name))
     if composed.unit is None:
-        return None, composed.diagnostics
+        return None, composed
     loaded = LoadedUnit(
         name=files.name,
         unit=composed.unit,
@@ -166,4 +174,4 @@ def _loaded(files: UnitFiles, context: SpecifierContext) -> tuple[LoadedUnit | N
         etag=etag_of(files),
         text=text_of(files),
     )
-    return loaded, ()
+    return loaded, composed

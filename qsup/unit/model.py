@@ -105,7 +105,6 @@ def sections_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], type[An
 
 
 _S = Applies.SUPERVISOR
-_NOT_YET = "Checked and shown; it is not acted on yet."
 
 
 @frozen(kw_only=True)
@@ -115,31 +114,34 @@ class UnitSection:
     description: str = _key(kinds.STRING, "One line for people, shown by `list` and `status`.", default="", applies=_S)
     after: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        f"VMs that, when started too, are to be started first. {_NOT_YET}",
+        "VMs that, when they are started too, are ready before this one is started, and that stop after it has "
+        "stopped. It starts none of them.",
         default=(),
         applies=_S,
     )
     before: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        f"VMs that, when started too, are to be started later. {_NOT_YET}",
+        "The same from the other side: these VMs are `after` this one.",
         default=(),
         applies=_S,
     )
     requires: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        f"VMs that are to be started with this one; their failure is to fail it. {_NOT_YET}",
+        "VMs that are started with this one. When one of them cannot be started, or is not up when it is the turn "
+        "of this one, this one fails (`start-failed`, cause `dependency`); when an operator stops or restarts "
+        "one, so is this one. It orders nothing: mostly the same names stand in `after`.",
         default=(),
         applies=_S,
     )
     wants: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        f"VMs that are to be started with this one; their failure is to be ignored. {_NOT_YET}",
+        "VMs that are started with this one; their failure is ignored. It orders nothing.",
         default=(),
         applies=_S,
     )
     conflicts: tuple[str, ...] = _key(
         kinds.list_of(kinds.UNIT_NAME),
-        f"VMs that are not to be active at the same time. {_NOT_YET}",
+        "VMs that are not active at the same time: a start of one stops the other first, gracefully.",
         default=(),
         applies=_S,
     )
