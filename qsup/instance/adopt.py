@@ -3,8 +3,9 @@
 Decides: what is believed of a run record, and in which state an adopted VM is.
 Must not: signal a process that is not, beyond doubt, the recorded one; or change anything about a VM that runs.
 
-What is believed: the boot id, then a pidfd whose process has the recorded start time, then what QEMU itself answers. A
-record without a pid is a launch that a dying daemon left half done: what it made is given back.
+What is believed: the boot id, then a pidfd whose process has the recorded start time and runs as the recorded user,
+then what QEMU itself answers. A record without a pid is a launch that a dying daemon left half done: what it made is
+given back. Of a record of another boot nothing is believed, and nobody is signalled for it.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ async def _identify(
     nursery: trio.Nursery,
     resources: AsyncExitStack,
 ) -> Found:
-    # a launch that was cut short may have made cgroups that it did not come to record
-    cgroup = services.cgroups.reopen(record.cgroups) if record.cgroups else services.cgroups.create(record.name)
+    former = record.boot_id != proc.boot_id()
+    cgroup = Cgroup() if former else _cgroup(record, services)
     for bridge in record.bridges:
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
@@ -149,9 +150,13 @@ async def _identify(
     child = None
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
+    if child is not None and not _runs_as_recorded(child.pid, record, directory):
+        await child.aclose()
+        child = None
     if child is None:
         cause = _lost(record, cgroup)
-        await _empty(cgroup, directory if record.pid is None else None, {os.geteuid(), record.uid})
+        if not former:
+            await _empty(cgroup, directory if record.pid is None else None, {os.geteuid(), record.uid})
         await _give_back(resources, record.name)
         return _found(None, cause, record, running)
     for claim in record.claims:
@@ -180,6 +185,19 @@ async def _identify(
     return _found(life, None, record, running)
 
 
+def _cgroup(record: RunRecord, services: Services) -> Cgroup:
+    # a launch that was cut short may have made cgroups that it did not come to record
+    return services.cgroups.reopen(record.cgroups) if record.cgroups else services.cgroups.create(record.name)
+
+
+def _runs_as_recorded(pid: int, record: RunRecord, directory: InstanceDirectory) -> bool:
+    """Whether a process has the VM's user; one whose launch was cut short may not have it yet, and has our output."""
+    if proc.uid(pid) == record.uid:
+        return True
+    _log.warning("a process of another user than recorded", instance=record.name, pid=pid, recorded=record.uid)
+    return proc.uid(pid) == os.geteuid() and pid in directory.holders("output")
+
+
 async def _give_back(resources: AsyncExitStack, name: str) -> None:
     try:
         await resources.aclose()
@@ -201,6 +219,8 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
 
 
 def _lost(record: RunRecord, cgroup: Cgroup) -> Cause:
+    if record.boot_id != proc.boot_id():
+        return Cause(kind=CauseKind.HOST_REBOOT, detail="it ended with an earlier boot of the host")
     if record.pid is None:
         return Cause(kind=CauseKind.START_FAILED, detail="the daemon ended while it was starting it")
     if cgroup.oom_kills():  # its cgroup was made for this life alone

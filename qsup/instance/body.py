@@ -34,7 +34,18 @@ from qsup.unit.load import LoadedUnit
 _log = structlog.get_logger()
 
 #: What ends with a life; a restart that is due, and the watch over the process, do not.
-_LIFE_JOBS = ("launch", "start-timeout", "ready", "stage", "monitor", "heartbeat", "reconnect", "refresh", "control")
+_LIFE_JOBS = (
+    "launch",
+    "start-timeout",
+    "ready",
+    "stage",
+    "monitor",
+    "heartbeat",
+    "reconnect",
+    "look-over",
+    "refresh",
+    "control",
+)
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
 #: that ends every connection costs two a second.
@@ -119,7 +130,9 @@ class Body:
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
-        self._jobs.start("monitor", partial(watch.monitor, life, monitor, self._post, self._inbox.wait_taken))
+        self._jobs.start(
+            "monitor", partial(watch.monitor, life, monitor, self._post, self._inbox.wait_taken, self.refresh)
+        )
         self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self.sampler, self._post))
 
     def let_go(self) -> Life | None:
@@ -271,6 +284,7 @@ class Body:
         changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))
         self._post(Happened(life=life.number, event=reached.event, cause=reached.cause))
+        self._jobs.start("look-over", partial(watch.look_over, life, monitor, self._post, delay=watch.LOOK_OVER_DELAY))
 
     def refresh(self) -> None:
         """Query again what a raw command or a reset may have changed."""

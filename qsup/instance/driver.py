@@ -70,6 +70,7 @@ class Observed:
     memory_actual: int | None = None
     threads: tuple[int, ...] = ()
     resets: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class Driver:
@@ -128,6 +129,7 @@ class Driver:
                 memory_actual=self._observed.memory_actual,
                 threads=self._observed.threads,
                 resets=self._observed.resets,
+                warnings=self._observed.warnings,
                 console_watchers=self.console.watchers,
                 console_has_writer=self.console.has_writer,
                 uuid=self._uuid,
@@ -232,9 +234,7 @@ class Driver:
             case Seen():
                 self._on_seen(body, message)
             case Noted():
-                self._observed = evolve(self._observed, **message.changes)
-                self.touch()
-                self._services.publish("instance-changed", self.name, message.changes)
+                self._on_noted(message)
             case Told():
                 self._on_told(message)
 
@@ -251,6 +251,15 @@ class Driver:
             cause = evolve(cause, detail=cause.detail.replace("was not ready", "did not answer on its monitor"))
         self._apply(body, event, cause)
         self._settle(body)
+
+    def _on_noted(self, message: Noted) -> None:
+        observed = evolve(self._observed, **message.changes)
+        for words in set(observed.warnings) - set(self._observed.warnings):
+            self._log.warning("not as it was started", what=words)
+        if observed != self._observed:
+            self._observed = observed
+            self.touch()
+            self._services.publish("instance-changed", self.name, message.changes)
 
     def _on_seen(self, body: Body, message: Seen) -> None:
         """QEMU's answer is not what the state implies: an event was lost, or is still to be handled.

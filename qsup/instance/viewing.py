@@ -24,6 +24,7 @@ class Moving:
     """What changes while a VM lives.
 
     Args:
+        warnings: what QEMU said of itself that is not as it was started.
         uuid: from the VM's identity, ``""`` before its first start.
     """
 
@@ -36,6 +37,7 @@ class Moving:
     memory_actual: int | None
     threads: tuple[int, ...]
     resets: int
+    warnings: tuple[str, ...]
     console_watchers: int
     console_has_writer: bool
     uuid: str
@@ -87,7 +89,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         display=unit.display.type,
         video=summary.has_video if summary else False,
         operation=moving.operation,
-        warnings=summary.warnings if summary else (),
+        warnings=(*summary.warnings, *moving.warnings) if summary else (),
     )
 
 

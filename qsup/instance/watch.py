@@ -23,6 +23,7 @@ from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded
 from qsup.instance.runstate import ANSWERED, WATCHDOG, judge_status
 from qsup.instance.silence import explain
 from qsup.instance.state import Event
+from qsup.instance.stock import take_stock
 from qsup.pace import Pace
 from qsup.qmp import commands, events
 from qsup.qmp.connection import Monitor
@@ -40,6 +41,9 @@ _EXIT_GRACE = 2.0
 _QUERY_TIMEOUT = 10.0
 #: Seconds before a refresh, so that a guest that resets itself in a loop causes no query for each time.
 _REFRESH_DELAY = 0.05
+#: Seconds before disks, devices and jobs are asked for after a reconnect: a daemon that takes over many VMs wants
+#: a word from each before it asks any of them for more.
+LOOK_OVER_DELAY = 1.0
 #: Events taken in per second, after a burst of all that can wait; each may be a change of state and a line of the log.
 #: A guest that causes more without end hears of its own crash some seconds late.
 _EVENT_RATE, _EVENT_BURST = 100, events.MAX_EVENTS
@@ -79,17 +83,24 @@ def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
     return cause_of_exit(status, life.last_words(), oom_killed=life.was_oom_killed())
 
 
-async def monitor(life: Life, connection: Monitor, post: Post, wait_taken: Callable[[], Awaitable[None]]) -> None:
+async def monitor(
+    life: Life,
+    connection: Monitor,
+    post: Post,
+    wait_taken: Callable[[], Awaitable[None]],
+    look_again: Callable[[], None],
+) -> None:
     """Post what the monitor's events mean, until the connection ends.
 
     Args:
         wait_taken: waits until what was posted has been taken; a guest can cause events without end.
+        look_again: has QEMU queried again in a while; called for what changes devices and jobs.
     """
 
     def say(event: Event, cause: Cause | None = None) -> None:
         post(Happened(life=life.number, event=event, cause=cause))
 
-    reason = await _until_closed(life, connection, _Interpreter(life, say, post), post, wait_taken)
+    reason = await _until_closed(life, connection, _Interpreter(life, say, post, look_again), post, wait_taken)
     # the process ends with its monitor, mostly, and the kernel, which knows how, takes its time until it is gone
     if status := life.process.dying():
         say(Event.DYING, _cause_of_end(status, life))
@@ -125,12 +136,14 @@ class _Interpreter:
 
     Args:
         say: posts an event of the table, with its cause if it has one.
+        look_again: has QEMU asked anew what it has.
     """
 
-    def __init__(self, life: Life, say: Callable[..., None], post: Post) -> None:
+    def __init__(self, life: Life, say: Callable[..., None], post: Post, look_again: Callable[[], None]) -> None:
         self._life = life
         self._say = say
         self._post = post
+        self._look_again = look_again
         # the watchdog has pressed the power button, and how the guest takes it is still to be seen
         self._expired = False
 
@@ -158,6 +171,8 @@ class _Interpreter:
                 self._say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=words))
             case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
                 self._post(Noted(life=number, changes={"agent_connected": notice.open}))
+            case events.JobStatusChangeEvent() | events.DeviceDeletedEvent():
+                self._look_again()
             case events.BalloonChangeEvent():
                 self._post(Noted(life=number, changes={"memory_actual": notice.actual}))
 
@@ -264,6 +279,22 @@ async def refresh(life: Life, connection: Monitor, post: Post) -> None:
     post(Noted(life=life.number, changes=changes))
     guest, cause = judge_status(status.status)
     post(Seen(life=life.number, guest=guest, cause=cause))
+    await look_over(life, connection, post)
+
+
+async def look_over(life: Life, connection: Monitor, post: Post, *, delay: float = 0.0) -> None:
+    """Find out what became of disks, devices and jobs; see `qsup.instance.stock`.
+
+    Args:
+        delay: seconds to wait before.
+    """
+    await trio.sleep(delay)
+    try:
+        found = await take_stock(life.summary, connection)
+    except MonitorError as error:
+        _log.info("could not look the VM over", instance=life.record.name, why=error.message)
+        return
+    post(Noted(life=life.number, changes={"warnings": found}))
 
 
 async def agent_is_open(connection: Monitor) -> bool:

@@ -50,12 +50,26 @@ async def _ask(
         raise MonitorProtocolError(words, instance=monitor.name) from error
 
 
-async def _list(monitor: Monitor, command: str, parse: Callable[[object], _T], timeout: float) -> tuple[_T, ...]:
-    return await _ask(monitor, command, lambda answer: tuple(parse(item) for item in elements(answer)), timeout)
+async def _list(
+    monitor: Monitor, command: str, parse: Callable[[object], _T], timeout: float, arguments: _Arguments = None
+) -> tuple[_T, ...]:
+    def parse_all(answer: object) -> tuple[_T, ...]:
+        return tuple(parse(item) for item in elements(answer))
+
+    return await _ask(monitor, command, parse_all, timeout, arguments)
 
 
 def _name(value: object) -> str:
     return member(value, "name", str)
+
+
+def _node_name(value: object) -> str:
+    return member(value, "node-name", str)
+
+
+def _child(value: object) -> str:
+    """The name of a QOM property that is an object of its own, else ``""``."""
+    return _name(value) if member(value, "type", str).startswith("child<") else ""
 
 
 def _text(value: object) -> str:
@@ -151,6 +165,20 @@ async def query_chardev(monitor: Monitor, *, timeout: float) -> tuple[ChardevInf
 async def query_jobs(monitor: Monitor, *, timeout: float) -> tuple[JobInfo, ...]:
     """``query-jobs``: all that were not dismissed."""
     return await _list(monitor, "query-jobs", JobInfo.parse, timeout)
+
+
+async def query_named_block_nodes(monitor: Monitor, *, timeout: float) -> frozenset[str]:
+    """``query-named-block-nodes``: the names of all block nodes, those of a chain of images each by itself."""
+    # flat: without it each node repeats what it stands on, and long chains make an answer of megabytes
+    arguments = {"flat": True}
+    nodes = await _list(monitor, "query-named-block-nodes", _node_name, timeout, arguments)
+    return frozenset(nodes)
+
+
+async def qom_list_peripherals(monitor: Monitor, *, timeout: float) -> frozenset[str]:
+    """``qom-list`` of ``/machine/peripheral``: the ids of all devices that were given one."""
+    found = await _list(monitor, "qom-list", _child, timeout, {"path": "/machine/peripheral"})
+    return frozenset(filter(None, found))
 
 
 async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:

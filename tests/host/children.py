@@ -43,4 +43,17 @@ def is_stopped(pid: int) -> bool:
 
 def children() -> list[str]:
     """The pids of our present children, zombies included."""
-    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [pid for thread in threads() for pid in own("children", thread).split()]
+
+
+def threads() -> list[str]:
+    """The numbers of our threads; any but the main one may end at any time."""
+    return [path.name for path in Path("/proc/self/task").iterdir()]
+
+
+def own(name: str, thread: str) -> str:
+    """What /proc says of one of our threads, ``""`` of one that has ended."""
+    try:
+        return Path("/proc/self/task", thread, name).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

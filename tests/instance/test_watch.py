@@ -55,6 +55,10 @@ async def never() -> None:
     """Wait for nothing."""
 
 
+def ignore() -> None:
+    """Look at nothing again."""
+
+
 async def serve(peer: Peer, script: Mapping[str, list[dict[str, Any] | None]]) -> None:
     """Answer each command by the next members of its script (``None``: not at all), then by the last for ever."""
     while True:
@@ -91,13 +95,12 @@ async def test_the_heartbeat_outlives_every_answer(
             hearts.cancel_scope.cancel()
 
 
-#: By what a silent QEMU answers out of band: the causes that are told, none where its connection has ended.
+#: By what a silent QEMU answers out of band: the causes that are told.
 OUT_OF_BAND: dict[str, tuple[tuple[str, ...], dict[str, Any] | None, list[CauseKind]]] = {
     "an answer": (("oob",), {"return": []}, [CauseKind.MAIN_LOOP_SILENT]),
     "an error": (("oob",), {"error": ERROR}, [CauseKind.MAIN_LOOP_SILENT]),
     "nothing": (("oob",), None, [CauseKind.PROCESS_SILENT]),
     "it cannot": ((), None, [CauseKind.MONITOR_SILENT]),
-    "no QMP": (("oob",), {"return": [], "error": {}}, []),
 }
 
 
@@ -116,6 +119,21 @@ async def test_a_silent_monitor_is_asked_out_of_band(
     told = [message for message in posted if isinstance(message, Happened)]
     assert {message.event for message in told} <= {Event.SILENT}
     assert [message.cause.kind for message in told if message.cause] == kinds
+
+
+async def test_a_connection_that_ends_is_no_silence(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """QEMU hangs up instead of answering out of band: the reader of events says why, and nobody else."""
+    posted: list[Message] = []
+    async with by_hand(nursery) as (monitor, peer):
+        await peer.say(greeting("oob"))
+        async with trio.open_nursery() as hearts:
+            hearts.start_soon(watch.heartbeat, LIFE, monitor, watch.DiskSampler(), posted.append)
+            assert (await peer.command())["execute"] == "query-status"
+            assert (await peer.command())["exec-oob"] == "query-yank"
+            await peer.stream.aclose()
+    assert posted == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +157,7 @@ async def test_events_without_end_are_taken_at_a_pace(
         return sum(isinstance(message, Happened) for message in posted)
 
     async with by_hand(nursery) as (monitor, peer):
-        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
         nursery.start_soon(partial(serve, peer, {"query-cpus-fast": [{"error": ERROR}]}))
         began = trio.current_time()
         await peer.say(reset)
@@ -164,7 +182,7 @@ async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_cloc
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
             watchers.start_soon(watch.heartbeat, LIFE, monitor, watch.DiskSampler(), posted.append)
-            watchers.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
+            watchers.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
             await peer.stream.aclose()
     assert isinstance(monitor.close_reason, MonitorError)
     assert [message.event for message in posted if isinstance(message, Happened)] == [Event.MONITOR_LOST]
@@ -176,7 +194,7 @@ async def test_a_process_that_dies_with_its_monitor_is_told_at_once(nursery: tri
     dying = life(ExitStatus(kind="signal", value=9))
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
-            watchers.start_soon(watch.monitor, dying, monitor, posted.append, never)
+            watchers.start_soon(watch.monitor, dying, monitor, posted.append, never, ignore)
             await peer.stream.aclose()
             await trio.testing.wait_all_tasks_blocked()
             watchers.cancel_scope.cancel()
@@ -215,7 +233,7 @@ async def test_what_a_watchdog_does_is_understood(
     """It pauses, ends or resets the guest: the first two as its failure; and each expiry is an event of its own."""
     posted: list[Message] = []
     async with by_hand(nursery) as (monitor, peer):
-        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
         await peer.say(*lines)
         await trio.testing.wait_all_tasks_blocked()
     happened = [message for message in posted if isinstance(message, Happened)]

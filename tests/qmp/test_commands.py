@@ -54,6 +54,8 @@ async def test_queries_answer_with_values(nursery: trio.Nursery) -> None:
         assert isinstance(device, ChardevInfo)
         assert (device.label, device.frontend_open) == ("qmp", True)
         assert await commands.query_jobs(monitor, timeout=TIMEOUT) == ()
+        assert await commands.query_named_block_nodes(monitor, timeout=TIMEOUT) >= {drive.node_name}
+        assert await commands.qom_list_peripherals(monitor, timeout=TIMEOUT) == {"root"}
         assert await commands.query_balloon(monitor, timeout=TIMEOUT) is None
         assert "query-status" in await commands.query_commands(monitor, timeout=TIMEOUT)
         text = await commands.human_monitor_command(monitor, "info version", timeout=TIMEOUT)
@@ -109,6 +111,8 @@ QUERIES: dict[str, Verb] = {
     "query-blockstats": lambda monitor: commands.query_blockstats(monitor, timeout=TIMEOUT),
     "query-chardev": lambda monitor: commands.query_chardev(monitor, timeout=TIMEOUT),
     "query-jobs": lambda monitor: commands.query_jobs(monitor, timeout=TIMEOUT),
+    "query-named-block-nodes": lambda monitor: commands.query_named_block_nodes(monitor, timeout=TIMEOUT),
+    "qom-list": lambda monitor: commands.qom_list_peripherals(monitor, timeout=TIMEOUT),
     "query-commands": lambda monitor: commands.query_commands(monitor, timeout=TIMEOUT),
     "human-monitor-command": lambda monitor: commands.human_monitor_command(monitor, "", timeout=TIMEOUT),
 }

@@ -83,6 +83,8 @@ def record_session(recorder: Recorder) -> None:
             "query-jobs query-balloon query-commands query-machines inject-nmi no-such-command"
         ).split():
             monitor.command(command)
+        monitor.command("query-named-block-nodes", {"flat": True})
+        monitor.command("qom-list", {"path": "/machine/peripheral"})
         monitor.command("screendump", {"filename": "screen"})
         monitor.command("query-yank", oob=True)
         monitor.command("cont", until=["RESUME"])

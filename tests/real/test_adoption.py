@@ -1,0 +1,203 @@
+"""What a starting daemon believes, asks again and goes on with of VMs that it did not start itself.
+
+Decides: what must be known of a VM right after its daemon was replaced.
+Must not: repeat what becomes of operations (`tests.real.test_unfinished`) or of wrecked files (T4 and T6,
+`tests.real.test_wrecks`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.bare import BareConnection
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit
+from tests.real.test_wrecks import is_alive, remove_cgroup
+from tests.waiting import came_true, poll_until
+
+pytestmark = [pytest.mark.real, pytest.mark.fault]
+
+DISKS = "".join(f'[[disk]]\nid = "{name}"\npath = "{name}.img"\nformat = "raw"\n' for name in ("root", "data"))
+SCRATCH = {"driver": "null-co", "node-name": "scratch", "size": 1 << 30}
+TARGET = {"driver": "null-co", "node-name": "target", "size": 1 << 30}
+
+
+def monitor_of(daemon: Daemon, name: str) -> BareConnection:
+    """A VM's monitor, for when no daemon has it."""
+    found = BareConnection(daemon.run / "instances" / name / "qmp")
+    found.negotiate()
+    return found
+
+
+def warned(daemon: Daemon, name: str, words: str) -> bool:
+    """Whether a VM's warnings say something."""
+    return any(words in warning for warning in daemon.view(name)["warnings"])
+
+
+def test_what_was_changed_while_no_daemon_ran_is_asked_again(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A disk that is gone, a job under way, a paused guest, the vCPUs' threads: all is known soon after."""
+    for name in ("root", "data"):
+        (daemon.root / f"{name}.img").write_bytes(bytes(1 << 20))
+    daemon.unit("web", rom_unit(qemu, rom_guest, tables=DISKS))
+    before = daemon.do("web", "start")
+    assert before["warnings"] == [] or not warned(daemon, "web", "since the start")
+    daemon.signal(signal.SIGKILL)
+    with monitor_of(daemon, "web") as monitor:
+        monitor.ask("device_del", {"id": "disk-data"})
+        monitor.ask("system_reset")  # which completes an unplug that no guest has answered
+        gone = "the device is gone"
+        poll_until(lambda: "disk-data" not in str(monitor.ask("qom-list", {"path": "/machine/peripheral"})), gone)
+        for node in (SCRATCH, TARGET):
+            monitor.ask("blockdev-add", node)
+        job = {"job-id": "copy", "device": "scratch", "target": "target", "sync": "full", "speed": 1}
+        monitor.ask("blockdev-backup", job | {"auto-dismiss": False})
+        monitor.ask("stop")
+    daemon.start()
+    view = daemon.wait("web", "paused")
+    assert (view["pid"], view["cpus"]["threads"]) == (before["pid"], before["cpus"]["threads"])
+    poll_until(lambda: warned(daemon, "web", "disk data: its device was removed"), "it is named", seconds=DEADLINE)
+    assert warned(daemon, "web", "QEMU has a job copy (backup, running)")
+    assert not warned(daemon, "web", "disk root")
+    cancel = {"execute": "job-cancel", "arguments": {"id": "copy"}}
+    daemon.post("/v1/instances/web/qmp", cancel)
+    poll_until(lambda: warned(daemon, "web", "concluded"), "the job's end is seen", seconds=DEADLINE)
+    daemon.post("/v1/instances/web/qmp", {"execute": "job-dismiss", "arguments": {"id": "copy"}})
+    poll_until(lambda: not warned(daemon, "web", "QEMU has a job"), "it is gone", seconds=DEADLINE)
+    assert daemon.do("web", "resume")["substate"] == "running"
+
+
+def test_an_answer_meant_for_the_daemon_before_is_passed_over(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A command that outlives its daemon answers the next one first, which is not misled by that."""
+    daemon.unit("web", rom_unit(qemu, rom_guest).replace('size = "16M"', 'size = "256M"'))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    with monitor_of(daemon, "web") as monitor:
+        for number in range(3):
+            # nobody reads the answers: they are what the next client gets
+            monitor.write(json.dumps({"execute": "query-named-block-nodes", "id": f"stale-{number}"}))
+        monitor.write(
+            json.dumps({"execute": "human-monitor-command", "id": 1, "arguments": {"command-line": "info mtree"}})
+        )
+    daemon.start()
+    view = daemon.wait("web", "running")
+    assert (view["pid"], len(view["cpus"]["threads"])) == (pid, 1)
+    assert daemon.do("web", "pause")["substate"] == "paused"
+    assert "driver failed" not in daemon.log()
+
+
+def test_restarts_are_still_counted(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Those before the daemon's end count for the burst limit, whether the VM ran meanwhile or died."""
+    limit = 'restart = "on-failure"\nrestart-delay = "10ms"\nstart-limit-burst = 2\nstart-limit-interval = "1h"'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=limit))
+    kill_process(daemon.do("web", "start")["pid"])
+    poll_until(lambda: daemon.view("web")["restarts"] == 1, "it is restarted", seconds=DEADLINE)
+    daemon.wait("web", "running")
+    daemon.restart()
+    view = daemon.wait("web", "running")
+    assert view["restarts"] == 1
+    daemon.signal(signal.SIGKILL)
+    kill_process(view["pid"])
+    daemon.start()
+    # how it ended nobody can know, and that counts as a failure
+    poll_until(lambda: daemon.view("web")["restarts"] == 2, "it is restarted again", seconds=DEADLINE)
+    kill_process(daemon.wait("web", "running")["pid"])
+    assert "restarted 2 times" in daemon.wait("web", "start-limit-hit")["cause"]["detail"]
+
+
+ENDS = {
+    "crash": ("", "no", "crashed"),
+    "crash-again": ("", "on-failure", "running"),
+    "triple": ("T", "no", "running"),
+}
+
+
+def test_what_ended_while_no_daemon_ran_is_judged(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A crash is a failure for each policy, a reset by triple fault is none."""
+    pids = {}
+    for name, (_, policy, _) in ENDS.items():
+        daemon.unit(name, rom_unit(qemu, rom_guest, service=f'restart = "{policy}"\nrestart-delay = "10ms"'))
+        pids[name] = daemon.do(name, "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    for name, (key, _, _) in ENDS.items():
+        if not key:
+            kill_process(pids[name])
+            continue
+        with socket.socket(socket.AF_UNIX) as console:
+            console.settimeout(DEADLINE)
+            console.connect(str(daemon.run / "instances" / name / "console"))
+            console.sendall(key.encode())
+            said = b""
+            while b"boot 2" not in said:
+                said += console.recv(4096)
+    daemon.start()
+    for name, (key, policy, substate) in ENDS.items():
+        poll_until(lambda n=name, p=policy: daemon.view(n)["restarts"] == (p != "no"), name, seconds=DEADLINE)  # type: ignore[misc]
+        view = daemon.wait(name, substate)
+        assert (view["pid"] == pids[name]) == bool(key), name
+    assert daemon.view("crash")["cause"]["kind"] in ("exit-unknown", "signal")
+
+
+def test_the_agent_is_found_again(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:
+    """Whether somebody in the guest listens is asked, not remembered, and calls work."""
+    daemon.unit("web", linux_unit(emulator, linux_guest))
+    daemon.do("web", "start")
+    daemon.restart()
+    assert daemon.wait("web", "running")["agent"] == {"enabled": True, "connected": True}
+    done = daemon.post("/v1/instances/web/agent", {"command": "exec", "path": "uname", "arguments": ["-s"]})
+    assert done["result"]["stdout"] == "Linux\n"
+    daemon.do("web", "kill")
+
+
+def test_a_process_of_another_user_is_not_the_vm(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The pid and even the start time may be right: with another uid it is a stranger, who is never signalled."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.unit("good", rom_unit(emulator, rom_guest))
+    pids = {name: daemon.do(name, "start")["pid"] for name in ("web", "good")}
+    stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        daemon.signal(signal.SIGKILL)
+        kill_process(pids["web"])
+        file = daemon.run / "instances" / "web" / "record.json"
+        began = int(Path(f"/proc/{stranger.pid}/stat").read_text().rpartition(") ")[2].split()[19])
+        record = json.loads(file.read_text())
+        changes = {"pid": stranger.pid, "start_time": began, "uid": record["uid"] + 1}
+        file.write_text(json.dumps(record | changes))
+        daemon.start()
+        view = daemon.wait("web", "crashed")
+        assert (view["pid"], view["cause"]["text"]) == (None, "exit-unknown")
+        assert daemon.wait("good", "running")["pid"] == pids["good"]
+        assert daemon.do("web", "kill")["substate"] == "crashed"
+        assert not came_true(lambda: stranger.poll() is not None, seconds=0.5)
+        assert daemon.do("web", "start")["substate"] == "running"
+    finally:
+        with suppress(ProcessLookupError):
+            stranger.kill()
+        stranger.wait()
+
+
+def test_after_a_reboot_nothing_is_believed_and_nobody_signalled(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """All fits but the boot: the pid lives, holds the VM's files and is in its cgroup, and is not touched."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    file = daemon.run / "instances" / "web" / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"boot_id": "00000000-0000-0000-0000-000000000000"}))
+    daemon.start()
+    view = daemon.wait("web", "dead")
+    assert (view["pid"], view["cause"]["kind"]) == (None, "host-reboot")
+    assert daemon.do("web", "kill")["substate"] == "dead"
+    assert not came_true(lambda: not is_alive(pid), seconds=0.5)
+    kill_process(pid)
+    for cgroup in record["cgroups"]:
+        remove_cgroup(Path(cgroup))
+        remove_cgroup(Path(cgroup).parent)
