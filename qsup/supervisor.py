@@ -38,7 +38,7 @@ _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
 #: Requests whose end is read from the VM's state alone.
-_SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART})
+_SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART, Request.RESET_FAILED})
 
 
 class Supervisor:

@@ -6,7 +6,8 @@
 #
 #   R  reset                       O  power off (ACPI S5)        P  panic (pvpanic, where there is one)
 #   T  triple fault                H  hang, deaf to everything   D  deaf to the power button from now on
-#   S  spin on one CPU             F  flood COM1 without end
+#   S  spin on one CPU             F  flood COM1 without end     B  let the watchdog expire (ib700, where there is one)
+#   W  write 64 pages of 4 KiB to the first IDE disk (on pc), behind those written before, then say "written"
 #
 # An NMI prints "nmi". References: Intel SDM 3A 20.1 (real mode), 8259A and 16550 data sheets, ACPI 4.8.3 (PM1).
 
@@ -25,6 +26,9 @@
         .set    PVPANIC, 0x505
         .set    BOOT_COUNT, 0x500               # first byte of memory that real mode leaves free
         .set    MAGIC, 0x5175
+        .set    NEXT_SECTOR, 0x504
+        .set    IB700, 0x443
+        .set    IDE, 0x1f0
 
         .macro  out8 port, value
         movw    $\port, %dx
@@ -137,6 +141,7 @@ powered:
         je      1f
         movw    $MAGIC, BOOT_COUNT + 2
         movw    $0, BOOT_COUNT
+        movw    $0, NEXT_SECTOR
 1:      incw    BOOT_COUNT
         print   hello
         movw    BOOT_COUNT, %ax
@@ -228,6 +233,45 @@ flood:
         print   hello
         jmp     flood
 
+bark:
+        out8    IB700, 15                       # the shortest of its times: none
+        ret
+
+write:                                          # ATA, WRITE SECTORS by programmed I/O: one sector of each page
+        movw    $64, %bx
+1:      out8    IDE+6, 0xe0                     # LBA, the first drive
+        out8    IDE+2, 1
+        movw    NEXT_SECTOR, %ax
+        movw    $IDE+3, %dx
+        outb    %al, %dx
+        movb    %ah, %al
+        incw    %dx
+        outb    %al, %dx
+        out8    IDE+5, 0
+        out8    IDE+7, 0x30
+2:      inb     %dx, %al
+        testb   $0x01, %al                      # ERR
+        jnz     4f
+        testb   $0x08, %al                      # DRQ
+        jz      2b
+        movw    $256, %cx
+        xorw    %si, %si
+        movw    $IDE, %dx
+        rep outsw
+        movw    $IDE+7, %dx
+3:      inb     %dx, %al
+        testb   $0x80, %al                      # BSY
+        jnz     3b
+        testb   $0x01, %al
+        jnz     4f
+        addw    $8, NEXT_SECTOR
+        decw    %bx
+        jnz     1b
+        print   written
+        ret
+4:      print   failed
+        ret
+
 # output
 
 put_char:                                       # %al; keeps %ax
@@ -269,6 +313,9 @@ hello:  .asciz  "qsup rom guest, boot "
 ready:  .asciz  "\r\nready\r\n"
 nmi:    .asciz  "nmi\r\n"
 button: .asciz  "power button\r\n"
+written:
+        .asciz  "written\r\n"
+failed: .asciz  "write failed\r\n"
 
         .macro  key letter, handler
         .byte   \letter
@@ -283,6 +330,8 @@ commands:
         key     'D', deaf
         key     'S', spin
         key     'F', flood
+        key     'B', bark
+        key     'W', write
         .byte   0
 
 flat:   .quad   0

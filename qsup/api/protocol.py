@@ -28,7 +28,7 @@ TOML = "application/toml"
 PNG = "image/png"
 
 #: The power verbs: ``POST /v1/instances/{instance}/{verb}`` answers 202 with an operation.
-POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "powerdown", "nmi")
+POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "powerdown", "nmi", "reset-failed")
 
 # exit codes, as systemctl(1) and LSB use them
 EXIT_OK = 0

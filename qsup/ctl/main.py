@@ -29,6 +29,7 @@ VERBS = {
     "reset": ("power", "Press the reset button"),
     "powerdown": ("power", "Press the power button; the guest decides"),
     "nmi": ("power", "Send a non-maskable interrupt"),
+    "reset-failed": ("power", "Forget that VMs have failed, and how often they were restarted"),
     "wait": ("wait", "Wait until VMs reach a state"),
     "console": ("console", "Attach the terminal to a VM's serial console (Ctrl-] detaches)"),
     "screenshot": ("screenshot", "Save a VM's screen as a PNG file"),

@@ -445,6 +445,10 @@ class Driver:
                 self._apply(body, Event.STOP, operator)
             case Request.KILL:
                 self._apply(body, Event.KILL, operator)
+            case Request.RESET_FAILED:
+                self._position.forget_restarts()
+                self._apply(body, Event.RESET_FAILED, operator)
+                self._keep_end()
             case Request.RESTART:
                 if judge(self.state, Request.STOP).verdict is Verdict.ALLOWED:
                     self._apply(body, Event.STOP, operator)

@@ -79,7 +79,7 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
     match holder.request:
         case Request.START | Request.RESTART:
             return _settle_start(standing)
-        case Request.STOP | Request.KILL:
+        case Request.STOP | Request.KILL | Request.RESET_FAILED:
             return _settle_stop(standing)
         case _:
             # pause, reset and their like end by QEMU's answer, unless the VM ends first
@@ -207,6 +207,9 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
             return TakenUp(holder=evolve(holder, start_next=untouched), stopping=untouched)
         case Request.RESTART if found.ordered or down_before:
             return TakenUp(holder=evolve(holder, start_next=True))
+        case Request.RESET_FAILED:
+            # whatever has been done of it: asked again it is needless, or it is done
+            return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.START if down_before:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case _:

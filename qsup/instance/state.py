@@ -41,6 +41,9 @@ class Level(enum.Enum):
     FAILED = "failed"
 
 
+_MENDED = "a start, or `reset-failed`"
+
+
 class State(enum.Enum):
     """The second level, which the API documents: ``(substate, level, what it is, what ends it)``."""
 
@@ -111,13 +114,13 @@ class State(enum.Enum):
         "QEMU has ended or was sent SIGKILL, and is still there: the kernel keeps it (uninterruptible sleep).",
         "its end",
     )
-    CRASHED = ("crashed", Level.FAILED, "It ended by a failure, and its policy does not start it again.", "a start")
-    START_FAILED = ("start-failed", Level.FAILED, "It could not be started; the cause says why.", "a start")
+    CRASHED = ("crashed", Level.FAILED, "It ended by a failure, and its policy does not start it again.", _MENDED)
+    START_FAILED = ("start-failed", Level.FAILED, "It could not be started; the cause says why.", _MENDED)
     START_LIMIT_HIT = (
         "start-limit-hit",
         Level.FAILED,
         "It was restarted `start-limit-burst` times within `start-limit-interval` and stays down.",
-        "a start",
+        _MENDED,
     )
     QUARANTINED = (
         "quarantined",
@@ -140,6 +143,7 @@ class Event(enum.Enum):
     START = "start"
     STOP = "stop"
     KILL = "kill"
+    RESET_FAILED = "reset-failed"
     # the launch and its deadline
     LAUNCHED = "launched"  # QEMU runs the guest
     READY = "ready"
@@ -233,7 +237,9 @@ WITH_PROCESS = frozenset(
 )
 #: States in which a guest is there and the monitor is believed to answer.
 _REACHED = (State.WAITING_READY, State.RUNNING, State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED)
-_DOWN = (State.DEAD, State.CRASHED, State.START_FAILED, State.START_LIMIT_HIT)
+#: Failures that can be forgotten.
+_FORGETTABLE = (State.CRASHED, State.START_FAILED, State.START_LIMIT_HIT)
+_DOWN = (State.DEAD, *_FORGETTABLE)
 
 _Table = dict[tuple[State, Event], Transition]
 
@@ -243,6 +249,7 @@ def _starting() -> _Table:
     table |= {
         (State.AUTO_RESTART, Event.START): _to(State.SPAWNING, Effect.DISARM_RESTART, Effect.LAUNCH),
         (State.AUTO_RESTART, Event.RESTART_DUE): _to(State.SPAWNING, Effect.LAUNCH),
+        **{(state, Event.RESET_FAILED): _to(State.DEAD) for state in _FORGETTABLE},
         (State.AUTO_RESTART, Event.STOP): _to(State.DEAD, Effect.DISARM_RESTART),
         (State.AUTO_RESTART, Event.KILL): _to(State.DEAD, Effect.DISARM_RESTART),
         (State.SPAWNING, Event.LAUNCHED): _to(State.WAITING_READY, Effect.AWAIT_READY),
@@ -422,6 +429,7 @@ class Request(enum.Enum):
     RESET = "reset"
     POWERDOWN = "powerdown"
     NMI = "nmi"
+    RESET_FAILED = "reset-failed"
 
 
 class Verdict(enum.Enum):
@@ -491,6 +499,7 @@ _NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
     ),
     Request.PAUSE: frozenset({State.PAUSED}),
     Request.RESUME: frozenset({State.RUNNING}),
+    Request.RESET_FAILED: frozenset(s for s in State if s.level is not Level.FAILED),
 }
 _RESTARTABLE = frozenset(State) - {State.STUCK, State.QUARANTINED}
 _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
@@ -503,6 +512,7 @@ _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
     Request.RESET: frozenset(_REACHED),
     Request.POWERDOWN: frozenset({State.RUNNING, State.WAITING_READY}),
     Request.NMI: frozenset({State.RUNNING, State.WAITING_READY}),
+    Request.RESET_FAILED: frozenset(_FORGETTABLE),
 }
 
 

@@ -52,6 +52,7 @@ _LEADS_TO = {
     Request.STOP: State.DEAD,
     Request.KILL: State.DEAD,
     Request.PAUSE: State.PAUSED,
+    Request.RESET_FAILED: State.DEAD,
 }
 
 

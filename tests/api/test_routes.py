@@ -55,6 +55,7 @@ EXAMPLES = {
     "resetInstance": Example(target=f"{WEB}/reset", status=202),
     "powerdownInstance": Example(target=f"{WEB}/powerdown", status=202),
     "nmiInstance": Example(target=f"{WEB}/nmi", status=202),
+    "resetFailedInstance": Example(target=f"{WEB}/reset-failed", status=202),
     "getInstanceLog": Example(target=f"{WEB}/log?lines=2"),
     "getInstanceScreenshot": Example(target=f"{WEB}/screenshot"),
     "attachConsole": Example(target=f"{WEB}/console", status=426),

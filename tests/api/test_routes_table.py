@@ -8,6 +8,7 @@ from qsup.api.message import Answer
 from qsup.api.protocol import POWER_VERBS
 from qsup.api.roles import Role
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
+from qsup.api.routes.power import operation_id
 from qsup.api.routes.table import ENDPOINTS
 from qsup.instance.state import Request
 
@@ -34,7 +35,7 @@ def test_operation_ids_are_unique() -> None:
 def test_every_power_verb_is_a_route() -> None:
     """The verbs of the protocol, of the state table and of the routes are the same."""
     assert set(POWER_VERBS) == {request.value for request in Request}
-    assert {f"{verb}Instance" for verb in POWER_VERBS} <= BY_ID.keys()
+    assert set(map(operation_id, POWER_VERBS)) <= BY_ID.keys()
 
 
 def test_readers_change_nothing_and_see_no_screen() -> None:

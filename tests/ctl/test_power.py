@@ -55,6 +55,20 @@ async def test_a_verb_is_silent_when_it_succeeds(served: Daemon, ctl: Ctl, verb:
     assert [operation.kind for operation in served.backend.operations()] == [verb]
 
 
+async def test_reset_failed_is_about_those_that_have_failed(served: Daemon, ctl: Ctl) -> None:
+    """Without a name, or with ``--all``, those that have failed are asked for; a name is taken as it is."""
+    views = served.backend.views
+    for arguments in ((), ("--all",)):
+        served.backend.set_state("web", State.START_LIMIT_HIT)
+        assert await ctl.ok("reset-failed", *arguments) == ""
+        assert (views["web"].state, views["db"].state) == (State.DEAD, State.RUNNING)
+    asked = [(operation.kind, operation.target) for operation in served.backend.operations()]
+    assert asked == [("reset-failed", "web")] * 2
+    assert await ctl.ok("reset-failed", "web") == ""
+    served.backend.set_state("web", State.QUARANTINED)
+    assert "its run record cannot be read" in (await ctl("reset-failed", "web")).err
+
+
 async def test_it_waits_for_all_of_them(served: Daemon, ctl: Ctl) -> None:
     """Operations of several VMs run side by side, and the command ends with the last of them."""
     served.backend.held |= {"web", "db"}

@@ -24,7 +24,7 @@ def test_no_state_says_anything_of_what_has_not_begun() -> None:
         assert settle(Holder(operation="1", request=request), standing(state)) is None
 
 
-@pytest.mark.parametrize("request_", [Request.STOP, Request.KILL], ids=str)
+@pytest.mark.parametrize("request_", [Request.STOP, Request.KILL, Request.RESET_FAILED], ids=str)
 def test_a_stop_is_over_when_the_vm_is_down(request_: Request) -> None:
     """It succeeds in every state without a process, goes on while it is on its way, and fails in all others."""
     for state in State:
@@ -81,6 +81,8 @@ DOWN_SINCE = Remains(started=None, ended=NOW + 1, ordered=False)
         (Request.START, ALIVE_SINCE, {"begun": True}),
         (Request.START, DOWN_BEFORE, {"begun": False, "ask": True}),
         (Request.START, DOWN_SINCE, {"begun": True}),
+        (Request.RESET_FAILED, DOWN_BEFORE, {"begun": False, "ask": True}),
+        (Request.RESET_FAILED, ALIVE_SINCE, {"begun": False, "ask": True}),
     ],
 )
 def test_how_an_unfinished_operation_goes_on(request_: Request, found: Remains, expected: dict[str, bool]) -> None:

@@ -128,7 +128,13 @@ def test_every_request_gets_a_verdict_and_every_denial_a_reason(state: State, re
 
 
 @pytest.mark.parametrize(
-    ("request_", "event"), [(Request.START, Event.START), (Request.STOP, Event.STOP), (Request.KILL, Event.KILL)]
+    ("request_", "event"),
+    [
+        (Request.START, Event.START),
+        (Request.STOP, Event.STOP),
+        (Request.KILL, Event.KILL),
+        (Request.RESET_FAILED, Event.RESET_FAILED),
+    ],
 )
 @pytest.mark.parametrize("state", State)
 def test_what_is_allowed_has_an_edge(state: State, request_: Request, event: Event) -> None:
@@ -145,6 +151,19 @@ def test_starting_an_active_vm_is_needless_and_so_is_stopping_a_dead_one() -> No
     assert judge(State.CRASHED, Request.KILL).verdict is Verdict.NEEDLESS
     assert judge(State.PAUSED, Request.PAUSE).verdict is Verdict.NEEDLESS
     assert judge(State.RUNNING, Request.RESUME).verdict is Verdict.NEEDLESS
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_a_failure_that_is_understood_can_be_forgotten(state: State) -> None:
+    """`reset-failed` is needless where nothing failed, leads to `dead`, and never hides a damaged record."""
+    verdict = judge(state, Request.RESET_FAILED).verdict
+    if state.level is not Level.FAILED:
+        assert verdict is Verdict.NEEDLESS
+    elif state is State.QUARANTINED:
+        assert verdict is Verdict.DENIED
+    else:
+        assert verdict is Verdict.ALLOWED
+        assert step(state, Event.RESET_FAILED).target is State.DEAD
 
 
 def test_a_silent_monitor_never_ends_a_vm() -> None:

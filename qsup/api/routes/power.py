@@ -73,14 +73,24 @@ _DOC = {
     Verb.RESET: ("Press a VM's reset button", "The guest is not asked; QEMU goes on with the same process."),
     Verb.POWERDOWN: ("Press a VM's power button", "What follows is the guest's choice, nothing if it ignores it."),
     Verb.NMI: ("Inject a non-maskable interrupt", "Many guests answer it with a dump of their state."),
+    Verb.RESET_FAILED: (
+        "Forget that a VM has failed",
+        "It is `inactive` then, and its restarts count from 0. One that has not failed is left as it is.",
+    ),
 }
 _WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
+
+
+def operation_id(verb: str) -> str:
+    """OpenAPI's operation id of a verb: ``reset-failed`` is ``resetFailedInstance``."""
+    first, *more = verb.split("-")
+    return f"{first}{''.join(map(str.capitalize, more))}Instance"
 
 
 def _endpoint(verb: Verb) -> Endpoint:
     summary, doc = _DOC[verb]
     return Endpoint(
-        id=f"{verb.value}Instance",
+        id=operation_id(verb.value),
         method="POST",
         pattern=f"{INSTANCE}/{verb.value}",
         handler=partial(_power, verb),

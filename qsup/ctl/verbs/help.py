@@ -37,6 +37,6 @@ def run(client: Client, options: Options) -> int:
     if options.about:
         sys.stdout.write(parser_for(options.about)[0].help())
     else:
-        lines = [f"  {verb:<12}{summary}\n" for verb, (_, summary) in VERBS.items()]
+        lines = [f"  {verb:<14}{summary}\n" for verb, (_, summary) in VERBS.items()]
         sys.stdout.write(_USAGE + "".join(lines) + _END)
     return 0

@@ -1,4 +1,4 @@
-"""The power verbs: ``start stop restart kill pause resume reset powerdown nmi``.
+"""The power verbs: ``start stop restart kill pause resume reset powerdown nmi reset-failed``.
 
 Decides: that operations of several VMs run side by side, and that a command waits for them unless told otherwise.
 Must not: judge whether a VM may be started or stopped.
@@ -12,7 +12,7 @@ from qsup.api.protocol import PREFIX, instance_path
 from qsup.ctl.client import ANSWER_TIMEOUT, error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain, for_each
-from qsup.ctl.names import add_names, targets
+from qsup.ctl.names import add_names, instances, targets
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import documents
 from qsup.errors import ClientError, UsageError
@@ -50,7 +50,7 @@ def run(client: Client, options: Options) -> int:
         path = instance_path(name, f"/{options.verb}")
         operations[name] = client.post(path, body, key=new_token())
 
-    code = for_each(targets(client, options), begin)
+    code = for_each(_names(client, options), begin)
     if not options.no_block:
         deadline = Deadline(None if stopping else options.timeout)
         try:
@@ -61,6 +61,13 @@ def run(client: Client, options: Options) -> int:
     if options.output != "table":
         sys.stdout.write(documents(operations.values(), options.output, "operations"))
     return code
+
+
+def _names(client: Client, options: Options) -> list[str]:
+    """Those the command is about; ``reset-failed`` is about those that have failed, where it names none."""
+    if options.verb == "reset-failed" and not options.names:
+        return [instance["name"] for instance in instances(client) if instance["state"] == "failed"]
+    return targets(client, options)
 
 
 def finish(client: Client, operations: dict[str, Operation], deadline: Deadline) -> int:
