@@ -7,12 +7,12 @@ Must not: be a test; nothing timed is.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.bench import command, crash, crowd, life, many, requests
+from tests.bench.document import put_measured
 from tests.bench.figures import Figure, markdown_table, text_table
 from tests.bench.machine import describe
 from tests.bench.workshop import Workshop, clean_environment, workshop
@@ -25,7 +25,6 @@ SUBJECTS: dict[str, Callable[[Workshop, int], Iterator[Figure]]] = {
     "crowd": crowd.measure,
     "many": many.measure,
 }
-_MEASURED = re.compile(r"(<!-- measured -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -48,8 +47,7 @@ def main() -> int:
                 figures.append(figure)
     print(text_table(figures))
     if options.write:
-        measured = f"{machine}\n\n{markdown_table(figures)}\n"
-        options.write.write_text(_MEASURED.sub(lambda found: found[1] + measured + found[2], options.write.read_text()))
+        put_measured(options.write, f"{machine}\n\n{markdown_table(figures)}")
     return 0 if all(figure.is_met for figure in figures) else 1
 
 

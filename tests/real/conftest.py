@@ -21,10 +21,13 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
+from tests.faults.plugin import CAMPAIGN
+from tests.faults.trial import FEW, Promise, Tries
 from tests.guests import Emulator, LinuxGuest, emulators
 from tests.guests import linux_guest as find_linux_guest
 from tests.guests import rom_guest as find_rom_guest
 from tests.real.daemons import Daemon
+from tests.real.users import UsersDaemon
 
 EVIDENCE = pytest.StashKey[tuple[leftovers.Session, Path]]()
 # Of each log, what a report shows; of each file, what is kept.
@@ -46,9 +49,24 @@ def emulator() -> Emulator:
 
 
 @pytest.fixture
-def daemon(root_dir: Path) -> Iterator[Daemon]:
-    """A running daemon, ended with all its VMs."""
-    found = Daemon(root_dir)
+def tries(request: pytest.FixtureRequest) -> Tries:
+    """How often a fault is repeated: a few times, or as often as `tests.faults` wants."""
+    campaign = request.config.stash.get(CAMPAIGN, None)
+    count = FEW if campaign is None else campaign.tries_of(request.node.nodeid)
+    return Tries(count=count, properties=request.node.user_properties)
+
+
+@pytest.fixture
+def promise(request: pytest.FixtureRequest) -> Promise:
+    """Where a test tells what it measured of what is promised."""
+    return Promise(properties=request.node.user_properties)
+
+
+@pytest.fixture
+def daemon(root_dir: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A running daemon, ended with all its VMs; a user's where `tests.faults` wants that."""
+    campaign = request.config.stash.get(CAMPAIGN, None)
+    found = UsersDaemon(root_dir) if campaign is not None and campaign.user else Daemon(root_dir)
     found.start()
     try:
         yield found

@@ -52,6 +52,9 @@ class Daemon:
         self.root = root
         self.units = root / "units"
         self.run = root / "run"
+        self.state = root / "state"
+        self.logs = root / "log"
+        self.images = root
         self.units.mkdir(exist_ok=True)
         where = ("--root", str(root)) if place is None else place
         self._command = (*command, *where, "--log-level", "debug", *arguments)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from qsup.errors import AgentTimeout, MonitorError
+from tests.faults.trial import Promise
 from tests.guests import Emulator
 from tests.qmp import hostile
 from tests.qmp.player import GREETING, HANG_UP, Change, Fault, as_recorded, faithful
@@ -156,7 +157,7 @@ def _flood(name: str, change: Change) -> Fault:
 
 
 def test_t17_endless_events_cost_no_memory_and_nobody_elses_time(
-    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
+    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path, promise: Promise
 ) -> None:
     """While three QEMUs flood it, the daemon answers, its memory stands, other VMs obey, and each can be killed."""
     parts = {
@@ -176,12 +177,12 @@ def test_t17_endless_events_cost_no_memory_and_nobody_elses_time(
                 client.get("/v1/instances")
                 slowest = max(slowest, elapsed(began))
                 client.post(f"/v1/instances/{BYSTANDER}/qmp", {"execute": "query-status"})
-            assert slowest < 1.0
+            promise.kept("an answer in the flood", slowest, within=1.0)
             for name in parts:
                 began = time.monotonic()
                 ended = client.post(f"/v1/instances/{name}/kill?wait=20")
                 assert ended["state"] == "succeeded", ended["error"]
-                assert elapsed(began) < 5.0
+                promise.kept("killed in the flood", elapsed(began), within=5.0)
 
 
 def test_a_qemu_that_ends_every_connection_is_not_connected_to_without_end(
@@ -210,7 +211,7 @@ def test_a_qemu_that_ends_every_connection_is_not_connected_to_without_end(
 
 
 def test_t15_a_hostile_agent_costs_its_call_and_nothing_else(
-    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
+    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path, promise: Promise
 ) -> None:
     """The call through the API fails in time with its cause, the next one works, and memory is bounded."""
     parts = {f"vm{number}": fault for number, (fault, _) in enumerate(HOSTILE)}
@@ -225,7 +226,7 @@ def test_t15_a_hostile_agent_costs_its_call_and_nothing_else(
                 began = time.monotonic()
                 with pytest.raises(wanted) as caught:
                     client.post(path, {"command": "info", "timeout": SHORT if wanted is AgentTimeout else 20})
-                assert elapsed(began) < 5.0, fault.name
+                promise.kept("the call failed", elapsed(began), within=5.0)
                 assert len(caught.value.message) < 500
                 assert client.post(path, {"command": "info", "timeout": 20})["result"]["version"] == "7.2.22"
                 assert client.post(f"/v1/instances/{name}/kill?wait=20")["state"] == "succeeded"
@@ -264,7 +265,7 @@ def test_a_qemu_that_prints_50_mb_and_dies_leaves_bounded_logs(
         stage.next().tell(PRINT.replace("END", repr(end)), wait=False)
         view = daemon.wait("web", "start-failed")
         assert view["cause"]["detail"] == line
-        logs = sorted((daemon.root / "log").glob("web.log*"))
+        logs = sorted((daemon.logs).glob("web.log*"))
         assert 64 << 10 <= sum(path.stat().st_size for path in logs) <= 128 << 10
         assert daemon.ctl("logs", "web", "-n", "1").stdout.strip()[-1000:] == line
 

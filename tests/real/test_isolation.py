@@ -43,7 +43,7 @@ def descriptors(pid: int) -> list[str]:
 def own(target: str, daemon: Daemon, name: str) -> bool:
     """Whether an open file is one that a VM of this name should have."""
     return (
-        target in ("/dev/null", str(daemon.root / "run/instances" / name / "output"), str(daemon.root / f"{name}.img"))
+        target in ("/dev/null", str(daemon.run / "instances" / name / "output"), str(daemon.images / f"{name}.img"))
         or target.startswith(("socket:", "anon_inode:", "/memfd:", "pipe:"))
         or target == "/dev/net/tun"
     )
@@ -53,7 +53,7 @@ def test_t20_a_qemu_is_nobody_and_can_nothing(daemon: Daemon, qemu: Emulator, ro
     """A uid of its own, no capability, no new privileges, seccomp in all threads, no core, only its own descriptors."""
     views = []
     for name in ("one", "two"):
-        (daemon.root / f"{name}.img").write_bytes(bytes(MEBIBYTE))
+        (daemon.images / f"{name}.img").write_bytes(bytes(MEBIBYTE))
         disk = f'[[disk]]\nid = "root"\npath = "{name}.img"\nformat = "raw"\n'
         daemon.unit(name, rom_unit(qemu, rom_guest, tables=disk))
         views.append(daemon.do(name, "start"))

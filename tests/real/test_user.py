@@ -1,7 +1,6 @@
 """``qsupd --user``: an ordinary user's own daemon, in his XDG directories, without any right.
 
-Decides: that nothing in it assumes root. Root becomes a throw-away user for these tests, who sees the checkout at a
-place that is open to all; anyone else is such a user already.
+Decides: that nothing in it assumes root.
 Must not: repeat what does not depend on who the daemon is.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,59 +16,13 @@ import pytest
 
 from tests.guests import Emulator
 from tests.real.beside import refusal, words
-from tests.real.daemons import Daemon, kill_process, rom_unit
+from tests.real.daemons import kill_process, rom_unit
 from tests.real.injected import killed_at
 from tests.real.test_faults import begun
+from tests.real.users import UsersDaemon
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.user]
-
-CHECKOUT = Path(__file__).parents[2]
-#: Nobody's: below what root's daemon gives to VMs, above what people have.
-STRANGER = 719_999
-BECOME = 'mount --bind "$1" "$2"; cd "$2"; shift 2; exec "$@"'
-
-
-class UsersDaemon(Daemon):
-    """``qsupd --user`` of whoever runs this, or of a throw-away user when that is root.
-
-    Args:
-        root: a test's directory; everything of the user's is below it.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.uid = os.geteuid() or STRANGER
-        home = root / "home"
-        runtime = root / "runtime"
-        self._prefix = (*self._become(root), "env", "-i", f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", "LANG=C.UTF-8")
-        for directory in (home, runtime):
-            directory.mkdir(mode=0o700)
-            os.chown(directory, self.uid, -1)
-        super().__init__(root, command=(*self._prefix, self._python(root), "-m", "qsup.daemon"), place=("--user",))
-        self.units = home / ".config/qsup/units"
-        self.run = runtime / "qsup"
-        self.images = home / ".local/share/qsup/images"
-        self.state = home / ".local/state/qsup"
-
-    def _become(self, root: Path) -> tuple[str, ...]:
-        if self.uid == os.geteuid():
-            return ()
-        (root / "checkout").mkdir()
-        isolate = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", BECOME, "sh")
-        rights = ("--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
-        user = ("setpriv", "--reuid", str(self.uid), "--regid", str(self.uid), *rights)
-        return (*isolate, str(CHECKOUT), str(root / "checkout"), *user)
-
-    def _python(self, root: Path) -> str:
-        python = Path(sys.executable)
-        if self.uid == os.geteuid() or not python.is_relative_to(CHECKOUT):
-            return str(python)
-        return str(root / "checkout" / python.relative_to(CHECKOUT))
-
-    def ctl(self, *arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run the user's ``qsupctl``."""
-        command = [*self._prefix, self._python(self.root), "-m", "qsup.ctl.main", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, input=stdin, check=check)
 
 
 @pytest.fixture

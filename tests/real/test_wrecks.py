@@ -40,7 +40,7 @@ def start(daemon: Daemon, emulator: Emulator, rom: Path, names: tuple[str, ...])
 
 def record(daemon: Daemon, name: str) -> Path:
     """A VM's run record."""
-    return daemon.root / "run" / "instances" / name / "record.json"
+    return daemon.run / "instances" / name / "record.json"
 
 
 def is_alive(pid: int) -> bool:
@@ -146,7 +146,7 @@ def test_t6_what_is_no_run_directory_costs_nothing(daemon: Daemon, emulator: Emu
     daemon.do("file", "kill")
     daemon.do("link", "kill")
     daemon.signal(signal.SIGKILL)
-    instances = daemon.root / "run" / "instances"
+    instances = daemon.run / "instances"
     (instances / "file").write_text("in the way")
     (instances / "link").symlink_to("/tmp")
     (instances / ".hidden").mkdir()
@@ -209,7 +209,7 @@ def test_t4_a_record_that_names_a_living_stranger_is_not_believed(
 
 def test_a_wrecked_identity_costs_its_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """A VM whose identity cannot be read gets no other one: its start fails and names the file."""
-    identity = daemon.root / "state" / "instances" / "web.json"
+    identity = daemon.state / "instances" / "web.json"
     pids = start(daemon, emulator, rom_guest, ("good", "web"))
     daemon.do("web", "kill")
     kept = identity.read_bytes()
@@ -236,7 +236,7 @@ def test_a_wrecked_journal_of_operations_stops_nobody(daemon: Daemon, emulator: 
     pids = start(daemon, emulator, rom_guest, ("web",))
     for name, wreck in JOURNALS.items():
         daemon.signal(signal.SIGKILL)
-        (daemon.root / "state" / "operations.jsonl").write_bytes(wreck)
+        (daemon.state / "operations.jsonl").write_bytes(wreck)
         daemon.start()
         assert daemon.wait("web", "running")["pid"] == pids["web"], name
         daemon.do("web", "pause")

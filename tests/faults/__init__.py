@@ -1,0 +1,1 @@
+"""What qsup must survive, tried again and again: ``python -m tests.faults``."""
