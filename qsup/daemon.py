@@ -46,6 +46,7 @@ from qsup.host.records import IdentityStore
 from qsup.host.rundir import DaemonLock, Layout
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
+from qsup.instance.operation import OperationState
 from qsup.instance.operations import KEPT, OperationTable
 from qsup.instance.probe import Prober
 from qsup.instance.services import Services
@@ -148,10 +149,15 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
     """Join the parts of a supervisor, and of what the API sees of it; nothing runs yet.
 
     Raises:
-        StateFileError, HostError: the operation journal cannot be used.
+        HostError: the operation journal cannot be used.
     """
     layout, config = setup.layout, setup.config
-    journal = Journal(layout.state / "operations.jsonl", key=lambda record: str(record["id"]), keep=KEPT)
+    journal = Journal(
+        layout.state / "operations.jsonl",
+        key=lambda record: str(record["id"]),
+        keep=KEPT,
+        spare=lambda record: record.get("state") == OperationState.RUNNING.value,
+    )
     if journal.damage:
         _log.error("operation journal", damage=journal.damage)
     operations = OperationTable(journal)

@@ -225,6 +225,13 @@ class DependencyError(QsupError):
     status = 409
 
 
+class KeyReusedError(QsupError):
+    """An ``Idempotency-Key`` came with another request than the first time; nothing was done."""
+
+    code = "key-reused"
+    status = 422
+
+
 class OverloadedError(QsupError):
     """A bound of the daemon is reached; the same request may succeed later."""
 

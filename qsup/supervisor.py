@@ -20,7 +20,7 @@ from qsup.instance.driver import Driver
 from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
-from qsup.instance.settle import DOWN, Holder, Unfinished
+from qsup.instance.settle import DOWN, Holder, Unfinished, unknown
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.unit.compare import compare
 from qsup.unit.files import template_of
@@ -37,8 +37,6 @@ _ADOPTION_WAIT = 2.0
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
-#: Requests whose end is read from the VM's state alone.
-_SETTLED_BY_STATE = frozenset({Request.START, Request.STOP, Request.KILL, Request.RESTART, Request.RESET_FAILED})
 
 
 class Supervisor:
@@ -129,31 +127,47 @@ class Supervisor:
 
     def _resolve_operations(self) -> None:
         """Have each VM take up what an earlier daemon left unfinished, and end what cannot be taken up."""
+        operations = self._services.operations
         newest: dict[str, Operation] = {}
-        for operation in self._services.operations.unfinished():
+        for operation in operations.unfinished():
             # one at a time holds a VM, and what has overtaken another was asked for later
             if (overtaken := newest.get(operation.target)) is not None:
-                self._give_up(overtaken)
+                words = f"overtaken by {operation.kind}"
+                operations.finish(overtaken.id, error=DeniedError(words, instance=operation.target))
             newest[operation.target] = operation
         for operation in newest.values():
-            request = next((request for request in Request if request.value == operation.kind), None)
-            if request not in _SETTLED_BY_STATE or operation.created < proc.boot_time():
-                self._give_up(operation)
-                continue
             try:
-                driver = self._drivers.get(operation.target) or self._new_driver(operation.target, request)
-            except QsupError:
-                self._give_up(operation)
-            else:
-                driver.resume(Unfinished(operation=operation.id, request=request, created=operation.created))
+                self._resume(operation)
+            except QsupError as error:
+                operations.finish(operation.id, error=error)
 
-    def _give_up(self, operation: Operation) -> None:
-        error = QsupError(
-            f"the daemon ended during {operation.kind}; whether it was carried out is not known",
-            instance=operation.target,
-            hint="look at its status, and repeat the request if it is not as wanted",
+    def _resume(self, operation: Operation) -> None:
+        """Have its VM take up an operation.
+
+        Raises:
+            QsupError: how it ended, because nothing can take it up.
+        """
+        name = operation.target
+        if operation.created < proc.boot_time():
+            words = f"the host was restarted during {operation.kind}, which is not repeated"
+            raise QsupError(words, instance=name, hint="look at its status")
+        try:
+            request = Request(operation.kind)
+        except ValueError:
+            raise unknown(operation.kind, name) from None
+        driver = self._drivers.get(name)
+        if driver is None and request in _PREEMPTING:
+            # a VM without a unit that has no run directory any more, either: it is down
+            self._services.operations.finish(operation.id, result={"changed": True})
+            return
+        left = Unfinished(
+            operation=operation.id,
+            request=request,
+            created=operation.created,
+            timeout=operation.timeout,
+            sent=operation.sent,
         )
-        self._services.operations.finish(operation.id, error=error)
+        (driver or self._new_driver(name, request)).resume(left)
 
     async def _autostart(self) -> None:
         limit = trio.CapacityLimiter(self._start_concurrency)
@@ -223,12 +237,13 @@ class Supervisor:
 
         Raises:
             NoSuchInstance: there is no unit of that name.
+            KeyReusedError: the key came with another request before.
             DeniedError: the VM's state does not allow it.
             BusyError: another operation holds the VM.
             NoSpaceError: the operation could not be written ahead.
         """
         operations = self._services.operations
-        known = operations.repeated(uid, idempotency_key, request.value, name)
+        known = operations.repeated(uid, idempotency_key, request.value, name, timeout)
         if known is not None:
             return known
         driver = self._drivers.get(name) or self._new_driver(name, request)
@@ -246,7 +261,7 @@ class Supervisor:
         judgement = judge(driver.state, request)
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(f"cannot {request.value}: {judgement.reason}", instance=name, hint=judgement.hint)
-        operation = operations.begin(request.value, name, uid=uid, key=idempotency_key)
+        operation = operations.begin(request.value, name, uid=uid, key=idempotency_key, timeout=timeout)
         driver.hold(Holder(operation=operation.id, request=request, timeout=timeout))
         await self._record(driver, operation, request)
         driver.post(Asked(operation=operation.id, request=request))

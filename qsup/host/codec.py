@@ -1,11 +1,13 @@
 """Records of ours as JSON: frozen attrs classes out, and strictly back in.
 
 Decides: the JSON shape of a record, and what is refused when reading one: unknown or missing keys, another type than
-declared (no ``"4"`` for 4, no ``true`` for 1), a newer schema, anything that is not JSON.
+declared (no ``"4"`` for 4, no ``true`` for 1), a newer schema, anything that is not JSON. How a record of an older
+schema becomes one of today.
 Must not: touch files, except that `load` and `save` join it to `qsup.host.atomic`.
 
-The first key of every record is ``schema``, its class's ``SCHEMA``. A field added later has a default, so that older
-records load; anything else that changes raises ``SCHEMA``.
+The first key of every record is ``schema``, its class's ``SCHEMA``. Whatever changes of a record's fields raises that,
+so that an older daemon can tell a newer record from a damaged one, and registers in the class's ``UPGRADES`` how a
+record of the schema before becomes one of the new: a pure function for each step, applied on reading (tests/records).
 """
 
 from __future__ import annotations
@@ -23,11 +25,20 @@ import attrs
 from qsup.errors import StateFileError
 from qsup.host import atomic
 
+#: From a schema -> the members of a record of that schema as one of the next has them (both without ``schema``).
+#: What cannot be upgraded raises `ValueError`, `KeyError` or `TypeError`.
+Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+
 
 class Record(attrs.AttrsInstance, Protocol):
-    """A frozen attrs class with a schema version."""
+    """A frozen attrs class with a schema version, and the steps that lead there from the first one."""
 
     SCHEMA: ClassVar[int]
+    UPGRADES: ClassVar[Upgrades]
+
+
+class NewerSchema(ValueError):
+    """A record of a schema that only a later qsup knows."""
 
 
 R = TypeVar("R", bound=Record)
@@ -64,15 +75,27 @@ def decode(cls: type[R], value: object) -> R:
     """JSON values as a record.
 
     Raises:
-        ValueError: it is not one; the text names the key and what is wrong with it.
+        ValueError: it is not one; the text names the key and what is wrong with it. `NewerSchema` among them.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, not {_word(value)}")
     schema = value.get("schema")
-    if type(schema) is not int or not 1 <= schema <= cls.SCHEMA:
-        raise ValueError(f"schema {schema!r} is unknown to this qsup, which reads up to {cls.SCHEMA}")
-    record: R = _decode_class(cls, {key: item for key, item in value.items() if key != "schema"}, "")
+    if type(schema) is not int or schema < 1:
+        raise ValueError(f"schema {schema!r} is no version")
+    if schema > cls.SCHEMA:
+        raise NewerSchema(f"its schema is {schema}, and this qsupd reads up to {cls.SCHEMA}")
+    values = {key: item for key, item in value.items() if key != "schema"}
+    for version in range(schema, cls.SCHEMA):
+        values = _upgraded(cls, values, version)
+    record: R = _decode_class(cls, values, "")
     return record
+
+
+def _upgraded(cls: type[Record], values: dict[str, Any], version: int) -> dict[str, Any]:
+    try:
+        return cls.UPGRADES[version](values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no record of schema {version}: {error!r}") from error
 
 
 def load(cls: type[R], path: Path) -> R:
@@ -86,7 +109,18 @@ def load(cls: type[R], path: Path) -> R:
     try:
         return decode(cls, json.loads(data, parse_constant=_no_constant))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
+        raise refused(path, error) from error
+
+
+def refused(path: Path, error: Exception) -> StateFileError:
+    """What is said of a record file that `decode` refuses."""
+    if isinstance(error, NewerSchema):
+        return StateFileError(
+            f"{path} was written by a newer qsupd: {error}",
+            path=str(path),
+            hint="run that qsupd again; the file is left as it is",
+        )
+    return StateFileError(f"{path} is not a valid record: {error}", path=str(path))
 
 
 def save(record: Record, path: Path, *, durable: bool = True) -> None:

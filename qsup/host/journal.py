@@ -3,9 +3,9 @@
 Decides: when a record counts as written, and which are kept when the file has grown too large.
 Must not: know what the records mean, beyond a key that says which of them replace each other.
 
-The first line is ``{"journal": 1}``, the format's version. Whoever is killed while writing leaves at worst a torn last
-line, which is left out at the next opening. A file with other damage is kept as ``NAME.damaged``, and what can be read
-of it goes on in a new one.
+The first line is ``{"journal": 1}``, the format's version; the records have versions of their own. Whoever is killed
+while writing leaves at worst a torn last line, which is left out at the next opening. A file with other damage is kept
+as ``NAME.damaged``, and what can be read of it goes on in a new one. One of a newer format is kept as ``NAME.newer``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ JournalRecord = dict[str, Any]
 class _Entry:
     """One record on its way to the disk."""
 
-    __slots__ = ("done", "error", "line", "record")
+    __slots__ = ("done", "error", "flush", "line", "record")
 
-    def __init__(self, record: JournalRecord) -> None:
+    def __init__(self, record: JournalRecord, *, flush: bool) -> None:
         self.record = record
+        self.flush = flush
         self.line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         self.done = False
         self.error: Exception | None = None
@@ -49,20 +50,27 @@ class Journal:
         path: the file, made when it is absent; its directory exists.
         key: of two records with the same key only the later one is kept when the file is rewritten.
         keep: how many keys are kept then: those written last.
+        spare: whether a record is kept beyond that number; few are.
         compact_size: bytes after which the file is rewritten.
 
     Raises:
-        StateFileError: it is of a newer format, or unreadable; it is left as it is.
-        HostError: it cannot be made.
+        HostError: it cannot be made, or one that cannot be used cannot be set aside.
     """
 
     def __init__(
-        self, path: Path, *, key: Callable[[JournalRecord], str], keep: int, compact_size: int = COMPACT_SIZE
+        self,
+        path: Path,
+        *,
+        key: Callable[[JournalRecord], str],
+        keep: int,
+        spare: Callable[[JournalRecord], bool] = lambda record: False,
+        compact_size: int = COMPACT_SIZE,
     ) -> None:
         self.path = path
         self.damage = ""
         self._key = key
         self._keep = keep
+        self._spare = spare
         self._compact_size = compact_size
         self._latest: dict[str, JournalRecord] = {}
         self._pending: list[_Entry] = []
@@ -74,8 +82,11 @@ class Journal:
         """The last record of each key kept, oldest first."""
         return tuple(self._latest.values())
 
-    async def append(self, record: JournalRecord) -> None:
+    async def append(self, record: JournalRecord, *, flush: bool = True) -> None:
         """Write one record, and return when it is on disk; callers that come together share one flush.
+
+        Args:
+            flush: without it the record survives the daemon, and need not survive the machine.
 
         Cancelled while it waits for others, it may or may not have been written.
 
@@ -84,13 +95,14 @@ class Journal:
             HostError: the disk failed.
             ValueError: it is no JSON.
         """
-        entry = _Entry(record)
+        entry = _Entry(record, flush=flush)
         self._pending.append(entry)
         async with self._writing:
             if not entry.done:
                 batch, self._pending = self._pending, []
                 with trio.CancelScope(shield=True):  # bounded by the disk; a thread cannot be stopped half-way
-                    error = await trio.to_thread.run_sync(self._commit, b"".join(entry.line for entry in batch))
+                    data, flush = b"".join(each.line for each in batch), any(each.flush for each in batch)
+                    error = await trio.to_thread.run_sync(self._commit, data, flush)
                 for each in batch:
                     each.done, each.error = True, error
                     if error is None:
@@ -98,22 +110,23 @@ class Journal:
         if entry.error:
             raise entry.error
 
-    def _commit(self, data: bytes) -> Exception | None:
+    def _commit(self, data: bytes, flush: bool) -> Exception | None:
         """In a worker thread, one at a time: write and flush a batch, all of it or nothing."""
         try:
-            self._write(data)
+            self._write(data, flush)
         except OSError as error:
             return from_oserror(error, f"could not write the journal {self.path}")
         except Exception as error:  # whatever it is, everyone who waits for this batch must hear of it
             return error
         return None
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, flush: bool) -> None:
         if self._fd < 0 or self._size + len(data) > self._limit:
             self._rewrite()
         try:
             atomic.write_all(self._fd, data)
-            os.fdatasync(self._fd)
+            if flush:
+                os.fdatasync(self._fd)
         except OSError:
             os.ftruncate(self._fd, self._size)
             raise
@@ -124,7 +137,10 @@ class Journal:
         self._latest.pop(key, None)  # so that it moves to the end
         self._latest[key] = record
         while len(self._latest) > self._keep:
-            del self._latest[next(iter(self._latest))]
+            oldest = next((name for name, kept in self._latest.items() if not self._spare(kept)), None)
+            if oldest is None:
+                return
+            del self._latest[oldest]
 
     def _rewrite(self) -> None:
         """Replace the file by one that holds only what is kept, and open that."""
@@ -142,26 +158,25 @@ class Journal:
             data = atomic.read_bounded(self.path, limit=_READ_LIMIT)
         except StateFileError as error:
             if not error.details.get("missing"):
-                raise
+                self._set_aside("damaged", error.message, move=True)
             data = _HEADER
         # what follows the last newline was being written when the writer was killed
         lines = data[: data.rfind(b"\n") + 1].splitlines()
-        self._check_header(lines)
+        if (version := self._version(lines)) > VERSION:
+            self._set_aside("newer", f"{self.path} was written by a newer qsupd: its format is {version}")
+            return
         broken = [number for number, line in enumerate(lines[1:], 2) if not self._read_line(line)]
         if broken:
-            aside = self.path.with_name(f"{self.path.name}.damaged")
-            self.damage = f"{self.path} was damaged at line {broken[0]} (of {len(lines)}); it is kept as {aside}"
-            self._set_aside(aside)
+            self._set_aside("damaged", f"{self.path} was damaged at line {broken[0]} (of {len(lines)})")
 
-    def _check_header(self, lines: list[bytes]) -> None:
-        """Refuse a newer format; anything else that is no header is damage, to be read as a record and fail."""
+    def _version(self, lines: list[bytes]) -> int:
+        """The format's; what is no header is damage, to be read as a record and fail."""
         header = _parse(lines[0]) if lines else None
         version = header.get("journal") if header else None
-        if isinstance(version, int) and version > VERSION:
-            why = f"has format {version}; this qsup reads up to {VERSION}"
-            raise StateFileError(f"{self.path} {why}", path=str(self.path))
-        if version != VERSION:
-            lines.insert(0, b"")
+        if type(version) is int and version >= VERSION:
+            return version
+        lines.insert(0, b"")
+        return VERSION
 
     def _read_line(self, line: bytes) -> bool:
         record = _parse(line)
@@ -173,13 +188,24 @@ class Journal:
             return False
         return True
 
-    def _set_aside(self, aside: Path) -> None:
-        """Give the file a second name that outlives its rewriting."""
+    def _set_aside(self, why: str, words: str, *, move: bool = False) -> None:
+        """Give the file a second name that outlives its rewriting, which the first `append` brings.
+
+        Args:
+            move: take its first name away, too: it is nothing that could be read again.
+        """
+        aside = self.path.with_name(f"{self.path.name}.{why}")
         try:
-            aside.unlink(missing_ok=True)
-            os.link(self.path, aside)
+            if aside.is_dir() and not aside.is_symlink():
+                aside = self.path.with_name(f"{aside.name}-{os.urandom(4).hex()}")
+            if move:
+                os.rename(self.path, aside)
+            else:
+                aside.unlink(missing_ok=True)
+                os.link(self.path, aside)
         except OSError as error:
             raise from_oserror(error, f"could not set {self.path} aside") from error
+        self.damage = f"{words}; it is kept as {aside}"
 
     def close(self) -> None:
         """Close the file; a later `append` would open it again."""

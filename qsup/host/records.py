@@ -61,6 +61,7 @@ class RunRecord:
     """
 
     SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
 
     name: str
     uuid: str
@@ -92,6 +93,7 @@ class IdentityRecord:
     """
 
     SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
 
     name: str
     uuid: str

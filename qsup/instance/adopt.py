@@ -128,7 +128,7 @@ def _read(directory: InstanceDirectory) -> tuple[RunRecord, Running]:
         if running.ending:
             running.ending.cause()
     except ValueError as error:
-        raise StateFileError(f"{path} is not a valid record: {error}", path=str(path)) from error
+        raise codec.refused(path, error) from error
     return record, running
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, QsupError
 from qsup.instance import adopt, ready, stop, watch
@@ -50,6 +50,9 @@ _LIFE_JOBS = (
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
 #: that ends every connection costs two a second.
 _LASTED, _RECONNECT_DELAY = 5.0, 0.5
+
+#: Seconds in which a restarted daemon must hear of QEMU what became of a command.
+_LEFT_TIMEOUT = 30.0
 
 
 @frozen(kw_only=True)
@@ -161,15 +164,23 @@ class Body:
         self._jobs.start("control", partial(self._control, asked, state, wait_state))
 
     async def _control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
+        operations, operation = self._services.operations, asked.operation
+        finished = Finished(operation=operation)
         try:
+            if not await operations.sending(operation):
+                return  # overtaken meanwhile
             if self.monitor is None:
                 raise DeniedError("its monitor is not connected", instance=self._name)
-            result = await carry_out(asked.request, self.monitor, state, wait_state)
+            finished = evolve(finished, result=await carry_out(asked.request, self.monitor, state, wait_state))
         except QsupError as error:
             error.instance = self._name
-            self._post(Finished(operation=asked.operation, error=error))
-        else:
-            self._post(Finished(operation=asked.operation, result=result))
+            finished = evolve(finished, error=error)
+        await operations.foretell(operation, result=finished.result, error=finished.error)
+        self._post(finished)
+
+    def limit_left(self, operation: str, error: QsupError) -> None:
+        """What an earlier daemon left unfinished does not wait for QEMU for ever."""
+        self._jobs.after("left", _LEFT_TIMEOUT, partial(self._post, Finished(operation=operation, error=error)))
 
     # effects
 
@@ -197,7 +208,9 @@ class Body:
 
     def limit_guest(self, orders: Orders) -> None:
         """A guest that an earlier daemon asked to shut down has its whole time once more, monitor or not."""
-        self._say_after("stage", orders.loaded.unit.service.stop_timeout, Event.STAGE_TIMEOUT)
+        given = orders.stop_timeout
+        seconds = orders.loaded.unit.service.stop_timeout if given is None else given
+        self._say_after("stage", seconds, Event.STAGE_TIMEOUT)
 
     async def _launch_job(self, number: int, orders: Orders) -> None:
         ended = LaunchEnded(life=number)

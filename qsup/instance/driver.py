@@ -45,7 +45,7 @@ from qsup.instance.record import Running
 from qsup.instance.restart import wants_restart
 from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
-from qsup.instance.settle import Holder, Remains, Standing, Unfinished, settle, take_up
+from qsup.instance.settle import Holder, Remains, Standing, Unfinished, settle, take_up, unheard
 from qsup.instance.state import Event, Level, Request, State, Verdict, judge
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
@@ -173,7 +173,7 @@ class Driver:
     def resume(self, unfinished: Unfinished) -> None:
         """Go on with an operation that an earlier daemon left unfinished, once it is known what is left of the VM."""
         self._unfinished = unfinished
-        self.holder = Holder(operation=unfinished.operation, request=unfinished.request)
+        self.holder = Holder(operation=unfinished.operation, request=unfinished.request, timeout=unfinished.timeout)
 
     def release(self, operation: str) -> None:
         """Let the VM go if this operation holds it."""
@@ -404,13 +404,17 @@ class Driver:
             history=position.history,
         )
 
-    def _recall_end(self, body: Body) -> ended.Ended | None:
-        """Nothing runs: go on where the VM was down, with a restart that is due if one was."""
-        found = ended.recall(self._services.layout, self.name)
+    def _recall(self) -> ended.Ended | None:
+        """Nothing runs: what is known of a VM that is down. `StateFileError`: something cannot be read."""
+        identity = self._services.identities.load(self.name)
+        self._uuid = identity.uuid if identity else ""
+        return ended.recall(self._services.layout, self.name)
+
+    def _go_back_to(self, body: Body, found: ended.Ended | None) -> None:
+        """Go on where the VM was down, with a restart that is due if one was."""
         if found is not None:
             self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
             self._apply(body, Event(found.event), found.cause.cause() if found.cause else None)
-        return found
 
     # requests
 
@@ -488,6 +492,9 @@ class Driver:
         if settled.start:
             self.holder = evolve(self.holder, start_next=False)
             self._begin_start(body)
+        elif settled.ask:
+            self.holder = evolve(self.holder, begun=False, left=None)
+            self._inbox.post(Asked(operation=self.holder.operation, request=self.holder.request))
         else:
             self._end_operation(self.holder.operation, settled.result, settled.error)
 
@@ -507,6 +514,7 @@ class Driver:
         """Take over what an earlier daemon left of this VM: before anything else, or once it can be read."""
         try:
             found = await body.find()
+            known = self._recall() if found is None else None
         except StateFileError as error:
             cause = Cause(kind=CauseKind.RECORD_UNREADABLE, detail=error.message)
             self._apply(body, Event.RECORD_UNREADABLE, cause)
@@ -516,13 +524,12 @@ class Driver:
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
-            self._recall_identity()
-            known = self._recall_end(body)
+            self._go_back_to(body, known)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
-            self._take_up(Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
+            self._take_up(body, Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
             self._settle(body)
             return
-        ending = self._take_up(Remains(started=found.started, ended=None, ordered=False)) or found.ending
+        ending = self._take_up(body, Remains(started=found.started, ended=None, ordered=False)) or found.ending
         self._position.resume(history=found.history, ending=ending, since=found.since, was_ready=found.was_ready)
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
@@ -533,22 +540,15 @@ class Driver:
             body.limit_guest(self._orders())
         self._settle(body)
 
-    def _recall_identity(self) -> None:
-        """What stays with the VM is shown of it while it is down, too."""
-        try:
-            identity = self._services.identities.load(self.name)
-        except QsupError as error:
-            self._log.warning("its identity cannot be read", why=error.message)  # and its next start will say so
-        else:
-            self._uuid = identity.uuid if identity else ""
-
-    def _take_up(self, found: Remains) -> Cause | None:
+    def _take_up(self, body: Body, found: Remains) -> Cause | None:
         """Go on with what an earlier daemon left unfinished; the cause, when for that the process is to end."""
         unfinished, self._unfinished = self._unfinished, None
         if unfinished is None or self.holder is None or self.holder.operation != unfinished.operation:
             return None
         taken = take_up(unfinished, found)
         self.holder = taken.holder
+        if taken.holder.left is not None:
+            body.limit_left(unfinished.operation, unheard(unfinished, self.name))
         if taken.ask:
             self._inbox.post(Asked(operation=unfinished.operation, request=unfinished.request))
         return _ordered(unfinished.request) if taken.stopping else None

@@ -43,6 +43,7 @@ class Ended:
     """
 
     SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
 
     boot_id: str
     event: str
@@ -83,19 +84,24 @@ def keep(
 
 
 def recall(layout: Layout, name: str) -> Ended | None:
-    """How a VM ended in this boot, ``None`` where that is not known."""
+    """How a VM ended in this boot, ``None`` where it has not.
+
+    Raises:
+        StateFileError: the file cannot be read; it is left as it is.
+    """
+    path = _path(layout, name)
     try:
-        ended = codec.load(Ended, _path(layout, name))
-        Event(ended.event)
+        ended = codec.load(Ended, path)
+        if Event(ended.event) not in _WAY_BACK.values():
+            raise ValueError(f"event: {ended.event!r} is no end")
         if ended.cause is not None:
             ended.cause.cause()
     except StateFileError as error:
-        if not error.details.get("missing"):
-            _log.warning("what was kept of a VM's end cannot be read", instance=name, why=error.message)
-        return None
+        if error.details.get("missing"):
+            return None
+        raise
     except ValueError as error:
-        _log.warning("what was kept of a VM's end is not known to this version", instance=name, why=str(error))
-        return None
+        raise codec.refused(path, error) from error
     return ended if ended.boot_id == proc.boot_id() else None
 
 

@@ -39,6 +39,8 @@ class Operation:
         error: why it failed or was cancelled.
         requested_by: uid of the caller, -1 for the daemon itself.
         idempotency_key: the client's key, or ``""``.
+        timeout: seconds in place of the unit's ``stop-timeout``.
+        sent: a command may have reached QEMU that is not to be repeated unasked.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Operation:
     error: QsupError | None = None
     requested_by: int = -1
     idempotency_key: str = ""
+    timeout: float | None = None
+    sent: bool = False
 
     @property
     def is_final(self) -> bool:

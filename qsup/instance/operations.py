@@ -7,22 +7,28 @@ Must not: carry one out; the driver of the VM does.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import structlog
 import trio
 from attrs import evolve
 
-from qsup.errors import DeniedError, NoSuchOperation, QsupError, RequestError
+from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, QsupError
+from qsup.host import codec
 from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operation_record import OperationRecord
 
 _log = structlog.get_logger()
 
 KEPT = 1000
+#: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
+_RETRY, _LAST = 10.0, 2.0
 #: What ends the operations that a stop does not.
 _INSTEAD = {"stop": "kill the VM to end it at once", "kill": "it ends with the VM's process"}
 
@@ -30,75 +36,8 @@ _INSTEAD = {"stop": "kill the VM to end it at once", "kill": "it ends with the V
 class Journal(Protocol):
     """Where records go before anything is done."""
 
-    async def append(self, record: dict[str, Any]) -> None:
-        """Make a record durable; `NoSpaceError`."""
-
-
-def to_record(operation: Operation) -> dict[str, Any]:
-    """The journal's form of an operation, JSON values."""
-    error = operation.error
-    return {
-        "id": operation.id,
-        "kind": operation.kind,
-        "target": operation.target,
-        "state": operation.state.value,
-        "progress": operation.progress,
-        "created": operation.created,
-        "updated": operation.updated,
-        "result": None if operation.result is None else dict(operation.result),
-        "error": None if error is None else error_to_record(error),
-        "requested_by": operation.requested_by,
-        "idempotency_key": operation.idempotency_key,
-    }
-
-
-def error_to_record(error: QsupError) -> dict[str, Any]:
-    """An error in JSON values, class by its stable code."""
-    return {
-        "code": error.code,
-        "status": error.status,
-        "message": error.message,
-        "instance": error.instance,
-        "hint": error.hint,
-        "details": error.details,
-    }
-
-
-class RecordedError(QsupError):
-    """An error read back from the journal: the same words and code, no longer the same class."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        super().__init__(
-            str(record.get("message", "")),
-            instance=str(record.get("instance", "")),
-            hint=str(record.get("hint", "")),
-            **{str(k): v for k, v in dict(record.get("details") or {}).items()},
-        )
-        # the instance's own: a class attribute would be shared by all recorded errors
-        self.__dict__["code"] = str(record.get("code", "internal"))
-        self.__dict__["status"] = int(record.get("status", 500))
-
-
-def from_record(record: Mapping[str, Any]) -> Operation:
-    """An operation from its journal's form.
-
-    Raises:
-        KeyError, ValueError, TypeError: the record is not one.
-    """
-    error = record["error"]
-    return Operation(
-        id=str(record["id"]),
-        kind=str(record["kind"]),
-        target=str(record["target"]),
-        state=OperationState(record["state"]),
-        progress=str(record["progress"]),
-        created=float(record["created"]),
-        updated=float(record["updated"]),
-        result=record["result"],
-        error=None if error is None else RecordedError(error),
-        requested_by=int(record["requested_by"]),
-        idempotency_key=str(record["idempotency_key"]),
-    )
+    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
+        """Write a record, to outlive the machine with ``flush`` and this process without; `NoSpaceError`."""
 
 
 class OperationTable:
@@ -113,41 +52,47 @@ class OperationTable:
         self._operations: OrderedDict[str, Operation] = OrderedDict()
         self._finished: dict[str, trio.Event] = {}
         self._by_key: dict[tuple[int, str], str] = {}
-        self._ended: list[str] = []
+        self._ended: dict[str, None] = {}
         self._wakeup = trio.Event()
 
     async def run(self) -> None:
-        """Write down how operations end, as they do; an end that cannot be written is told by the VM's state later."""
-        while True:
-            while self._ended:
-                ended, self._ended = self._ended, []
-                for operation_id in ended:
-                    await self._record_end(operation_id)
-            self._wakeup = trio.Event()
-            await self._wakeup.wait()
-
-    async def _record_end(self, operation_id: str) -> None:
-        if operation_id not in self._operations:
-            return
+        """Write down how operations end, as they do; an end that cannot be written is written again later."""
         try:
-            await self.record(operation_id)
-        except QsupError as error:
-            _log.error("the end of an operation could not be recorded", operation=operation_id, why=error.message)
+            while True:
+                self._wakeup = trio.Event()
+                unwritten = await self._record_ends()
+                with trio.move_on_after(_RETRY if unwritten else math.inf):
+                    await self._wakeup.wait()
+        finally:
+            with trio.move_on_after(_LAST, shield=True):
+                await self._record_ends()
+
+    async def _record_ends(self) -> bool:
+        """Whether any could not be written."""
+        for operation_id in list(self._ended):
+            try:
+                with suppress(NoSuchOperation):
+                    await self.record(operation_id)
+            except QsupError as error:
+                _log.error("the end of an operation could not be recorded", operation=operation_id, why=error.message)
+                return True
+            self._ended.pop(operation_id, None)
+        return False
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take in what an earlier daemon journaled; what is no operation is left out and logged."""
         for record in records:
             try:
-                operation = from_record(record)
-            except (KeyError, ValueError, TypeError) as error:
-                _log.error("not an operation in the journal", id=str(record.get("id")), why=repr(error))
+                operation = codec.decode(OperationRecord, record).operation()
+            except ValueError as error:
+                _log.error("not an operation in the journal", id=str(record.get("id")), why=str(error))
                 continue
             self._operations.pop(operation.id, None)
             self._keep(operation)
 
-    def unfinished(self) -> tuple[Operation, ...]:
-        """Those that have not ended."""
-        return tuple(o for o in self._operations.values() if not o.is_final)
+    def unfinished(self) -> list[Operation]:
+        """Those that have not ended, in the order in which they were asked for."""
+        return sorted((o for o in self._operations.values() if not o.is_final), key=lambda o: o.created)
 
     def _keep(self, operation: Operation) -> None:
         self._operations[operation.id] = operation
@@ -162,21 +107,24 @@ class OperationTable:
             del self._operations[oldest.id]
             self._by_key.pop((oldest.requested_by, oldest.idempotency_key), None)
 
-    def repeated(self, uid: int, key: str, kind: str, target: str) -> Operation | None:
-        """The operation that the same caller began with the same key, if any.
+    def repeated(self, uid: int, key: str, kind: str, target: str, timeout: float | None) -> Operation | None:
+        """The operation that the same caller began with the same key, if any; a key is known as long as its operation.
 
         Raises:
-            RequestError: the key was used for something else.
+            KeyReusedError: the key was used for something else.
         """
         known = self._operations.get(self._by_key.get((uid, key), "")) if key else None
-        if known is not None and (known.kind, known.target) != (kind, target):
-            raise RequestError(
-                f"the Idempotency-Key was used for {known.kind} of {known.target}",
-                hint="use a new key for each request",
+        if known is not None and (known.kind, known.target, known.timeout) != (kind, target, timeout):
+            given = "" if known.timeout is None else f" with a timeout of {known.timeout:g} s"
+            raise KeyReusedError(
+                f"the Idempotency-Key was used for {known.kind} of {known.target}{given} (operation {known.id})",
+                instance=target,
+                hint="use a new key for each request, and repeat a request as it was",
+                operation=known.id,
             )
         return known
 
-    def begin(self, kind: str, target: str, *, uid: int, key: str = "") -> Operation:
+    def begin(self, kind: str, target: str, *, uid: int, key: str = "", timeout: float | None = None) -> Operation:
         """A new operation, known from now on but not yet recorded (see `record`)."""
         now = time.time()
         operation = Operation(
@@ -189,6 +137,7 @@ class OperationTable:
             updated=now,
             requested_by=uid,
             idempotency_key=key,
+            timeout=timeout,
         )
         self._keep(operation)
         return operation
@@ -199,7 +148,43 @@ class OperationTable:
         Raises:
             NoSpaceError: the file system is full.
         """
-        await self._journal.append(to_record(self.get(operation_id)))
+        await self._journal.append(codec.encode(OperationRecord.of(self.get(operation_id))))
+
+    async def sending(self, operation_id: str) -> bool:
+        """Write down that a command is about to be sent for it that must not be sent twice.
+
+        Returns:
+            Whether it is still to be sent: the operation may have ended meanwhile.
+
+        Raises:
+            NoSpaceError: the file system is full; it must not be sent.
+        """
+        operation = self._operations.get(operation_id)
+        if operation is not None and not operation.is_final:
+            sent = evolve(operation, sent=True)
+            # QEMU knows nothing of a command that a crash of this machine has ended with it
+            await self._journal.append(codec.encode(OperationRecord.of(sent)), flush=False)
+            operation = self._operations.get(operation_id)
+            if operation is not None and not operation.is_final:
+                self._operations[operation_id] = evolve(operation, sent=True)
+                return True
+        return False
+
+    async def foretell(
+        self, operation_id: str, *, result: Mapping[str, Any] | None = None, error: QsupError | None = None
+    ) -> None:
+        """Write down how it is about to end, before anybody hears it; its VM's state may not tell a later daemon.
+
+        If it cannot be written, a daemon that dies within the next moment costs that knowledge.
+        """
+        operation = self._operations.get(operation_id)
+        if operation is None or operation.is_final:
+            return
+        ended = _ended(operation, result, error)
+        try:
+            await self._journal.append(codec.encode(OperationRecord.of(ended)), flush=False)
+        except QsupError as why:
+            _log.error("the end of an operation could not be recorded", operation=operation_id, why=why.message)
 
     def progress(self, operation_id: str, words: str) -> None:
         """Say where a running operation stands; one that has ended stays as it is."""
@@ -218,18 +203,9 @@ class OperationTable:
         operation = self._operations.get(operation_id)
         if operation is None or operation.is_final:
             return None
-        operation = evolve(
-            operation,
-            state=OperationState.SUCCEEDED if error is None else OperationState.FAILED,
-            progress="done" if error is None else "failed",
-            updated=time.time(),
-            result=(result or {}) if error is None else None,
-            error=error,
-            cancellable=False,
-        )
-        self._operations[operation_id] = operation
+        operation = self._operations[operation_id] = _ended(operation, result, error)
         self._finished.pop(operation_id).set()
-        self._ended.append(operation_id)
+        self._ended[operation_id] = None
         self._wakeup.set()
         return operation
 
@@ -282,3 +258,15 @@ class OperationTable:
             instance=operation.target,
             hint="" if operation.is_final else _INSTEAD.get(operation.kind, "stop or kill the VM to end it"),
         )
+
+
+def _ended(operation: Operation, result: Mapping[str, Any] | None, error: QsupError | None) -> Operation:
+    return evolve(
+        operation,
+        state=OperationState.SUCCEEDED if error is None else OperationState.FAILED,
+        progress="done" if error is None else "failed",
+        updated=time.time(),
+        result=(result or {}) if error is None else None,
+        error=error,
+        cancellable=False,
+    )

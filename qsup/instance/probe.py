@@ -72,6 +72,7 @@ class ProbeRecord:
     """What is kept on disk of a probe."""
 
     SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
 
     revision: int
     mtime_ns: int

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
+from qsup.host import codec
 from qsup.host.records import LATEST, within
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
@@ -56,6 +57,7 @@ class Running:
     """
 
     SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
 
     description: str
     files: tuple[str, ...]

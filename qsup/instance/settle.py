@@ -13,8 +13,25 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from qsup.errors import QsupError, StartError, StopError
-from qsup.instance.cause import Cause
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import Level, Request, State
+
+
+@frozen(kw_only=True)
+class Unfinished:
+    """An operation that an earlier daemon left unfinished.
+
+    Args:
+        created: wall clock when it was asked for, seconds since the epoch.
+        timeout: seconds in place of the unit's ``stop-timeout``.
+        sent: its command may have reached QEMU.
+    """
+
+    operation: str
+    request: Request
+    created: float
+    timeout: float | None = None
+    sent: bool = False
 
 
 @frozen(kw_only=True)
@@ -25,6 +42,7 @@ class Holder:
         begun: what was asked for is being done; before that no state says anything of it.
         start_next: a restart whose stop half is under way.
         timeout: seconds in place of the unit's ``stop-timeout``.
+        left: it is one command to QEMU and was left unfinished by an earlier daemon; how far it came QEMU has to tell.
     """
 
     operation: str
@@ -32,6 +50,7 @@ class Holder:
     begun: bool = False
     start_next: bool = False
     timeout: float | None = None
+    left: Unfinished | None = None
 
 
 @frozen(kw_only=True)
@@ -56,11 +75,17 @@ class Standing:
 
 @frozen(kw_only=True)
 class Settled:
-    """What follows: the operation ends with `result` or `error`, or the second half of a restart begins."""
+    """What follows: the operation ends with `result` or `error`, or goes on.
+
+    Args:
+        start: the second half of a restart begins.
+        ask: what an earlier daemon left unfinished is carried out.
+    """
 
     result: Mapping[str, Any] = field(factory=dict)
     error: QsupError | None = None
     start: bool = False
+    ask: bool = False
 
 
 _CHANGED = Settled(result={"changed": True})
@@ -72,6 +97,8 @@ DOWN = (Level.INACTIVE, Level.FAILED)
 def settle(holder: Holder, standing: Standing) -> Settled | None:
     """What the VM's standing means for the operation that holds it; ``None``: still under way."""
     state = standing.state
+    if holder.left is not None:
+        return _settle_left(holder.left, standing)
     if not holder.begun:
         return None
     if holder.start_next:
@@ -83,12 +110,66 @@ def settle(holder: Holder, standing: Standing) -> Settled | None:
             return _settle_stop(standing)
         case _:
             # pause, reset and their like end by QEMU's answer, unless the VM ends first
-            if state.level in (Level.ACTIVE, Level.ACTIVATING):
+            if not _is_over(state):
                 return None
             if holder.request is Request.POWERDOWN:
                 return Settled()  # the guest obeyed before QEMU had answered
-            words = f"{holder.request.value} was overtaken: the VM is now {state.level.value} ({state.substate})"
-            return Settled(error=QsupError(words, instance=standing.name))
+            return _overtaken(holder.request, standing)
+
+
+def _is_over(state: State) -> bool:
+    """Whether the life is, that something was asked of."""
+    return state.level not in (Level.ACTIVE, Level.ACTIVATING) or state in (State.SPAWNING, State.AUTO_RESTART)
+
+
+def _overtaken(request: Request, standing: Standing) -> Settled:
+    words = f"{request.value} was overtaken: the VM is now {standing.state.level.value} ({standing.state.substate})"
+    return Settled(error=QsupError(words, instance=standing.name))
+
+
+#: QEMU has not been heard of in these.
+_UNHEARD = (State.UNREACHABLE, State.UNRESPONSIVE)
+#: Where a guest is that was paused or resumed.
+_HAS_COME_TRUE = {Request.PAUSE: (State.PAUSED,), Request.RESUME: (State.RUNNING, State.WAITING_READY)}
+
+
+def _settle_left(left: Unfinished, standing: Standing) -> Settled | None:
+    """What became of one command whose daemon died, now that QEMU says how it is.
+
+    QEMU drops what it has not read yet when a connection ends (seen on 7.2 and 10.0): that a command was sent says
+    nothing. So what can be repeated without harm is, and of the rest the truth is told.
+    """
+    state, request = standing.state, left.request
+    if state in _UNHEARD:
+        return None
+    if _is_over(state):
+        obeyed = standing.cause is not None and standing.cause.kind is CauseKind.GUEST_SHUTDOWN
+        if request is Request.POWERDOWN and left.sent and obeyed:
+            return Settled()
+        return _overtaken(request, standing)
+    if state in _HAS_COME_TRUE.get(request, ()):
+        return Settled()
+    again = request in _HAS_COME_TRUE or (request is Request.RESET and state is State.GUEST_PANICKED)
+    return Settled(ask=True) if again or not left.sent else Settled(error=unknown(request.value, standing.name))
+
+
+def unknown(kind: str, name: str) -> QsupError:
+    """What is said of an operation that nothing tells the end of."""
+    return QsupError(
+        f"the daemon ended as {kind} was sent to QEMU; whether it was carried out is not known",
+        instance=name,
+        hint="look at its status, and repeat the request if it is not as wanted",
+    )
+
+
+def unheard(left: Unfinished, name: str) -> QsupError:
+    """What is said of one whose VM does not answer."""
+    done = "whether it was carried out is not known" if left.sent else "it was not carried out"
+    return QsupError(
+        f"the daemon ended during {left.request.value}, and QEMU has not answered the next one; {done}",
+        instance=name,
+        hint="look at its status, and repeat the request once its monitor answers",
+    )
 
 
 def _settle_first_half(standing: Standing) -> Settled | None:
@@ -147,19 +228,6 @@ def _stuck(standing: Standing) -> Settled:
 
 
 @frozen(kw_only=True)
-class Unfinished:
-    """An operation that an earlier daemon left unfinished.
-
-    Args:
-        created: wall clock when it was asked for, seconds since the epoch.
-    """
-
-    operation: str
-    request: Request
-    created: float
-
-
-@frozen(kw_only=True)
 class Remains:
     """What is left of its VM.
 
@@ -194,7 +262,7 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
 
     It is completed: whoever asked for it was told that it would be.
     """
-    holder = Holder(operation=unfinished.operation, request=unfinished.request, begun=True)
+    holder = Holder(operation=unfinished.operation, request=unfinished.request, begun=True, timeout=unfinished.timeout)
     untouched = found.started is not None and found.started < unfinished.created
     down_before = found.ended is not None and found.ended < unfinished.created
     match unfinished.request:
@@ -212,5 +280,7 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.START if down_before:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
+        case Request.PAUSE | Request.RESUME | Request.RESET | Request.POWERDOWN | Request.NMI:
+            return TakenUp(holder=evolve(holder, left=unfinished))
         case _:
             return TakenUp(holder=holder)

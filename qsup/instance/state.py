@@ -125,7 +125,7 @@ class State(enum.Enum):
     QUARANTINED = (
         "quarantined",
         Level.FAILED,
-        "Its run record cannot be read, so nothing about it is believed and nothing is touched.",
+        "A record that the daemon keeps of it cannot be read, so nothing about it is believed and nothing is touched.",
         "removing or repairing the record, then a reload",
     )
 
@@ -464,7 +464,7 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
     State.START_FAILED: ("its last start failed and it is not running", _START_FIRST),
     State.START_LIMIT_HIT: ("it was restarted too often and stays down", _START_FIRST),
     State.QUARANTINED: (
-        "its run record cannot be read",
+        "a record of it cannot be read",
         "see its status for the file, repair or remove it, then reload",
     ),
     State.AUTO_RESTART: ("it is down and waits to be restarted", "start it now, or stop it"),

@@ -14,7 +14,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.errors import HostError, NoSpaceError, StateFileError
+from qsup.errors import HostError, NoSpaceError
 from qsup.host.journal import Journal
 from tests.host.full import full_file_system
 
@@ -148,12 +148,72 @@ async def test_random_bytes_are_survived(path: Path) -> None:
     assert open_journal(path).records() == (record(1),)
 
 
-def test_newer_format_is_left_alone(path: Path) -> None:
-    """A journal of a newer qsup is refused and stays as it is."""
-    path.write_text('{"journal": 2}\n{"id": "x"}\n')
-    with pytest.raises(StateFileError, match="has format 2; this qsup reads up to 1"):
-        open_journal(path)
-    assert path.read_text() == '{"journal": 2}\n{"id": "x"}\n'
+async def test_newer_format_is_kept_aside(path: Path) -> None:
+    """A journal of a newer qsup is not understood, stays as it is under another name, and keeps nobody from writing."""
+    newer = b'{"journal": 2}\n{"id": "x"}\n'
+    write(path, newer)
+    journal = open_journal(path)
+    assert journal.records() == ()
+    assert "was written by a newer qsupd: its format is 2; it is kept as" in journal.damage
+    await journal.append(record(1))
+    journal.close()
+    assert path.with_name("operations.jsonl.newer").read_bytes() == newer
+    assert open_journal(path).records() == (record(1),)
+
+
+def obstruct(path: Path, kind: str) -> None:
+    """Put something where the journal should be."""
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "link":
+            path.symlink_to("/etc/passwd")
+        case _:
+            path.touch()
+            os.truncate(path, 100_000_000)
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "large"])
+async def test_what_is_no_journal_is_moved_aside(path: Path, kind: str) -> None:
+    """A directory, a link and a file too large to be read are kept, and the journal begins anew; twice over."""
+    for _ in range(2):
+        obstruct(path, kind)
+        journal = open_journal(path)
+        assert "it is kept as" in journal.damage
+        await journal.append(record(1))
+        journal.close()
+        assert open_journal(path).records() == (record(1),)
+        os.unlink(path)
+    kept = list(path.parent.glob("operations.jsonl.damaged*"))
+    assert len(kept) == (2 if kind == "directory" else 1)
+    assert all(entry.is_dir() if kind == "directory" else entry.is_symlink() or entry.stat().st_size for entry in kept)
+
+
+async def test_without_a_flush_a_record_is_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives this process at once, and the next flush takes it along."""
+    journal = open_journal(path)
+    await journal.append(record(0))
+    flushes = counted(monkeypatch, "fdatasync")
+    await journal.append(record(1), flush=False)
+    assert (len(flushes), open_journal(path).records()) == (0, (record(0), record(1)))
+    await journal.append(record(2))
+    assert len(flushes) == 1
+    journal.close()
+
+
+async def test_what_is_spared_outlives_any_number_of_others(path: Path) -> None:
+    """An unfinished operation is still known after many others, also by the next daemon."""
+
+    def spare(record: dict[str, Any]) -> bool:
+        return bool(record["state"] == "running")
+
+    journal = Journal(path, key=lambda record: str(record["id"]), keep=3, spare=spare, compact_size=1000)
+    await journal.append(record(0))
+    for number in range(1, 20):
+        await journal.append(record(number, "succeeded", size=100))
+    journal.close()
+    later = Journal(path, key=lambda record: str(record["id"]), keep=3, spare=spare)
+    assert [each["id"] for each in later.records()] == ["op0", "op18", "op19"]
 
 
 async def test_size_is_bounded(path: Path) -> None:

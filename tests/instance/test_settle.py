@@ -7,6 +7,7 @@ import itertools
 import pytest
 from attrs import evolve
 
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.settle import Holder, Remains, Standing, TakenUp, Unfinished, settle, take_up
 from qsup.instance.state import Level, Request, State
 
@@ -93,6 +94,72 @@ def test_how_an_unfinished_operation_goes_on(request_: Request, found: Remains, 
         operation="1", request=request_, begun=parts.pop("begun"), start_next=parts.pop("start_next", False)
     )
     assert taken == TakenUp(holder=holder, **parts)
+
+
+COMMANDS = (Request.PAUSE, Request.RESUME, Request.RESET, Request.POWERDOWN, Request.NMI)
+
+
+def left(request: Request, *, sent: bool) -> Holder:
+    """One command whose daemon died, as the next one takes it up."""
+    unfinished = Unfinished(operation="1", request=request, created=NOW, sent=sent, timeout=3.0)
+    taken = take_up(unfinished, ALIVE)
+    assert (taken.ask, taken.stopping, taken.holder.left, taken.holder.timeout) == (False, False, unfinished, 3.0)
+    return taken.holder
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("request_", COMMANDS, ids=str)
+def test_a_command_whose_daemon_died_ends_by_what_qemu_says(request_: Request, sent: bool) -> None:
+    """It waits for QEMU, has come true, is carried out where that is harmless, or has failed: one in every state."""
+    again = request_ in (Request.PAUSE, Request.RESUME)
+    for state in State:
+        settled = settle(left(request_, sent=sent), standing(state))
+        if state in (State.UNREACHABLE, State.UNRESPONSIVE):
+            assert settled is None, state
+            continue
+        assert settled is not None, state
+        if state.level not in (Level.ACTIVE, Level.ACTIVATING) or state in (State.SPAWNING, State.AUTO_RESTART):
+            assert settled.error is not None
+            assert "was overtaken" in settled.error.message
+        elif (request_, state) in (
+            (Request.PAUSE, State.PAUSED),
+            (Request.RESUME, State.RUNNING),
+            (Request.RESUME, State.WAITING_READY),
+        ):
+            assert (settled.error, settled.ask) == (None, False)
+        elif not sent or again or (request_ is Request.RESET and state is State.GUEST_PANICKED):
+            assert settled.ask
+        else:
+            assert settled.error is not None
+            assert "whether it was carried out is not known" in settled.error.message
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "obeyed"),
+    [(True, CauseKind.GUEST_SHUTDOWN, True), (False, CauseKind.GUEST_SHUTDOWN, False), (True, CauseKind.SIGNAL, False)],
+)
+def test_a_guest_that_obeyed_its_power_button(sent: bool, kind: CauseKind, obeyed: bool) -> None:
+    """It powered off while no daemon ran: by the button, if that was pressed at all."""
+    settled = settle(left(Request.POWERDOWN, sent=sent), evolve(standing(State.DEAD), cause=Cause(kind=kind)))
+    assert settled is not None
+    assert (settled.error is None) is obeyed
+
+
+def test_a_command_ends_with_the_life_it_was_for() -> None:
+    """A VM that ended and is about to be started again has overtaken it, too."""
+    for request in COMMANDS:
+        holder = Holder(operation="1", request=request, begun=True)
+        assert settle(holder, standing(State.RUNNING)) is None
+        for state in (State.AUTO_RESTART, State.SPAWNING, State.CRASHED):
+            settled = settle(holder, standing(state))
+            assert settled is not None, state
+            assert (settled.error is None) is (request is Request.POWERDOWN)
+
+
+def test_a_restart_that_goes_on_keeps_its_timeout() -> None:
+    """What the guest is given does not become the unit's for a daemon's death."""
+    unfinished = Unfinished(operation="1", request=Request.RESTART, created=NOW, timeout=3.0)
+    assert take_up(unfinished, ALIVE).holder.timeout == 3.0
 
 
 def test_a_stop_is_under_way_before_the_monitor_is_reached() -> None:

@@ -91,6 +91,7 @@ WRECKS: dict[str, Callable[[Path], object]] = {
     "null": lambda path: path.write_bytes(b"null"),
     "stranger": lambda path: _edit(path, name="somebody-else"),
     "newer": lambda path: _edit(path, schema=99),
+    "later": lambda path: _edit_state(path, schema=99),
     "extra": lambda path: _edit(path, surprise=1),
     "pid": lambda path: _edit(path, pid=-1),
     "huge": lambda path: _edit(path, pid=1 << 70),
@@ -122,9 +123,14 @@ def test_t6_a_wrecked_record_quarantines_its_vm_alone(daemon: Daemon, emulator: 
     for name in WRECKS:
         assert str(record(daemon, name)) in listed[name]["cause"]["detail"], name
         assert str(record(daemon, name)) in health, name
-        assert "its run record cannot be read" in words(refusal(daemon, name)), name
+        assert "a record of it cannot be read" in words(refusal(daemon, name)), name
         assert is_alive(pids[name]), name
         assert (record(daemon, name).parent / "qmp").exists(), name
+    for name in ("newer", "later"):
+        assert (
+            f"{record(daemon, name)} was written by a newer qsupd: its schema is 99" in listed[name]["cause"]["detail"]
+        )
+        assert json.loads(record(daemon, name).read_text()), "and left as it is"
     assert daemon.memory() < memory
     for name in WRECKS:
         _remove(record(daemon, name))
@@ -222,11 +228,58 @@ def test_a_wrecked_identity_costs_its_vm_alone(daemon: Daemon, emulator: Emulato
     assert daemon.view("good")["pid"] == pids["good"]
 
 
+@pytest.mark.user
+def test_a_wrecked_file_of_a_vm_that_is_down_quarantines_it_alone(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Its identity, or the record of how it ended: named, left as it is, and believed again once it is repaired."""
+    wrecks: dict[str, Callable[[Path], object]] = {
+        "damaged": lambda path: path.write_bytes(b"{"),
+        "newer": lambda path: _edit(path, schema=2),
+        "linked": _link,
+    }
+    kinds = {"id": "state/instances", "end": "run/ended"}
+    files = {
+        f"{kind}-{how}": daemon.root / where / f"{kind}-{how}.json" for kind, where in kinds.items() for how in wrecks
+    }
+    pids = start(daemon, emulator, rom_guest, ("good", *files))
+    for name in files:
+        kill_process(pids[name])
+        daemon.wait(name, "crashed")
+    daemon.signal(signal.SIGKILL)
+    kept = {name: path.read_bytes() for name, path in files.items()}
+    for name, path in files.items():
+        wrecks[name.partition("-")[2]](path)
+    left = {name: path.read_bytes() for name, path in files.items()}
+    daemon.start()
+    assert daemon.wait("good", "running")["pid"] == pids["good"]
+    health = " ".join(daemon.get("/v1/health")["problems"])
+    for name, path in files.items():
+        detail = daemon.wait(name, "quarantined")["cause"]["detail"]
+        assert str(path) in detail
+        assert str(path) in health
+        assert ("was written by a newer qsupd" in detail) is name.endswith("newer")
+        assert "a record of it cannot be read" in words(refusal(daemon, name))
+        assert path.read_bytes() == left[name]
+    daemon.post("/v1/reload")
+    for name, path in files.items():
+        daemon.wait(name, "quarantined")
+        _remove(path)
+        path.write_bytes(kept[name])
+    daemon.post("/v1/reload")
+    for name in files:
+        assert daemon.wait(name, "crashed")["cause"]["text"] == "signal KILL"
+        assert daemon.do(name, "start")["substate"] == "running"
+    assert "driver failed" not in daemon.log()
+
+
 JOURNALS = {
     "empty": b"",
     "torn": b'{"journal": 1}\n{"id": "1", "kind"',
     "random": os.urandom(4096),
     "nested": b'{"journal": 1}\n' + b"[" * 100_000 + b"\n",
+    "newer": b'{"journal": 2}\n{"schema": 1, "what": "ever"}\n',
+    "later": b'{"journal": 1}\n{"schema": 2, "id": "1", "what": "ever"}\n',
     "foreign": b'{"journal": 1}\n{"id": "1"}\n{"id": 7, "kind": [], "target": null}\n',
 }
 

@@ -18,6 +18,7 @@ from qsup.errors import (
     BusyError,
     DeniedError,
     HostError,
+    KeyReusedError,
     NoSpaceError,
     NoSuchInstance,
     PayloadTooLarge,
@@ -78,6 +79,10 @@ _DOC = {
         "It is `inactive` then, and its restarts count from 0. One that has not failed is left as it is.",
     ),
 }
+_KEY_DOC = (
+    "A repetition of the request with the same key gets the operation that the first one began, for as long as that is "
+    "kept. With another request the key is refused."
+)
 _WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
 
 
@@ -98,7 +103,7 @@ def _endpoint(verb: Verb) -> Endpoint:
         summary=summary,
         doc=doc,
         query=(_WAIT,),
-        headers={"Idempotency-Key": "A repetition with the same key gets the operation that the first one began."},
+        headers={"Idempotency-Key": _KEY_DOC},
         body=Body(shape=wire.PowerRequest, optional=True),
         replies=(
             Reply(
@@ -108,7 +113,16 @@ def _endpoint(verb: Verb) -> Endpoint:
             ),
             Reply(status=202, shape=wire.Operation, doc="It has begun and goes on by itself.", headers=("Location",)),
         ),
-        errors=(NoSuchInstance, DeniedError, BusyError, UnitError, PayloadTooLarge, NoSpaceError, HostError),
+        errors=(
+            NoSuchInstance,
+            DeniedError,
+            BusyError,
+            UnitError,
+            KeyReusedError,
+            PayloadTooLarge,
+            NoSpaceError,
+            HostError,
+        ),
     )
 
 

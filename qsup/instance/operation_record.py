@@ -1,0 +1,115 @@
+"""An operation as the journal keeps it.
+
+Decides: its JSON shape, a line for each time that it is written down.
+Must not: say when it is (`qsup.instance.operations`), or what its words mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from attrs import field, frozen
+
+from qsup.errors import QsupError
+from qsup.host import codec
+from qsup.host.records import LATEST, within
+from qsup.instance.operation import Operation, OperationState
+
+
+class RecordedError(QsupError):
+    """An error read back from the journal: the same words and code, no longer the same class."""
+
+    def __init__(self, record: ErrorRecord) -> None:
+        super().__init__(record.message, instance=record.instance, hint=record.hint)
+        self.details = dict(record.details)
+        # the instance's own: a class attribute would be shared by all recorded errors
+        self.__dict__["code"] = record.code
+        self.__dict__["status"] = record.status
+
+
+@frozen(kw_only=True)
+class ErrorRecord:
+    """An error in plain values, its class by its stable code."""
+
+    code: str
+    status: int
+    message: str
+    instance: str
+    hint: str
+    details: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, error: QsupError) -> ErrorRecord:
+        """Take an error apart."""
+        return cls(
+            code=error.code,
+            status=error.status,
+            message=error.message,
+            instance=error.instance,
+            hint=error.hint,
+            details=error.details,
+        )
+
+
+@frozen(kw_only=True)
+class OperationRecord:
+    """An `Operation` in plain values; none that is kept can be cancelled."""
+
+    SCHEMA: ClassVar[int] = 1
+    UPGRADES: ClassVar[codec.Upgrades] = {}
+
+    id: str
+    kind: str
+    target: str
+    state: str
+    progress: str
+    created: float = field(validator=within(0, LATEST))
+    updated: float = field(validator=within(0, LATEST))
+    result: Mapping[str, Any] | None
+    error: ErrorRecord | None
+    requested_by: int
+    idempotency_key: str
+    timeout: float | None
+    sent: bool
+
+    @classmethod
+    def of(cls, operation: Operation) -> OperationRecord:
+        """Take an operation apart."""
+        return cls(
+            id=operation.id,
+            kind=operation.kind,
+            target=operation.target,
+            state=operation.state.value,
+            progress=operation.progress,
+            created=operation.created,
+            updated=operation.updated,
+            result=operation.result,
+            error=None if operation.error is None else ErrorRecord.of(operation.error),
+            requested_by=operation.requested_by,
+            idempotency_key=operation.idempotency_key,
+            timeout=operation.timeout,
+            sent=operation.sent,
+        )
+
+    def operation(self) -> Operation:
+        """Put it together again.
+
+        Raises:
+            ValueError: a state that this version does not know.
+        """
+        return Operation(
+            id=self.id,
+            kind=self.kind,
+            target=self.target,
+            state=OperationState(self.state),
+            progress=self.progress,
+            created=self.created,
+            updated=self.updated,
+            result=self.result,
+            error=None if self.error is None else RecordedError(self.error),
+            requested_by=self.requested_by,
+            idempotency_key=self.idempotency_key,
+            timeout=self.timeout,
+            sent=self.sent,
+        )

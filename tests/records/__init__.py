@@ -1,0 +1,1 @@
+"""State files: what is in them, by version."""
