@@ -1,6 +1,6 @@
 """Every VM of one daemon: which there are, what may be asked of each, and how the daemon begins and ends.
 
-Decides: which instances exist (units, and what runs), whether a request may begin, and how many VMs start at a time.
+Decides: which instances exist (units, and what runs), and whether a request may begin.
 Must not: know the inside of a VM's life; its driver does. Nothing here waits for a VM, except who asked to.
 """
 
@@ -14,14 +14,16 @@ from attrs import evolve
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import BusyError, DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
+from qsup.errors import DeniedError, DependencyError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
 from qsup.instance.driver import Driver
-from qsup.instance.messages import Asked
 from qsup.instance.operation import Operation
 from qsup.instance.services import Services
-from qsup.instance.settle import DOWN, Holder, Unfinished, unknown
+from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State, Verdict, judge
+from qsup.order.standing import is_there
+from qsup.order.transaction import Step, Transactions, check_free
+from qsup.order.turns import Turns
 from qsup.unit.compare import compare
 from qsup.unit.files import template_of
 from qsup.unit.info import ReloadResult, UnitChanges
@@ -37,6 +39,8 @@ _ADOPTION_WAIT = 2.0
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
+#: Requests that have a VM stop.
+_STOPPING = frozenset({Request.STOP, Request.KILL, Request.RESTART})
 
 
 class Supervisor:
@@ -45,7 +49,7 @@ class Supervisor:
     Args:
         services: what the drivers share.
         store: the unit files.
-        start_concurrency: how many VMs are started at the same time when the daemon starts.
+        start_concurrency: how many VMs that are started together start at the same time.
     """
 
     def __init__(
@@ -55,10 +59,11 @@ class Supervisor:
         *,
         start_concurrency: int,
     ) -> None:
-        self._services = services
         self._store = store
-        self._start_concurrency = start_concurrency
         self._drivers: dict[str, Driver] = {}
+        self._turns = Turns(self._drivers, services.operations, concurrency=start_concurrency)
+        self._services = evolve(services, turns=self._turns)
+        self._transactions = Transactions(self._drivers, self._services, self._turns, self._add)
 
     # the daemon's life
 
@@ -69,6 +74,7 @@ class Supervisor:
             _log.error("unit file", error=str(diagnostic))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._turns.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
             for name in self._services.layout.instance_names():
                 self._driver_of_leftover(name)
@@ -135,14 +141,20 @@ class Supervisor:
                 words = f"overtaken by {operation.kind}"
                 operations.finish(overtaken.id, error=DeniedError(words, instance=operation.target))
             newest[operation.target] = operation
+        taken: list[tuple[Driver, Unfinished]] = []
         for operation in newest.values():
             try:
-                self._resume(operation)
+                if (found := self._left_of(operation)) is not None:
+                    taken.append(found)
             except QsupError as error:
                 operations.finish(operation.id, error=error)
+        self._turns.start_together(left.operation for _, left in taken if left.request is Request.START)
+        stopping = {driver.name for driver, left in taken if left.request in _STOPPING}
+        for driver, left in taken:
+            driver.resume(evolve(left, waits=not stopping.isdisjoint(self._turns.graph.later(driver.name))))
 
-    def _resume(self, operation: Operation) -> None:
-        """Have its VM take up an operation.
+    def _left_of(self, operation: Operation) -> tuple[Driver, Unfinished] | None:
+        """Who takes up an operation that is left, and what is known of it; ``None`` when it is done.
 
         Raises:
             QsupError: how it ended, because nothing can take it up.
@@ -159,7 +171,7 @@ class Supervisor:
         if driver is None and request in _PREEMPTING:
             # a VM without a unit that has no run directory any more, either: it is down
             self._services.operations.finish(operation.id, result={"changed": True})
-            return
+            return None
         left = Unfinished(
             operation=operation.id,
             request=request,
@@ -167,26 +179,22 @@ class Supervisor:
             timeout=operation.timeout,
             sent=operation.sent,
         )
-        (driver or self._new_driver(name, request)).resume(left)
+        return driver or self._new_driver(name, request), left
 
     async def _autostart(self) -> None:
-        limit = trio.CapacityLimiter(self._start_concurrency)
-
-        async def start(name: str) -> None:
-            async with limit:
-                try:
-                    operation = await self.request(name, Request.START, uid=-1)
-                    seconds = self._drivers[name].loaded.unit.service.start_timeout
-                    await self._services.operations.wait_final(operation.id, seconds + 1.0)
-                except QsupError as error:
-                    _log.error("could not start", instance=name, why=str(error))
-
-        async with trio.open_nursery() as nursery:
-            for name, loaded in self._store.units.items():
-                # a cause says that it ended in this boot: then it is down by somebody's will, or by its policy
-                view = self._drivers[name].view
-                if loaded.unit.install.autostart and view.state is State.DEAD and view.cause is None:
-                    nursery.start_soon(start, name)
+        names = []
+        for name, loaded in self._store.units.items():
+            # a cause says that it ended in this boot: then it is down by somebody's will, or by its policy
+            view = self._drivers[name].view
+            if loaded.unit.install.autostart and view.state is State.DEAD and view.cause is None:
+                names.append(name)
+        read = await self._transactions.read(names)
+        # each of them may have been started or removed meanwhile
+        left = [name for name in names if name in self._drivers and not is_there(self._drivers[name])]
+        try:
+            await self._transactions.begin(self._transactions.with_starts(left, read), read, uid=-1)
+        except QsupError as error:
+            _log.error("what starts by itself could not be started", why=str(error))
 
     # instances
 
@@ -240,49 +248,35 @@ class Supervisor:
             KeyReusedError: the key came with another request before.
             DeniedError: the VM's state does not allow it.
             BusyError: another operation holds the VM.
+            DependencyError: what it requires, conflicts with or is ordered by does not allow it.
             NoSpaceError: the operation could not be written ahead.
         """
         operations = self._services.operations
+        starts = request in (Request.START, Request.RESTART)
+        read = await self._transactions.read([name]) if starts else {}
+        # from here on nothing else comes in between, until the operation holds the VM
         known = operations.repeated(uid, idempotency_key, request.value, name, timeout)
         if known is not None:
             return known
         driver = self._drivers.get(name) or self._new_driver(name, request)
         holder = driver.holder
-        if holder is not None:
-            if request in _PREEMPTING and holder.request in (request, Request.KILL):
-                return operations.get(holder.operation)  # a stop joins a kill, and never softens it
-            if request not in _PREEMPTING:
-                raise BusyError(
-                    f"{holder.request.value} is under way (operation {holder.operation})",
-                    instance=name,
-                    hint="wait for it, or stop or kill the VM",
-                    operation=holder.operation,
-                )
+        if holder is not None and request in _PREEMPTING and holder.request in (request, Request.KILL):
+            return operations.get(holder.operation)  # a stop joins a kill, and never softens it
+        if request not in _PREEMPTING:
+            check_free(driver, request)
         judgement = judge(driver.state, request)
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(f"cannot {request.value}: {judgement.reason}", instance=name, hint=judgement.hint)
-        operation = operations.begin(request.value, name, uid=uid, key=idempotency_key, timeout=timeout)
-        driver.hold(Holder(operation=operation.id, request=request, timeout=timeout))
-        await self._record(driver, operation, request)
-        driver.post(Asked(operation=operation.id, request=request))
-        return operation
-
-    async def _record(self, driver: Driver, operation: Operation, request: Request) -> None:
-        """Write the operation ahead. A full disk must not keep anyone from stopping a VM."""
+        asked = Step(name=name, request=request, timeout=timeout, key=idempotency_key)
+        if judgement.verdict is Verdict.NEEDLESS:
+            (operation,) = await self._transactions.begin([asked], {}, uid=uid)
+            return operation
         try:
-            await self._services.operations.record(operation.id)
-        except QsupError as error:
-            if request in _PREEMPTING:
-                _log.error("operation not recorded", instance=driver.name, operation=operation.id, why=str(error))
-                return
-            driver.release(operation.id)
-            self._services.operations.discard(operation.id)
-            error.instance = driver.name
+            steps = self._transactions.along(name, request, read)
+        except DependencyError as error:
+            error.instance = error.instance or name
             raise
-        except BaseException:
-            driver.release(operation.id)
-            self._services.operations.discard(operation.id)
-            raise
+        return (await self._transactions.begin([*steps, asked], read, uid=uid))[-1]
 
     def _new_driver(self, name: str, request: Request) -> Driver:
         """An instance of a template, or a unit that came after the last reload, exists from its first start on."""

@@ -14,7 +14,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import DeniedError, QsupError
+from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.instance import adopt, ready, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
@@ -67,6 +67,7 @@ class Orders:
         stop_timeout: seconds in place of the unit's.
         agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
+        operation: the one that holds the VM, or ``""``.
     """
 
     loaded: LoadedUnit
@@ -76,6 +77,7 @@ class Orders:
     stop_timeout: float | None
     agent_connected: bool
     restart_delay: float
+    operation: str
 
 
 class Body:
@@ -181,6 +183,36 @@ class Body:
     def limit_left(self, operation: str, error: QsupError) -> None:
         """What an earlier daemon left unfinished does not wait for QEMU for ever."""
         self._jobs.after("left", _LEFT_TIMEOUT, partial(self._post, Finished(operation=operation, error=error)))
+
+    # turns
+
+    def await_stop_turn(self, asked: Asked) -> None:
+        """Have a stop wait for those of other VMs; posts it once more when its turn has come."""
+
+        async def job() -> None:
+            await self._services.turns.wait_to_stop(self._name, asked.operation)
+            self._inbox.post(evolve(asked, in_turn=True))
+
+        self._jobs.start("turn", job)
+
+    def cancel_turn(self) -> None:
+        """Nothing of this VM waits for another any more."""
+        self._jobs.cancel("turn")
+
+    def _await_turn(self, orders: Orders) -> None:
+        self.number += 1  # whatever an earlier wait may still say is not about this one
+        self._jobs.start("turn", partial(self._turn_job, self.number, orders.operation))
+
+    async def _turn_job(self, number: int, operation: str) -> None:
+        try:
+            await self._services.turns.wait_to_start(self._name, operation)
+        except DependencyError as error:
+            self._post(LaunchEnded(life=number, error=error))
+        else:
+            self._post(Happened(life=number, event=Event.TURN))
+
+    def _cancel_turn(self, orders: Orders) -> None:
+        self.cancel_turn()
 
     # effects
 
@@ -312,6 +344,8 @@ class Body:
 
 
 _EFFECTS: Mapping[Effect, Callable[[Body, Orders], None]] = {
+    Effect.AWAIT_TURN: Body._await_turn,
+    Effect.CANCEL_TURN: Body._cancel_turn,
     Effect.LAUNCH: Body._launch,
     Effect.CANCEL_LAUNCH: Body._cancel_launch,
     Effect.AWAIT_READY: Body._await_ready,

@@ -24,6 +24,7 @@ class CauseKind(enum.Enum):
     EXIT_UNKNOWN = "exit-unknown"
     START_FAILED = "start-failed"
     START_TIMEOUT = "start-timeout"
+    DEPENDENCY = "dependency"
     IO_ERROR = "io-error"
     MAIN_LOOP_SILENT = "main-loop-silent"
     PROCESS_SILENT = "process-silent"
@@ -34,7 +35,7 @@ class CauseKind(enum.Enum):
     HOST_REBOOT = "host-reboot"
 
 
-#: Causes after which ``restart = "on-failure"`` starts the VM again.
+#: Causes that leave a VM failed; ``restart = "on-failure"`` starts it again after all of them but `DEPENDENCY`.
 FAILURES = frozenset(
     {
         CauseKind.GUEST_PANIC,
@@ -45,6 +46,7 @@ FAILURES = frozenset(
         CauseKind.EXIT_UNKNOWN,
         CauseKind.START_FAILED,
         CauseKind.START_TIMEOUT,
+        CauseKind.DEPENDENCY,
         CauseKind.MONITOR_LOST,
     }
 )

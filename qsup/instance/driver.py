@@ -21,7 +21,7 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import DeniedError, QsupError, StateFileError, UndefinedTransition
+from qsup.errors import DeniedError, DependencyError, QsupError, StateFileError, UndefinedTransition
 from qsup.instance import adopt, ended
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
@@ -45,7 +45,7 @@ from qsup.instance.record import Running
 from qsup.instance.restart import wants_restart
 from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
-from qsup.instance.settle import Holder, Remains, Standing, Unfinished, settle, take_up, unheard
+from qsup.instance.settle import DOWN, Holder, Remains, Standing, Unfinished, settle, take_up, unheard
 from qsup.instance.state import Event, Level, Request, State, Verdict, judge
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
@@ -100,6 +100,7 @@ class Driver:
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
+        self._touched: trio.Event | None = None
         self._log = _log.bind(instance=loaded.name)
 
     # what others may see
@@ -151,6 +152,20 @@ class Driver:
     def touch(self) -> None:
         """Something that the view shows has changed."""
         self._view = None
+        if self._touched is not None:
+            self._touched.set()
+            self._touched = None
+
+    async def wait_touched(self) -> None:
+        """Wait until the state, the holder or something else in the view changes; the caller sets the deadline."""
+        if self._touched is None:
+            self._touched = trio.Event()
+        await self._touched.wait()
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether it is known what an earlier daemon left of this VM."""
+        return self._adopted.is_set()
 
     async def wait_adopted(self) -> None:
         """Wait until what an earlier daemon left of this VM has been taken over, as far as the kernel knows of it."""
@@ -206,6 +221,7 @@ class Driver:
                 self.body = Body(self.name, self._services, nursery, self.console, self._inbox)
                 await self._adopt(self.body)
                 self._adopted.set()
+                self.touch()
                 while True:
                     await self._handle(self.body, await self._inbox.receive())
                     if not self._inbox:
@@ -323,6 +339,7 @@ class Driver:
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
+            operation=self.holder.operation if self.holder else "",
         )
 
     def _tell(self, before: State, event: Event) -> None:
@@ -338,7 +355,7 @@ class Driver:
             "operation": self.holder.operation if self.holder else None,
         }
         self._services.publish("instance-state", self.name, data)
-        if self.holder is not None:
+        if self.holder is not None and self.holder.begun:
             self._services.operations.progress(self.holder.operation, state.substate)
         self._log.info(
             "state changed",
@@ -365,7 +382,10 @@ class Driver:
         if message.born is None:
             self._hint = message.error.hint if message.error else ""
             words = message.error.message if message.error else "the start was cancelled"
-            await self._on_end(body, Cause(kind=CauseKind.START_FAILED, detail=words))
+            waited = isinstance(message.error, DependencyError)
+            await self._on_end(
+                body, Cause(kind=CauseKind.DEPENDENCY if waited else CauseKind.START_FAILED, detail=words)
+            )
             return
         self._take(body, message.born)
         if self.state is State.SPAWNING:
@@ -437,9 +457,15 @@ class Driver:
     async def _begin(self, body: Body, asked: Asked) -> None:
         if asked.request in (Request.START, Request.RESTART):
             # what is started is what the files say now, and a broken unit stops nothing
-            self.set_unit(await self._services.load(self.name))
+            self.set_unit(asked.loaded or await self._services.load(self.name))
         if self.holder is None or self.holder.operation != asked.operation:
             return  # overtaken while the files were read
+        if asked.request in (Request.STOP, Request.RESTART) and not asked.in_turn:
+            if self.state.level not in DOWN and not self._services.turns.may_stop(self.name):
+                body.await_stop_turn(asked)
+                return
+        elif asked.request is Request.KILL:
+            body.cancel_turn()
         self.holder = evolve(self.holder, begun=True, start_next=asked.request is Request.RESTART)
         operator = _ordered(asked.request)
         match asked.request:
@@ -447,8 +473,10 @@ class Driver:
                 self._begin_start(body)
             case Request.STOP:
                 self._apply(body, Event.STOP, operator)
+                self._keep_stop()
             case Request.KILL:
                 self._apply(body, Event.KILL, operator)
+                self._keep_stop()
             case Request.RESET_FAILED:
                 self._position.forget_restarts()
                 self._apply(body, Event.RESET_FAILED, operator)
@@ -463,7 +491,13 @@ class Driver:
         """A start that somebody asked for; automatic restarts are counted from here."""
         self._position.forget_restarts()
         self._hint = ""
-        self._apply(body, Event.START)
+        operation = self.holder.operation if self.holder else ""
+        self._apply(body, Event.START if self._services.turns.try_start(self.name, operation) else Event.QUEUED)
+
+    def _keep_stop(self) -> None:
+        """What was stopped before it ran ends at once, and is no longer what was kept of its last end."""
+        if self.state is State.DEAD:
+            self._keep_end()
 
     async def _reread_unit(self) -> None:
         """Before an automatic restart: a unit that was broken meanwhile starts as it was before."""

@@ -18,14 +18,22 @@ from qsup.instance.cause import Cause
 from qsup.instance.life import Life
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event, Request
+from qsup.unit.load import LoadedUnit
 
 
 @frozen(kw_only=True)
 class Asked:
-    """Somebody wants something; the operation exists already and holds the VM."""
+    """Somebody wants something; the operation exists already and holds the VM.
+
+    Args:
+        loaded: the VM's unit, where it has just been read.
+        in_turn: a stop that need wait for no other VM's any more.
+    """
 
     operation: str
     request: Request
+    loaded: LoadedUnit | None = None
+    in_turn: bool = False
 
 
 @frozen(kw_only=True)

@@ -14,6 +14,8 @@ from qsup.unit.model import ServiceSection
 
 #: Restarts that are remembered at least: by so many doublings any delay has long met its maximum.
 RECENT_MAX = 64
+#: Causes of an end before the VM was ready.
+_NEVER_RAN = frozenset({CauseKind.START_FAILED, CauseKind.START_TIMEOUT, CauseKind.DEPENDENCY})
 
 
 @frozen(kw_only=True)
@@ -65,10 +67,15 @@ def delay(service: ServiceSection, consecutive: int) -> float:
 
 
 def wants_restart(policy: str, cause: Cause) -> bool:
-    """Whether ``policy`` starts a VM again that ended by ``cause``. An operator's stop is never undone."""
+    """Whether ``policy`` starts a VM again that ended by ``cause``. An operator's stop is never undone.
+
+    Nor is a start repeated that failed for another VM: it had not begun, and would fail again (as in systemd).
+    """
+    if cause.kind in (CauseKind.OPERATOR, CauseKind.DEPENDENCY):
+        return False
     match policy:
         case "always":
-            return cause.kind is not CauseKind.OPERATOR
+            return True
         case "on-failure":
             return cause.is_failure
         case "on-panic":
@@ -98,5 +105,5 @@ def outcome(state: State, cause: Cause, service: ServiceSection, history: Restar
         return Event.RESTARTING
     if not cause.is_failure:
         return Event.ENDED
-    never_ran = state is State.SPAWNING or cause.kind in (CauseKind.START_FAILED, CauseKind.START_TIMEOUT)
+    never_ran = state is State.SPAWNING or cause.kind in _NEVER_RAN
     return Event.START_FAILED if never_ran else Event.FAILED

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import frozen
+import trio
+from attrs import field, frozen
 
 from qsup.host.cgroup import CgroupManager
 from qsup.host.claims import Claims
@@ -28,6 +29,38 @@ class Publish(Protocol):
         """Add an event; never waits."""
 
 
+class Turns(Protocol):
+    """When a VM may start or stop, as far as that hangs on other VMs."""
+
+    def try_start(self, name: str, operation: str) -> bool:
+        """Whether nothing keeps this start; then it counts among those under way."""
+
+    async def wait_to_start(self, name: str, operation: str) -> None:
+        """Wait until nothing keeps this start; `DependencyError` when it cannot be."""
+
+    def may_stop(self, name: str) -> bool:
+        """Whether this stop need not wait for another VM's."""
+
+    async def wait_to_stop(self, name: str, operation: str) -> None:
+        """Wait until this stop need not wait any more."""
+
+
+class _AtOnce:
+    """No VM hangs on another."""
+
+    def try_start(self, name: str, operation: str) -> bool:
+        return True
+
+    async def wait_to_start(self, name: str, operation: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def may_stop(self, name: str) -> bool:
+        return True
+
+    async def wait_to_stop(self, name: str, operation: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 @frozen(kw_only=True)
 class Services:
     """The shared things.
@@ -39,6 +72,7 @@ class Services:
         block_devices: globs of block devices that units may use.
         uids: the range of uids for QEMU processes, ``None`` where the daemon cannot give any.
         on_latency: told each QMP command's name and seconds.
+        turns: when a VM may start or stop.
     """
 
     layout: Layout
@@ -53,6 +87,7 @@ class Services:
     block_devices: tuple[str, ...]
     uids: range | None
     on_latency: Callable[[str, float], None]
+    turns: Turns = field(factory=_AtOnce)
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

@@ -25,6 +25,7 @@ class Unfinished:
         created: wall clock when it was asked for, seconds since the epoch.
         timeout: seconds in place of the unit's ``stop-timeout``.
         sent: its command may have reached QEMU.
+        waits: another VM is to stop before this one, and has not; so nothing of a stop has been done.
     """
 
     operation: str
@@ -32,6 +33,7 @@ class Unfinished:
     created: float
     timeout: float | None = None
     sent: bool = False
+    waits: bool = False
 
 
 @frozen(kw_only=True)
@@ -266,6 +268,8 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
     untouched = found.started is not None and found.started < unfinished.created
     down_before = found.ended is not None and found.ended < unfinished.created
     match unfinished.request:
+        case Request.STOP | Request.RESTART if unfinished.waits and untouched:
+            return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.STOP if found.ended is None:
             return TakenUp(holder=holder, stopping=True)
         case Request.KILL if found.ended is None:

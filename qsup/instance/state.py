@@ -48,6 +48,12 @@ class State(enum.Enum):
     """The second level, which the API documents: ``(substate, level, what it is, what ends it)``."""
 
     DEAD = ("dead", Level.INACTIVE, "Not running.", "a start")
+    WAITING_DEPS = (
+        "waiting-deps",
+        Level.ACTIVATING,
+        "Its start waits for other VMs: those it is `after`, those it conflicts with, or those whose turn it is.",
+        "its turn, a VM it requires that is not up by then, or a stop",
+    )
     SPAWNING = (
         "spawning",
         Level.ACTIVATING,
@@ -144,6 +150,9 @@ class Event(enum.Enum):
     STOP = "stop"
     KILL = "kill"
     RESET_FAILED = "reset-failed"
+    # a start that has to wait for other VMs
+    QUEUED = "queued"
+    TURN = "turn"  # nothing keeps it any more
     # the launch and its deadline
     LAUNCHED = "launched"  # QEMU runs the guest
     READY = "ready"
@@ -189,6 +198,8 @@ class Event(enum.Enum):
 class Effect(enum.Enum):
     """What the driver must do on an edge, in the order given."""
 
+    AWAIT_TURN = "await-turn"  # posts TURN, or the end
+    CANCEL_TURN = "cancel-turn"
     LAUNCH = "launch"  # make, spawn, negotiate, cont; posts LAUNCHED, or the end
     CANCEL_LAUNCH = "cancel-launch"  # end the launch, and its process with it; posts the end
     AWAIT_READY = "await-ready"  # posts READY
@@ -246,7 +257,13 @@ _Table = dict[tuple[State, Event], Transition]
 
 def _starting() -> _Table:
     table: _Table = {(state, Event.START): _to(State.SPAWNING, Effect.LAUNCH) for state in _DOWN}
+    table |= {(state, Event.QUEUED): _to(State.WAITING_DEPS, Effect.AWAIT_TURN) for state in _DOWN}
     table |= {
+        (State.AUTO_RESTART, Event.QUEUED): _to(State.WAITING_DEPS, Effect.DISARM_RESTART, Effect.AWAIT_TURN),
+        (State.WAITING_DEPS, Event.TURN): _to(State.SPAWNING, Effect.LAUNCH),
+        (State.WAITING_DEPS, Event.START_FAILED): _to(State.START_FAILED),
+        (State.WAITING_DEPS, Event.STOP): _to(State.DEAD, Effect.CANCEL_TURN),
+        (State.WAITING_DEPS, Event.KILL): _to(State.DEAD, Effect.CANCEL_TURN),
         (State.AUTO_RESTART, Event.START): _to(State.SPAWNING, Effect.DISARM_RESTART, Effect.LAUNCH),
         (State.AUTO_RESTART, Event.RESTART_DUE): _to(State.SPAWNING, Effect.LAUNCH),
         **{(state, Event.RESET_FAILED): _to(State.DEAD) for state in _FORGETTABLE},
@@ -468,6 +485,7 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
         "see its status for the file, repair or remove it, then reload",
     ),
     State.AUTO_RESTART: ("it is down and waits to be restarted", "start it now, or stop it"),
+    State.WAITING_DEPS: ("its start waits for other VMs", "wait, or stop it"),
     State.SPAWNING: ("it is still starting", "wait until it runs"),
     State.WAITING_READY: ("it runs but is not ready yet", "wait until it is ready"),
     State.PAUSED: ("it is paused", "resume it first"),
@@ -489,7 +507,7 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
 
 _NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
     Request.START: frozenset(
-        s for s in State if s.level in (Level.ACTIVE,) or s in (State.SPAWNING, State.WAITING_READY)
+        s for s in State if s.level in (Level.ACTIVE,) or s in (State.WAITING_DEPS, State.SPAWNING, State.WAITING_READY)
     ),
     Request.STOP: frozenset(
         s for s in State if s.level in (Level.INACTIVE, Level.FAILED) and s is not State.QUARANTINED

@@ -245,6 +245,7 @@ class _Pull:
                 raise DependencyError(
                     f"{one} conflicts with {other}, and this start needs both",
                     hint="`qsupctl list-dependencies` shows who requires them",
+                    drop=[max(one, other)],
                 )
             self._bad[one] = f"it conflicts with {other}"
         units = {name: unit for name, unit in self._units.items() if name in names}
@@ -253,6 +254,7 @@ class _Pull:
                 f"there is a cycle in the order of what is to be started: {shown_cycle(cycle)}",
                 hint="each waits for the next: take one `after` or `before` away",
                 cycle=list(cycle),
+                drop=list(cycle),
             )
         wanted = {other for unit in units.values() for other in unit.wants}
         return Pulled(units=units, left_out={name: why for name, why in self._bad.items() if name in wanted})

@@ -66,7 +66,7 @@ async def test_reset_failed_is_about_those_that_have_failed(served: Daemon, ctl:
     assert asked == [("reset-failed", "web")] * 2
     assert await ctl.ok("reset-failed", "web") == ""
     served.backend.set_state("web", State.QUARANTINED)
-    assert "its run record cannot be read" in (await ctl("reset-failed", "web")).err
+    assert "a record of it cannot be read" in (await ctl("reset-failed", "web")).err
 
 
 async def test_it_waits_for_all_of_them(served: Daemon, ctl: Ctl) -> None:

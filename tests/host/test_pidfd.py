@@ -153,6 +153,7 @@ def test_status_of_the_living_is_unknown() -> None:
 MAIN_THREAD_ENDS = """
 import ctypes, threading, time
 threading.Thread(target=time.sleep, args=(60,)).start()
+input()
 ctypes.CDLL(None).pthread_exit(None)
 """
 
@@ -162,6 +163,9 @@ def test_a_process_whose_main_thread_has_ended_is_dying_and_not_gone() -> None:
     with child(sys.executable, "-c", MAIN_THREAD_ENDS) as process:
         watched = PidFd.open(process.pid)
         assert watched.dying() is None
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
         poll_until(watched.dying, "the main thread has ended")
         assert watched.dying() == ExitStatus(kind="code", value=0)
         assert not watched.exited()

@@ -183,13 +183,13 @@ async def test_an_end_that_could_not_be_written_is_written_again(autojump_clock:
         nursery.start_soon(table.run)
         journal.full = True
         table.finish(one.id)
-        await trio.sleep(1)
+        await trio.sleep(1)  # virtual time
         journal.full = False
         assert not has_ended(journal, one)
-        await trio.sleep(10)
+        await trio.sleep(10)  # virtual time
         assert has_ended(journal, one)
         table.finish(two.id)
-        await trio.sleep(1)
+        await trio.sleep(1)  # virtual time
         assert has_ended(journal, two)
         nursery.cancel_scope.cancel()
 

@@ -31,9 +31,10 @@ def test_delays_double_and_stay_within_their_maximum(first: float, longest: floa
 
 @given(causes)
 def test_an_operators_stop_is_never_undone(cause: Cause) -> None:
-    """`always` restarts after every cause but the operator's own."""
-    assert wants_restart("always", cause) is (cause.kind is not CauseKind.OPERATOR)
-    assert wants_restart("on-failure", cause) is (cause.kind in FAILURES)
+    """`always` restarts after every cause but the operator's own, and what other VMs kept from starting."""
+    final = cause.kind in (CauseKind.OPERATOR, CauseKind.DEPENDENCY)
+    assert wants_restart("always", cause) is not final
+    assert wants_restart("on-failure", cause) is (cause.kind in FAILURES and not final)
     assert wants_restart("on-panic", cause) is (cause.kind in PANICS)
     assert wants_restart("no", cause) is False
 
@@ -51,6 +52,7 @@ POLICY = {
     CauseKind.MONITOR_LOST: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),
     CauseKind.START_FAILED: (Event.START_FAILED, Event.RESTARTING, Event.START_FAILED, Event.RESTARTING),
     CauseKind.START_TIMEOUT: (Event.START_FAILED, Event.RESTARTING, Event.START_FAILED, Event.RESTARTING),
+    CauseKind.DEPENDENCY: (Event.START_FAILED, Event.START_FAILED, Event.START_FAILED, Event.START_FAILED),
 }
 #: Causes by which no process ends: of a state, or of a VM that has none.
 NO_END = {

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,16 @@ def test_what_ended_while_no_daemon_ran_is_judged(daemon: Daemon, qemu: Emulator
                 said += console.recv(4096)
     daemon.start()
     for name, (key, policy, substate) in ENDS.items():
-        poll_until(lambda n=name, p=policy: daemon.view(n)["restarts"] == (p != "no"), name, seconds=DEADLINE)  # type: ignore[misc]
+        poll_until(partial(has_restarted, daemon, name, policy != "no"), name, seconds=DEADLINE)
         view = daemon.wait(name, substate)
         assert (view["pid"] == pids[name]) == bool(key), name
     assert daemon.view("crash")["cause"]["kind"] in ("exit-unknown", "signal")
+
+
+def has_restarted(daemon: Daemon, name: str, once: bool) -> bool:
+    """Whether a VM was restarted once, or never."""
+    restarts: int = daemon.view(name)["restarts"]
+    return restarts == once
 
 
 def test_the_agent_is_found_again(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:

@@ -17,6 +17,7 @@ from qsup.api.routes.parameters import seconds
 from qsup.errors import (
     BusyError,
     DeniedError,
+    DependencyError,
     HostError,
     KeyReusedError,
     NoSpaceError,
@@ -117,6 +118,7 @@ def _endpoint(verb: Verb) -> Endpoint:
             NoSuchInstance,
             DeniedError,
             BusyError,
+            DependencyError,
             UnitError,
             KeyReusedError,
             PayloadTooLarge,

@@ -31,7 +31,8 @@ A wait for a VM that has failed ends at once with code 1, unless a state of a st
 #: What a VM that has failed never reaches by itself.
 UP_WORDS = (
     *("ready", "agent", "active", "activating", "deactivating"),
-    *("spawning", "waiting-ready", "auto-restart", "running", "paused", "io-error", "guest-panicked"),
+    *("waiting-deps", "spawning", "waiting-ready", "auto-restart", "running", "paused"),
+    *("io-error", "guest-panicked"),
     *("unresponsive", "unreachable", "stopping-guest", "stopping-quit", "stopping-term", "stopping-kill"),
     *("exiting", "stuck"),
 )
