@@ -262,7 +262,7 @@ class Body:
 
     def _await_ready(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
-            if not self._jobs.is_running("start-timeout"):
+            if not self._jobs.is_running("start-timeout") and not ready.may_have_been_missed(self.life):
                 self._limit_start(orders)  # an earlier daemon's deadline is not known; it has all of it once more
             if self.life.unit.service.ready.on == "running":
                 # it does already, and a job to say so would only let the record be written twice

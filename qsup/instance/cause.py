@@ -25,6 +25,7 @@ class CauseKind(enum.Enum):
     START_FAILED = "start-failed"
     START_TIMEOUT = "start-timeout"
     DEPENDENCY = "dependency"
+    READY_ASSUMED = "ready-assumed"
     IO_ERROR = "io-error"
     MAIN_LOOP_SILENT = "main-loop-silent"
     PROCESS_SILENT = "process-silent"

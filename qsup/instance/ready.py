@@ -1,17 +1,20 @@
 """Waiting until a VM is ready, in the way its unit names.
 
 Decides: what counts as ready.
-Must not: give up; the driver's start timeout does.
+Must not: give up; the driver's start timeout does. One that an earlier daemon started may have written the awaited text
+while nobody listened: after a start timeout of its own it is taken as ready, with a cause that says so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import structlog
 import trio
 
 from qsup.errors import AgentError, MonitorError
+from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.guest import GuestChannel
 from qsup.instance.life import Life
@@ -33,18 +36,26 @@ async def wait_ready(
 ) -> None:
     """Post `Event.READY` once what the unit's ``ready`` names has been seen."""
     wanted = life.unit.service.ready
+    cause = None
     match wanted.on:
         case "agent":
             await _agent_answers(guest)
-        case "serial" if life.monitor is None:
-            # an earlier daemon started it, and what the guest wrote while nobody listened is lost
-            _log.warning("the awaited text may have gone by unseen; taken as ready", instance=life.record.name)
         case "serial":
-            if not await console.wait_text(wanted.text.encode(), start=life.console_start):
-                return  # QEMU has closed the console: that is no readiness
+            longest = life.unit.service.start_timeout if may_have_been_missed(life) else math.inf
+            with trio.move_on_after(longest) as scope:
+                if not await console.wait_text(wanted.text.encode(), start=life.console_start):
+                    return  # QEMU has closed the console: that is no readiness
+            if scope.cancelled_caught:
+                words = "the text that `ready` awaits may have gone by while no daemon ran"
+                cause = Cause(kind=CauseKind.READY_ASSUMED, detail=words)
         case "port":
             await _port_accepts(life, monitor, wanted.port)
-    post(Happened(life=life.number, event=Event.READY))
+    post(Happened(life=life.number, event=Event.READY, cause=cause))
+
+
+def may_have_been_missed(life: Life) -> bool:
+    """Whether the guest may have said that it is ready while nobody listened, so that no silence is a failure."""
+    return life.monitor is None and life.unit.service.ready.on == "serial"
 
 
 async def _agent_answers(guest: GuestChannel) -> None:

@@ -56,6 +56,7 @@ POLICY = {
 }
 #: Causes by which no process ends: of a state, or of a VM that has none.
 NO_END = {
+    CauseKind.READY_ASSUMED,
     CauseKind.IO_ERROR,
     CauseKind.MAIN_LOOP_SILENT,
     CauseKind.PROCESS_SILENT,

@@ -33,6 +33,26 @@ def test_a_pending_restart_is_still_pending(daemon: Daemon, qemu: Emulator, rom_
     assert daemon.wait("web", "running")["restarts"] == 1
 
 
+@pytest.mark.parametrize("says_so", [True, False], ids=["said after all", "never said"])
+def test_a_text_that_was_not_seen_is_waited_for(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, says_so: bool
+) -> None:
+    """It may have gone by while no daemon ran: then, and no earlier, the VM counts as ready, and its cause says so."""
+    limit = "1h" if says_so else "2s"
+    service = f'ready = {{ serial = "boot 2" }}\nstart-timeout = "{limit}"'
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=service))
+    operation = daemon.post("/v1/instances/web/start")
+    pid = daemon.wait("web", "waiting-ready")["pid"]
+    again(daemon)
+    assert daemon.view("web")["substate"] == "waiting-ready"
+    if says_so:
+        daemon.type("web", "R", after="")
+    view = daemon.wait("web", "running")
+    assert view["pid"] == pid
+    assert (view["cause"] and view["cause"]["kind"]) == (None if says_so else "ready-assumed")
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "succeeded"
+
+
 def test_how_a_vm_ended_stays_known(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """`failed (signal KILL)` is still that after the daemon's restart; so is an operator's stop, and it stays down."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
