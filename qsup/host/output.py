@@ -28,10 +28,13 @@ RING_SIZE = 64 << 10
 LOG_SIZE = 64 << 10
 _PIPE_SIZE = 1 << 20  # what a FIFO may hold without privilege (pipe(7)); the default is 64 KiB
 _READ_SIZE = 256 << 10
-#: Bytes taken in per second, after a burst; of what is printed faster the FIFO keeps what it holds.
-_RATE, _BURST = 4 << 20, 4 << 20
-#: What taking in any piece costs beside its bytes.
-_PIECE = 16 << 10
+#: Bytes taken in at a time, at most: what the log gets of them is written once.
+_TURN = 4 << 20
+#: Bytes taken in per second, after a burst. Of what is printed faster the FIFO loses the newest, which is what says why
+#: QEMU ends: so it is as much as a few percent of a processor can take in.
+_RATE, _BURST = 256 << 20, 256 << 20
+#: What taking in anything costs beside its bytes.
+_PIECE = 1 << 20
 #: Characters of a line that followers get, and the bytes that so many may take.
 _LINE_MAX, _LINE_BYTES = 4096, 4 * 4096
 
@@ -48,8 +51,9 @@ def printable(data: bytes) -> str:
 
 
 def last_lines(data: bytes, count: int) -> list[str]:
-    """The last lines of a text, made printable."""
-    return printable(data).rstrip("\n").split("\n")[-count:] if data and count > 0 else []
+    """The last lines of a text, made printable; of a long one the beginning."""
+    lines = printable(data).rstrip("\n").split("\n")[-count:] if data and count > 0 else []
+    return [line[:_LINE_MAX] for line in lines]
 
 
 class Ring:
@@ -284,22 +288,18 @@ class Output:
 
     def drain(self) -> None:
         """Take in what is in the FIFO now: after QEMU's end, its last words."""
-        taken = 0
-        # no more than it holds: one that still prints would keep us here
-        while taken < _PIPE_SIZE and (count := self._take()):
-            taken += count
+        self._take()  # and no more: one that still prints would keep us here
 
     def _take(self) -> int:
+        start = self.end
         try:
-            data = os.read(self._fd, _READ_SIZE)
+            while self.end - start < _TURN:
+                self.feed.append(os.read(self._fd, _READ_SIZE))
         except BlockingIOError:
-            return 0
-        self._add(data)
-        return len(data)
-
-    def _add(self, data: bytes) -> None:
-        self.feed.append(data)
-        self.log.write(data)
+            pass  # that was all
+        if self.end > start:
+            self.log.write(self.feed.ring.since(start))
+        return self.end - start
 
     @property
     def end(self) -> int:
@@ -319,7 +319,8 @@ class Output:
         if self._fd >= 0:
             self.drain()
             if self.feed.ring.since(self.end - 1) not in (b"", b"\n"):
-                self._add(b"\n")  # whoever writes next begins a line of its own
+                self.feed.append(b"\n")  # whoever writes next begins a line of its own
+                self.log.write(b"\n")
             trio.lowlevel.notify_closing(self._fd)
             os.close(self._fd)
             self._fd = -1

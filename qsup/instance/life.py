@@ -23,7 +23,7 @@ from qsup.unit.model import Unit
 
 _PROGRAM = re.compile(r"^\S*qemu-system-\S+: ")
 _HARMLESS = re.compile(r": (warning|info): ")
-_WORDS_MAX = 1000
+_WORDS_MAX = 300
 
 
 @frozen(kw_only=True, eq=False)

@@ -15,6 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsup.host import output as module
 from qsup.host.output import (
     LOG_SIZE,
     RING_SIZE,
@@ -101,6 +102,11 @@ def test_printable_text_cannot_steer_a_terminal(raw: bytes, shown: str) -> None:
 def test_printable_text_has_no_control_characters(data: bytes) -> None:
     """From no bytes whatever does a control character come out, but for tab and newline."""
     assert not [char for char in printable(data) if unicodedata.category(char) == "Cc" and char not in "\t\n"]
+
+
+def test_a_long_line_is_cut() -> None:
+    """One without an end fills nobody's terminal."""
+    assert last_lines(b"first\n" + b"y" * 98_000, 2) == ["first", "y" * 4096]
 
 
 def test_last_lines() -> None:
@@ -216,8 +222,12 @@ async def test_writer_is_never_blocked_nor_killed(tmp_path: Path) -> None:
     assert output.end >= 64 << 10
 
 
-async def test_flood_is_read_at_a_pace(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_flood_is_read_at_a_pace(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of what is printed without end a bounded amount is taken in each second; a line after a rest comes at once."""
+    monkeypatch.setattr(module, "_RATE", 4 << 20)
+    monkeypatch.setattr(module, "_BURST", 4 << 20)
     async with running_output(tmp_path) as output:
         writer = output.open_writer()
         seconds = 5
