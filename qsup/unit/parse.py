@@ -93,6 +93,10 @@ def unit_from_values(values: Mapping[str, Any]) -> Unit:
     return unit
 
 
+#: What stands before the position of an entry without an id of its own; no id begins with it.
+_NAMELESS = "#"
+
+
 class _Reader:
     """One pass over one document; without a context, specifiers are left as they are."""
 
@@ -162,7 +166,8 @@ class _Reader:
             if name:
                 items[name] = table
             else:
-                broken = True
+                # in its place, so that what is said of the others is not held back
+                items[f"{_NAMELESS}{position + 1}"] = evolve(table, broken=True)
         # without ids, entries of different files cannot be told apart: the later file's replace the earlier's
         return Entries(origin=self.origin(place), items=items, reset=not by_id or not tables, broken=broken)
 
@@ -230,7 +235,8 @@ class Builder:
                 case Table() as inner:
                     values[attribute.name] = self.build(nested, inner, (*key, name))
                 case Entries() as entries:
-                    built = [self.build(nested, inner, (*key, name, id_)) for id_, inner in entries.items.items()]
+                    named = [entry for entry in entries.items.items() if not entry[0].startswith(_NAMELESS)]
+                    built = [self.build(nested, inner, (*key, name, id_)) for id_, inner in named]
                     values[attribute.name] = tuple(entry for entry in built if entry is not None)
         return cls(**values) if complete else None
 

@@ -115,7 +115,13 @@ def test_broken_keys() -> None:
     document = Document(file="", text="", values={"cpu": {"vcpus": "4"}, "memory": 1, "nic": [{"model": "x"}, 5]})
     table, diagnostics = parse_document(document, CONTEXT)
     assert len(diagnostics) == 5
-    assert set(broken_keys(table)) == {("cpu", "vcpus"), ("memory",), ("nic",)}
+    assert set(broken_keys(table)) == {
+        ("cpu", "vcpus"),
+        ("memory",),
+        ("nic",),
+        ("nic", "#1"),
+        ("nic", "#1", "model"),
+    }
 
 
 @settings(max_examples=50)
