@@ -288,12 +288,18 @@ class AgentRequest(TypedDict):
 
 
 class ExecResult(TypedDict):
-    """What a command in the guest gave. Output is UTF-8 with undecodable bytes replaced, at most 1 MiB each."""
+    """What a command in the guest gave: output as UTF-8, at most 1 MiB each.
+
+    Where that is not what it wrote, undecodable bytes are replaced, and ``stdout_base64`` or ``stderr_base64`` has all
+    as they were.
+    """
 
     exit_code: int | None
     signal: int | None
     stdout: str
     stderr: str
+    stdout_base64: NotRequired[str]
+    stderr_base64: NotRequired[str]
     truncated: bool
 
 

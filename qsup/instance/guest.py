@@ -6,6 +6,7 @@ Must not: hold up anything else; the agent has a lock and deadlines of its own.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +94,14 @@ class GuestChannel:
         return {
             "exit_code": result.exit_code,
             "signal": result.signal,
-            "stdout": result.stdout.decode(errors="replace"),
-            "stderr": result.stderr.decode(errors="replace"),
+            **_text("stdout", result.stdout),
+            **_text("stderr", result.stderr),
             "truncated": result.truncated,
         }
+
+
+def _text(name: str, data: bytes) -> Mapping[str, str]:
+    """Output as text, and as it is beside that where no text says it."""
+    text = data.decode(errors="replace")
+    lossless = text.encode() == data
+    return {name: text} if lossless else {name: text, f"{name}_base64": base64.b64encode(data).decode()}

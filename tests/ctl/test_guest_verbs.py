@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from qsup.ctl.completion import Completer
 from qsup.errors import AgentCommandError, MonitorTimeout, QmpCommandError
 from tests.api.calling import Daemon
 from tests.api.fake import FakeBackend
-from tests.ctl.running import Ctl, in_thread, terminal
+from tests.ctl.running import Ctl, in_thread, run_process, terminal
 from tests.ctl.test_render import EVIL
 
 SCHEMA: list[dict[str, Any]] = [
@@ -171,6 +173,16 @@ def guest(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
             return {}
         if arguments["path"] == "missing":
             raise AgentCommandError("guest-exec", "GenericError", "no such file", instance=name)
+        if arguments["path"] == "binary":
+            raw = base64.b64encode(b"\xff\xfe\0x").decode()
+            return {
+                "exit_code": 0,
+                "signal": None,
+                "stdout": "\ufffd\ufffd\0x",
+                "stdout_base64": raw,
+                "stderr": "",
+                "truncated": False,
+            }
         killed = arguments["path"] == "killed"
         return {
             "exit_code": None if killed else 7,
@@ -204,6 +216,12 @@ async def test_a_command_in_the_guest_ends_as_ours(guest: FakeBackend, ctl: Ctl)
     result = await ctl("agent", "web", "exec", "killed")
     assert result.code == 137
     assert "the output was longer" in result.err
+
+
+async def test_output_that_is_no_text_comes_byte_by_byte(guest: FakeBackend, served: Daemon) -> None:
+    """What is copied out of a guest through a pipe is what was there."""
+    done = await in_thread(partial(run_process, "agent", "web", "exec", "binary", "--socket", served.served.path))
+    assert (done.returncode, done.stdout) == (0, b"\xff\xfe\0x")
 
 
 async def test_a_command_in_the_guest_gets_input(guest: FakeBackend, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:

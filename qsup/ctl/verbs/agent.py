@@ -77,16 +77,24 @@ def _request(options: Options) -> AgentRequest:
 
 
 def _show_exec(result: ExecResult) -> int:
-    _pass_on(result["stdout"], sys.stdout)
+    _pass_on(result["stdout"], result.get("stdout_base64"), sys.stdout)
     sys.stdout.flush()
-    _pass_on(result["stderr"], sys.stderr)
+    _pass_on(result["stderr"], result.get("stderr_base64"), sys.stderr)
     if result["truncated"]:
         complain("qsupctl: the output was longer than the guest agent hands over; its end is missing")
     return _exit_code(result)
 
 
-def _pass_on(text: str, stream: TextIO) -> None:
-    stream.write(clean_lines(text) if stream.isatty() else text)
+def _pass_on(text: str, encoded: str | None, stream: TextIO) -> None:
+    """Write what a command wrote: to a terminal what cannot drive it, to anything else every byte as it was."""
+    if encoded is None or stream.isatty():
+        stream.write(clean_lines(text) if stream.isatty() else text)
+        return
+    import base64
+
+    stream.flush()
+    stream.buffer.write(base64.b64decode(encoded))
+    stream.buffer.flush()
 
 
 def _exit_code(result: ExecResult) -> int:
