@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import trio
 from qsup.errors import DeniedError, HostError, RequestError
 from qsup.host import codec, network, proc
 from qsup.host.records import RunRecord
+from qsup.instance.console import Attachment
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
 from qsup.instance.services import Services
+from qsup.instance.state import State
 from qsup.instance.view import StatsView
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
@@ -29,6 +31,8 @@ from qsup.unit.parse import unit_from_values
 
 _SCREEN_TIMEOUT = 10.0
 _VNC_TIMEOUT = 5.0
+#: Where no vCPU runs.
+_STANDING_STILL = (State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED)
 
 
 def _monitor(driver: Driver, doing: str) -> Monitor:
@@ -72,6 +76,9 @@ async def agent(driver: Driver, command: str, arguments: Mapping[str, Any], seco
     """
     _monitor(driver, "ask its guest agent")
     assert driver.body is not None, "a monitor is a body's"
+    if driver.state in _STANDING_STILL:
+        words = f"its guest stands still ({driver.state.substate}), and so does its agent"
+        raise DeniedError(words, instance=driver.name, hint="`qsupctl status` says why")
     guest = driver.body.guest
     match command:
         case "ping":
@@ -97,6 +104,18 @@ async def screenshot(driver: Driver) -> bytes:
     if driver.life is not None and not driver.life.summary.has_video:
         raise DeniedError("it has no graphics card", instance=driver.name, hint="set [display] video in its unit")
     return await screendump(monitor, timeout=_SCREEN_TIMEOUT)
+
+
+def console(driver: Driver, *, write: bool) -> AbstractAsyncContextManager[Attachment]:
+    """Attach to the text console; see `ConsoleHub.attach`.
+
+    Raises:
+        DeniedError: it has none.
+    """
+    if driver.life is not None and not driver.life.summary.has_console:
+        hint = 'set [console] type = "serial" in its unit'
+        raise DeniedError("it has no text console", instance=driver.name, hint=hint)
+    return driver.console.attach(write=write)
 
 
 @asynccontextmanager

@@ -154,6 +154,8 @@ class DaemonBackend:
         for driver in self._supervisor.drivers():
             if driver.state is State.QUARANTINED and driver.view.cause:
                 problems.append(f"{driver.name}: {driver.view.cause.detail}")
+            if driver.trouble:
+                problems.append(f"{driver.name}: {driver.trouble}")
         return problems, time.monotonic() - self._began
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
@@ -200,7 +202,7 @@ class DaemonBackend:
 
     def console(self, name: str, *, write: bool) -> AbstractAsyncContextManager[Attachment]:
         """Attach to the text console."""
-        return self._supervisor.driver(name).console.attach(write=write)
+        return access.console(self._supervisor.driver(name), write=write)
 
     def vnc(self, name: str) -> AbstractAsyncContextManager[trio.SocketStream]:
         """A VNC connection to QEMU."""

@@ -55,6 +55,8 @@ _log = structlog.get_logger()
 
 #: Events by which a guest that stood still, or was not heard of, runs.
 _RUNS_AGAIN = (Event.GUEST_RESUMED, Event.ANSWERED_RUNNING)
+#: What is said when a monitor's connection has ended.
+_LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Seconds between two events of one kind that the guest can cause without end.
@@ -86,6 +88,7 @@ class Driver:
         self.holder: Holder | None = None
         self.console = ConsoleHub(loaded.name, self.touch)
         self.body: Body | None = None
+        self.trouble = ""  # what could not be written of it, one sentence
         self._services = services
         self._inbox: Inbox[Message] = Inbox()
         self._scope = trio.CancelScope()
@@ -258,6 +261,8 @@ class Driver:
         if message.event is Event.RECORD_REPAIRED:
             await self._adopt(body)
             return
+        if message.event in _LAST_OF_A_MONITOR and self.life is None:
+            return  # the process's own end was first
         event, cause = message.event, message.cause
         if event is Event.RESTART_DUE:
             await self._reread_unit()
@@ -374,7 +379,14 @@ class Driver:
             self._saved = adopt.save(self.life, self._position, self._saved)
         except QsupError as error:
             # the VM runs and stays findable by the record before this one
-            self._log.error("could not update the run record", why=error.message)
+            self._note_trouble(f"could not update the run record: {error.message}")
+        else:
+            self.trouble = ""
+
+    def _note_trouble(self, words: str) -> None:
+        if words != self.trouble:  # a heartbeat tries again every few seconds
+            self._log.error("a record could not be written", why=words)
+        self.trouble = words
 
     # the ends of a life
 
@@ -414,15 +426,20 @@ class Driver:
     def _keep_end(self) -> None:
         position = self._position
         due = time.monotonic() + position.restart_delay if self.state is State.AUTO_RESTART else 0.0
-        ended.keep(
-            self._services.layout,
-            self.name,
-            state=self.state,
-            cause=position.cause,
-            since=position.since,
-            due=due,
-            history=position.history,
-        )
+        try:
+            ended.keep(
+                self._services.layout,
+                self.name,
+                state=self.state,
+                cause=position.cause,
+                since=position.since,
+                due=due,
+                history=position.history,
+            )
+        except QsupError as error:
+            self._note_trouble(f"could not keep how it ended: {error.message}")
+        else:
+            self.trouble = ""
 
     def _recall(self) -> ended.Ended | None:
         """Nothing runs: what is known of a VM that is down. `StateFileError`: something cannot be read."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import structlog
 from attrs import frozen
 
-from qsup.errors import QsupError, StateFileError
+from qsup.errors import StateFileError, from_oserror
 from qsup.host import codec, proc
 from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause
@@ -65,7 +65,11 @@ def _path(layout: Layout, name: str) -> Path:
 def keep(
     layout: Layout, name: str, *, state: State, cause: Cause | None, since: float, due: float, history: RestartHistory
 ) -> None:
-    """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive, so a failure is logged."""
+    """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive.
+
+    Raises:
+        QsupError: it could not be written.
+    """
     ended = Ended(
         boot_id=proc.boot_id(),
         event=_WAY_BACK[state].value,
@@ -79,8 +83,8 @@ def keep(
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         codec.save(ended, path, durable=False)
-    except (QsupError, OSError) as error:
-        _log.error("could not keep how a VM ended", instance=name, why=str(error))
+    except OSError as error:
+        raise from_oserror(error, f"could not write {path}") from error
 
 
 def recall(layout: Layout, name: str) -> Ended | None:

@@ -343,6 +343,10 @@ def test_t7_a_full_disk_is_named_and_keeps_nobody_from_stopping(
             assert daemon.wait(name, "running")["pid"] == pids[name]
         kill_process(pids["three"])
         daemon.wait("three", "crashed")
+        problems = daemon.get("/v1/health")["problems"]
+        assert [p for p in problems if p.startswith("three: could not keep how it ended: ") and "No space" in p], (
+            problems
+        )
         assert daemon.do("two", "kill")["substate"] == "dead"
         assert daemon.remains() == []
         full.make_room()
