@@ -219,7 +219,7 @@ async def run(setup: Setup) -> None:
             await nursery.start(partial(serving, listener, make_router(api)))
             if setup.service.watchdog:
                 nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
-            _log.info("ready", socket=str(setup.layout.socket), instances=len(backend.instances()))
+            _log.info("ready", socket=str(listener.getsockname()), instances=len(backend.instances()))
             notifier.ready(f"{len(backend.instances())} VMs")
     _log.info("ended; VMs run on")
 

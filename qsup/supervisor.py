@@ -214,7 +214,8 @@ class Supervisor:
         except UnitError as error:
             words, hint = f"{words}, because its unit has errors: {error.message}", "mend it, then say `qsupctl reload`"
         else:
-            hint = "its unit is new: say `qsupctl reload`"
+            new = "say `qsupctl reload`" if not template_of(name) else "an instance is there once it has been started"
+            hint = f"its unit is there: {new}"
         raise NoSuchInstance(words, hint=hint)
 
     def drivers(self) -> Iterator[Driver]:

@@ -69,7 +69,7 @@ def decide(needed: Role, peer: Peer, policy: Policy) -> ForbiddenError | None:
     has = f"has the role {role.label}" if role is not None else "has no role here"
     return ForbiddenError(
         f"this needs the role {needed.label}, and uid {peer.uid} {has}",
-        hint="root and the daemon's own user administer, members of the group qsup operate",
+        hint="root and the daemon's own user administer; members of `operate-group`, qsup unless configured, operate",
         required=needed.label,
         role=role.label if role is not None else None,
     )

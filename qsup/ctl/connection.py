@@ -253,24 +253,24 @@ def _connect(sock: socket.socket, path: str) -> None:
 
 def _unreachable(address: Address, error: OSError) -> DaemonUnreachable:
     if isinstance(error, PermissionError):
-        return DaemonUnreachable(
-            f"permission denied at {address.path}",
-            hint=f"become root, or a member of the group {_group_of(address.path)}: "
-            f"usermod -aG {_group_of(address.path)} USER, then log in again",
-        )
+        return DaemonUnreachable(f"permission denied at {address.path}", hint=_way_in(address.path))
     if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
         return DaemonUnreachable(f"no daemon listens at {address.path}", hint=address.start_hint)
     return DaemonUnreachable(f"could not connect to {address.path}: {error.strerror}", hint=address.start_hint)
 
 
-def _group_of(path: str) -> str:
-    """The group that may use the socket, ``qsup`` where that cannot be seen."""
+def _way_in(path: str) -> str:
+    """What whoever may not use a socket can do: join the group it is open to, if it is to any but root's."""
     import grp
 
     try:
-        return grp.getgrgid(os.stat(path).st_gid).gr_name
+        found = os.stat(path)
+        if not found.st_mode & 0o020 or found.st_gid == 0:
+            return "become root; no group may use it"
+        group = grp.getgrgid(found.st_gid).gr_name
     except (OSError, KeyError):
-        return "qsup"
+        group = "qsup"
+    return f"become root, or a member of the group {group}: usermod -aG {group} USER, then log in again"
 
 
 class Stream:

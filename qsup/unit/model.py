@@ -152,7 +152,11 @@ class InstallSection:
     """``[install]``: what happens when the daemon starts."""
 
     autostart: bool = _key(
-        kinds.BOOLEAN, "Start the VM when the daemon starts (`qsupctl enable`).", default=False, applies=_S
+        kinds.BOOLEAN,
+        "Start the VM with the first daemon after each boot of the host (`qsupctl enable`). One that has run since the "
+        "boot and is down stays so when the daemon is restarted.",
+        default=False,
+        applies=_S,
     )
 
 

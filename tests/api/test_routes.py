@@ -101,6 +101,16 @@ async def test_hostile_names_are_not_found(tmp_path: Path, path: str, name: str)
     assert len(reply.body) < 600
 
 
+async def test_what_can_be_no_name_is_told_the_rule(tmp_path: Path) -> None:
+    """A template's name is told from one that breaks the rule."""
+    async with daemon(tmp_path, "web") as qsupd:
+        caller = await qsupd.connect()
+        template = await caller.get("/v1/instances/dev@")
+        wrong = await caller.get("/v1/instances/-x")
+    assert "dev@1" in str(template.json()["hint"])
+    assert "starting with a letter or digit" in str(wrong.json()["hint"])
+
+
 async def test_unknown_query_parameters_are_refused(tmp_path: Path) -> None:
     """A parameter that a route does not have is an error with a suggestion, on routes without any too."""
     async with daemon(tmp_path, "web") as qsupd:

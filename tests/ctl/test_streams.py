@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
+from qsup.ctl.verbs.events import describe
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from tests.api.calling import Daemon
@@ -135,3 +137,9 @@ async def test_nothing_is_written_to_a_full_disk_silently(served: Daemon) -> Non
     assert running.returncode == 1
     assert b"No space left on device" in err
     assert b"Traceback" not in err
+
+
+def test_no_time_of_an_event_is_rounded_up() -> None:
+    """What came later is not shown as earlier."""
+    event: Any = {"seq": 1, "time": "2026-01-01T00:00:09.999615Z", "type": "x", "instance": None, "data": {}}
+    assert ":09.999 " in describe(event)

@@ -23,7 +23,7 @@ from qsup.api.roles import Policy, Role
 from qsup.api.routes.body import check
 from qsup.api.routes.parameters import Parameter, read_query
 from qsup.errors import NoSuchInstance, QsupError, RequestError, UnsupportedMediaType
-from qsup.unit.kinds import is_instance_name
+from qsup.unit.kinds import NAME_RULE, is_instance_name, is_template_name
 
 
 class Api:
@@ -69,8 +69,10 @@ class Call:
             NoSuchInstance: it can be no name; no path and no control character travels further than this.
         """
         name = self.request.params["instance"]
+        if is_template_name(name):
+            raise NoSuchInstance(f"{name} is a template, no VM", hint=f"name an instance of it, such as {name}1")
         if not is_instance_name(name):
-            raise NoSuchInstance(f"there is no instance {name[:100]!r}")
+            raise NoSuchInstance(f"{name[:100]!r} can be no VM's name", hint=f"{NAME_RULE}, or NAME@INSTANCE")
         return name
 
 

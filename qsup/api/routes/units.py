@@ -26,7 +26,7 @@ from qsup.errors import (
     UnsupportedMediaType,
 )
 from qsup.unit.info import Precondition, UnitInfo
-from qsup.unit.kinds import is_instance_name
+from qsup.unit.kinds import NAME_RULE, is_instance_name
 
 _ETAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 _ETAGS = re.compile(rf"(?:{_ETAG.pattern}(?:[ \t]*,[ \t,]*|$))+")
@@ -49,7 +49,7 @@ def _new_name(name: str) -> str:
     if not is_unit_name(name):
         raise RequestError(
             f"{name[:100]!r} is not a unit's name",
-            hint="use letters, digits, '_', '.' and '-', at most 48, starting with a letter or digit",
+            hint=NAME_RULE,
         )
     return name
 
@@ -216,7 +216,7 @@ ENDPOINTS = (
         pattern=f"{_UNIT}/enable",
         handler=_enable,
         role=Role.ADMIN,
-        summary="Start the VM whenever the daemon starts",
+        summary="Start the VM with the first daemon after each boot of the host",
         doc="By a drop-in of its own. A template is refused: it is its instances that start.",
         replies=(_WHOLE,),
         errors=(NoSuchUnit, UnitError, DeniedError, NoSpaceError, HostError),

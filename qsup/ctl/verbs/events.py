@@ -76,7 +76,7 @@ def _path(options: Options) -> str:
 def describe(event: Event) -> str:
     """One event on one line: local time, number, VM, type, and what there is to say."""
     moment = seconds_since_epoch(event["time"])
-    clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f"{moment % 1:.3f}"[1:]
+    clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment % 1 * 1000):03}"
     data = event["data"]
     said = (
         _change(data)
