@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from qsup.errors import DeniedError, HostError, RequestError
+from qsup.errors import DeniedError, HostError, RequestError, from_oserror
 from qsup.host import codec, network, proc
 from qsup.host.records import RunRecord
 from qsup.instance.console import Attachment
@@ -103,7 +103,10 @@ async def screenshot(driver: Driver) -> bytes:
     monitor = _monitor(driver, "take a screenshot")
     if driver.life is not None and not driver.life.summary.has_video:
         raise DeniedError("it has no graphics card", instance=driver.name, hint="set [display] video in its unit")
-    return await screendump(monitor, timeout=_SCREEN_TIMEOUT)
+    try:
+        return await screendump(monitor, timeout=_SCREEN_TIMEOUT)
+    except OSError as error:
+        raise from_oserror(error, "could not take a picture of its screen", instance=driver.name) from error
 
 
 def console(driver: Driver, *, write: bool) -> AbstractAsyncContextManager[Attachment]:
@@ -129,7 +132,10 @@ async def vnc(driver: Driver) -> AsyncIterator[trio.SocketStream]:
     monitor = _monitor(driver, "show its screen")
     if driver.life is not None and not driver.life.summary.has_vnc:
         raise DeniedError("it has no VNC display", instance=driver.name, hint='set [display] type = "vnc" in its unit')
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise from_oserror(error, "could not connect its screen", instance=driver.name) from error
     with theirs:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with stream:

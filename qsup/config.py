@@ -31,6 +31,7 @@ class Config:
         operate_group: members may operate VMs.
         start_concurrency: how many VMs are started at the same time when the daemon starts.
         log_level: the least that is logged.
+        memory_ceiling: MiB of the daemon's own memory beyond which API clients are turned out; 0 for none.
     """
 
     pools: tuple[Path, ...] = ()
@@ -40,6 +41,7 @@ class Config:
     operate_group: str = "qsup"
     start_concurrency: int = 4
     log_level: str = "info"
+    memory_ceiling: int = 1024
 
 
 def _paths(value: Any) -> tuple[Path, ...]:
@@ -93,6 +95,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "operate_group": _text,
     "start_concurrency": _number(1, 1000),
     "log_level": _level,
+    "memory_ceiling": _number(0, 1 << 20),
 }
 assert set(_PARSERS) == {attribute.name for attribute in fields(Config)}, "every key has a parser"
 

@@ -17,7 +17,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup import log
-from qsup.api.http import Limits, Peer, Request, serve
+from qsup.api.http import Limits, Peer, Pressure, Request, serve
 from qsup.api.protocol import VERSION
 from qsup.api.roles import Policy, Role, decide
 from qsup.api.routes.endpoint import Api
@@ -35,12 +35,13 @@ from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError
-from qsup.host import kvmnode, process
+from qsup.host import descriptors, kvmnode, process
 from qsup.host.cgroup import CgroupTree
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
 from qsup.host.journal import Journal
 from qsup.host.listener import listening
+from qsup.host.memory import OwnMemory
 from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_environment
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import DaemonLock, Layout
@@ -197,6 +198,12 @@ async def run(setup: Setup) -> None:
     supervisor, backend = make_supervisor(setup)
     api = Api(backend, policy=policy, version=VERSION)
     notifier = Notifier(setup.service.notify_socket)
+    memory = OwnMemory(setup.config.memory_ceiling << 20)
+    pressure = Pressure(
+        descriptors_left=partial(descriptors.are_left, descriptors.KEPT),
+        memory_short=memory.is_short,
+        on_shed=_report_shed,
+    )
 
     def authorise(needed: Role, request: Request) -> QsupError | None:
         return decide(needed, request.peer, policy)
@@ -204,7 +211,7 @@ async def run(setup: Setup) -> None:
     def administers(peer: Peer) -> bool:
         return decide(Role.ADMIN, peer, policy) is None
 
-    with _api_socket(setup.layout, setup.service, gids) as listener:
+    with closing(notifier), closing(memory), _api_socket(setup.layout, setup.service, gids) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, nursery.cancel_scope, supervisor, notifier)
             await nursery.start(supervisor.run)
@@ -213,6 +220,7 @@ async def run(setup: Setup) -> None:
                 limits=Limits(),
                 authorise=authorise,
                 administers=administers,
+                pressure=pressure,
                 on_bug=_report_bug,
                 on_request=api.traffic.on_request,
             )
@@ -251,6 +259,10 @@ async def _feed_watchdog(notifier: Notifier, seconds: float) -> None:
     while True:
         notifier.watchdog()
         await trio.sleep(seconds / 3)
+
+
+def _report_shed(what: str, count: int) -> None:
+    _log.warning("API clients were turned out", short_of=what, clients=count)
 
 
 def _report_bug(error: Exception, request_id: str, route: str) -> None:

@@ -27,6 +27,7 @@ uid-last = 500999
 operate-group = "wheel"
 start-concurrency = 2
 log-level = "debug"
+memory-ceiling = 64
 """
     assert load_config(written(tmp_path, text)) == Config(
         pools=(Path("/srv/vm"), Path("/var/lib/qsup/images")),
@@ -36,6 +37,7 @@ log-level = "debug"
         operate_group="wheel",
         start_concurrency=2,
         log_level="debug",
+        memory_ceiling=64,
     )
     assert load_config(written(tmp_path, "")) == Config()
 
@@ -52,6 +54,7 @@ log-level = "debug"
         ("uid-first = 2000\nuid-last = 1999", "uid-first is above uid-last"),
         ("operate-group = ''", "operate-group: must be a string that is not empty"),
         ("start-concurrency = true", "start-concurrency: must be an integer from 1 to 1000"),
+        ("memory-ceiling = '64M'", "memory-ceiling: must be an integer from 0 to"),
         ("log-level = 'loud'", "log-level: must be one of"),
         ("pools = [", "qsupd.toml: "),
     ],

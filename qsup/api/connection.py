@@ -65,11 +65,13 @@ class Connection:
     Attributes:
         peer: who is at the other end.
         idle_since: when it began to wait for a request (trio's clock), ``None`` while one is served.
+        endless_since: when it began an answer that only ends with the server, ``None`` while there is none.
     """
 
     def __init__(self, service: Service, transport: Transport, peer: Peer) -> None:
         self.peer = peer
         self.idle_since: float | None = trio.current_time()
+        self.endless_since: float | None = None
         self._service = service
         self._transport = transport
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=service.limits.header)
@@ -101,6 +103,10 @@ class Connection:
         self._endless_scope.cancel()
         if self.idle_since is not None:
             self.evict()
+
+    def backlog(self) -> int:
+        """Bytes that its client has yet to read."""
+        return self._transport.backlog()
 
     async def _serve_one(self) -> bool:
         """Serve one request; whether another may follow."""
@@ -235,6 +241,7 @@ class Connection:
     def _endless(self) -> trio.CancelScope:
         """A scope for what only ends with the server, or has ended already when that is ending."""
         self._endless_scope = trio.CancelScope()
+        self.endless_since = trio.current_time()
         if self._draining:
             self._endless_scope.cancel()
         return self._endless_scope
@@ -250,7 +257,7 @@ class Connection:
 
     async def _finish(self) -> bool:
         """Bring the connection to where the next request may be read; whether there may be one."""
-        self.idle_since = trio.current_time()
+        self.idle_since, self.endless_since = trio.current_time(), None
         if not await self._incoming.drop_body() or self._draining:
             return False
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:

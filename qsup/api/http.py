@@ -28,6 +28,7 @@ from qsup.api.message import (
     problem_response,
 )
 from qsup.api.peer import Peer, peer_of
+from qsup.api.pressure import NO_PRESSURE, Pressure, endless, idle
 from qsup.api.roles import Role
 from qsup.api.router import Route, Router
 from qsup.api.transport import PeerLeft, Transport
@@ -43,6 +44,7 @@ __all__ = [
     "OnRequest",
     "Peer",
     "PeerLeft",
+    "Pressure",
     "Request",
     "Response",
     "Role",
@@ -60,6 +62,8 @@ __all__ = [
 # accept(2): the process or the machine has no more of something; it passes
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RESOURCES_DELAY = 0.1
+#: Seconds between two looks at the process's memory.
+_MEMORY_INTERVAL = 1.0
 
 
 def _ignore_request(method: str, pattern: str, status: int, seconds: float) -> None:
@@ -80,6 +84,7 @@ async def serve(
     on_bug: OnBug,
     on_request: OnRequest = _ignore_request,
     administers: Callable[[Peer], bool] = _is_nobody,
+    pressure: Pressure = NO_PRESSURE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP on a listening Unix socket until cancelled, then drain and close it.
@@ -91,6 +96,7 @@ async def serve(
         listener: bound and listening; closed at the end, its path is left alone.
         authorise, on_request, on_bug: see `qsup.api.connection.Service`.
         administers: whether a caller finds room where the bounds leave others none.
+        pressure: how it learns what the process is short of, for which clients have to go.
         task_status: started as soon as connections are accepted.
 
     Raises:
@@ -99,11 +105,12 @@ async def serve(
     service = Service(router=router, limits=limits, authorise=authorise, on_request=on_request, on_bug=on_bug)
     sock = listener if isinstance(listener, socket.socket) else socket.socket(fileno=listener.socket.detach())
     sock.setblocking(False)
-    server = _Server(service, administers)
+    server = _Server(service, administers, pressure)
     broken: HostError | None = None
     async with trio.open_nursery() as nursery:
         connections = await nursery.start(server.hold_connections)
         nursery.start_soon(server.evict_idle)
+        nursery.start_soon(server.shed_for_memory)
         task_status.started()
         try:
             await server.accept_from(sock, connections)
@@ -120,9 +127,10 @@ async def serve(
 class _Server:
     """The connections of one listener."""
 
-    def __init__(self, service: Service, administers: Callable[[Peer], bool]) -> None:
+    def __init__(self, service: Service, administers: Callable[[Peer], bool], pressure: Pressure) -> None:
         self._service = service
         self._administers = administers
+        self._pressure = pressure
         self._connections: set[Connection] = set()
         self._draining = trio.Event()
 
@@ -156,7 +164,7 @@ class _Server:
                 if not exhausted:
                     self._service.on_bug(error, "", "accept")
                 exhausted = True
-                self._evict_oldest(self._connections)
+                self._shed_one()
                 await trio.sleep(_RESOURCES_DELAY)
             else:
                 exhausted = False
@@ -171,10 +179,10 @@ class _Server:
         timeout = self._service.limits.idle_timeout
         while True:
             now = trio.current_time()
-            for since, connection in _idle(self._connections):
+            for since, connection in idle(self._connections):
                 if since + timeout <= now:
                     self._evict(connection)
-            await trio.sleep_until(min((since for since, _ in _idle(self._connections)), default=now) + timeout)
+            await trio.sleep_until(min((since for since, _ in idle(self._connections)), default=now) + timeout)
 
     def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
         try:
@@ -184,7 +192,10 @@ class _Server:
             self._service.on_bug(error, "", "accept")
             return
         connection = Connection(self._service, Transport(sock), peer)
-        if self._make_room(peer):
+        if not self._pressure.descriptors_left() and not self._shed_one():
+            refusal = OverloadedError("too few file descriptors are left", hint="close connections, or try again later")
+            nursery.start_soon(connection.turn_away, refusal)
+        elif self._make_room(peer):
             self._connections.add(connection)
             nursery.start_soon(self._run, connection)
         else:
@@ -216,16 +227,41 @@ class _Server:
         return len(self._connections) < limits.connections + beyond
 
     def _evict_oldest(self, connections: Iterable[Connection]) -> bool:
-        idle = _idle(connections)
-        if idle:
-            self._evict(min(idle, key=lambda pair: pair[0])[1])
-        return bool(idle)
+        found = idle(connections)
+        if found:
+            self._evict(min(found, key=lambda pair: pair[0])[1])
+        return bool(found)
+
+    def _shed_one(self) -> bool:
+        """End one connection for its descriptor; whether there was one that may be ended."""
+        if self._evict_oldest(self._connections):
+            return True
+        for connection in endless(self._connections)[:1]:
+            self._end(connection)
+            self._pressure.on_shed("file descriptors", 1)
+            return True
+        return False
+
+    async def shed_for_memory(self) -> None:
+        """End clients for as long as there is too much memory, for ever; each time all idle ones and half the rest."""
+        while True:
+            await trio.sleep(_MEMORY_INTERVAL)
+            if not self._pressure.memory_short():
+                continue
+            unused = [connection for _, connection in idle(self._connections)]
+            for connection in unused:
+                self._evict(connection)
+            costly = endless(self._connections)
+            costly = costly[: (len(costly) + 1) // 2]
+            for connection in costly:
+                self._end(connection)
+            if unused or costly:
+                self._pressure.on_shed("memory", len(unused) + len(costly))
+
+    def _end(self, connection: Connection) -> None:
+        connection.drain()
+        self._connections.discard(connection)
 
     def _evict(self, connection: Connection) -> None:
         connection.evict()
         self._connections.discard(connection)
-
-
-def _idle(connections: Iterable[Connection]) -> list[tuple[float, Connection]]:
-    """The idle ones, each after the time since when it is."""
-    return [(connection.idle_since, connection) for connection in connections if connection.idle_since is not None]

@@ -10,9 +10,12 @@ has to wait.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import select
 import socket
+import struct
+import termios
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
@@ -21,6 +24,7 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_INT = struct.Struct("i")
 #: Bytes asked for at once. With h11's own bound this also bounds a header that arrives in one piece.
 CHUNK = 16384
 
@@ -32,11 +36,12 @@ class PeerLeft(Exception):
 class Transport:
     """A connected stream socket, closed by `close`."""
 
-    __slots__ = ("_sock", "torn")
+    __slots__ = ("_sock", "_unsent", "torn")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._unsent = 0
         #: A send ended half way: what follows would not be understood.
         self.torn = False
 
@@ -78,13 +83,13 @@ class Transport:
             raise PeerLeft
         sent = self._send_nowait(data)
         if sent < len(data):
-            self.torn = True
+            self.torn, self._unsent = True, len(data) - sent
             try:
                 with trio.fail_after(timeout):
                     await self._send_rest(memoryview(data)[sent:])
             except trio.TooSlowError as error:
                 raise PeerLeft from error
-            self.torn = False
+            self.torn, self._unsent = False, 0
 
     async def _send_rest(self, rest: memoryview) -> None:
         while rest:
@@ -98,6 +103,14 @@ class Transport:
             return 0
         except OSError as error:
             raise PeerLeft from error
+
+    def backlog(self) -> int:
+        """Bytes that the peer has been sent, or is being sent, and has not read."""
+        try:
+            (in_kernel,) = _INT.unpack(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(_INT.size)))
+        except (OSError, ValueError):  # closed
+            return 0
+        return self._unsent + int(in_kernel)
 
     def has_hung_up(self) -> bool:
         """Whether the peer closed both directions; one that only shut down its sending side still reads."""

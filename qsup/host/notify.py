@@ -83,6 +83,8 @@ class Notifier:
 
     def __init__(self, address: str = "") -> None:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        # one for good: who has no descriptor left is alive all the same, and must be able to say so
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if address else None
 
     def ready(self, status: str = "") -> None:
         """Start-up is complete."""
@@ -102,14 +104,18 @@ class Notifier:
 
     def send(self, **variables: str) -> None:
         """Send assignments; newlines in values become spaces. A manager that does not listen is not waited for."""
-        if not self._address:
+        if self._channel is None:
             return
         lines = (f"{name}={' '.join(value.splitlines())}" for name, value in variables.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as channel:
-            try:
-                channel.sendto("\n".join(lines).encode(), self._address)
-            except OSError:
-                pass  # systemd restarts, or its queue is full: it asks again by its own timeouts
+        try:
+            self._channel.sendto("\n".join(lines).encode(), self._address)
+        except OSError:
+            pass  # systemd restarts, or its queue is full: it asks again by its own timeouts
+
+    def close(self) -> None:
+        """Say nothing more."""
+        if self._channel is not None:
+            self._channel.close()
 
 
 class JournalSender:

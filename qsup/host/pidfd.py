@@ -199,7 +199,10 @@ def dying_status(pid: int, start_time: int) -> ExitStatus | None:
     Returns:
         ``None`` when it lives, is gone, or we may not know.
     """
-    stat = proc.read_stat(pid)
+    try:
+        stat = proc.read_stat(pid)
+    except OSError:  # no descriptor is left to look with
+        return None
     if stat is None or stat.start_time != start_time or not stat.exiting:
         return None
     if stat.exit_status == 0 and not proc.may_inspect(pid):

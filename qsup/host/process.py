@@ -28,7 +28,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError, StartError, from_oserror
-from qsup.host import kvmnode, syscalls
+from qsup.host import descriptors, kvmnode, syscalls
 from qsup.host.pidfd import ExitStatus, PidFd
 
 #: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along. No
@@ -163,7 +163,7 @@ async def spawn(
         kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
-    with _spare_descriptors():
+    with _watchable():
         try:
             pid = _in_a_namespace(work) if kvm_node else work()
         except OSError as error:
@@ -173,6 +173,7 @@ async def spawn(
 
 def settle() -> None:
     """Take the place that every child inherits: the root directory, umask 077, no core dumps (they hold secrets)."""
+    descriptors.raise_limit()
     os.chdir("/")
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -214,12 +215,10 @@ def _in_a_new_thread(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _spare_descriptors() -> Iterator[None]:
+def _watchable() -> Iterator[None]:
     """Hold as many descriptors as watching a child takes, so that their lack shows before there is a child."""
     try:
-        with ExitStack() as spares:
-            for _ in range(_WATCH_DESCRIPTORS):
-                spares.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        with descriptors.held(_WATCH_DESCRIPTORS):
             yield
     except OSError as error:
         raise from_oserror(error, "could not start another process") from error

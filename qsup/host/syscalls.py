@@ -43,6 +43,13 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     return _check(_libc.syscall(ctypes.c_long(_OPENAT2), directory, os.fsencode(path), ctypes.byref(how), size))
 
 
+def give_back_memory() -> None:
+    """Have the C library give what is free back to the kernel (malloc_trim(3)); where it has no such call, nothing."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def unshare(flags: int) -> None:
     """Give the calling thread, and what it starts, attributes or namespaces of its own (unshare(2))."""
     _check(_libc.unshare(ctypes.c_int(flags)))

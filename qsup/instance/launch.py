@@ -31,7 +31,7 @@ from qsup.errors import (
     UnsupportedError,
     from_oserror,
 )
-from qsup.host import kvmnode, process
+from qsup.host import descriptors, kvmnode, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
 from qsup.host.process import Credentials, Process
@@ -45,6 +45,7 @@ from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
 from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -88,22 +89,25 @@ async def launch(
     """
     resources = AsyncExitStack()
     try:
-        prepared = await prepare(loaded, services, history, resources)
-        output_start = prepared.output.end
-        child = await _spawn(prepared, resources)
-        record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
-        prepared.directory.write_record(record)
-        nursery.start_soon(prepared.output.run)
-        up = await _unless_it_dies(
-            child,
-            prepared.output,
-            output_start,
-            prepared.plan,
-            lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
-        )
-    except BaseException:
+        with descriptors.reserved(_descriptors_of(loaded.unit), "start another VM", beside=descriptors.KEPT):
+            prepared = await prepare(loaded, services, history, resources)
+            output_start = prepared.output.end
+            child = await _spawn(prepared, resources)
+            record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
+            prepared.directory.write_record(record)
+            nursery.start_soon(prepared.output.run)
+            up = await _unless_it_dies(
+                child,
+                prepared.output,
+                output_start,
+                prepared.plan,
+                lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
+            )
+    except BaseException as error:
         with trio.CancelScope(shield=True):  # bounded: each callback has a deadline of its own
             await _give_back(resources)
+        if isinstance(error, OSError):  # descriptors that were there when it began have gone to somebody else
+            raise from_oserror(error, "could not start it") from error
         raise
     return Life(
         number=number,
@@ -122,6 +126,11 @@ async def launch(
         resources=resources,
         oom_kills=prepared.cgroup.oom_kills(),
     )
+
+
+def _descriptors_of(unit: Unit) -> int:
+    """How many a start may have open at once."""
+    return 12 + 4 * len(unit.disks) + 2 * len(unit.nics)
 
 
 async def _give_back(resources: AsyncExitStack) -> None:

@@ -17,7 +17,8 @@ import h11
 import trio
 from attrs import evolve, field, frozen
 
-from qsup.api.http import Answer, Handler, Limits, Peer, Request, Response, Role, Router, json_response, serve
+from qsup.api.http import Answer, Handler, Limits, Peer, Pressure, Request, Response, Role, Router, json_response, serve
+from qsup.api.pressure import NO_PRESSURE
 from qsup.errors import ForbiddenError
 
 #: Seconds any single answer may take; virtual ones under trio's mock clock.
@@ -159,6 +160,7 @@ async def serving(
     *,
     forbid: bool = False,
     administers: Callable[[Peer], bool] = lambda peer: False,
+    pressure: Pressure = NO_PRESSURE,
     **limits: Any,
 ) -> AsyncIterator[Served]:
     """Serve ``router`` on a Unix socket below ``path``; every caller administers.
@@ -166,6 +168,7 @@ async def serving(
     Args:
         forbid: refuse every caller instead.
         administers: who finds room beyond the bounds.
+        pressure: what the process is short of.
         limits: replace those of `Limits`.
     """
     served = Served(path=str(path / "api.sock"))
@@ -185,6 +188,7 @@ async def serving(
                         Bug(error=error, request_id=request_id, where=where)
                     ),
                     administers=administers,
+                    pressure=pressure,
                     on_request=lambda method, pattern, status, _: served.requests.append((method, pattern, status)),
                     task_status=task_status,
                 )

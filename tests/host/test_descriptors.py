@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from qsup.errors import HostError
-from qsup.host import proc
+from qsup.host import descriptors, proc
+from qsup.host.pidfd import PidFd, dying_status
 from qsup.host.process import spawn
 from tests.host.children import children
 
@@ -61,6 +62,52 @@ async def test_without_descriptors_nothing_is_started(output: int, count: int) -
         with trio.fail_after(5):
             await started.wait_exit()
         await started.aclose()
+
+
+def test_what_is_left_is_known_and_its_lack_named() -> None:
+    """Neither one more nor one less, others' reservations included; the error says which limit it is."""
+    before = os.listdir("/proc/self/fd")
+    with free_descriptors(8):
+        found = [count for count in range(12) if descriptors.are_left(count)]
+        with descriptors.reserved(3, "start another VM", beside=5):
+            pass  # just enough
+        with descriptors.reserved(3, "start another VM", beside=2), descriptors.reserved(3, "start another", beside=2):
+            with pytest.raises(HostError, match=r"fewer than 9 file descriptors are left .*RLIMIT_NOFILE") as refused:
+                with descriptors.reserved(1, "start another VM", beside=2):
+                    pass  # not reached
+        with descriptors.reserved(6, "start another VM", beside=2):
+            pass  # what others had is free again
+    assert found == list(range(9))
+    assert (refused.value.details["errno"], "LimitNOFILE" in refused.value.hint) == ("EMFILE", True)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("given", [256, None])
+def test_the_limit_is_raised_as_far_as_it_may_be(given: int | None) -> None:
+    """The soft limit becomes the hard one, which stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given or hard, hard))
+    try:
+        descriptors.raise_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 1 << 20), hard)
+        assert descriptors.limit() == min(hard, 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_an_end_is_seen_without_a_descriptor(output: int) -> None:
+    """/proc cannot be asked then how a process ended that is not ours to wait for: it has ended all the same."""
+    started = await spawn(["/bin/sleep", "60"], output_fd=output)
+    watched = PidFd.open(started.pid)
+    started.send_signal(signal.SIGKILL)
+    with trio.fail_after(5):
+        await started.wait_exit()
+    with free_descriptors(0), trio.fail_after(5):
+        status = await watched.wait_exit()
+    assert status.kind in ("unknown", "signal")
+    assert dying_status(started.pid, started.start_time) is None
+    watched.close()
+    await started.aclose()
 
 
 @pytest.mark.parametrize("refuser", ["pidfd_open", "start_time"])

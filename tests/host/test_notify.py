@@ -8,11 +8,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_environment
+from tests.host.test_descriptors import free_descriptors
 
 
 @pytest.fixture
@@ -26,11 +28,11 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 def test_messages_of_a_life(manager: socket.socket) -> None:
     """Readiness, status, watchdog and stopping are said in sd_notify's words, newlines never split a value."""
-    notifier = Notifier(manager.getsockname())
-    notifier.ready("2 VMs")
-    notifier.watchdog()
-    notifier.status("two\nlines")
-    notifier.stopping()
+    with closing(Notifier(manager.getsockname())) as notifier:
+        notifier.ready("2 VMs")
+        notifier.watchdog()
+        notifier.status("two\nlines")
+        notifier.stopping()
     received = [manager.recv(1000) for _ in range(4)]
     assert received == [b"READY=1\nSTATUS=2 VMs", b"WATCHDOG=1", b"STATUS=two lines", b"STOPPING=1"]
 
@@ -40,21 +42,30 @@ def test_abstract_address() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(f"\0qsup-test-{os.getpid()}")
         listener.settimeout(5)
-        Notifier(f"@qsup-test-{os.getpid()}").watchdog()
+        with closing(Notifier(f"@qsup-test-{os.getpid()}")) as notifier:
+            notifier.watchdog()
         assert listener.recv(100) == b"WATCHDOG=1"
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     """Without a manager, or with one that is gone, nothing happens."""
-    Notifier().ready()
-    Notifier(str(tmp_path / "absent")).ready()
+    for address in ("", str(tmp_path / "absent")):
+        with closing(Notifier(address)) as notifier:
+            notifier.ready()
 
 
 def test_full_queue_is_not_waited_for(manager: socket.socket) -> None:
     """A manager that does not read does not hold the daemon up."""
-    notifier = Notifier(manager.getsockname())
-    for _ in range(1000):
+    with closing(Notifier(manager.getsockname())) as notifier:
+        for _ in range(1000):
+            notifier.watchdog()
+
+
+def test_who_has_no_descriptor_left_is_alive_all_the_same(manager: socket.socket) -> None:
+    """The watchdog hears of a daemon at its limit, which would otherwise be killed for it."""
+    with closing(Notifier(manager.getsockname())) as notifier, free_descriptors(0):
         notifier.watchdog()
+    assert manager.recv(100) == b"WATCHDOG=1"
 
 
 def test_variables_are_taken_away() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -14,6 +15,10 @@ from qsup.errors import HostError, StartError
 from qsup.host.pidfd import ExitStatus
 from qsup.instance import launch
 from qsup.instance.restart import RestartHistory
+from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit
+
+LOADED = LoadedUnit(name="web", unit=Unit(), files=(), etag="", text="")
 
 
 @pytest.mark.parametrize("trouble", [HostError("the cgroup did not empty"), RuntimeError("a bug")])
@@ -33,8 +38,21 @@ async def test_clean_up_does_not_hide_why_a_launch_failed(monkeypatch: pytest.Mo
     nothing = cast(Any, None)
     async with trio.open_nursery() as nursery:
         with pytest.raises(StartError, match="QEMU's own words"):
-            await launch.launch(1, nothing, nothing, nursery, nothing, RestartHistory())
+            await launch.launch(1, LOADED, nothing, nursery, nothing, RestartHistory())
     assert undone == ["first"]
+
+
+async def test_what_the_kernel_refuses_of_a_launch_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever descriptors run out that were there at first: the launch has failed, in the kernel's words."""
+
+    async def prepare(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "no words of the kernel")
+
+    monkeypatch.setattr(launch, "prepare", prepare)
+    nothing = cast(Any, None)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(HostError, match="could not start it: Too many open files"):
+            await launch.launch(1, LOADED, nothing, nursery, nothing, RestartHistory())
 
 
 @pytest.mark.parametrize(

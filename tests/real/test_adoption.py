@@ -139,16 +139,14 @@ def test_what_ended_while_no_daemon_ran_is_judged(daemon: Daemon, qemu: Emulator
                 said += console.recv(4096)
     daemon.start()
     for name, (key, policy, substate) in ENDS.items():
-        poll_until(partial(has_restarted, daemon, name, policy != "no"), name, seconds=DEADLINE)
+        poll_until(partial(_has_restarted, daemon, name, policy != "no"), name, seconds=DEADLINE)
         view = daemon.wait(name, substate)
         assert (view["pid"] == pids[name]) == bool(key), name
     assert daemon.view("crash")["cause"]["kind"] in ("exit-unknown", "signal")
 
 
-def has_restarted(daemon: Daemon, name: str, once: bool) -> bool:
-    """Whether a VM was restarted once, or never."""
-    restarts: int = daemon.view(name)["restarts"]
-    return restarts == once
+def _has_restarted(daemon: Daemon, name: str, wanted: bool) -> bool:
+    return bool(daemon.view(name)["restarts"] == wanted)
 
 
 def test_the_agent_is_found_again(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:

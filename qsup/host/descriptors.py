@@ -1,0 +1,91 @@
+"""How many descriptors this process may have, and how many of them are left.
+
+Decides: that the daemon may have as many as the host allows, and how the lack of descriptors is put into words.
+Must not: close anything, or choose who has to go without.
+
+What is started inherits the raised soft limit. That is for programs that use select(2), which QEMU does not: newer ones
+(10.0) raise their own in the same way. The hard limit stays what it was.
+
+Source: getrlimit(2).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from qsup.errors import HostError
+
+#: Beyond this a process gains nothing from a higher limit, and whoever goes through all numbers takes long.
+_MOST = 1 << 20
+
+#: What the daemon itself must always be able to open: to reconnect a monitor, read /proc, tidy up after a VM.
+KEPT = 12
+
+_reservations: list[int] = []
+
+
+def raise_limit() -> None:
+    """Raise our soft limit as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def limit() -> int:
+    """How many this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+@contextmanager
+def held(count: int) -> Iterator[None]:
+    """Hold as many descriptors, so that their lack shows before it does harm.
+
+    Raises:
+        OSError: there are fewer left.
+    """
+    with ExitStack() as spares:
+        taken = 0
+        for _ in range(count):
+            # copies of the first: half of what opening each takes
+            taken = os.dup(taken) if taken else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            spares.callback(os.close, taken)
+        yield
+
+
+def are_left(count: int) -> bool:
+    """Whether as many can be had now."""
+    try:
+        with held(count):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def reserved(count: int, doing: str, *, beside: int) -> Iterator[None]:
+    """Keep descriptors for something that takes its time and will open them one by one.
+
+    Args:
+        doing: what they are for, such as ``start another VM``.
+        beside: what must be left besides, and besides what others have reserved.
+
+    Raises:
+        HostError: there are not so many; the message names the limit.
+    """
+    needed = count + beside + sum(_reservations)
+    if not are_left(needed):
+        words = f"fewer than {needed} file descriptors are left of the daemon's {limit()} (RLIMIT_NOFILE)"
+        raise HostError(
+            f"could not {doing}: {words}",
+            hint="stop other VMs, or raise the daemon's limit: LimitNOFILE= in its service, or `ulimit -n`",
+            errno="EMFILE",
+        )
+    _reservations.append(count)
+    try:
+        yield
+    finally:
+        _reservations.remove(count)
