@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 import trio
 from attrs import evolve, frozen
+from structlog.contextvars import bind_contextvars
 
 from qsup import log
 from qsup.api.http import Limits, Peer, Pressure, Request, serve
@@ -206,6 +207,8 @@ async def run(setup: Setup) -> None:
     )
 
     def authorise(needed: Role, request: Request) -> QsupError | None:
+        # the first that is called for a request: from here on its task, one for each connection, logs on behalf of it
+        bind_contextvars(request_id=request.request_id)
         return decide(needed, request.peer, policy)
 
     def administers(peer: Peer) -> bool:

@@ -147,6 +147,7 @@ class Supervisor:
                 if (found := self._left_of(operation)) is not None:
                     taken.append(found)
             except QsupError as error:
+                _log.warning("operation given up", instance=operation.target, operation=operation.id, why=error.message)
                 operations.finish(operation.id, error=error)
         self._turns.start_together(left.operation for _, left in taken if left.request is Request.START)
         stopping = {driver.name for driver, left in taken if left.request in _STOPPING}

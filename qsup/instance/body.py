@@ -67,7 +67,7 @@ class Orders:
         stop_timeout: seconds in place of the unit's.
         agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
-        operation: the one that holds the VM, or ``""``.
+        operation: id of the one that holds the VM, ``None`` for none.
     """
 
     loaded: LoadedUnit
@@ -77,7 +77,7 @@ class Orders:
     stop_timeout: float | None
     agent_connected: bool
     restart_delay: float
-    operation: str
+    operation: str | None
 
 
 class Body:
@@ -163,7 +163,7 @@ class Body:
 
     def control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
         """Carry out pause, resume, reset, powerdown or nmi; posts `Finished`."""
-        self._jobs.start("control", partial(self._control, asked, state, wait_state))
+        self._jobs.start("control", partial(self._control, asked, state, wait_state), operation=asked.operation)
 
     async def _control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
         operations, operation = self._services.operations, asked.operation
@@ -193,7 +193,7 @@ class Body:
             await self._services.turns.wait_to_stop(self._name, asked.operation)
             self._inbox.post(evolve(asked, in_turn=True))
 
-        self._jobs.start("turn", job)
+        self._jobs.start("turn", job, operation=asked.operation)
 
     def cancel_turn(self) -> None:
         """Nothing of this VM waits for another any more."""
@@ -201,7 +201,8 @@ class Body:
 
     def _await_turn(self, orders: Orders) -> None:
         self.number += 1  # whatever an earlier wait may still say is not about this one
-        self._jobs.start("turn", partial(self._turn_job, self.number, orders.operation))
+        operation = orders.operation or ""
+        self._jobs.start("turn", partial(self._turn_job, self.number, operation), operation=operation)
 
     async def _turn_job(self, number: int, operation: str) -> None:
         try:
@@ -231,7 +232,7 @@ class Body:
     def _launch(self, orders: Orders) -> None:
         self.number += 1
         self._limit_start(orders)
-        self._jobs.start("launch", partial(self._launch_job, self.number, orders))
+        self._jobs.start("launch", partial(self._launch_job, self.number, orders), operation=orders.operation)
 
     def _limit_start(self, orders: Orders) -> None:
         seconds = orders.loaded.unit.service.start_timeout
@@ -269,7 +270,7 @@ class Body:
                 self._post(Happened(life=self.number, event=Event.READY))
                 return
             wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, self._post)
-            self._jobs.start("ready", wait)
+            self._jobs.start("ready", wait, operation=orders.operation)
 
     def _cancel_ready(self, orders: Orders) -> None:
         self._jobs.cancel("ready")
@@ -279,21 +280,21 @@ class Body:
             guest = self.guest if orders.agent_connected else None
             service = orders.loaded.unit.service
             ask = partial(stop.ask_guest, self.life, service, self.monitor, guest, orders.stop_timeout, self._post)
-            self._jobs.start("stage", ask)
+            self._jobs.start("stage", ask, operation=orders.operation)
 
     def _quit(self, orders: Orders) -> None:
         if self.life is not None:
-            self._jobs.start(
-                "stage", partial(stop.quit_qemu, self.life, orders.loaded.unit.service, self.monitor, self._post)
-            )
+            leave = partial(stop.quit_qemu, self.life, orders.loaded.unit.service, self.monitor, self._post)
+            self._jobs.start("stage", leave, operation=orders.operation)
 
     def _term(self, orders: Orders) -> None:
         if self.life is not None:
-            self._jobs.start("stage", partial(stop.terminate, self.life, orders.loaded.unit.service, self._post))
+            end = partial(stop.terminate, self.life, orders.loaded.unit.service, self._post)
+            self._jobs.start("stage", end, operation=orders.operation)
 
     def _kill(self, orders: Orders) -> None:
         if self.life is not None:
-            self._jobs.start("stage", partial(stop.kill, self.life, self._post))
+            self._jobs.start("stage", partial(stop.kill, self.life, self._post), operation=orders.operation)
 
     def _arm_restart(self, orders: Orders) -> None:
         self._say_after("restart", orders.restart_delay, Event.RESTART_DUE)

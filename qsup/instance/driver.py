@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 import trio
 from attrs import evolve, frozen
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from qsup.errors import DeniedError, DependencyError, QsupError, StateFileError, UndefinedTransition
 from qsup.instance import adopt, ended
@@ -185,6 +186,7 @@ class Driver:
         if self.holder is not None:
             overtaken = DeniedError(f"overtaken by {holder.request.value}", instance=self.name)
             self._services.operations.finish(self.holder.operation, error=overtaken)
+            self._log.info("operation ended", operation=self.holder.operation, outcome="failed", why=overtaken.message)
         self.holder = holder
         self.touch()
 
@@ -219,6 +221,9 @@ class Driver:
 
     async def run(self) -> None:
         """Own the VM until cancelled or retired. A running VM is then left running; a launch under way is undone."""
+        # what this task and its jobs log is about this VM, and no longer about the request that it may have begun with
+        clear_contextvars()
+        bind_contextvars(instance=self.name)
         with self._scope:
             async with trio.open_nursery() as nursery:
                 self.body = Body(self.name, self._services, nursery, self.console, self._inbox)
@@ -344,7 +349,7 @@ class Driver:
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
-            operation=self.holder.operation if self.holder else "",
+            operation=self.holder.operation if self.holder else None,
         )
 
     def _tell(self, before: State, event: Event) -> None:
@@ -385,7 +390,7 @@ class Driver:
 
     def _note_trouble(self, words: str) -> None:
         if words != self.trouble:  # a heartbeat tries again every few seconds
-            self._log.error("a record could not be written", why=words)
+            self._log.error("a record could not be written", why=words, operation=self._orders().operation)
         self.trouble = words
 
     # the ends of a life
@@ -556,7 +561,9 @@ class Driver:
         self.release(operation)
         if finished is None:
             return
-        data = {"operation": operation, "kind": finished.kind, "state": finished.state.value}
+        why, outcome = error.message if error else None, finished.state.value
+        self._log.info("operation ended", operation=operation, kind=finished.kind, outcome=outcome, why=why)
+        data = {"operation": operation, "kind": finished.kind, "state": outcome}
         self._services.publish("operation", self.name, data | ({"error": error.message} if error else {}))
 
     # adoption

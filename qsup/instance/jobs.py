@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import trio
+from structlog.contextvars import bound_contextvars
 
 
 class Jobs:
@@ -18,14 +19,20 @@ class Jobs:
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    def start(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
-        """Run ``job`` under ``name``, in place of the one that has the name now."""
+    def start(self, name: str, job: Callable[[], Awaitable[None]], *, operation: str | None = None) -> None:
+        """Run ``job`` under ``name``, in place of the one that has the name now.
+
+        Args:
+            operation: what it is part of; its lines of the log say so.
+        """
         self.cancel(name)
         scope = self._scopes[name] = trio.CancelScope()
-        self._nursery.start_soon(self._run, name, scope, job)
+        self._nursery.start_soon(self._run, name, scope, job, operation)
 
-    async def _run(self, name: str, scope: trio.CancelScope, job: Callable[[], Awaitable[None]]) -> None:
-        with scope:
+    async def _run(
+        self, name: str, scope: trio.CancelScope, job: Callable[[], Awaitable[None]], operation: str | None
+    ) -> None:
+        with scope, bound_contextvars(operation=operation):
             await job()
         if self._scopes.get(name) is scope:
             del self._scopes[name]

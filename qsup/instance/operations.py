@@ -74,7 +74,9 @@ class OperationTable:
                 with suppress(NoSuchOperation):
                     await self.record(operation_id)
             except QsupError as error:
-                _log.error("the end of an operation could not be recorded", operation=operation_id, why=error.message)
+                target = self.get(operation_id).target
+                words = "the end of an operation could not be recorded"
+                _log.error(words, instance=target, operation=operation_id, why=error.message)
                 return True
             self._ended.pop(operation_id, None)
         return False

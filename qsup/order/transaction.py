@@ -240,6 +240,7 @@ class Transactions:
             step.request.value, step.name, uid=uid, key=step.key, timeout=step.timeout
         )
         driver.hold(Holder(operation=operation.id, request=step.request, timeout=step.timeout))
+        _log.info("operation begun", instance=step.name, operation=operation.id, kind=step.request.value, uid=uid)
         return driver, operation, step
 
     async def _record(self, driver: Driver, operation: Operation, step: Step, recorded: set[str]) -> None:
