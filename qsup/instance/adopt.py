@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import AsyncExitStack
 
 import structlog
@@ -304,12 +304,20 @@ _ADOPTED = {
 
 
 async def reconnect(
-    life: Life, services: Services, nursery: trio.Nursery, *, ending: Cause | None, launched: bool, was_ready: bool
+    life: Life,
+    services: Services,
+    nursery: trio.Nursery,
+    *,
+    on_failure: Callable[[str], None],
+    ending: Cause | None,
+    launched: bool,
+    was_ready: bool,
 ) -> tuple[Monitor, Reached]:
     """Try again and again to reach a monitor, until it answers.
 
     Args:
         nursery: where the monitor's reader lives.
+        on_failure: called with what came of each attempt that failed.
         ending: a stop that is under way.
         launched: its guest has been let run; after a reset it is in ``prelaunch`` all the same, if it was paused.
         was_ready: it need not be waited for again.
@@ -322,11 +330,13 @@ async def reconnect(
             monitor = await _connect(life, services, nursery)
         except MonitorError as error:
             _log.info("monitor out of reach", instance=life.record.name, why=error.message)
+            on_failure(error.message)
             continue
         try:
             return monitor, await _ask(life, monitor, ending, launched=launched, was_ready=was_ready)
         except MonitorError as error:
             _log.info("monitor connected but did not answer", instance=life.record.name, why=error.message)
+            on_failure(error.message)
             await monitor.aclose()
 
 

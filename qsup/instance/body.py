@@ -27,6 +27,7 @@ from qsup.instance.life import Life
 from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
+from qsup.instance.silence import stillness
 from qsup.instance.state import Effect, Event, State
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -317,10 +318,16 @@ class Body:
             await self.monitor.aclose()
             self.monitor = None
         await trio.sleep(wait)
+
+        def on_failure(why: str) -> None:
+            cause = Cause(kind=CauseKind.MONITOR_LOST, detail=f"{why}; {stillness(life)}")
+            self._post(Happened(life=life.number, event=Event.MONITOR_LOST, cause=cause))
+
         monitor, reached = await adopt.reconnect(
             life,
             self._services,
             self._nursery,
+            on_failure=on_failure,
             ending=orders.ending,
             launched=self._launched,
             was_ready=orders.was_ready,

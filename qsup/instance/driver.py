@@ -58,6 +58,8 @@ _log = structlog.get_logger()
 _RUNS_AGAIN = (Event.GUEST_RESUMED, Event.ANSWERED_RUNNING)
 #: What is said when a monitor's connection has ended.
 _LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
+#: States in which the cause alone may change.
+_OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Seconds between two events of one kind that the guest can cause without end.
@@ -326,8 +328,8 @@ class Driver:
             if self._position.was_ready or self.state.level in _START_OVER:
                 body.cancel_start_timeout()
             self._tell(before, event)
-        elif self.state is State.UNRESPONSIVE and self._position.cause != cause_before:
-            self._tell(before, event)  # what stands still is another part of it now
+        elif self.state in _OUT_OF_REACH and self._position.cause != cause_before:
+            self._tell(before, event)  # it is known now, or another part of it stands still
         orders = self._orders()
         for effect in transition.effects:
             body.perform(effect, orders)

@@ -37,7 +37,7 @@ async def explain(life: Life, connection: Monitor, silence: str) -> Cause | None
     try:
         await commands.query_yank(connection, timeout=PROBE_TIMEOUT)
     except MonitorTimeout:
-        words = f"{silence}, nor out of band: {_stillness(life)}"
+        words = f"{silence}, nor out of band: {stillness(life)}"
         return Cause(kind=CauseKind.PROCESS_SILENT, detail=words)
     except UnsupportedError:
         return Cause(kind=CauseKind.MONITOR_SILENT, detail=silence)
@@ -51,7 +51,7 @@ async def explain(life: Life, connection: Monitor, silence: str) -> Cause | None
     return Cause(kind=CauseKind.MAIN_LOOP_SILENT, detail=words)
 
 
-def _stillness(life: Life) -> str:
+def stillness(life: Life) -> str:
     """How the process stands still."""
     if life.cgroup.frozen():
         return "its cgroup is frozen"
@@ -63,7 +63,7 @@ def _stillness(life: Life) -> str:
         case "D":
             return f"its process waits in the kernel, uninterruptibly ({_wait(life)})"
         case _:
-            return "its process hardly runs; look at the load and the memory of the host"
+            return "its process is not held by anybody: it may be starved, or busy"
 
 
 def _wait(life: Life) -> str:

@@ -297,6 +297,8 @@ def _adoption() -> _Table:
         # a stop that had come so far goes on without the monitor
         (State.DEAD, Event.FOUND_STOPPING): _to(State.STOPPING_TERM, Effect.TERM),
         (State.UNREACHABLE, Event.STAGE_TIMEOUT): _to(State.STOPPING_TERM, Effect.TERM),
+        # it is being tried again; this says what came of it until now
+        (State.UNREACHABLE, Event.MONITOR_LOST): _to(State.UNREACHABLE),
         (State.DEAD, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_UNREADABLE): _to(State.QUARANTINED),
         (State.QUARANTINED, Event.RECORD_REPAIRED): _to(State.DEAD),

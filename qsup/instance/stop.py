@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from qsup.errors import AgentError, HostError, MonitorError
+from qsup.errors import AgentError, MonitorError
 from qsup.instance.guest import GuestChannel
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
@@ -100,9 +100,6 @@ async def terminate(life: Life, service: ServiceSection, post: Post) -> None:
 async def kill(life: Life, post: Post) -> None:
     """SIGKILL, always possible, always last, whoever has frozen the VM."""
     life.process.send_signal(signal.SIGKILL)
-    try:
-        life.cgroup.thaw()
-    except HostError as error:
-        _log.warning("could not thaw a VM that is killed", instance=life.record.name, why=error.message)
+    life.cgroup.thaw()
     await trio.sleep(KILL_TIMEOUT)
     _failed(life, post)

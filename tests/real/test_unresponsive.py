@@ -127,6 +127,29 @@ def test_a_silent_qemu_is_no_longer_asked_for_changes_but_can_be_stopped(
     assert elapsed(asked) < KILLED
 
 
+def test_a_qemu_that_stands_still_is_taken_over_and_named(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """A starting daemon has never had a word from it: `unreachable`, and why; it can be killed, or come back."""
+    pids = started(daemon, qemu, rom_guest, "doomed", "back", "fine")
+    for name in ("doomed", "back"):
+        signal_process(pids[name], signal.SIGSTOP)
+    daemon.restart()
+    assert daemon.view("fine")["substate"] == "running"
+    for name in ("doomed", "back"):
+
+        def is_named(name: str = name) -> bool:
+            cause = daemon.view(name)["cause"]
+            return cause is not None and "SIGSTOP" in cause["detail"]
+
+        assert daemon.view(name)["substate"] == "unreachable"
+        assert came_true(is_named, seconds=TOLD), daemon.view(name)
+    asked = time.monotonic()
+    assert daemon.do("doomed", "kill")["substate"] == "dead"
+    assert elapsed(asked) < KILLED
+    signal_process(pids["back"], signal.SIGCONT)
+    view = daemon.wait("back", "running")
+    assert (view["pid"], view["cause"]) == (pids["back"], None)
+
+
 # Frozen cgroups: what they hold is in uninterruptible sleep
 
 
