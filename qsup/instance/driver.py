@@ -47,7 +47,7 @@ from qsup.instance.restart import wants_restart
 from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Holder, Remains, Standing, Unfinished, settle, take_up, unheard
-from qsup.instance.state import Event, Level, Request, State, Verdict, judge
+from qsup.instance.state import Effect, Event, Level, Request, State, Verdict, judge
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
 from qsup.unit.load import LoadedUnit
@@ -60,6 +60,8 @@ _RUNS_AGAIN = (Event.GUEST_RESUMED, Event.ANSWERED_RUNNING)
 _LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
 #: States in which the cause alone may change.
 _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
+#: What ends QEMU.
+_ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Seconds between two events of one kind that the guest can cause without end.
@@ -331,6 +333,8 @@ class Driver:
         elif self.state in _OUT_OF_REACH and self._position.cause != cause_before:
             self._tell(before, event)  # it is known now, or another part of it stands still
         orders = self._orders()
+        if not _ENDING.isdisjoint(transition.effects):
+            self._save()  # however soon this daemon dies, the next one knows that the end was wanted, and why
         for effect in transition.effects:
             body.perform(effect, orders)
         if self.state is State.GUEST_PANICKED and before is not State.GUEST_PANICKED:
