@@ -174,7 +174,7 @@ def has_ended(journal: _Lines, operation: Operation) -> bool:
     return record is not None and record["state"] == "succeeded"
 
 
-async def test_an_end_that_could_not_be_written_is_written_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_end_that_could_not_be_written_is_written_again(mock_clock: trio.testing.MockClock) -> None:
     """A disk that was full costs no end."""
     journal = _Lines()
     table = OperationTable(journal)
@@ -183,13 +183,14 @@ async def test_an_end_that_could_not_be_written_is_written_again(autojump_clock:
         nursery.start_soon(table.run)
         journal.full = True
         table.finish(one.id)
-        await trio.sleep(1)  # virtual time
+        await trio.testing.wait_all_tasks_blocked()
         journal.full = False
         assert not has_ended(journal, one)
-        await trio.sleep(10)  # virtual time
+        mock_clock.jump(10)
+        await trio.testing.wait_all_tasks_blocked()
         assert has_ended(journal, one)
         table.finish(two.id)
-        await trio.sleep(1)  # virtual time
+        await trio.testing.wait_all_tasks_blocked()
         assert has_ended(journal, two)
         nursery.cancel_scope.cancel()
 
