@@ -14,7 +14,6 @@ from typing import cast
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
-from qsup.instance.cause import Cause
 from qsup.instance.operation import Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
@@ -35,7 +34,7 @@ def instance(view: InstanceView) -> wire.Instance:
         "name": view.name,
         "state": view.state.level.value,
         "substate": view.state.substate,
-        "cause": None if view.cause is None else _cause(view.cause),
+        "cause": None if view.cause is None else cast("wire.CauseWire", view.cause.values()),
         "pid": view.pid,
         "uid": view.uid,
         "since": timestamp(view.since),
@@ -91,16 +90,6 @@ def instance(view: InstanceView) -> wire.Instance:
         "display": {"type": view.display, "video": view.video},
         "operation": view.operation,
         "warnings": list(view.warnings),
-    }
-
-
-def _cause(cause: Cause) -> wire.CauseWire:
-    return {
-        "kind": cause.kind.value,
-        "text": cause.text,
-        "detail": cause.detail,
-        "exit_code": cause.exit_code,
-        "signal": cause.signal,
     }
 
 

@@ -26,13 +26,15 @@ class Problem(TypedDict):
 
 
 class CauseWire(TypedDict):
-    """Why a VM is in its state."""
+    """Why a VM is in its state. ``disk``: that of an I/O error; ``nospace``: which is for want of room alone."""
 
     kind: str
     text: str
     detail: str
     exit_code: int | None
     signal: str
+    disk: str
+    nospace: bool
 
 
 class MachineWire(TypedDict):

@@ -1,4 +1,4 @@
-"""Opening what lies on storage that may not answer.
+"""Opening, and asking after, what lies on storage that may not answer.
 
 Decides: that only a thread of its own waits for storage, and is left alone when nobody waits for it any more.
 Must not: know what is opened.
@@ -6,8 +6,11 @@ Must not: know what is opened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -15,12 +18,15 @@ import trio
 T = TypeVar("T")
 
 
-async def open_in_thread(opening: Callable[[], T], *, close: Callable[[T], None]) -> T:
+async def open_in_thread(
+    opening: Callable[[], T], *, close: Callable[[T], None], limiter: trio.CapacityLimiter | None = None
+) -> T:
     """Open something in a thread, which is abandoned when the caller is cancelled.
 
     Args:
         opening: blocks for as long as the storage likes.
         close: gives back what was opened when nobody is there to take it; called in either thread.
+        limiter: bounds the threads of one kind, the abandoned ones among them; trio's own bounds all others.
 
     Raises:
         whatever ``opening`` raises.
@@ -38,9 +44,30 @@ async def open_in_thread(opening: Callable[[], T], *, close: Callable[[T], None]
             give_back()
 
     try:
-        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
     except trio.Cancelled:
         given_up = True
         give_back()
         raise
     return opened[0]
+
+
+async def free_space(path: Path, *, limiter: trio.CapacityLimiter) -> int:
+    """Bytes that a user without privilege may still write where a file lies, or lay.
+
+    Raises:
+        OSError: the file system does not say.
+    """
+    return await open_in_thread(partial(_free_space, path), close=_forget, limiter=limiter)
+
+
+def _free_space(path: Path) -> int:
+    try:
+        found = os.statvfs(path)
+    except FileNotFoundError:  # whoever has it open can write to it all the same
+        found = os.statvfs(path.parent)
+    return found.f_bavail * found.f_frsize
+
+
+def _forget(_count: int) -> None:
+    """A number needs no closing."""

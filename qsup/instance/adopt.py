@@ -26,7 +26,7 @@ from qsup.host.output import Output
 from qsup.host.pidfd import PidFd
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
-from qsup.instance import watch
+from qsup.instance import room, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.launch import join_cgroup
@@ -71,6 +71,7 @@ class Found:
     started: float
     since: float
     was_ready: bool
+    held: bool
 
 
 @frozen(kw_only=True)
@@ -215,6 +216,7 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
         started=record.started,
         since=running.since,
         was_ready=running.was_ready,
+        held=running.held,
     )
 
 
@@ -275,7 +277,9 @@ async def _connect(life: Life, services: Services, nursery: trio.Nursery) -> Mon
     )
 
 
-async def _ask(life: Life, monitor: Monitor, ending: Cause | None, *, launched: bool, was_ready: bool) -> Reached:
+async def _ask(
+    life: Life, monitor: Monitor, ending: Cause | None, *, launched: bool, was_ready: bool, held: bool
+) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
     cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
@@ -290,7 +294,17 @@ async def _ask(life: Life, monitor: Monitor, ending: Cause | None, *, launched: 
     else:
         guest, cause = judge_status(status.status)
         event = Event.ADOPTED_WAITING if guest is Guest.RUNNING and not was_ready else _ADOPTED[guest]
+        if guest is Guest.IO_ERROR:
+            cause = room.cause_of(await room.look(monitor, life))
+            if held:
+                event, cause = Event.ADOPTED_PAUSED, held_by(cause)
     return Reached(event=event, cause=cause, threads=tuple(c.thread_id for c in cpus), agent_connected=connected)
+
+
+def held_by(cause: Cause | None) -> Cause:
+    """Why a guest is paused that an operator wants so, and that stood still for an I/O error before."""
+    words = "pause requested"
+    return Cause(kind=CauseKind.OPERATOR, detail=f"{words}; before that: {cause.detail}" if cause else words)
 
 
 #: What each run state is of a VM whose monitor was out of reach.
@@ -312,6 +326,7 @@ async def reconnect(
     ending: Cause | None,
     launched: bool,
     was_ready: bool,
+    held: bool,
 ) -> tuple[Monitor, Reached]:
     """Try again and again to reach a monitor, until it answers.
 
@@ -321,6 +336,7 @@ async def reconnect(
         ending: a stop that is under way.
         launched: its guest has been let run; after a reset it is in ``prelaunch`` all the same, if it was paused.
         was_ready: it need not be waited for again.
+        held: an operator wants it paused.
     """
     wait = 0.0
     while True:
@@ -333,7 +349,7 @@ async def reconnect(
             on_failure(error.message)
             continue
         try:
-            return monitor, await _ask(life, monitor, ending, launched=launched, was_ready=was_ready)
+            return monitor, await _ask(life, monitor, ending, launched=launched, was_ready=was_ready, held=held)
         except MonitorError as error:
             _log.info("monitor connected but did not answer", instance=life.record.name, why=error.message)
             on_failure(error.message)
@@ -354,6 +370,7 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
         since=position.since,
         launched=True,
         was_ready=position.was_ready,
+        held=position.held,
         ending=CauseRecord.of(position.ending) if position.ending else None,
         told_to_end=position.state in _TOLD_TO_END,
         restarts=position.history.count,

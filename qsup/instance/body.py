@@ -15,7 +15,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, DependencyError, QsupError
-from qsup.instance import adopt, ready, stop, watch
+from qsup.instance import adopt, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.control import WaitState, carry_out
@@ -46,6 +46,8 @@ _LIFE_JOBS = (
     "look-over",
     "refresh",
     "control",
+    "room",
+    "go-on",
 )
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
@@ -65,6 +67,7 @@ class Orders:
         history: automatic restarts so far.
         ending: a stop that is under way.
         was_ready: the VM has been ready since it was started.
+        held: an operator wants it paused.
         stop_timeout: seconds in place of the unit's.
         agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
@@ -75,6 +78,7 @@ class Orders:
     history: RestartHistory
     ending: Cause | None
     was_ready: bool
+    held: bool
     stop_timeout: float | None
     agent_connected: bool
     restart_delay: float
@@ -110,6 +114,7 @@ class Body:
         self._console = console
         self._inbox = inbox
         self._jobs = Jobs(nursery)
+        self._room = room.Watch(name, services.layout.pools[0])
 
     def _post(self, message: Message) -> None:
         # requests that were carried out come after whatever QEMU said meanwhile
@@ -230,6 +235,10 @@ class Body:
         """The stage of a stop is over."""
         self._jobs.cancel("stage")
 
+    def cancel_room(self) -> None:
+        """The guest does not stand still for an I/O error any more."""
+        self._jobs.cancel("room", "go-on")
+
     def _launch(self, orders: Orders) -> None:
         self.number += 1
         self._limit_start(orders)
@@ -331,6 +340,7 @@ class Body:
             ending=orders.ending,
             launched=self._launched,
             was_ready=orders.was_ready,
+            held=orders.held,
         )
         self._launched = True
         self._attach(life, monitor)
@@ -343,6 +353,15 @@ class Body:
         """Query again what a raw command or a reset may have changed."""
         if self.life is not None and self.monitor is not None:
             self._jobs.start("refresh", partial(watch.refresh, self.life, self.monitor, self._post))
+
+    def _await_room(self, orders: Orders) -> None:
+        # a second disk that fails is found by the watch that runs
+        if self.life is not None and self.monitor is not None and not self._jobs.is_running("room"):
+            self._jobs.start("room", partial(self._room.run, self.life, self.monitor, self._post))
+
+    def _let_go_on(self, orders: Orders) -> None:
+        if self.life is not None and self.monitor is not None:
+            self._jobs.start("go-on", partial(room.let_go_on, self.life, self.monitor))
 
     def _refresh(self, orders: Orders) -> None:
         self.refresh()
@@ -366,6 +385,8 @@ _EFFECTS: Mapping[Effect, Callable[[Body, Orders], None]] = {
     Effect.DISARM_RESTART: Body._disarm_restart,
     Effect.RECONNECT: Body._reconnect,
     Effect.REFRESH: Body._refresh,
+    Effect.AWAIT_ROOM: Body._await_room,
+    Effect.LET_GO_ON: Body._let_go_on,
     Effect.FORGET_GUEST: Body._forget_guest,
 }
 assert set(_EFFECTS) == set(Effect), "every effect of the table is carried out"

@@ -7,6 +7,7 @@ Must not: decide what follows from a cause (that is `qsup.instance.restart`).
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from attrs import frozen
 
@@ -64,12 +65,28 @@ class Cause:
         detail: what QEMU, the guest or the kernel said, one sentence, or ``""``.
         exit_code: QEMU's exit code where that ended it.
         signal: the signal's name without ``SIG`` where that ended it.
+        disk: the disk of an I/O error, where it is known.
+        nospace: that error is want of room.
     """
 
     kind: CauseKind
     detail: str = ""
     exit_code: int | None = None
     signal: str = ""
+    disk: str = ""
+    nospace: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """What is told of it, JSON values: `qsup.api.wire.CauseWire`."""
+        return {
+            "kind": self.kind.value,
+            "text": self.text,
+            "detail": self.detail,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "disk": self.disk,
+            "nospace": self.nospace,
+        }
 
     @property
     def is_failure(self) -> bool:

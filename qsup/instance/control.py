@@ -54,7 +54,7 @@ async def _pause(monitor: Monitor, state: State, wait_state: WaitState) -> Mappi
 
 async def _resume(monitor: Monitor, state: State, wait_state: WaitState) -> Mapping[str, Any]:
     await commands.cont(monitor, timeout=CONFIRM_TIMEOUT)
-    await wait_state(lambda now: now is State.RUNNING)
+    await wait_state(lambda now: now in (State.RUNNING, State.WAITING_READY))
     return {}
 
 

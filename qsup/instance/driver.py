@@ -250,6 +250,7 @@ class Driver:
             case Asked():
                 await self._on_request(body, message)
             case Finished():
+                self._on_finished(message)
                 self._end_operation(message.operation, message.result, message.error)
             case _ if message.life != body.number:
                 self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
@@ -297,7 +298,9 @@ class Driver:
         So it counts when it is seen twice with nothing in between; only a guest that has shut down stays so for good.
         """
         implied = IMPLIED.get(self.state)
-        doubt = None if implied in (None, message.guest) else (self._position.since, message.guest)
+        # what an operator wants paused may stand still for an I/O error to QEMU
+        held = self._position.held and self.state is State.PAUSED and message.guest is Guest.IO_ERROR
+        doubt = None if held or implied in (None, message.guest) else (self._position.since, message.guest)
         if doubt is not None and (doubt == self._doubt or message.guest is Guest.SHUTDOWN):
             self._apply(body, SEEN[message.guest], message.cause)
             self._settle(body)
@@ -316,6 +319,11 @@ class Driver:
             self._services.publish(message.type, self.name, data)
             self._log.info(message.type, **data)
 
+    def _on_finished(self, message: Finished) -> None:
+        paused = self.holder is not None and self.holder.request is Request.PAUSE
+        if paused and message.error is not None and self.state is not State.PAUSED:
+            self._position.held = False  # it was wanted, and has not come true
+
     # transitions
 
     def _apply(self, body: Body, event: Event, cause: Cause | None = None) -> None:
@@ -325,8 +333,11 @@ class Driver:
         except UndefinedTransition as error:
             self._log.warning("event without an edge", why=error.message)
             return
+        if self._position.cause is not cause_before:
+            self.touch()
         if self.state is not before:
             body.cancel_stage()
+            body.cancel_room()
             if self._position.was_ready or self.state.level in _START_OVER:
                 body.cancel_start_timeout()
             self._tell(before, event)
@@ -339,6 +350,8 @@ class Driver:
             body.perform(effect, orders)
         if self.state is State.GUEST_PANICKED and before is not State.GUEST_PANICKED:
             self._end_panicked(body)
+        if self.state is State.IO_ERROR and self._position.held:
+            self._apply(body, Event.HELD, adopt.held_by(self._position.cause))
 
     def _end_panicked(self, body: Body) -> None:
         """A panicked guest stands still to be looked at, unless its policy wants it started again."""
@@ -352,6 +365,7 @@ class Driver:
             history=self._position.history,
             ending=self._position.ending,
             was_ready=self._position.was_ready,
+            held=self._position.held,
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
@@ -361,12 +375,11 @@ class Driver:
     def _tell(self, before: State, event: Event) -> None:
         self.touch()
         state, cause, life = self.state, self._position.cause, self.life
-        words = None if cause is None else {"kind": cause.kind.value, "text": cause.text, "detail": cause.detail}
         data = {
             "state": state.level.value,
             "substate": state.substate,
             "previous": before.substate,
-            "cause": words,
+            "cause": cause.values() if cause else None,
             "pid": life.process.pid if life else None,
             "operation": self.holder.operation if self.holder else None,
         }
@@ -513,7 +526,15 @@ class Driver:
                 if judge(self.state, Request.STOP).verdict is Verdict.ALLOWED:
                     self._apply(body, Event.STOP, operator)
             case _:
-                body.control(asked, self.state, self.wait_state)
+                self._begin_control(body, asked)
+
+    def _begin_control(self, body: Body, asked: Asked) -> None:
+        if asked.request in (Request.PAUSE, Request.RESUME):
+            self._position.held = asked.request is Request.PAUSE
+            if self.state is State.IO_ERROR and self._position.held:
+                self._apply(body, Event.HELD, adopt.held_by(self._position.cause))
+            self._save()  # before it is told as done: a daemon that comes later must not let the guest go on
+        body.control(asked, self.state, self.wait_state)
 
     def _begin_start(self, body: Body) -> None:
         """A start that somebody asked for; automatic restarts are counted from here."""
@@ -594,7 +615,9 @@ class Driver:
             self._settle(body)
             return
         ending = self._take_up(body, Remains(started=found.started, ended=None, ordered=False)) or found.ending
-        self._position.resume(history=found.history, ending=ending, since=found.since, was_ready=found.was_ready)
+        self._position.resume(
+            history=found.history, ending=ending, since=found.since, was_ready=found.was_ready, held=found.held
+        )
         if found.life is None:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return

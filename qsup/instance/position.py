@@ -10,12 +10,21 @@ import time
 from collections.abc import Callable
 
 import trio
+from attrs import field, frozen
 
 from qsup.instance import restart
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, Level, State, Transition, step
 from qsup.unit.model import ServiceSection
+
+
+@frozen(kw_only=True, eq=False)
+class _Waiting:
+    """Somebody who waits for a state."""
+
+    satisfied: Callable[[State], bool]
+    came: trio.Event = field(factory=trio.Event)
 
 
 class Position:
@@ -26,6 +35,7 @@ class Position:
         ending: why it is being stopped, from the beginning of the stop to the end of the process.
         was_ready: it has been ready since its process was started.
         since: wall clock of the last change of state, seconds since the epoch.
+        held: an operator wants it paused, so nobody else lets it go on.
         history: its automatic restarts.
         restart_delay: seconds until the next one, once it was judged.
     """
@@ -34,12 +44,13 @@ class Position:
         self.cause: Cause | None = None
         self.ending: Cause | None = None
         self.was_ready = False
+        self.held = False
         self.since = time.time()
         self.history = RestartHistory()
         self.restart_delay = 0.0
         self._state = State.DEAD
         self._kept_since = 0.0
-        self._changed = trio.Event()
+        self._waiting: set[_Waiting] = set()
 
     @property
     def state(self) -> State:
@@ -47,9 +58,16 @@ class Position:
         return self._state
 
     async def wait(self, satisfied: Callable[[State], bool]) -> None:
-        """Wait until the state satisfies a predicate; the caller sets the deadline."""
-        while not satisfied(self._state):
-            await self._changed.wait()
+        """Wait until the state satisfies a predicate, be it for a moment; the caller sets the deadline."""
+        await trio.lowlevel.checkpoint()
+        if satisfied(self._state):
+            return
+        waiting = _Waiting(satisfied=satisfied)
+        self._waiting.add(waiting)
+        try:
+            await waiting.came.wait()
+        finally:
+            self._waiting.discard(waiting)
 
     def move(self, event: Event, cause: Cause | None) -> Transition:
         """Take the edge of the table that belongs to this event.
@@ -65,27 +83,42 @@ class Position:
             # the first reason is the reason, and what the guest does then does not replace it; an operator's word does
             ordered = cause is not None and cause.kind is CauseKind.OPERATOR
             self.cause = self.ending = cause if ordered else self.ending or cause
-        elif cause is not None and not moved and self.cause is not None and cause.kind is self.cause.kind:
-            pass  # told once more, and in no more words
+        elif cause is not None and not moved and not self._is_news(cause):
+            pass
         elif cause is not None or (moved and self._state.level in (Level.ACTIVE, Level.ACTIVATING)):
             self.cause = cause
+        if self._state in (State.RUNNING, State.WAITING_READY):
+            self.held = False
         if moved:
             self._note_change()
         elif self._state is State.DEAD:
             self._kept_since = 0.0  # it was recalled to where it was already
         return transition
 
+    def _is_news(self, cause: Cause) -> bool:
+        """Whether it says more of a VM that stays where it is than the cause that is known."""
+        if cause.kind is CauseKind.IO_ERROR and self._state is not State.IO_ERROR:
+            return False  # of what it had under way before it stood still
+        known = self.cause
+        if known is None or cause.kind is not known.kind:
+            return True
+        return bool(cause.disk) and (not known.disk or (known.nospace and not cause.nospace))
+
     def _note_change(self) -> None:
         # a daemon's restart is no change of the VM's: the time stands until it is known again where the VM is
         self.since = self._kept_since or time.time()
         if self._state is not State.UNREACHABLE:
             self._kept_since = 0.0
-        self._changed.set()
-        self._changed = trio.Event()
+        for waiting in self._waiting:
+            if waiting.satisfied(self._state):
+                waiting.came.set()
 
-    def resume(self, *, history: RestartHistory, ending: Cause | None, since: float, was_ready: bool) -> None:
+    def resume(
+        self, *, history: RestartHistory, ending: Cause | None, since: float, was_ready: bool, held: bool = False
+    ) -> None:
         """Go on from what an earlier daemon wrote down."""
         self.history, self.ending, self._kept_since, self.was_ready = history, ending, since, was_ready
+        self.held = held
 
     def recall(self, *, history: RestartHistory, since: float, due: float, now: float) -> None:
         """Go on from how the VM ended under an earlier daemon.

@@ -51,6 +51,7 @@ class Running:
         since: wall clock of the last change of state.
         launched: the guest was let run; what stands still since then, somebody or something has stopped.
         was_ready: readiness was reached, so an adopter need not wait for it again.
+        held: an operator wants it paused.
         ending: a stop that is under way, by its cause.
         told_to_end: that stop has come further than asking the guest.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
@@ -70,6 +71,7 @@ class Running:
     told_to_end: bool = False
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
+    held: bool = False
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""

@@ -41,7 +41,7 @@ SEEN: Mapping[Guest, Event] = {
     Guest.RUNNING: Event.GUEST_RESUMED,
     Guest.PAUSED: Event.GUEST_STOPPED,
     Guest.PANICKED: Event.GUEST_PANICKED,
-    Guest.IO_ERROR: Event.GUEST_IO_ERROR,
+    Guest.IO_ERROR: Event.IO_ERROR_SEEN,
     Guest.SHUTDOWN: Event.GUEST_SHUTDOWN,
 }
 #: The same as the first answer after a silence.

@@ -77,8 +77,8 @@ class State(enum.Enum):
     IO_ERROR = (
         "io-error",
         Level.ACTIVE,
-        "QEMU paused the guest because a disk failed or its file system is full.",
-        "a resume, once the disk works",
+        "QEMU paused the guest because a disk failed or its file system is full; the cause says which.",
+        "room in that file system, all by itself; else a resume, once the disk works",
     )
     GUEST_PANICKED = (
         "guest-panicked",
@@ -177,6 +177,9 @@ class Event(enum.Enum):
     GUEST_SHUTDOWN = "guest-shutdown"
     GUEST_PANICKED = "guest-panicked"
     GUEST_IO_ERROR = "guest-io-error"
+    IO_ERROR_SEEN = "io-error-seen"  # by its run state, the event was missed
+    HELD = "held"  # an operator wants a guest paused that stands still for an I/O error
+    ROOM_AGAIN = "room-again"  # what it stands still for may be over
     RESTART_WANTED = "restart-wanted"  # the policy wants a guest that stands still ended and started again
     # the monitor
     SILENT = "silent"
@@ -212,6 +215,8 @@ class Effect(enum.Enum):
     DISARM_RESTART = "disarm-restart"
     RECONNECT = "reconnect"  # keep trying to reach the monitor; posts ADOPTED_* when it answers
     REFRESH = "refresh"  # query again what a reset may have changed
+    AWAIT_ROOM = "await-room"  # posts ROOM_AGAIN, if want of room is all that is wrong
+    LET_GO_ON = "let-go-on"  # QMP cont; QEMU's event says that it has
     FORGET_GUEST = "forget-guest"  # the guest's agent knows nothing of what was asked before
 
 
@@ -285,7 +290,7 @@ def _adoption() -> _Table:
         Event.ADOPTED_RUNNING: _to(State.RUNNING),
         Event.ADOPTED_WAITING: _to(State.WAITING_READY, Effect.AWAIT_READY),
         Event.ADOPTED_PAUSED: _to(State.PAUSED),
-        Event.ADOPTED_IO_ERROR: _to(State.IO_ERROR),
+        Event.ADOPTED_IO_ERROR: _to(State.IO_ERROR, Effect.AWAIT_ROOM),
         Event.ADOPTED_PANICKED: _to(State.GUEST_PANICKED),
         Event.ADOPTED_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
         Event.ADOPTED_STOPPING: _to(State.STOPPING_GUEST, Effect.ASK_GUEST),
@@ -317,12 +322,21 @@ def _guest() -> _Table:
         table |= {
             (state, Event.GUEST_SHUTDOWN): _to(State.STOPPING_QUIT, *leaving, Effect.QUIT),
             (state, Event.GUEST_PANICKED): _to(State.GUEST_PANICKED, *leaving),
-            (state, Event.GUEST_IO_ERROR): _to(State.IO_ERROR, *leaving),
+            (state, Event.IO_ERROR_SEEN): _to(State.IO_ERROR, *leaving, Effect.AWAIT_ROOM),
             (state, Event.GUEST_RESET): _to(state, Effect.FORGET_GUEST, Effect.REFRESH),
             (state, Event.SILENT): _to(State.UNRESPONSIVE, *leaving),
             (state, Event.MONITOR_LOST): _to(State.UNREACHABLE, *leaving, Effect.RECONNECT),
         }
+    for state in (State.RUNNING, State.WAITING_READY, State.IO_ERROR, State.UNRESPONSIVE):
+        leaving = (Effect.CANCEL_READY,) if state is State.WAITING_READY else ()
+        table[state, Event.GUEST_IO_ERROR] = _to(State.IO_ERROR, *leaving, Effect.AWAIT_ROOM)
     table |= {
+        # what was still under way when it was stopped fails: it stands still for what it stood still for
+        (State.PAUSED, Event.GUEST_IO_ERROR): _to(State.PAUSED),
+        (State.GUEST_PANICKED, Event.GUEST_IO_ERROR): _to(State.GUEST_PANICKED),
+        (State.UNRESPONSIVE, Event.IO_ERROR_SEEN): _to(State.IO_ERROR, Effect.AWAIT_ROOM),
+        (State.IO_ERROR, Event.HELD): _to(State.PAUSED),
+        (State.IO_ERROR, Event.ROOM_AGAIN): _to(State.IO_ERROR, Effect.LET_GO_ON),
         (State.RUNNING, Event.GUEST_STOPPED): _to(State.PAUSED),
         (State.RUNNING, Event.GUEST_RESUMED): _to(State.RUNNING),
         (State.WAITING_READY, Event.GUEST_STOPPED): _to(State.PAUSED, Effect.CANCEL_READY),
@@ -348,7 +362,6 @@ def _guest() -> _Table:
     for event, target in {
         Event.GUEST_SHUTDOWN: _to(State.STOPPING_QUIT, Effect.QUIT),
         Event.GUEST_PANICKED: _to(State.GUEST_PANICKED),
-        Event.GUEST_IO_ERROR: _to(State.IO_ERROR),
         Event.GUEST_RESET: _to(State.UNRESPONSIVE, Effect.FORGET_GUEST, Effect.REFRESH),
         Event.GUEST_STOPPED: _to(State.PAUSED),
         Event.GUEST_RESUMED: _to(State.RUNNING),
@@ -397,6 +410,7 @@ def _stopping() -> _Table:
         Event.GUEST_SHUTDOWN,
         Event.GUEST_PANICKED,
         Event.GUEST_IO_ERROR,
+        Event.IO_ERROR_SEEN,
         Event.MONITOR_LOST,
         Event.SILENT,
         Event.DYING,
@@ -491,7 +505,7 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
     State.SPAWNING: ("it is still starting", "wait until it runs"),
     State.WAITING_READY: ("it runs but is not ready yet", "wait until it is ready"),
     State.PAUSED: ("it is paused", "resume it first"),
-    State.IO_ERROR: ("it is paused by an I/O error", "mend the disk, then resume it"),
+    State.IO_ERROR: ("it is paused by an I/O error", "make room or mend the disk, then resume it"),
     State.GUEST_PANICKED: ("its guest has panicked", "reset or restart it"),
     State.UNRESPONSIVE: ("its monitor does not answer", "wait, or kill it"),
     State.UNREACHABLE: ("its monitor cannot be reached", "wait, or kill it"),
@@ -527,7 +541,7 @@ _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
     Request.STOP: frozenset(s for s in State if (s, Event.STOP) in TRANSITIONS),
     Request.KILL: frozenset(s for s in State if (s, Event.KILL) in TRANSITIONS),
     Request.RESTART: _RESTARTABLE,
-    Request.PAUSE: frozenset({State.RUNNING}),
+    Request.PAUSE: frozenset({State.RUNNING, State.IO_ERROR}),
     Request.RESUME: frozenset({State.PAUSED, State.IO_ERROR}),
     Request.RESET: frozenset(_REACHED),
     Request.POWERDOWN: frozenset({State.RUNNING, State.WAITING_READY}),

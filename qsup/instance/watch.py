@@ -167,8 +167,7 @@ class _Interpreter:
             case events.GuestPanickedEvent():
                 self._say(Event.GUEST_PANICKED, Cause(kind=CauseKind.GUEST_PANIC, detail=_panic_words(notice)))
             case events.BlockIoErrorEvent(action="stop"):
-                words = _io_error_words(notice, self._life)
-                self._say(Event.GUEST_IO_ERROR, Cause(kind=CauseKind.IO_ERROR, detail=words))
+                self._say(Event.GUEST_IO_ERROR, _io_error_cause(notice, self._life))
             case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
                 self._post(Noted(life=number, changes={"agent_connected": notice.open}))
             case events.JobStatusChangeEvent() | events.DeviceDeletedEvent():
@@ -197,9 +196,11 @@ def _panic_words(event: events.GuestPanickedEvent) -> str:
     return f"the guest reported a panic ({str(kind)[:40]})" if kind else "the guest reported a panic"
 
 
-def _io_error_words(event: events.BlockIoErrorEvent, life: Life) -> str:
-    disk = next((d.id for d in life.summary.disks if event.node_name == d.node), event.device or event.node_name)
-    return f"disk {disk[:64]}: {event.operation[:16]} failed: {event.reason[:200] or 'I/O error'}"
+def _io_error_cause(event: events.BlockIoErrorEvent, life: Life) -> Cause:
+    known = (d.id for d in life.summary.disks if d.node and event.node_name == d.node)
+    disk = next(known, event.device or event.node_name)[:64]
+    words = f"disk {disk}: {event.operation[:16]} failed: {event.reason[:200] or 'I/O error'}"
+    return Cause(kind=CauseKind.IO_ERROR, detail=words, disk=disk, nospace=event.nospace)
 
 
 class DiskSampler:

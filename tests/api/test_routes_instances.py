@@ -38,6 +38,8 @@ async def test_an_instance_is_shown_with_all_it_has(tmp_path: Path) -> None:
         "detail": "",
         "exit_code": None,
         "signal": "KILL",
+        "disk": "",
+        "nospace": False,
     }
     assert shown["since"] == "2026-03-01T12:00:00.000000Z"
     assert shown["nics"][0]["forward"] == ["127.0.0.1:2222:22/tcp"]

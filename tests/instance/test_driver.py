@@ -90,6 +90,7 @@ def running(policy: str) -> tuple[Driver, Any, list[Effect]]:
     body = SimpleNamespace(
         cancel_stage=lambda: None,
         cancel_start_timeout=lambda: None,
+        cancel_room=lambda: None,
         perform=lambda effect, _orders: asked.append(effect),
     )
     for event in (Event.START, Event.LAUNCHED, Event.READY):
@@ -130,6 +131,7 @@ async def test_a_silence_that_becomes_another_is_told_again() -> None:
     assert told == ["main loop", "process"]
 
 
+BY_OPERATOR = Cause(kind=CauseKind.OPERATOR)
 WATCHED = Cause(kind=CauseKind.WATCHDOG)
 
 
@@ -155,6 +157,60 @@ async def test_what_a_policy_makes_of_a_guest_that_goes_on_or_stands_still(
     found, body, _ = running(policy)
     await found._on_event(body, happened)
     assert found.state is (stays if policy == "no" else ends)
+
+
+IO_ERROR = Cause(kind=CauseKind.IO_ERROR, detail="disk root: full", disk="root", nospace=True)
+
+
+def test_an_operators_pause_stands_above_an_io_error() -> None:
+    """Whatever comes first: the guest is `paused`, nobody looks for room, and QEMU's own word for it is not news."""
+    for order in ("error-first", "pause-first"):
+        found, body, asked = running("no")
+        if order == "error-first":
+            found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+            assert (found.state, asked) == (State.IO_ERROR, [Effect.AWAIT_ROOM])
+            found._position.held = True
+            found._apply(body, Event.HELD, BY_OPERATOR)
+        else:
+            found._position.held = True
+            found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+        seen = Seen(life=0, guest=Guest.IO_ERROR, cause=None)
+        for _ in range(3):
+            found._on_seen(body, seen)
+        cause = found._position.cause
+        assert (found.state, cause and cause.kind) == (State.PAUSED, CauseKind.OPERATOR)
+        assert Effect.LET_GO_ON not in asked
+        found._apply(body, Event.GUEST_RESUMED)
+        found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+        assert (found.state, found._position.held) == (State.IO_ERROR, False)
+
+
+def test_a_paused_guests_last_request_may_fail() -> None:
+    """What was under way when it was paused fails: it stays paused, by whoever paused it."""
+    found, body, _ = running("no")
+    found._apply(body, Event.GUEST_STOPPED)
+    found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+    assert (found.state, found._position.cause) == (State.PAUSED, None)
+    found, body, _ = running("no")
+    found._apply(body, Event.GUEST_PANICKED, PANIC.cause)
+    found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+    assert (found.state, found._position.cause) == (State.GUEST_PANICKED, PANIC.cause)
+
+
+def test_the_worse_error_of_two_is_named() -> None:
+    """One that goes by itself gives way to one that does not, and a nameless one to one that names the disk."""
+    found, body, _ = running("no")
+    broken = evolve(IO_ERROR, disk="data", detail="disk data: broken", nospace=False)
+    for cause, named in (
+        (evolve(IO_ERROR, disk="", nospace=False), ""),
+        (IO_ERROR, "root"),
+        (evolve(IO_ERROR, disk="more"), "root"),
+        (broken, "data"),
+        (IO_ERROR, "data"),
+    ):
+        found._apply(body, Event.GUEST_IO_ERROR, cause)
+        assert found.view.cause is not None
+        assert found.view.cause.disk == named
 
 
 async def test_resets_are_counted_and_told_once_a_second_at_most() -> None:

@@ -80,6 +80,8 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
     cause = instance["cause"]
     if cause is not None and cause["detail"]:
         yield "Cause", clean(cause["detail"])
+    if cause is not None and cause["nospace"] and instance["substate"] == "io-error":
+        yield "Note", "it goes on by itself once there is room, or by qsupctl resume"
     if instance["restarts"]:
         yield "Restarts", str(instance["restarts"])
     if instance["resets"]:
