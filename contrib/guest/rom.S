@@ -27,6 +27,7 @@
         .set    BOOT_COUNT, 0x500               # first byte of memory that real mode leaves free
         .set    MAGIC, 0x5175
         .set    NEXT_SECTOR, 0x504
+        .set    DISK_DONE, 0x506
         .set    IB700, 0x443
         .set    IDE, 0x1f0
 
@@ -79,8 +80,9 @@ _start:
         vector  2, on_nmi
         vector  0x24, on_serial                 # IRQ 4
         vector  0x29, on_power_button           # IRQ 9
+        vector  0x2e, on_disk                   # IRQ 14
 
-        # both interrupt controllers: vectors from 0x20, the serial line, the cascade and the SCI let through
+        # both interrupt controllers: vectors from 0x20, the serial line, the cascade, SCI and disk let through
         out8    0x20, 0x11
         out8    0xa0, 0x11
         out8    0x21, 0x20
@@ -90,7 +92,7 @@ _start:
         out8    0x21, 0x01
         out8    0xa1, 0x01
         out8    0x21, 0xeb
-        out8    0xa1, 0xfd
+        out8    0xa1, 0xbd
 
         # the local APIC lets nothing through after a reset: INTR to the interrupt controllers above, NMI as such.
         # It lies beyond real mode's 64 KiB: a flat segment limit, loaded in protected mode, outlives the way back.
@@ -176,6 +178,16 @@ on_serial:
         popaw
         iret
 
+on_disk:
+        pushaw
+        movw    $IDE+7, %dx                     # reading the status takes the request back
+        inb     %dx, %al
+        movb    $1, DISK_DONE
+        out8    0xa0, 0x20
+        out8    0x20, 0x20
+        popaw
+        iret
+
 on_power_button:
         pushaw
         out16   PM1_STATUS, POWER_BUTTON
@@ -257,11 +269,14 @@ write:                                          # ATA, WRITE SECTORS by programm
         movw    $256, %cx
         xorw    %si, %si
         movw    $IDE, %dx
+        movb    $0, DISK_DONE
         rep outsw
+        sti                                     # QEMU clears BSY, and does not interrupt, before it pauses for an error
+3:      cmpb    $0, DISK_DONE
+        je      3b
+        cli
         movw    $IDE+7, %dx
-3:      inb     %dx, %al
-        testb   $0x80, %al                      # BSY
-        jnz     3b
+        inb     %dx, %al
         testb   $0x01, %al
         jnz     4f
         addw    $8, NEXT_SECTOR

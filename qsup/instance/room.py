@@ -158,12 +158,17 @@ class Watch:
 
     async def _wait_room(self, places: Sequence[Path]) -> None:
         first: dict[Path, int] = {}
+        # a little room that was made before the first look shows in no change
+        late = trio.current_time() + _DELAY_LONGEST
         while True:
-            free = {place: await self._free(place) for place in places}
-            for place, count in free.items():
-                if count is not None:
-                    first.setdefault(place, count)
-            if all(count is not None and (count >= ENOUGH or count > first[place]) for place, count in free.items()):
+            for place in places:
+                count = await self._free(place)
+                if count is not None and place not in first:
+                    first[place] = count
+                    self._log.debug("waiting for room", path=str(place), free=count)
+                if count is None or not (count >= ENOUGH or count > first[place] or trio.current_time() >= late):
+                    break
+            else:
                 return
             await trio.sleep(INTERVAL)
 

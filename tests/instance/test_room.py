@@ -113,7 +113,7 @@ async def test_a_guest_may_go_on_when_there_is_more_room_than_there_was(
     posted, scope = await watch(
         nursery, monkeypatch, [None, {"return": [block("disk-root", "nospace")]}], left.__getitem__
     )
-    await trio.sleep(60)  # virtual time
+    await trio.sleep(40)  # virtual time
     assert events(posted) == [Event.GUEST_IO_ERROR]
     left[Path("/pool/web.img")] += 4096
     await trio.sleep(2 * room.INTERVAL)  # virtual time
@@ -121,6 +121,18 @@ async def test_a_guest_may_go_on_when_there_is_more_room_than_there_was(
     left[Path("/pool/web.img")] = room.ENOUGH
     await trio.sleep(30)  # virtual time
     assert events(posted).count(Event.ROOM_AGAIN) >= 2
+    scope.cancel()
+
+
+async def test_a_guest_is_tried_after_a_minute_whatever_is_seen(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room that was made before the first look, and is little, shows in no change."""
+    posted, scope = await watch(nursery, monkeypatch, [{"return": [block("disk-root", "nospace")]}], lambda _path: 4096)
+    await trio.sleep(50)  # virtual time
+    assert Event.ROOM_AGAIN not in events(posted)
+    await trio.sleep(20)  # virtual time
+    assert Event.ROOM_AGAIN in events(posted)
     scope.cancel()
 
 

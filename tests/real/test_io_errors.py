@@ -158,7 +158,8 @@ def test_a_guest_that_fails_again_is_let_go_on_ever_more_seldom(
     filler = small.path / "filler"
     with daemon.events() as events:
         failing(daemon, "web")
-        for _ in range(2):
+        for number in (1, 2):
+            poll_until(partial(_looked, daemon, number), "it was looked for room", seconds=DEADLINE)
             os.truncate(filler, filler.stat().st_size - (16 << 10))
             events.next("instance-state", substate="running")
             events.next("instance-state", substate="io-error")
@@ -168,6 +169,10 @@ def test_a_guest_that_fails_again_is_let_go_on_ever_more_seldom(
     small.make_room()
     assert daemon.power("web", "resume")["state"] == "succeeded"
     written(daemon, "web")
+
+
+def _looked(daemon: Daemon, times: int) -> bool:
+    return daemon.log().count("waiting for room") == times
 
 
 def test_what_an_operator_paused_does_not_go_on_by_itself(
