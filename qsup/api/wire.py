@@ -26,7 +26,11 @@ class Problem(TypedDict):
 
 
 class CauseWire(TypedDict):
-    """Why a VM is in its state. ``disk``: that of an I/O error; ``nospace``: which is for want of room alone."""
+    """Why a VM is in its state. ``disk``: that of an I/O error; ``nospace``: which is for want of room alone.
+
+    ``output`` and ``console``: the last lines that QEMU printed and the guest wrote before, at most 10 of each and 200
+    characters of a line; none where an operator ended it. They hold no control characters and are untrusted text.
+    """
 
     kind: str
     text: str
@@ -35,6 +39,8 @@ class CauseWire(TypedDict):
     signal: str
     disk: str
     nospace: bool
+    output: list[str]
+    console: list[str]
 
 
 class MachineWire(TypedDict):

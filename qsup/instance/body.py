@@ -15,6 +15,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, DependencyError, QsupError
+from qsup.host.output import BoundedLog, feed_of
 from qsup.instance import adopt, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
@@ -257,11 +258,14 @@ class Body:
 
     async def _launch_job(self, number: int, orders: Orders) -> None:
         ended = LaunchEnded(life=number)
+        # held, so that what is printed meanwhile is still there when the launch has given everything back
+        feed = feed_of(BoundedLog(self._services.layout.log / f"{self._name}.log"))
+        start = feed.ring.end
         try:
             life = await launch(number, orders.loaded, self._services, self._nursery, self._console, orders.history)
             ended = LaunchEnded(life=number, born=life)
         except QsupError as error:
-            ended = LaunchEnded(life=number, error=error)
+            ended = LaunchEnded(life=number, error=error, output=feed.ring.since(start))
         finally:
             # also when cancelled: the launch has then given everything back
             self._post(ended)

@@ -67,6 +67,8 @@ class Cause:
         signal: the signal's name without ``SIG`` where that ended it.
         disk: the disk of an I/O error, where it is known.
         nospace: that error is want of room.
+        output: the last lines of what QEMU printed before, as `qsup.instance.evidence` bounds them.
+        console: the last lines of what the guest wrote to its console before.
     """
 
     kind: CauseKind
@@ -75,6 +77,8 @@ class Cause:
     signal: str = ""
     disk: str = ""
     nospace: bool = False
+    output: tuple[str, ...] = ()
+    console: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """What is told of it, JSON values: `qsup.api.wire.CauseWire`."""
@@ -86,6 +90,8 @@ class Cause:
             "signal": self.signal,
             "disk": self.disk,
             "nospace": self.nospace,
+            "output": list(self.output),
+            "console": list(self.console),
         }
 
     @property

@@ -9,6 +9,7 @@ costs nothing and delays nobody.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +26,16 @@ _SEND_TIMEOUT = 10.0
 _RATE, _BURST = 4 << 20, 1 << 20
 #: What taking in any piece costs beside its bytes: a guest that writes byte by byte costs more than one that does not.
 _PIECE = 16 << 10
+
+
+#: Seconds between two looks whether anything is left to take in.
+_CATCH_UP_PAUSE = 0.001
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class ConsoleHub:
@@ -60,6 +71,19 @@ class ConsoleHub:
         self._feed.append(history)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         return len(history)
+
+    def history_since(self, start: int) -> bytes:
+        """What the guest has written since a place in the output, as far as it is kept."""
+        return self._feed.ring.since(start)
+
+    async def catch_up(self, seconds: float) -> None:
+        """Take in what QEMU has already handed over, for no longer than that."""
+        with trio.move_on_after(seconds):
+            while self._has_more():  # noqa: ASYNC110  # only the socket knows that nothing is left in it
+                await trio.sleep(_CATCH_UP_PAUSE)
+
+    def _has_more(self) -> bool:
+        return self._stream is not None and _is_readable(self._stream.socket.fileno())
 
     async def pump(self) -> None:
         """Take in the console's output until QEMU closes it."""

@@ -23,7 +23,7 @@ from attrs import evolve, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from qsup.errors import DeniedError, DependencyError, QsupError, StateFileError, UndefinedTransition
-from qsup.instance import adopt, ended
+from qsup.instance import adopt, ended, evidence
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
@@ -64,6 +64,10 @@ _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
+#: Events by which a guest stands still that may have said why.
+_STANDS_STILL = (Event.GUEST_PANICKED, Event.GUEST_IO_ERROR)
+#: Seconds to take in what was written to the console before something happened, if it is not at hand at once.
+_CATCH_UP = 0.02
 #: Seconds between two events of one kind that the guest can cause without end.
 _TELL_INTERVAL = 1.0
 
@@ -274,6 +278,8 @@ class Driver:
         if message.event in _LAST_OF_A_MONITOR and self.life is None:
             return  # the process's own end was first
         event, cause = message.event, message.cause
+        if cause is not None and event in _STANDS_STILL and self.state not in (State.GUEST_PANICKED, State.IO_ERROR):
+            cause = await self._with_evidence(cause)
         if event is Event.RESTART_DUE:
             await self._reread_unit()
         elif event in _RUNS_AGAIN and not self._position.was_ready and self.state is not State.WAITING_READY:
@@ -393,6 +399,8 @@ class Driver:
             by=event.value,
             cause=cause.text if cause else None,
             detail=(cause.detail or None) if cause else None,
+            output="\n".join(cause.output) or None if cause else None,
+            console="\n".join(cause.console) or None if cause else None,
             operation=data["operation"],
         )
 
@@ -418,10 +426,8 @@ class Driver:
         if message.born is None:
             self._hint = message.error.hint if message.error else ""
             words = message.error.message if message.error else "the start was cancelled"
-            waited = isinstance(message.error, DependencyError)
-            await self._on_end(
-                body, Cause(kind=CauseKind.DEPENDENCY if waited else CauseKind.START_FAILED, detail=words)
-            )
+            kind = CauseKind.DEPENDENCY if isinstance(message.error, DependencyError) else CauseKind.START_FAILED
+            await self._on_end(body, Cause(kind=kind, detail=words), printed=message.output)
             return
         self._take(body, message.born)
         if self.state is State.SPAWNING:
@@ -436,16 +442,31 @@ class Driver:
         self._observed = Observed(threads=life.threads)
         self.touch()
 
-    async def _on_end(self, body: Body, cause: Cause) -> None:
-        """The process is gone: judge the end, tell it, then clean up; only then is an operation done."""
+    async def _on_end(self, body: Body, cause: Cause, *, printed: bytes = b"") -> None:
+        """The process is gone: judge the end, tell it, then clean up; only then is an operation done.
+
+        Args:
+            printed: by a QEMU that did not come to life.
+        """
         event, reason = self._position.judge_end(cause, self.loaded.unit.service, time.monotonic())
         self._observed = Observed()
+        reason = await self._with_evidence(reason, printed)
         life = body.let_go()
         self._apply(body, event, reason)
         self._keep_end()
         await body.clean_up(life)
         self.touch()
         self._settle(body)
+
+    async def _with_evidence(self, cause: Cause, printed: bytes = b"") -> Cause:
+        """The cause with the last words of QEMU and of the guest, where somebody may ask for them."""
+        life = self.life
+        if not evidence.wanted(cause):
+            return cause
+        if life is None:
+            return evidence.add(cause, printed, b"")
+        await self.console.catch_up(_CATCH_UP)
+        return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
 
     def _keep_end(self) -> None:
         position = self._position
@@ -475,7 +496,7 @@ class Driver:
         """Go on where the VM was down, with a restart that is due if one was."""
         if found is not None:
             self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
-            self._apply(body, Event(found.event), found.cause.cause() if found.cause else None)
+            self._apply(body, Event(found.event), found.why())
 
     # requests
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.errors import StateFileError, from_oserror
 from qsup.host import codec, proc
@@ -40,6 +40,7 @@ class Ended:
         event: the edge that brings a driver from `State.DEAD` to where the VM was.
         since: wall clock of the end, seconds since the epoch.
         due: CLOCK_MONOTONIC seconds of the next automatic restart, 0 without one.
+        output, console: what QEMU printed, and the guest wrote, last.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -52,6 +53,16 @@ class Ended:
     due: float = 0.0
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
+    output: tuple[str, ...] = ()
+    console: tuple[str, ...] = ()
+
+    def why(self) -> Cause | None:
+        """The cause with what was last said before it.
+
+        Raises:
+            ValueError: its kind is unknown to this version.
+        """
+        return evolve(self.cause.cause(), output=self.output, console=self.console) if self.cause else None
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""
@@ -78,6 +89,8 @@ def keep(
         due=due,
         restarts=history.count,
         restart_times=history.recent,
+        output=cause.output if cause else (),
+        console=cause.console if cause else (),
     )
     path = _path(layout, name)
     try:
@@ -98,8 +111,7 @@ def recall(layout: Layout, name: str) -> Ended | None:
         ended = codec.load(Ended, path)
         if Event(ended.event) not in _WAY_BACK.values():
             raise ValueError(f"event: {ended.event!r} is no end")
-        if ended.cause is not None:
-            ended.cause.cause()
+        ended.why()
     except StateFileError as error:
         if error.details.get("missing"):
             return None

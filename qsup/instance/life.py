@@ -67,6 +67,11 @@ class Life:
         self.output.drain()
         return last_words(self.output.text_since(self.output_start))
 
+    def output_bytes(self) -> bytes:
+        """What QEMU has printed in this life, as far as it is kept."""
+        self.output.drain()
+        return self.output.feed.ring.since(self.output_start)
+
     @property
     def summary(self) -> PlanSummary:
         """What was planned."""

@@ -56,11 +56,15 @@ class Seen:
 
 @frozen(kw_only=True)
 class LaunchEnded:
-    """The launch brought the VM to life, or gave everything back: then ``error`` says why, ``None`` for a cancel."""
+    """The launch brought the VM to life, or gave everything back: then ``error`` says why, ``None`` for a cancel.
+
+    ``output`` is what QEMU printed meanwhile.
+    """
 
     life: int
     born: Life | None = None
     error: QsupError | None = None
+    output: bytes = b""
 
 
 @frozen(kw_only=True)

@@ -28,7 +28,7 @@ def names(reply: Reply) -> list[str]:
 async def test_an_instance_is_shown_with_all_it_has(tmp_path: Path) -> None:
     """State, cause, machine, disks, NICs and the rest stand where the types say, times in RFC 3339."""
     async with daemon(tmp_path, "web") as qsupd:
-        cause = Cause(kind=CauseKind.SIGNAL, signal="KILL")
+        cause = Cause(kind=CauseKind.SIGNAL, signal="KILL", output=("qemu: oh",), console=("Kernel panic",))
         qsupd.backend.set_state("web", State.CRASHED, cause=cause, pid=None)
         shown: dict[str, Any] = (await (await qsupd.connect()).get("/v1/instances/web")).json()
     assert (shown["state"], shown["substate"], shown["pid"]) == ("failed", "crashed", None)
@@ -40,6 +40,8 @@ async def test_an_instance_is_shown_with_all_it_has(tmp_path: Path) -> None:
         "signal": "KILL",
         "disk": "",
         "nospace": False,
+        "output": ["qemu: oh"],
+        "console": ["Kernel panic"],
     }
     assert shown["since"] == "2026-03-01T12:00:00.000000Z"
     assert shown["nics"][0]["forward"] == ["127.0.0.1:2222:22/tcp"]

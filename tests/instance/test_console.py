@@ -61,3 +61,25 @@ async def test_single_characters_come_at_once(autojump_clock: trio.testing.MockC
             assert await typist.receive() == b"k"
             assert trio.current_time() == began
             await trio.sleep(0.03)  # virtual time
+
+
+async def test_what_was_written_before_is_taken_in_first() -> None:
+    """Whoever asks for the last words has all that QEMU had handed over; a guest that writes on holds nobody up."""
+    hub = ConsoleHub("web", lambda: None)
+    ours, guest = socket.socketpair()
+    start = hub.connect(ours)
+    with guest:
+        guest.send(b"panic")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hub.pump)
+            await hub.catch_up(5.0)
+            assert hub.history_since(start) == b"panic"
+            nursery.cancel_scope.cancel()
+    # nobody takes it in: not longer than was said
+    ours, guest = socket.socketpair()
+    with guest:
+        hub.connect(ours)
+        guest.send(b"x")
+        with trio.fail_after(5):
+            await hub.catch_up(0.01)
+    ours.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import trio
+import trio.testing
 
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.position import Position
@@ -120,3 +122,30 @@ def test_the_time_of_an_end_is_recalled(event: Event, state: State) -> None:
     assert (position.state, position.since, position.cause) == (state, 1.0, BY_OPERATOR)
     position.move(Event.RESTART_DUE if state is State.AUTO_RESTART else Event.START, None)
     assert position.since > 1.0
+
+
+async def test_a_state_that_lasts_for_a_moment_is_not_missed() -> None:
+    """Whoever waits for it is told, although the VM has moved on before the waiter's turn."""
+    position = after(*UP, Event.READY, Event.GUEST_IO_ERROR)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(position.wait, lambda state: state is State.RUNNING)
+            await trio.testing.wait_all_tasks_blocked()
+            position.move(Event.GUEST_RESUMED, None)
+            position.move(Event.GUEST_IO_ERROR, None)
+    assert position.state is State.IO_ERROR
+
+
+def test_an_operators_pause_is_over_when_the_guest_runs() -> None:
+    """By whomever it was let go on; and it is taken over from an earlier daemon."""
+    position = after(*UP, Event.READY)
+    position.held = True
+    position.move(Event.GUEST_STOPPED, None)
+    assert position.held
+    position.move(Event.GUEST_RESUMED, None)
+    assert not position.held
+    position = Position()
+    position.resume(history=RestartHistory(), ending=None, since=1.0, was_ready=True, held=True)
+    position.move(Event.FOUND, None)
+    position.move(Event.ADOPTED_PAUSED, None)
+    assert (position.state, position.held) == (State.PAUSED, True)

@@ -17,7 +17,7 @@ from qsup.errors import DeniedError, QsupError
 from qsup.host import cgroup
 from tests.bare import BareConnection
 from tests.guests import Emulator
-from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit, signal_process
 from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
@@ -156,6 +156,64 @@ def test_a_real_oom_kill_while_no_daemon_runs_is_found_out(daemon: Daemon, emula
     cause = daemon.wait("web", "crashed")["cause"]
     words = "the kernel killed it because memory ran out, while no daemon was running"
     assert (cause["kind"], cause["detail"]) == ("oom-kill", words)
+
+
+def test_the_last_words_stand_by_the_cause(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Of QEMU and of the guest: in the status, in the event, in the log, and kept for the next daemon."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.type("web", "P")
+    panic = daemon.wait("web", "guest-panicked")["cause"]
+    assert panic["console"] == ["qsup rom guest, boot 1", "ready", "P"]
+    assert "Last lines of the console:\nqsup rom guest, boot 1\nready\nP\n" in daemon.ctl("status", "web").stdout
+    signal_process(pid, signal.SIGTERM)  # QEMU says by whom
+    cause = daemon.wait("web", "crashed")["cause"]
+    assert cause["console"] == panic["console"]
+    assert "terminating on signal 15" in cause["output"][-1]
+    (logged,) = [line for line in map(json.loads, daemon.log().splitlines()) if line.get("state") == "crashed"]
+    assert (logged["console"].splitlines(), logged["output"].splitlines()) == (cause["console"], cause["output"])
+    daemon.restart()
+    assert daemon.view("web")["cause"] == cause
+    shown = daemon.ctl("status", "web", check=False).stdout
+    assert "Last lines of the console:" in shown
+    daemon.ctl("reset-failed", "web")
+    assert daemon.view("web")["cause"]["console"] == []
+
+
+def test_the_last_words_of_a_failed_start(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """QEMU's own, of this start alone, in the event as in the status."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, qemu='extra-args = ["-device", "no-such-device"]'))
+    for _ in range(2):
+        with daemon.events() as events:
+            daemon.power("web", "start")
+            told = events.next("instance-state", substate="start-failed")["data"]["cause"]
+        assert told == daemon.view("web")["cause"]
+        (line,) = told["output"]
+        assert "'no-such-device' is not a valid device model name" in line
+
+
+def test_an_adopted_vm_has_what_there_is(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The console's history was the dead daemon's: what was written since is there, and what QEMU printed."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.type("web", "x")
+    daemon.restart()
+    daemon.type("web", "yz", after="")
+    kill_process(pid)
+    cause = daemon.wait("web", "crashed")["cause"]
+    assert (cause["console"], cause["output"]) == (["yz"], [])
+
+
+def test_a_hostile_guests_last_words_are_harmless(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A guest that floods its console is bounded, and what it writes steers no terminal."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.type("web", "\x1b[31m\x1b]0;title\x07\x9b31mred\u202e")
+    daemon.type("web", "F", after="")
+    kill_process(pid)
+    cause = daemon.wait("web", "crashed")["cause"]
+    assert 0 < len(cause["console"]) <= 10
+    assert all(len(line) <= 200 and line.isprintable() for line in cause["console"])
 
 
 def test_reset_failed_forgets_a_failure_for_good(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

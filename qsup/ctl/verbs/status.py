@@ -54,7 +54,7 @@ def run(client: Client, options: Options) -> int:
         instance: Instance = client.get(instance_path(name))
         if options.output == "table":
             sys.stdout.write("\n" * bool(shown) + describe(instance))
-            sys.stdout.write(_log(client, name, options.lines))
+            sys.stdout.write(_log(client, name, options.lines) + _last_console(instance, options.lines))
         elif options.output == "jsonl":
             sys.stdout.write(document(instance, "jsonl"))
         shown.append(instance)
@@ -160,6 +160,14 @@ def _channel_facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Console", f"{clean(console['type'])}, {console['watchers']} attached{typing}"
     if display["type"] != "none":
         yield "Display", clean(display["type"])
+
+
+def _last_console(instance: Instance, lines: int) -> str:
+    """What the guest wrote last before the VM came into its state, where that was kept."""
+    cause = instance["cause"]
+    found = cause["console"][-lines:] if cause is not None and lines > 0 else []
+    text = "".join(f"{clean(line)}\n" for line in found)
+    return f"\n{bold('Last lines of the console:')}\n{text}" if text else ""
 
 
 def _log(client: Client, name: str, lines: int) -> str:
