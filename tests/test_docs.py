@@ -14,6 +14,8 @@ import attrs
 import pytest
 
 from qsup.config import Config
+from qsup.instance.cause import FAILURES, Cause, CauseKind
+from qsup.instance.restart import wants_restart
 from qsup.instance.state import State
 
 REPOSITORY = Path(__file__).parents[1]
@@ -66,6 +68,34 @@ def test_every_key_of_the_configuration_is_documented() -> None:
 
 def _as_toml(default: object) -> object:
     return list(default) if isinstance(default, tuple) else default
+
+
+#: States that ask for nothing, or end by themselves in a time that the unit says.
+CALM = {State.DEAD, State.SPAWNING, State.WAITING_READY, State.RUNNING, State.EXITING} | {
+    state for state in State if state.substate.startswith("stopping-")
+}
+
+
+def test_every_odd_state_has_a_section() -> None:
+    """troubleshooting.md has one for each state that wants a person, and for no other."""
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^## ([a-z-]+)$", page, re.MULTILINE)
+    assert sorted(headings) == sorted(state.substate for state in set(State) - CALM)
+
+
+def test_every_cause_of_an_end_is_in_the_table_of_policies() -> None:
+    """What each policy makes of it is documented as `wants_restart` has it."""
+    rows = re.findall(r"^\| (`[^|]+`) \|[^|]+\|(.+)\|$", _section("troubleshooting.md", "What ended it"), re.MULTILINE)
+    found = {
+        CauseKind(name): [cell.strip() == "again" for cell in cells.split("|")]
+        for names, cells in rows
+        for name in re.findall(r"`([a-z-]+)`", names)
+        if name != "cause"
+    }
+    policies = ("no", "on-failure", "on-panic", "always")
+    assert found == {kind: [wants_restart(policy, Cause(kind=kind)) for policy in policies] for kind in found}
+    # by a lost monitor alone nothing ends
+    assert found.keys() == ({*FAILURES, CauseKind.OPERATOR, CauseKind.GUEST_SHUTDOWN} - {CauseKind.MONITOR_LOST})
 
 
 def test_every_state_says_what_to_do() -> None:

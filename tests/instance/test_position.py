@@ -138,12 +138,12 @@ async def test_a_state_that_lasts_for_a_moment_is_not_missed() -> None:
 
 def test_an_operators_pause_is_over_when_the_guest_runs() -> None:
     """By whomever it was let go on; and it is taken over from an earlier daemon."""
-    position = after(*UP, Event.READY)
+    position, held = after(*UP, Event.READY), []
     position.held = True
-    position.move(Event.GUEST_STOPPED, None)
-    assert position.held
-    position.move(Event.GUEST_RESUMED, None)
-    assert not position.held
+    for event in (Event.GUEST_STOPPED, Event.GUEST_RESUMED):
+        position.move(event, None)
+        held.append(position.held)
+    assert held == [True, False]
     position = Position()
     position.resume(history=RestartHistory(), ending=None, since=1.0, was_ready=True, held=True)
     position.move(Event.FOUND, None)
