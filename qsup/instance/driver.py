@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,6 +67,8 @@ _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Events by which a guest stands still that may have said why.
 _STANDS_STILL = (Event.GUEST_PANICKED, Event.GUEST_IO_ERROR)
+#: Events of one VM that are kept with its last words.
+_SAID_MAX = 8
 #: Seconds to take in what was written to the console before something happened, if it is not at hand at once.
 _CATCH_UP = 0.02
 #: Seconds between two events of one kind that the guest can cause without end.
@@ -109,6 +112,7 @@ class Driver:
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
         self._told_at: dict[str, float] = {}
+        self._said: deque[dict[str, Any]] = deque(maxlen=_SAID_MAX)
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
@@ -381,15 +385,18 @@ class Driver:
     def _tell(self, before: State, event: Event) -> None:
         self.touch()
         state, cause, life = self.state, self._position.cause, self.life
+        words = cause.values() if cause else None
         data = {
             "state": state.level.value,
             "substate": state.substate,
             "previous": before.substate,
-            "cause": cause.values() if cause else None,
+            "cause": words,
             "pid": life.process.pid if life else None,
             "operation": self.holder.operation if self.holder else None,
         }
         self._services.publish("instance-state", self.name, data)
+        if words is not None and (words["output"] or words["console"]):
+            self._bound_words(words)
         if self.holder is not None and self.holder.begun:
             self._services.operations.progress(self.holder.operation, state.substate)
         self._log.info(
@@ -403,6 +410,12 @@ class Driver:
             console="\n".join(cause.console) or None if cause else None,
             operation=data["operation"],
         )
+
+    def _bound_words(self, words: dict[str, Any]) -> None:
+        """Of this VM's events the newest alone keep what was last said: a hostile QEMU can panic without end."""
+        if len(self._said) == self._said.maxlen:
+            self._said[0].update(output=[], console=[])
+        self._said.append(words)
 
     def _save(self) -> None:
         if self.life is None or self.state not in adopt.RECORDED:

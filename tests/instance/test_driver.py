@@ -213,6 +213,19 @@ def test_the_worse_error_of_two_is_named() -> None:
         assert found.view.cause.disk == named
 
 
+def test_a_guest_that_panics_without_end_keeps_no_memory_in_events() -> None:
+    """The newest few of its events have its last words, the older ones have none any more."""
+    found, body, _ = running("no")
+    told: list[Any] = []
+    found._services = evolve(found._services, publish=lambda event_type, instance, data: told.append(data["cause"]))
+    said = evolve(IO_ERROR, console=("full",))
+    for _ in range(20):
+        found._apply(body, Event.GUEST_IO_ERROR, said)
+        found._apply(body, Event.GUEST_RESUMED)
+    kept = [cause["console"] for cause in told if cause is not None]
+    assert kept == [[]] * 12 + [["full"]] * 8
+
+
 async def test_resets_are_counted_and_told_once_a_second_at_most() -> None:
     """A guest that resets itself without end fills nobody's events; an operator's reset is told and not counted."""
     told: list[str] = []

@@ -75,6 +75,20 @@ def test_what_was_accepted_and_not_begun_is_carried_out(
     assert view["pid"] != pid
 
 
+@pytest.mark.parametrize("at", ["fdatasync", RENAME], ids=["accepted", "as-it-is-kept"])
+def test_a_failure_that_is_being_forgotten_is_forgotten(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, at: str
+) -> None:
+    """A `reset-failed` whose daemon died as it wrote it down, or what came of it."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    kill_process(daemon.do("web", "start")["pid"])
+    daemon.wait("web", "crashed")
+    with dying_at(daemon, at), daemon.client() as client:
+        client.post("/v1/instances/web/reset-failed")
+    assert ended(daemon, "reset-failed")["state"] == "succeeded"
+    assert daemon.view("web")["substate"] == "dead"
+
+
 def test_a_start_that_was_accepted_and_not_begun_is_carried_out(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
