@@ -71,6 +71,10 @@ class DaemonBackend:
         key = idempotency_key
         return await self._supervisor.request(name, request, uid=uid, timeout=timeout, idempotency_key=key)
 
+    async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
+        """Stop every VM; see `Supervisor.stop_all`."""
+        return await self._supervisor.stop_all(uid=uid, timeout=timeout, idempotency_key=idempotency_key)
+
     # operations
 
     def operations(self) -> Sequence[Operation]:

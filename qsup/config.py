@@ -29,7 +29,8 @@ class Config:
         block_devices: globs of block devices that units may use, such as ``/dev/vg0/*``.
         uid_first, uid_last: the uids for QEMU processes.
         operate_group: members may operate VMs.
-        start_concurrency: how many VMs are started at the same time when the daemon starts.
+        start_concurrency: how many VMs that are started together start at the same time.
+        shutdown_timeout: seconds that stopping all VMs may take; what is left then is killed.
         log_level: the least that is logged.
         memory_ceiling: MiB of the daemon's own memory beyond which API clients are turned out; 0 for none.
     """
@@ -40,6 +41,7 @@ class Config:
     uid_last: int = 729_999
     operate_group: str = "qsup"
     start_concurrency: int = 4
+    shutdown_timeout: int = 300
     log_level: str = "info"
     memory_ceiling: int = 1024
 
@@ -94,6 +96,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "uid_last": _number(1000, _UID_MAX),
     "operate_group": _text,
     "start_concurrency": _number(1, 1000),
+    "shutdown_timeout": _number(1, 3600),
     "log_level": _level,
     "memory_ceiling": _number(0, 1 << 20),
 }

@@ -184,7 +184,9 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
         uids=range(config.uid_first, config.uid_last + 1) if root else None,
         on_latency=latency.observe,
     )
-    supervisor = Supervisor(services, store, start_concurrency=config.start_concurrency)
+    supervisor = Supervisor(
+        services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
+    )
     return supervisor, DaemonBackend(supervisor, store, operations, ring, latency, logs=layout.log)
 
 

@@ -21,6 +21,7 @@ from qsup.instance.operation import Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State, Verdict, judge
+from qsup.order.shutdown import STOP_ALL, Shutdown
 from qsup.order.standing import is_there
 from qsup.order.transaction import Step, Transactions, check_free
 from qsup.order.turns import Turns
@@ -50,6 +51,7 @@ class Supervisor:
         services: what the drivers share.
         store: the unit files.
         start_concurrency: how many VMs that are started together start at the same time.
+        shutdown_timeout: seconds that stopping all VMs may take when nobody says another time.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Supervisor:
         store: UnitStore,
         *,
         start_concurrency: int,
+        shutdown_timeout: float,
     ) -> None:
         self._store = store
         self._drivers: dict[str, Driver] = {}
         self._turns = Turns(self._drivers, services.operations, concurrency=start_concurrency)
         self._services = evolve(services, turns=self._turns)
         self._transactions = Transactions(self._drivers, self._services, self._turns, self._add)
+        self._shutdown = Shutdown(self._drivers, self._services, self._transactions, seconds=shutdown_timeout)
 
     # the daemon's life
 
@@ -75,6 +79,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._turns.run_in(nursery)
+            self._shutdown.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
             for name in self._services.layout.instance_names():
                 self._driver_of_leftover(name)
@@ -136,6 +141,9 @@ class Supervisor:
         operations = self._services.operations
         newest: dict[str, Operation] = {}
         for operation in operations.unfinished():
+            if operation.kind == STOP_ALL and operation.created >= proc.boot_time():
+                self._shutdown.resume(operation)
+                continue
             # one at a time holds a VM, and what has overtaken another was asked for later
             if (overtaken := newest.get(operation.target)) is not None:
                 words = f"overtaken by {operation.kind}"
@@ -183,8 +191,8 @@ class Supervisor:
         return driver or self._new_driver(name, request), left
 
     async def _autostart(self) -> None:
-        names = []
-        for name, loaded in self._store.units.items():
+        names: list[str] = []
+        for name, loaded in () if self._shutdown.is_under_way else self._store.units.items():
             # a cause says that it ended in this boot: then it is down by somebody's will, or by its policy
             view = self._drivers[name].view
             if loaded.unit.install.autostart and view.state is State.DEAD and view.cause is None:
@@ -279,6 +287,10 @@ class Supervisor:
             error.instance = error.instance or name
             raise
         return (await self._transactions.begin([*steps, asked], read, uid=uid))[-1]
+
+    async def stop_all(self, *, uid: int, timeout: float | None, idempotency_key: str = "") -> Operation:
+        """Stop every VM that runs, in order, and kill what is left after a time; see `qsup.order.shutdown`."""
+        return await self._shutdown.begin(uid=uid, timeout=timeout, key=idempotency_key)
 
     def _new_driver(self, name: str, request: Request) -> Driver:
         """An instance of a template, or a unit that came after the last reload, exists from its first start on."""

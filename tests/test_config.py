@@ -26,6 +26,7 @@ uid-first = 500000
 uid-last = 500999
 operate-group = "wheel"
 start-concurrency = 2
+shutdown-timeout = 90
 log-level = "debug"
 memory-ceiling = 64
 """
@@ -36,6 +37,7 @@ memory-ceiling = 64
         uid_last=500_999,
         operate_group="wheel",
         start_concurrency=2,
+        shutdown_timeout=90,
         log_level="debug",
         memory_ceiling=64,
     )

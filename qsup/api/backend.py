@@ -70,6 +70,9 @@ class Backend(Protocol):
         Raises `NoSuchInstance`, `DeniedError`, `BusyError`, `UnitError`.
         """
 
+    async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
+        """Begin to stop every VM and return the operation of all of it; ``timeout``: seconds for all."""
+
     def operations(self) -> Sequence[Operation]:
         """All that are kept, newest first."""
 

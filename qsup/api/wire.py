@@ -168,7 +168,11 @@ class InstanceList(TypedDict):
 
 
 class Operation(TypedDict):
-    """A change that talks to QEMU. ``progress``: how far it is, by the VM's substate. None is ``cancellable`` yet."""
+    """A change that talks to QEMU. None is ``cancellable`` yet.
+
+    ``progress``: how far it is, by the VM's substate, or which other VMs it waits for. ``target``: the VM, or an empty
+    text for `stop-all`, whose ``result`` names VMs as ``stopped`` and ``killed``.
+    """
 
     id: str
     kind: str
@@ -267,6 +271,12 @@ class Reload(TypedDict):
 
 class PowerRequest(TypedDict, total=False):
     """Options of a power verb. ``timeout``: seconds, in place of the unit's for this stop."""
+
+    timeout: float
+
+
+class StopAllRequest(TypedDict, total=False):
+    """``timeout``: seconds until what is left is killed, in place of the daemon's ``shutdown-timeout``."""
 
     timeout: float
 

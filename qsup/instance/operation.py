@@ -31,15 +31,16 @@ class Operation:
     Args:
         id: a UUID's 32 hexadecimal digits.
         kind: the verb, such as ``start``.
-        target: the instance's name.
-        progress: where it stands: ``accepted``, the VM's substate from then on, ``done`` or ``failed``.
+        target: the instance's name, ``""`` for what concerns all.
+        progress: where it stands: ``accepted``, the VM's substate from then on or what it waits for, ``done`` or
+            ``failed``.
         created, updated: wall clock, seconds since the epoch.
         cancellable: whether ``DELETE`` can end it; none can yet.
         result: what came out, JSON values; ``None`` until it succeeded.
         error: why it failed or was cancelled.
         requested_by: uid of the caller, -1 for the daemon itself.
         idempotency_key: the client's key, or ``""``.
-        timeout: seconds in place of the unit's ``stop-timeout``.
+        timeout: seconds in place of the unit's ``stop-timeout``, or that all of it may take.
         sent: a command may have reached QEMU that is not to be repeated unasked.
     """
 

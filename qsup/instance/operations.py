@@ -30,7 +30,11 @@ KEPT = 1000
 #: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
 _RETRY, _LAST = 10.0, 2.0
 #: What ends the operations that a stop does not.
-_INSTEAD = {"stop": "kill the VM to end it at once", "kill": "it ends with the VM's process"}
+_INSTEAD = {
+    "stop": "kill the VM to end it at once",
+    "kill": "it ends with the VM's process",
+    "stop-all": "kill the VMs to end it at once",
+}
 
 
 class Journal(Protocol):

@@ -158,6 +158,7 @@ class FakeBackend:
         views: the VMs by name; replace a view to change a VM.
         changes: what differs between VMs and their units.
         held: names of VMs whose operations end by `finish` only.
+        deaf: names of VMs whose guests do not shut down in time when all are stopped.
         timeouts: what each request carried as its timeout, by operation.
         calls: raw QMP and agent calls that were made.
         problems: what is wrong with the daemon.
@@ -173,6 +174,7 @@ class FakeBackend:
         self.changes: dict[str, tuple[Change, ...]] = {}
         self.ring = EventRing("life-1")
         self.held: set[str] = set()
+        self.deaf: set[str] = set()
         self.timeouts: dict[str, float | None] = {}
         self.calls: list[tuple[str, str, object, float]] = []
         self.problems: list[str] = []
@@ -220,6 +222,30 @@ class FakeBackend:
             self.views[name] = evolve(view, operation=operation.id)
             return operation
         return self.finish(operation.id)
+
+    async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
+        """Stop them at once; those in `deaf` have to be killed."""
+        for name in self.views:
+            self.set_state(name, State.DEAD)
+        operation = Operation(
+            id=uuid.uuid4().hex,
+            kind="stop-all",
+            target="",
+            state=OperationState.SUCCEEDED,
+            progress="done",
+            created=NOON,
+            updated=NOON,
+            result={
+                "changed": True,
+                "stopped": sorted(self.views.keys() - self.deaf),
+                "killed": sorted(self.deaf),
+            },
+            requested_by=uid,
+            idempotency_key=idempotency_key,
+        )
+        self.timeouts[operation.id] = timeout
+        self._operations[operation.id] = operation
+        return operation
 
     def _begin(self, name: str, request: Request, *, uid: int, key: str) -> Operation:
         operation = Operation(

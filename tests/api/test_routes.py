@@ -56,6 +56,7 @@ EXAMPLES = {
     "powerdownInstance": Example(target=f"{WEB}/powerdown", status=202),
     "nmiInstance": Example(target=f"{WEB}/nmi", status=202),
     "resetFailedInstance": Example(target=f"{WEB}/reset-failed", status=202),
+    "stopAll": Example(target="/v1/stop-all?wait=5", body={"timeout": 20}),
     "getInstanceLog": Example(target=f"{WEB}/log?lines=2"),
     "getInstanceScreenshot": Example(target=f"{WEB}/screenshot"),
     "attachConsole": Example(target=f"{WEB}/console", status=426),

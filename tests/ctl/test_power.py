@@ -74,7 +74,7 @@ async def test_it_waits_for_all_of_them(served: Daemon, ctl: Ctl) -> None:
     served.backend.held |= {"web", "db"}
     call = Call()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(call.run, ctl, "stop", "--all")
+        nursery.start_soon(call.run, ctl, "kill", "--all")
         first, second = await running_operations(served, 2)
         served.backend.finish(second)
         assert not call.done
@@ -123,6 +123,19 @@ async def test_the_timeout_of_a_stop_is_the_guests(served: Daemon, ctl: Ctl) -> 
     assert "qsupctl: db: the reset is still under way" in result.err
     operation = served.backend.operations()[0]
     assert (served.backend.timeouts[operation.id], operation.is_final) == (None, False)
+
+
+async def test_stopping_all_is_one_request_and_names_what_was_killed(served: Daemon, ctl: Ctl) -> None:
+    """The daemon knows the order; ``--timeout`` is for all of it."""
+    served.backend.deaf.add("db")
+    assert await ctl("stop", "--all", "--timeout", "2min") == Result(
+        code=0, out="", err="qsupctl: db: killed: it was not down in time\n"
+    )
+    (operation,) = served.backend.operations()
+    assert (operation.kind, served.backend.timeouts[operation.id]) == ("stop-all", 120.0)
+    served.backend.deaf.clear()
+    document = json.loads(await ctl.ok("stop", "--all", "-o", "json"))
+    assert document["operations"][0]["result"] == {"changed": True, "stopped": ["db", "web"], "killed": []}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ A VM that is to be ready at a test's word has `ready` wait for a text that the t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from qsup.errors import DependencyError, QsupError
 from tests.guests import Emulator
-from tests.real.daemons import DEADLINE, Daemon, Events, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, Events, kill_process, rom_unit
 from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
@@ -298,3 +299,69 @@ def test_the_next_daemon_stops_in_order_what_was_to_be_stopped(daemon: Daemon, w
     daemon.do("web", "kill")
     assert ended(daemon, operation)["state"] == "succeeded"
     assert substates(daemon) == {"db": "dead", "web": "dead"}
+
+
+def chain(write: Write) -> None:
+    """Three VMs, each behind the next: shop, web, db; and one by itself."""
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]', service='stop-timeout = "60s"\nquit-timeout = "60s"')
+    write("shop", 'requires = ["web"]\nafter = ["web"]')
+    write("alone")
+
+
+def test_all_are_stopped_in_reverse_order(daemon: Daemon, write: Write) -> None:
+    """Each gracefully, what nothing orders at the same time; one that is down, or waits to be restarted, too."""
+    chain(write)
+    write("ill", service='restart = "always"\nrestart-delay = "60s"')
+    write("late", 'after = ["db"]')
+    daemon.do("shop", "start")
+    daemon.do("alone", "start")
+    daemon.do("ill", "start")
+    kill_process(daemon.view("ill")["pid"])
+    daemon.wait("ill", "auto-restart")
+    with daemon.events() as events:
+        told = daemon.ctl("stop", "--all", "-o", "json")
+        seen = changes(events, ("db", "dead"), ("alone", "dead"), ("ill", "dead"))
+    expected = [(name, substate) for name in ("shop", "web", "db") for substate in ("stopping-guest", "dead")]
+    assert [change for change in seen if change in expected] == expected
+    assert seen.index(("alone", "stopping-guest")) < seen.index(("shop", "dead"))
+    assert set(substates(daemon).values()) == {"dead"}
+    (operation,) = json.loads(told.stdout)["operations"]
+    assert operation["result"] == {"changed": True, "stopped": ["alone", "db", "ill", "shop", "web"], "killed": []}
+    assert daemon.post("/v1/stop-all?wait=10")["result"] == {"changed": False, "stopped": [], "killed": []}
+    # nor does the next daemon start again what waited for its restart
+    daemon.restart()
+    assert daemon.view("ill")["substate"] == "dead"
+
+
+def test_a_guest_that_ignores_the_power_button_is_killed_at_the_end_of_the_time(daemon: Daemon, write: Write) -> None:
+    """And named; what waited for it is killed with it, what did not was stopped gracefully."""
+    chain(write)
+    daemon.do("shop", "start")
+    daemon.do("alone", "start")
+    daemon.type("web", "D")
+    done = daemon.ctl("stop", "--all", "--timeout", "2s")
+    late = [f"qsupctl: {name}: killed: it was not down in time" for name in ("db", "web")]
+    assert done.stderr.splitlines() == late
+    operations = daemon.get("/v1/operations")["operations"]
+    (told,) = (each for each in operations if each["kind"] == "stop-all")
+    assert told["result"] == {"changed": True, "stopped": ["alone", "shop"], "killed": ["db", "web"]}
+    assert set(substates(daemon).values()) == {"dead"}
+
+
+def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: Daemon, write: Write) -> None:
+    """Killed in the middle: the order is kept, the time is the same, and the operation's id still answers."""
+    chain(write)
+    daemon.do("shop", "start")
+    pid = daemon.view("db")["pid"]
+    daemon.type("web", "D")
+    operation = daemon.post("/v1/stop-all", {"timeout": 8.0})
+    assert daemon.post("/v1/stop-all", {"timeout": 30.0})["id"] == operation["id"]
+    daemon.wait("web", "stopping-guest")
+    waits_for(daemon, operation, "1 of 3 stopped, waiting for db (running), web (stopping-guest)")
+    daemon.restart()
+    daemon.wait("web", "stopping-guest")
+    assert daemon.view("db")["pid"] == pid
+    told = ended(daemon, operation)
+    assert told["result"] == {"changed": True, "stopped": [], "killed": ["db", "web"]}
+    assert set(substates(daemon).values()) == {"dead"}

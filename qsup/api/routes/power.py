@@ -26,6 +26,7 @@ from qsup.errors import (
     RequestError,
     UnitError,
 )
+from qsup.instance.operation import Operation
 from qsup.instance.state import Request as Verb
 
 #: Longest Idempotency-Key that is kept.
@@ -40,6 +41,19 @@ async def _power(verb: Verb, call: Call) -> Answer:
         timeout=body_timeout(call.body.get("timeout")),
         idempotency_key=_idempotency_key(call),
     )
+    return await _answer(call, begun)
+
+
+async def _stop_all(call: Call) -> Answer:
+    begun = await call.backend.stop_all(
+        uid=call.request.peer.uid,
+        timeout=body_timeout(call.body.get("timeout")),
+        idempotency_key=_idempotency_key(call),
+    )
+    return await _answer(call, begun)
+
+
+async def _answer(call: Call, begun: Operation) -> Answer:
     wait = call.query["wait"]
     if wait is not None and not begun.is_final:
         # leaving ends the wait, never the operation
@@ -80,11 +94,20 @@ _DOC = {
         "It is `inactive` then, and its restarts count from 0. One that has not failed is left as it is.",
     ),
 }
-_KEY_DOC = (
-    "A repetition of the request with the same key gets the operation that the first one began, for as long as that is "
-    "kept. With another request the key is refused."
-)
 _WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
+
+_KEY = {
+    "Idempotency-Key": "A repetition of the request with the same key gets the operation that the first one began, for "
+    "as long as that is kept. With another request the key is refused."
+}
+_REPLIES = (
+    Reply(
+        shape=wire.Operation,
+        doc="With `wait`: it has ended. One that failed says why in `error`.",
+        headers=("Location",),
+    ),
+    Reply(status=202, shape=wire.Operation, doc="It has begun and goes on by itself.", headers=("Location",)),
+)
 
 
 def operation_id(verb: str) -> str:
@@ -104,16 +127,9 @@ def _endpoint(verb: Verb) -> Endpoint:
         summary=summary,
         doc=doc,
         query=(_WAIT,),
-        headers={"Idempotency-Key": _KEY_DOC},
+        headers=_KEY,
         body=Body(shape=wire.PowerRequest, optional=True),
-        replies=(
-            Reply(
-                shape=wire.Operation,
-                doc="With `wait`: it has ended. One that failed says why in `error`.",
-                headers=("Location",),
-            ),
-            Reply(status=202, shape=wire.Operation, doc="It has begun and goes on by itself.", headers=("Location",)),
-        ),
+        replies=_REPLIES,
         errors=(
             NoSuchInstance,
             DeniedError,
@@ -128,4 +144,21 @@ def _endpoint(verb: Verb) -> Endpoint:
     )
 
 
-ENDPOINTS = tuple(_endpoint(Verb(verb)) for verb in POWER_VERBS)
+ENDPOINTS = (
+    *(_endpoint(Verb(verb)) for verb in POWER_VERBS),
+    Endpoint(
+        id="stopAll",
+        method="POST",
+        pattern=f"{PREFIX}/stop-all",
+        handler=_stop_all,
+        role=Role.OPERATE,
+        summary="Stop every VM that runs, in the reverse of the order in which they start",
+        doc="Each has the time of its unit; what is left after `timeout` seconds in all is killed. While it is under "
+        "way, a repetition gets the same operation.",
+        query=(_WAIT,),
+        headers=_KEY,
+        body=Body(shape=wire.StopAllRequest, optional=True),
+        replies=_REPLIES,
+        errors=(PayloadTooLarge,),
+    ),
+)

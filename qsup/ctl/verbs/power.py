@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import PREFIX, instance_path
+from qsup.api.protocol import EXIT_OK, PREFIX, instance_path
 from qsup.ctl.client import ANSWER_TIMEOUT, error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain, for_each
 from qsup.ctl.names import add_names, instances, targets
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import documents
+from qsup.ctl.render import clean, documents
 from qsup.errors import ClientError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Operation, PowerRequest
+    from collections.abc import Mapping
+
+    from qsup.api.wire import Operation, PowerRequest, StopAllRequest
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -35,6 +37,7 @@ def options(parser: Parser, verb: str) -> None:
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--wait", action="store_true", help="wait for it; this is the default")
     meaning = "how long the guest has to shut down" if verb in _STOPPING else "how long to wait for the end"
+    meaning += "; with --all: all of them, before what is left is killed" if verb == "stop" else ""
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help=f"{meaning}, such as 90s")
 
 
@@ -42,6 +45,8 @@ def run(client: Client, options: Options) -> int:
     """Begin all operations, then wait for each."""
     if options.wait and options.no_block:
         raise UsageError(f"{options.verb}: --wait and --no-block exclude each other", hint="without either it waits")
+    if options.verb == "stop" and options.all and not options.names:
+        return _stop_all(client, options)
     operations: dict[str, Operation] = {}
     stopping = options.verb in _STOPPING
     body: PowerRequest | None = {"timeout": options.timeout} if stopping and options.timeout is not None else None
@@ -68,6 +73,31 @@ def _names(client: Client, options: Options) -> list[str]:
     if options.verb == "reset-failed" and not options.names:
         return [instance["name"] for instance in instances(client) if instance["state"] == "failed"]
     return targets(client, options)
+
+
+def _stop_all(client: Client, options: Options) -> int:
+    """Have the daemon stop all of them: it knows the order, and goes on when we are gone."""
+    body: StopAllRequest | None = {"timeout": options.timeout} if options.timeout is not None else None
+    operation: Operation = client.post(f"{PREFIX}/stop-all", body, key=new_token())
+    if not options.no_block:
+        try:
+            operation = wait_operation(client, operation, Deadline(None))
+        except KeyboardInterrupt:
+            complain("qsupctl: interrupted; the VMs are stopped all the same (qsupctl operations)")
+            raise
+    if options.output != "table":
+        sys.stdout.write(documents([operation], options.output, "operations"))
+    complain(*(f"qsupctl: {clean(name)}: killed: it was not down in time" for name in killed(operation)))
+    if operation["error"] is not None:
+        raise error_from(operation["error"])
+    return EXIT_OK
+
+
+def killed(operation: Operation) -> list[str]:
+    """The VMs that were not down when the time was over."""
+    told: Mapping[str, object] = operation["result"] or operation["error"] or {}
+    found = told.get("killed")
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def finish(client: Client, operations: dict[str, Operation], deadline: Deadline) -> int:
