@@ -25,6 +25,8 @@ from qsup.instance.operation import Operation
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request, State
 from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.order.relations import relations
+from qsup.order.view import Relations
 from qsup.supervisor import Supervisor
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
@@ -63,6 +65,10 @@ class DaemonBackend:
     def instance(self, name: str) -> InstanceView:
         """One VM; `NoSuchInstance`."""
         return self._supervisor.driver(name).view
+
+    async def relations(self) -> Relations:
+        """What units say of each other; see `qsup.order.relations`."""
+        return await relations({driver.name: driver for driver in self._supervisor.drivers()}, self._store.load)
 
     async def request(
         self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""

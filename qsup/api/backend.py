@@ -17,6 +17,7 @@ from qsup.errors import Diagnostic
 from qsup.instance.operation import Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.order.view import Relations
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
 __all__ = [
@@ -61,6 +62,9 @@ class Backend(Protocol):
 
     def instance(self, name: str) -> InstanceView:
         """One VM; `NoSuchInstance`."""
+
+    async def relations(self) -> Relations:
+        """What the units of all VMs, and of those that they name, say of each other."""
 
     async def request(
         self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""

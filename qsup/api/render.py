@@ -16,6 +16,7 @@ from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.order.view import Relation, Relations
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
 
 
@@ -130,6 +131,27 @@ class InstanceCache:
         if len(self._known) > len(views):
             names = {view.name for view in views}
             self._known = {name: known for name, known in self._known.items() if name in names}
+
+
+def dependencies(found: Relations) -> wire.DependencyList:
+    """The relations of all VMs."""
+    return {
+        "dependencies": [_relation(each) for each in found.vms],
+        "cycles": [list(cycle) for cycle in found.cycles],
+    }
+
+
+def _relation(value: Relation) -> wire.Dependencies:
+    return {
+        "name": value.name,
+        "state": value.state.level.value if value.state else None,
+        "substate": value.state.substate if value.state else None,
+        "after": list(value.unit.after),
+        "before": list(value.unit.before),
+        "requires": list(value.unit.requires),
+        "wants": list(value.unit.wants),
+        "conflicts": list(value.unit.conflicts),
+    }
 
 
 def operation(value: Operation, request_id: str) -> wire.Operation:

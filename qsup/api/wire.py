@@ -269,6 +269,26 @@ class Reload(TypedDict):
     running: list[Diff]
 
 
+class Dependencies(TypedDict):
+    """What one VM's unit says of others. ``state`` and ``substate`` are null for a name that no unit has."""
+
+    name: str
+    state: Level | None
+    substate: str | None
+    after: list[str]
+    before: list[str]
+    requires: list[str]
+    wants: list[str]
+    conflicts: list[str]
+
+
+class DependencyList(TypedDict):
+    """Every VM, and every name that a unit names, sorted. ``cycles``: in the order, each VM waiting for the next."""
+
+    dependencies: list[Dependencies]
+    cycles: list[list[str]]
+
+
 class PowerRequest(TypedDict, total=False):
     """Options of a power verb. ``timeout``: seconds, in place of the unit's for this stop."""
 

@@ -30,6 +30,7 @@ VERBS = {
     "powerdown": ("power", "Press the power button; the guest decides"),
     "nmi": ("power", "Send a non-maskable interrupt"),
     "reset-failed": ("power", "Forget that VMs have failed, and how often they were restarted"),
+    "list-dependencies": ("dependencies", "Show who requires and wants whom, as a tree"),
     "wait": ("wait", "Wait until VMs reach a state"),
     "console": ("console", "Attach the terminal to a VM's serial console (Ctrl-] detaches)"),
     "screenshot": ("screenshot", "Save a VM's screen as a PNG file"),

@@ -36,9 +36,12 @@ from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.order.view import Relation, Relations
 from qsup.plan.spec import DiskPlan, NicPlan
 from qsup.unit.compare import Change
+from qsup.unit.graph import Graph
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
+from qsup.unit.model import UnitSection
 
 #: 2026-03-01T12:00:00Z
 NOON = 1772366400.0
@@ -158,6 +161,7 @@ class FakeBackend:
         views: the VMs by name; replace a view to change a VM.
         changes: what differs between VMs and their units.
         held: names of VMs whose operations end by `finish` only.
+        sections: what VMs' units say of others.
         deaf: names of VMs whose guests do not shut down in time when all are stopped.
         timeouts: what each request carried as its timeout, by operation.
         calls: raw QMP and agent calls that were made.
@@ -174,6 +178,7 @@ class FakeBackend:
         self.changes: dict[str, tuple[Change, ...]] = {}
         self.ring = EventRing("life-1")
         self.held: set[str] = set()
+        self.sections: dict[str, UnitSection] = {}
         self.deaf: set[str] = set()
         self.timeouts: dict[str, float | None] = {}
         self.calls: list[tuple[str, str, object, float]] = []
@@ -202,6 +207,21 @@ class FakeBackend:
             return self.views[name]
         except KeyError:
             raise NoSuchInstance(f"there is no instance {name!r}") from None
+
+    async def relations(self) -> Relations:
+        """What the test put there, and the VMs of which it says nothing."""
+        await trio.lowlevel.checkpoint()
+        units = dict.fromkeys(self.views, UnitSection()) | self.sections
+        named = {other for unit in units.values() for other in (*unit.requires, *unit.wants, *unit.after)}
+        found = [
+            Relation(
+                name=name,
+                state=self.views[name].state if name in self.views else None,
+                unit=units.get(name, UnitSection()),
+            )
+            for name in sorted(units.keys() | named)
+        ]
+        return Relations(vms=tuple(found), cycles=Graph(units).cycles())
 
     async def request(
         self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""

@@ -42,6 +42,7 @@ EXAMPLES = {
     "enableUnit": Example(target="/v1/units/web/enable"),
     "disableUnit": Example(target="/v1/units/web/disable"),
     "listInstances": Example(target="/v1/instances"),
+    "listDependencies": Example(target="/v1/dependencies"),
     "getInstance": Example(target=WEB),
     "getInstanceStats": Example(target=f"{WEB}/stats"),
     "getInstanceCommandLine": Example(target=f"{WEB}/cmdline"),

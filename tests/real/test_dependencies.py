@@ -95,6 +95,13 @@ def test_a_start_brings_along_what_is_required_and_waits_until_it_is_ready(daemo
     daemon.type("db", "go")
     assert ended(daemon, operation)["result"] == {"changed": True}
     assert set(substates(daemon).values()) == {"running"}
+    assert daemon.ctl("list-dependencies", "web").stdout.splitlines() == [
+        "web  active (running)",
+        "├─cache  active (running)",
+        "├─db  active (running)",
+        "│ └─storage  active (running)",
+        "└─gone  not found",
+    ]
     began = {name: daemon.view(name)["since"] for name in ("storage", "db", "web")}
     assert sorted(began, key=lambda name: str(began[name])) == ["storage", "db", "web"]
     assert {newest(daemon, name)["state"] for name in began} == {"succeeded"}
@@ -144,6 +151,9 @@ def test_instances_of_templates_are_found(daemon: Daemon, write: Write) -> None:
     """`web@a` requires `db@a`, neither of which has a file of its own."""
     write("web@", 'requires = ["db@%i"]\nafter = ["db@%i"]')
     write("db@", service=AT_A_WORD)
+    write("top", 'wants = ["web@b"]')
+    tree = ["top  inactive (dead)", "└─web@b  inactive (dead)", "  └─db@b  inactive (dead)"]
+    assert daemon.ctl("list-dependencies").stdout.splitlines() == tree
     daemon.post("/v1/instances/web@a/start")
     daemon.wait("db@a", "waiting-ready")
     daemon.wait("web@a", "waiting-deps")

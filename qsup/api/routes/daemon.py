@@ -22,6 +22,7 @@ from qsup.instance.state import Level
 _LINKS = {
     "instances": f"{PREFIX}/instances",
     "units": f"{PREFIX}/units",
+    "dependencies": f"{PREFIX}/dependencies",
     "operations": f"{PREFIX}/operations",
     "events": f"{PREFIX}/events",
     "health": f"{PREFIX}/health",

@@ -31,6 +31,10 @@ async def _get(call: Call) -> Answer:
     return Response(headers=_JSON_HEADERS, body=call.api.instances.one(call.backend.instance(call.instance())))
 
 
+async def _dependencies(call: Call) -> Answer:
+    return json_response(render.dependencies(await call.backend.relations()))
+
+
 async def _stats(call: Call) -> Answer:
     return json_response(render.stats(call.backend.stats(call.instance())))
 
@@ -66,6 +70,16 @@ ENDPOINTS = (
         doc="Answered from what the supervisor knows, never by waiting for the VM.",
         replies=(Reply(shape=wire.Instance, doc="The VM."),),
         errors=(NoSuchInstance,),
+    ),
+    Endpoint(
+        id="listDependencies",
+        method="GET",
+        pattern=f"{PREFIX}/dependencies",
+        handler=_dependencies,
+        role=Role.READ,
+        summary="What the units of all VMs say of each other",
+        doc="Instances of templates that are named and were never started are among them.",
+        replies=(Reply(shape=wire.DependencyList, doc="The relations, with the VMs' states."),),
     ),
     Endpoint(
         id="getInstanceStats",

@@ -37,6 +37,7 @@ def run(client: Client, options: Options) -> int:
     if options.about:
         sys.stdout.write(parser_for(options.about)[0].help())
     else:
-        lines = [f"  {verb:<14}{summary}\n" for verb, (_, summary) in VERBS.items()]
+        width = max(map(len, VERBS)) + 2
+        lines = [f"  {verb:<{width}}{summary}\n" for verb, (_, summary) in VERBS.items()]
         sys.stdout.write(_USAGE + "".join(lines) + _END)
     return 0

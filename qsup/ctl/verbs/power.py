@@ -37,7 +37,7 @@ def options(parser: Parser, verb: str) -> None:
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--wait", action="store_true", help="wait for it; this is the default")
     meaning = "how long the guest has to shut down" if verb in _STOPPING else "how long to wait for the end"
-    meaning += "; with --all: all of them, before what is left is killed" if verb == "stop" else ""
+    meaning += "; --all: all guests together" if verb == "stop" else ""
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help=f"{meaning}, such as 90s")
 
 
