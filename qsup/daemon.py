@@ -9,6 +9,7 @@ SIGTERM and SIGINT end the daemon and leave every VM running; SIGHUP reads the u
 from __future__ import annotations
 
 import argparse
+import gc
 import grp
 import os
 import signal
@@ -196,6 +197,8 @@ async def run(setup: Setup) -> None:
     Raises:
         QsupError: it cannot begin.
     """
+    # what is made until the daemon is ready mostly stays: to look for garbage among that, now or later, is time lost
+    gc.disable()
     gids = operate_gids(setup.config.operate_group, uid=os.geteuid())
     policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
     supervisor, backend = make_supervisor(setup)
@@ -232,6 +235,8 @@ async def run(setup: Setup) -> None:
             await nursery.start(partial(serving, listener, make_router(api)))
             if setup.service.watchdog:
                 nursery.start_soon(_feed_watchdog, notifier, setup.service.watchdog)
+            gc.freeze()
+            gc.enable()
             _log.info("ready", socket=str(listener.getsockname()), instances=len(backend.instances()))
             notifier.ready(f"{len(backend.instances())} VMs")
     _log.info("ended; VMs run on")
@@ -318,6 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"qsupd: {line}", file=sys.stderr)
         return 1
     finally:
+        gc.enable()
         if lock is not None:
             kvmnode.release()
             lock.close()

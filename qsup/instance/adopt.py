@@ -40,6 +40,7 @@ from qsup.instance.state import Event, State
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
+from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
 
 _log = structlog.get_logger()
@@ -97,7 +98,7 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
     Raises:
         StateFileError: its record cannot be read; nothing is touched.
     """
-    if name not in services.layout.instance_names():
+    if not os.path.lexists(services.layout.instances / name):
         return None
     try:
         directory = services.layout.instance(name)
@@ -106,7 +107,7 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
     resources = AsyncExitStack()
     resources.callback(directory.remove)
     try:
-        record, running = _read(directory)
+        record, running, unit = _read(directory)
     except StateFileError as error:
         holders = directory.holders("output")
         directory.close()
@@ -117,25 +118,26 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
             raise
         await _give_back(resources, name)  # a daemon died before it wrote the record: nothing else was made yet
         return None
-    return await _identify(record, running, directory, number, services, nursery, resources)
+    return await _identify(record, running, unit, directory, number, services, nursery, resources)
 
 
-def _read(directory: InstanceDirectory) -> tuple[RunRecord, Running]:
+def _read(directory: InstanceDirectory) -> tuple[RunRecord, Running, Unit]:
     record = directory.read_record()
     path = directory.path / "record.json"
     try:
         running = codec.decode(Running, record.state)
-        unit_from_values(running.unit)
+        unit = unit_from_values(running.unit)
         if running.ending:
             running.ending.cause()
     except ValueError as error:
         raise codec.refused(path, error) from error
-    return record, running
+    return record, running, unit
 
 
 async def _identify(
     record: RunRecord,
     running: Running,
+    unit: Unit,
     directory: InstanceDirectory,
     number: int,
     services: Services,
@@ -168,7 +170,7 @@ async def _identify(
     nursery.start_soon(output.run)
     life = Life(
         number=number,
-        unit=unit_from_values(running.unit),
+        unit=unit,
         process=child,
         directory=directory,
         record=record,

@@ -14,7 +14,9 @@ Long because it is one table: everything there is to know of every key, in the o
 from __future__ import annotations
 
 import enum
+import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -88,12 +90,14 @@ def key_name(attribute: attrs.Attribute[Any]) -> str:
     return attribute.name.strip("_").replace("_", "-")
 
 
-def keys_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], Key]]:
+@functools.cache
+def keys_of(cls: type[Any]) -> Mapping[str, tuple[attrs.Attribute[Any], Key]]:
     """The keys of one section class, by TOML name, in the order of the model."""
     return {key_name(a): (a, a.metadata[_KEY]) for a in attrs.fields(cls) if _KEY in a.metadata}
 
 
-def sections_of(cls: type[Any]) -> dict[str, tuple[attrs.Attribute[Any], type[Any], Section]]:
+@functools.cache
+def sections_of(cls: type[Any]) -> Mapping[str, tuple[attrs.Attribute[Any], type[Any], Section]]:
     """The tables nested in ``cls`` (`Unit` itself, or a section with sub-tables), by TOML name."""
     found = {}
     for a in attrs.fields(cls):

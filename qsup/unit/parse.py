@@ -132,20 +132,20 @@ class _Reader:
 
     def leaf(self, facts: KeyFacts, value: Any, place: _Place) -> Leaf:
         """The value, or a broken leaf; a template's value that awaits its instance is broken without being an error."""
-        broken = Leaf(value=None, origin=self.origin(place), broken=True)
+        origin = self.origin(place)
         if self.context and facts.kind.specifiers:
             try:
                 value = expand(value, self.context)
             except ValueError as error:
                 # whatever the instance will be
                 self.report(place, str(error))
-                return broken
+                return Leaf(value=None, origin=origin, broken=True)
         try:
-            return Leaf(value=facts.kind.parse(value), origin=self.origin(place))
+            return Leaf(value=facts.kind.parse(value), origin=origin)
         except ValueError as error:
             if not (self.context and awaits_instance(value, self.context)):
                 self.report(place, str(error))
-        return broken
+        return Leaf(value=None, origin=origin, broken=True)
 
     def section(self, cls: type[Any], value: Any, place: _Place) -> Table:
         if isinstance(value, list) and value and isinstance(value[0], dict):

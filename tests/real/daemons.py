@@ -74,8 +74,12 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        self._process = subprocess.Popen(self._command, stderr=self._log, stdin=subprocess.DEVNULL)
+        self.spawn()
         assert came_true(self._answers, seconds=DEADLINE), f"qsupd did not answer: {self.log()[-2000:]}"
+
+    def spawn(self) -> None:
+        """Start it and wait for nothing."""
+        self._process = subprocess.Popen(self._command, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def _answers(self) -> bool:
         assert self._process is not None

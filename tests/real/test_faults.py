@@ -262,8 +262,10 @@ def test_t1_a_daemon_killed_at_each_call_of_a_start_leaves_no_orphan_and_no_ghos
 
 def is_over(daemon: Daemon, operation: str | None) -> bool:
     """Whether the daemon is dead, or done with an operation."""
+    if operation is None:
+        return not daemon.is_alive()
     try:
-        return operation is not None and daemon.get(f"/v1/operations/{operation}")["state"] != "running"
+        return bool(daemon.get(f"/v1/operations/{operation}")["state"] != "running")
     except DaemonUnreachable:
         return not daemon.is_alive()
 
