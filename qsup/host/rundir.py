@@ -114,6 +114,10 @@ class Layout:
         """The VMs that have a run directory: those that may be running."""
         return sorted(os.listdir(self.instances)) if self.instances.exists() else []
 
+    def has_instance(self, name: str) -> bool:
+        """Whether there is anything in the place of a VM's run directory."""
+        return os.path.lexists(self.instances / name)
+
     @property
     def tag(self) -> str:
         """What this daemon's own things on the host are named after; see `tag_of`."""

@@ -98,7 +98,7 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
     Raises:
         StateFileError: its record cannot be read; nothing is touched.
     """
-    if not os.path.lexists(services.layout.instances / name):
+    if not services.layout.has_instance(name):
         return None
     try:
         directory = services.layout.instance(name)

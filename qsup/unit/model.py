@@ -14,7 +14,6 @@ Long because it is one table: everything there is to know of every key, in the o
 from __future__ import annotations
 
 import enum
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -90,23 +89,28 @@ def key_name(attribute: attrs.Attribute[Any]) -> str:
     return attribute.name.strip("_").replace("_", "-")
 
 
-@functools.cache
 def keys_of(cls: type[Any]) -> Mapping[str, tuple[attrs.Attribute[Any], Key]]:
     """The keys of one section class, by TOML name, in the order of the model."""
-    return {key_name(a): (a, a.metadata[_KEY]) for a in attrs.fields(cls) if _KEY in a.metadata}
+    if (known := _KEYS.get(cls)) is None:
+        known = _KEYS[cls] = {key_name(a): (a, a.metadata[_KEY]) for a in attrs.fields(cls) if _KEY in a.metadata}
+    return known
 
 
-@functools.cache
 def sections_of(cls: type[Any]) -> Mapping[str, tuple[attrs.Attribute[Any], type[Any], Section]]:
     """The tables nested in ``cls`` (`Unit` itself, or a section with sub-tables), by TOML name."""
-    found = {}
-    for a in attrs.fields(cls):
-        if _SECTION in a.metadata:
-            nested, section = a.metadata[_SECTION]
-            name = section.name or key_name(a)
-            found[name] = (a, nested, attrs.evolve(section, name=name))
-    return found
+    if (known := _SECTIONS.get(cls)) is None:
+        known = _SECTIONS[cls] = {}
+        for a in attrs.fields(cls):
+            if _SECTION in a.metadata:
+                nested, section = a.metadata[_SECTION]
+                name = section.name or key_name(a)
+                known[name] = (a, nested, attrs.evolve(section, name=name))
+    return known
 
+
+# looked up once: each unit that is parsed asks for all of them
+_KEYS: dict[type[Any], dict[str, tuple[attrs.Attribute[Any], Key]]] = {}
+_SECTIONS: dict[type[Any], dict[str, tuple[attrs.Attribute[Any], type[Any], Section]]] = {}
 
 _S = Applies.SUPERVISOR
 
