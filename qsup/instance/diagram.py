@@ -3,17 +3,19 @@
 Decides: how the table reads on a page.
 Must not: know a state or an edge by itself.
 
-``python -m qsup.instance.diagram`` prints ``docs/states.md``; with ``--check FILE`` it compares.
+``python -m qsup.instance.diagram`` prints ``docs/states.md``; with ``--check FILE`` it compares, with ``--levels`` it
+prints the diagram of the first level alone, which ``docs/reliability.md`` shows.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from qsup.instance.state import TRANSITIONS, WITH_PROCESS, Event, Request, State, Verdict, judge
+from qsup.instance.state import TRANSITIONS, WITH_PROCESS, Event, Level, Request, State, Verdict, judge
 
 _HEAD = """# The states of a VM
 
@@ -75,8 +77,26 @@ def _diagram() -> Iterator[str]:
     yield "```"
 
 
+def levels() -> str:
+    """The first level as a Mermaid diagram: which substates each has, and what leads from one to another."""
+    edges: dict[tuple[Level, Level], set[Event]] = defaultdict(set)
+    for (state, event), transition in TRANSITIONS.items():
+        edges[state.level, transition.target.level].add(event)
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.DEAD.level.value}"]
+    for level in Level:
+        substates = [state.substate for state in State if state.level is level]
+        lines.append(f'    state "{level.value}: {", ".join(substates)}" as {level.value}')
+    for source, target in itertools.permutations(Level, 2):
+        if events := [event.value for event in Event if event in edges[source, target]]:
+            lines.append(f"    {source.value} --> {target.value}: {', '.join(events)}")
+    return "\n".join([*lines, "```"])
+
+
 def main(arguments: list[str]) -> int:
-    """Print the page, or compare it with a file: 1 when they differ."""
+    """Print the page or its first level, or compare the page with a file: 1 when they differ."""
+    if arguments == ["--levels"]:
+        print(levels())
+        return 0
     if arguments[:1] == ["--check"]:
         return int(Path(arguments[1]).read_text() != page() + "\n")
     print(page())

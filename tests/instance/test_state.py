@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsup.errors import UndefinedTransition
-from qsup.instance.diagram import page
+from qsup.instance.diagram import levels, page
 from qsup.instance.state import (
     TRANSITIONS,
     WITH_PROCESS,
@@ -183,3 +183,10 @@ def test_the_documented_states_are_those_of_the_table() -> None:
     """``docs/states.md`` is printed from the table and has not drifted from it."""
     committed = Path(__file__).parents[2] / "docs" / "states.md"
     assert committed.read_text() == page() + "\n", "run: python -m qsup.instance.diagram > docs/states.md"
+
+
+def test_the_diagram_of_the_first_level_is_that_of_the_table() -> None:
+    """``docs/reliability.md`` shows it as it is printed."""
+    document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    shown = document.partition("<!-- levels -->\n")[2].partition("<!-- end -->")[0]
+    assert shown == levels() + "\n", "put there what python -m qsup.instance.diagram --levels prints"
