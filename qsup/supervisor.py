@@ -34,8 +34,9 @@ from qsup.unit.model import Unit
 
 _log = structlog.get_logger()
 
-#: Seconds that a starting daemon waits for the monitors of the VMs it found, before it answers anyway.
-_ADOPTION_WAIT = 2.0
+#: Seconds that a starting daemon waits for what it finds, before it answers anyway, and for a monitor after the last
+#: one that answered: a VM that stands still keeps nobody from the list.
+_ADOPTION_WAIT, _MONITOR_WAIT = 2.0, 0.5
 #: Seconds before a driver that failed by a bug of ours takes its VM over again.
 _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
@@ -88,13 +89,24 @@ class Supervisor:
             # before they look for what is left of their VMs, which their drivers do at the next checkpoint
             self._resolve_operations()
             with trio.move_on_after(_ADOPTION_WAIT):
-                for driver in list(self._drivers.values()):
-                    await driver.wait_adopted()
-                    await driver.wait_state(lambda state: state is not State.UNREACHABLE)
+                await self._wait_adopted()
             self._forget_the_gone()
             task_status.started()
             nursery.start_soon(self._autostart)
             await trio.sleep_forever()
+
+    async def _wait_adopted(self) -> None:
+        """Wait until every VM is known, and until those that answer have said how they are."""
+        drivers = list(self._drivers.values())
+        for driver in drivers:
+            await driver.wait_adopted()
+        patience = trio.current_time() + _MONITOR_WAIT
+        for driver in drivers:
+            if driver.state is State.UNREACHABLE:
+                with trio.move_on_at(patience) as scope:
+                    await driver.wait_state(lambda state: state is not State.UNREACHABLE)
+                if not scope.cancelled_caught:
+                    patience = trio.current_time() + _MONITOR_WAIT
 
     def _driver_of_leftover(self, name: str) -> None:
         """A VM that runs, or ran, under an earlier daemon; its unit may have gone or be broken."""

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.trial import Promise, Tries
 from tests.guests import Emulator
-from tests.real.daemons import DEADLINE, Daemon, Events, elapsed, kill_process, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, Events, elapsed, kill_process, rom_unit, signal_process
 from tests.real.test_wrecks import start
 from tests.waiting import poll_until
 
@@ -46,6 +46,26 @@ def test_t2_twenty_vms_are_the_same_under_the_next_daemon(
         assert {name: start_time(pid) for name, pid in pids.items()} == started
         assert daemon.do(names[number % 20], "pause")["substate"] == "paused"
         assert daemon.do(names[number % 20], "resume")["pid"] == pids[names[number % 20]]
+
+
+@pytest.mark.alone
+def test_t2_one_that_stands_still_keeps_nobody_from_the_list(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, promise: Promise
+) -> None:
+    """A QEMU stopped by a signal while no daemon runs: listed as `unreachable` with its process, the others answer."""
+    pids = start(daemon, emulator, rom_guest, ("one", "still", "two", "quiet"))
+    daemon.signal(signal.SIGKILL)
+    for name in ("still", "quiet"):
+        signal_process(pids[name], signal.SIGSTOP)
+    began = time.monotonic()
+    daemon.start()
+    listed = {view["name"]: (view["pid"], view["substate"]) for view in daemon.get("/v1/instances")["instances"]}
+    promise.kept("listed beside two that stand still", elapsed(began), within=2.0)
+    states = {"one": "running", "two": "running", "still": "unreachable", "quiet": "unreachable"}
+    assert listed == {name: (pids[name], state) for name, state in states.items()}
+    for name in ("still", "quiet"):
+        signal_process(pids[name], signal.SIGCONT)
+        assert daemon.wait(name, "running")["pid"] == pids[name]
 
 
 def start_time(pid: int) -> str:
