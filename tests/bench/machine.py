@@ -14,14 +14,18 @@ from tests.bare import accelerator
 from tests.guests import emulators
 
 
-def describe() -> str:
-    """Processor, memory, kernel, Python, QEMU, accelerator, and how busy it was when this was asked."""
+def describe(*, user: bool = False) -> str:
+    """Processor, memory, kernel, Python, QEMU, accelerator, and how busy it was when this was asked.
+
+    Args:
+        user: root tries an ordinary user's daemon.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     accel = accelerator().upper() + (", hardware virtualisation hidden" if _is_hidden() else "")
     return (
         f"{len(os.sched_getaffinity(0))} x {_processor()}, {memory:.0f} GiB, Linux {platform.release()}, "
         f"Python {platform.python_version()}, QEMU {emulators()[0].version} ({accel}), "
-        f"{'root' if os.geteuid() == 0 else 'not root'}, load {os.getloadavg()[0]:.1f}."
+        f"{'root' if os.geteuid() == 0 and not user else 'not root'}, load {os.getloadavg()[0]:.1f}."
     )
 
 

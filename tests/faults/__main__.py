@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     if options.tries is not None and options.tries < 1:
         parser.error("--tries is at least 1")
-    machine = describe()
     user = options.user or os.geteuid() != 0
+    machine = describe(user=user)
     tally = run(options.cases or list(CASES), tries=options.tries, user=user).tally
     print(f"\n{machine}\n{tally.text()}")
     if options.write:
