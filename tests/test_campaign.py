@@ -68,6 +68,13 @@ def test_what_cannot_be_read_is_a_loss(tmp_path: Path, monkeypatch: pytest.Monke
     assert tried(tmp_path, monkeypatch, "T5") == 1
 
 
+def test_one_that_is_interrupted_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried before then has shown nothing of the rest."""
+    text = "def test_t4_of_a_fake(): pass\n\ndef test_t5_of_a_fake(): raise KeyboardInterrupt\n"
+    (tmp_path / f"test_{tmp_path.name}_too.py").write_text(text)
+    assert tried(tmp_path, monkeypatch, "T4", "T5") == 1
+
+
 def test_what_needs_root_is_named_as_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,9 @@ def run(names: Sequence[str], *, tries: int | None, user: bool) -> Campaign:
         user: with an ordinary user's daemon.
     """
     campaign = Campaign(names, tries=tries, user=user)
-    pytest.main([*OPTIONS, str(REAL)], plugins=[campaign])
+    code = pytest.main([*OPTIONS, str(REAL)], plugins=[campaign])
+    # one that was interrupted has not shown what it was to show
+    campaign.tally.strays += code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     return campaign
 
 
@@ -62,4 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # whoever ends it wants the daemons and VMs to end, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
