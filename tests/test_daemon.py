@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import grp
 import json
 import re
@@ -11,10 +12,14 @@ import pytest
 import structlog
 import trio
 
-from qsup import daemon
-from qsup.daemon import operate_gids
+from qsup import daemon, entry
+from qsup.api.http import Router
+from qsup.api.routes.endpoint import Api
+from qsup.api.routes.table import make_router
+from qsup.daemon import operate_gids, parse_arguments, set_up
 from qsup.errors import HostError
 from qsup.host import process
+from qsup.host.notify import Notifier
 
 
 def test_a_group_operates_the_vms_of_roots_daemon_alone() -> None:
@@ -59,3 +64,42 @@ def told_by(error: Exception, root: Path, capfd: pytest.CaptureFixture[str]) -> 
         finally:
             structlog.reset_defaults()
     return capfd.readouterr().err
+
+
+def test_no_garbage_is_looked_for_while_modules_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program switches that off before it loads the daemon."""
+    monkeypatch.setattr(daemon, "main", lambda: int(gc.isenabled()))
+    try:
+        assert entry.main() == 0
+    finally:
+        gc.enable()
+
+
+async def test_a_daemon_that_is_ready_looks_for_garbage_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among what came since, and not among what it has made by then."""
+    setup = set_up(parse_arguments(["--root", str(tmp_path)]))
+    lock = setup.layout.prepare()
+    found: list[tuple[str, bool, bool]] = []
+    scope = trio.CancelScope()
+
+    def look(when: str) -> None:
+        found.append((when, gc.isenabled(), gc.get_freeze_count() > 0))
+
+    def routed(api: Api) -> Router:
+        look("routed")
+        return make_router(api)
+
+    def ready(*_: object) -> None:
+        look("ready")
+        scope.cancel()
+
+    monkeypatch.setattr(daemon, "make_router", routed)
+    monkeypatch.setattr(Notifier, "ready", ready)
+    try:
+        with trio.fail_after(20), scope:
+            await daemon.run(setup)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+        lock.close()
+    assert found == [("routed", False, False), ("ready", True, True)]

@@ -16,7 +16,7 @@ import pytest
 from tests.faults.trial import Promise, Tries
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, Events, elapsed, kill_process, rom_unit, signal_process
-from tests.real.test_wrecks import start
+from tests.real.test_wrecks import record, start
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
@@ -71,6 +71,20 @@ def test_t2_one_that_stands_still_keeps_nobody_from_the_list(
 def start_time(pid: int) -> str:
     """When a process was started, in proc(5)'s words."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
+
+
+def test_a_record_that_says_nothing_new_is_not_written_again(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Taking a VM over is no change of its; what changes then is written down as ever."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.do("web", "start")
+    before = record(daemon, "web").stat().st_ino
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert record(daemon, "web").stat().st_ino == before
+    daemon.do("web", "pause")
+    poll_until(lambda: record(daemon, "web").stat().st_ino != before, "the pause is on record", seconds=DEADLINE)
 
 
 @pytest.mark.user
