@@ -14,11 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tests.bare import BareConnection
 from tests.bench.figures import Figure, Limit, at_most
-from tests.bench.kept import Kept, request
+from tests.bench.kept import Kept, connects, request
 from tests.bench.workshop import Workshop, clock, in_turns, power_all
 from tests.waiting import poll_until
 
@@ -77,7 +76,7 @@ def _adopt(shop: Workshop, names: Sequence[str]) -> tuple[float, float]:
         shop.daemon.signal(signal.SIGKILL)
     began = time.perf_counter()
     shop.daemon.spawn()
-    poll_until(lambda: _accepts(shop.socket), "the API accepts", seconds=30)
+    poll_until(lambda: connects(shop.socket), "the API accepts", seconds=30)
     connection = Kept(shop.socket)
     get = request("GET", f"/v1/instances?limit={MANY}")
     body = connection.exchange(get)
@@ -89,14 +88,6 @@ def _adopt(shop: Workshop, names: Sequence[str]) -> tuple[float, float]:
     answered = time.perf_counter() - began
     connection.close()
     return listed, answered
-
-
-def _accepts(path: Path) -> bool:
-    try:
-        Kept(path).close()
-    except OSError:
-        return False
-    return True
 
 
 def _ask_all(shop: Workshop, names: Sequence[str]) -> None:

@@ -69,6 +69,15 @@ class Kept:
         self._socket.close()
 
 
+def connects(path: Path) -> bool:
+    """Whether a server listens there."""
+    try:
+        Kept(path).close()
+    except OSError:
+        return False
+    return True
+
+
 def request(method: str, target: str, document: object = None) -> bytes:
     """The bytes of a request."""
     body = b"" if document is None else json.dumps(document).encode()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.figures import Figure, milliseconds, plus, times
-from tests.bench.kept import Kept, request
+from tests.bench.kept import Kept, connects, request
 from tests.bench.twin import Twin
 from tests.bench.workshop import Workshop, clock, in_turns, power
 from tests.waiting import poll_until
@@ -56,7 +56,7 @@ def _canned(directory: Path, body: bytes) -> Iterator[Kept]:
     file.write_bytes(body)
     process = subprocess.Popen([sys.executable, "-m", "tests.bench.canned", str(path), str(file)])
     try:
-        poll_until(lambda: _connects(path), "the canned responder answers", seconds=20)
+        poll_until(lambda: connects(path), "the canned responder answers", seconds=20)
         connection = Kept(path)
         assert connection.exchange(request("GET", "/")) == body
         yield connection
@@ -64,14 +64,6 @@ def _canned(directory: Path, body: bytes) -> Iterator[Kept]:
     finally:
         process.kill()
         process.wait()
-
-
-def _connects(path: Path) -> bool:
-    try:
-        Kept(path).close()
-    except OSError:
-        return False
-    return True
 
 
 def _command(shop: Workshop, connection: Kept, count: int) -> Figure:
