@@ -1,7 +1,8 @@
 """The JSON shapes of the API, as types. Pure.
 
 Decides: every member of every request and reply. The OpenAPI document is generated from these, and a test compares.
-Must not: hold behaviour. Sizes are bytes, durations seconds, times RFC 3339 in UTC with microseconds.
+Must not: hold behaviour. Sizes are bytes, durations seconds, times RFC 3339 in UTC with microseconds. Long because
+it is one dictionary, to look things up in.
 """
 
 from __future__ import annotations
