@@ -33,14 +33,13 @@ from qsup.errors import (
 )
 from qsup.host import descriptors, kvmnode, process
 from qsup.host.cgroup import Cgroup
-from qsup.host.output import Output
 from qsup.host.process import Credentials, Process
 from qsup.instance.console import ConsoleHub
 from qsup.instance.life import Life, last_words
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
-from qsup.plan.spec import Plan
+from qsup.instance.watch import OUT_OF_MEMORY
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
@@ -98,9 +97,8 @@ async def launch(
             nursery.start_soon(prepared.output.run)
             up = await _unless_it_dies(
                 child,
-                prepared.output,
+                prepared,
                 output_start,
-                prepared.plan,
                 lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
             )
     except BaseException as error:
@@ -172,7 +170,7 @@ async def end_process(child: Process, cgroup: Cgroup) -> None:
 
 
 async def _unless_it_dies(
-    child: Process, output: Output, start: int, plan: Plan, work: Callable[[trio.Nursery], Awaitable[T]]
+    child: Process, prepared: Prepared, start: int, work: Callable[[trio.Nursery], Awaitable[T]]
 ) -> T:
     """Do the work; when QEMU ends meanwhile, raise at once what it said.
 
@@ -201,7 +199,7 @@ async def _unless_it_dies(
                     await child.wait_exit()
         nursery.cancel_scope.cancel()
     if child.status is not None:
-        raise _died(child, output, start, plan) from failure
+        raise _died(child, prepared, start) from failure
     if isinstance(failure, MonitorError):
         raise StartError(failure.message, hint=failure.hint) from failure
     if failure is not None:
@@ -209,12 +207,15 @@ async def _unless_it_dies(
     return result[0]
 
 
-def _died(child: Process, output: Output, start: int, plan: Plan) -> StartError:
+def _died(child: Process, prepared: Prepared, start: int) -> StartError:
     assert child.status is not None
-    output.drain()
-    text = output.text_since(start)
+    plan = prepared.plan
+    prepared.output.drain()
+    text = prepared.output.text_since(start)
     words = process.launch_failure(child.status, text) or last_words(text)
     how = child.status.describe()
+    if how == "signal KILL" and prepared.cgroup.oom_kills():
+        return StartError(OUT_OF_MEMORY, hint="give its cgroup or the host more memory, or the guest less", exit=how)
     hint = _SANDBOXED if how == "signal SYS" else ""
     if not hint and plan.accel == "kvm":
         hint = "; ".join(plan.warnings)  # whatever was doubtful about KVM from the beginning

@@ -67,6 +67,19 @@ def test_a_qemu_that_died_has_an_advice(status: ExitStatus, hint: str) -> None:
     child = SimpleNamespace(status=status)
     output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "qemu-system-x86_64: Assertion failed\n")
     plan = SimpleNamespace(accel="kvm", warnings=("KVM may not work here: no vmx",))
-    died = launch._died(cast(Any, child), cast(Any, output), 0, cast(Any, plan))
+    cgroup = SimpleNamespace(oom_kills=lambda: 1)
+    prepared = SimpleNamespace(output=output, plan=plan, cgroup=cgroup)
+    died = launch._died(cast(Any, child), cast(Any, prepared), 0)
     assert died.message == "Assertion failed"
     assert died.hint.startswith(hint)
+
+
+def test_a_qemu_that_was_killed_for_want_of_memory_says_so() -> None:
+    """It could say nothing itself; its cgroup has counted it."""
+    child = SimpleNamespace(status=ExitStatus(kind="signal", value=signal.SIGKILL))
+    output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "")
+    plan = SimpleNamespace(accel="kvm", warnings=())
+    prepared = SimpleNamespace(output=output, plan=plan, cgroup=SimpleNamespace(oom_kills=lambda: 1))
+    assert "memory ran out" in launch._died(cast(Any, child), cast(Any, prepared), 0).message
+    prepared.cgroup = SimpleNamespace(oom_kills=lambda: 0)
+    assert "said nothing" in launch._died(cast(Any, child), cast(Any, prepared), 0).message
