@@ -65,8 +65,9 @@ _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
-#: Events by which a guest stands still that may have said why.
+#: Events by which a guest stands still that may have said why, and the states in which it ran before.
 _STANDS_STILL = (Event.GUEST_PANICKED, Event.GUEST_IO_ERROR)
+_RAN = (State.WAITING_READY, State.RUNNING, State.UNRESPONSIVE)
 #: Events of one VM that are kept with its last words.
 _SAID_MAX = 8
 #: Seconds to take in what was written to the console before something happened, if it is not at hand at once.
@@ -282,7 +283,7 @@ class Driver:
         if message.event in _LAST_OF_A_MONITOR and self.life is None:
             return  # the process's own end was first
         event, cause = message.event, message.cause
-        if cause is not None and event in _STANDS_STILL and self.state not in (State.GUEST_PANICKED, State.IO_ERROR):
+        if cause is not None and event in _STANDS_STILL and self.state in _RAN:
             cause = await self._with_evidence(cause)
         if event is Event.RESTART_DUE:
             await self._reread_unit()
