@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from qsup.errors import HostError
 
@@ -47,13 +47,15 @@ def held(count: int) -> Iterator[None]:
     Raises:
         OSError: there are fewer left.
     """
-    with ExitStack() as spares:
-        taken = 0
-        for _ in range(count):
+    taken: list[int] = []
+    try:
+        while len(taken) < count:
             # copies of the first: half of what opening each takes
-            taken = os.dup(taken) if taken else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            spares.callback(os.close, taken)
+            taken.append(os.dup(taken[0]) if taken else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         yield
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def are_left(count: int) -> bool:
