@@ -92,7 +92,7 @@ def test_t3_the_death_of_an_adopted_qemu_is_told_at_once(
     daemon: Daemon, emulator: Emulator, rom_guest: Path, tries: Tries, promise: Promise
 ) -> None:
     """The event names the signal, the VM is `crashed` or started again as its policy says."""
-    policy = 'restart = "on-failure"\nrestart-delay = "20ms"\nstart-limit-burst = 1000'
+    policy = 'restart = "on-failure"\nrestart-delay = "20ms"\nrestart-max-delay = "20ms"\nstart-limit-burst = 1000'
     units = {"down": "", "again": policy}
     for name, service in units.items():
         daemon.unit(name, rom_unit(emulator, rom_guest, service=service))

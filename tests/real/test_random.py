@@ -58,8 +58,9 @@ def test_random_kills_of_the_daemon_lose_nothing(
     """After each death and restart every VM is what it was asked to be, and the list is what /proc says."""
     seed = time.time_ns()
     chance = random.Random(seed)
+    again = 'restart-delay = "20ms"\nrestart-max-delay = "20ms"\nstart-limit-burst = 100000'
     for name, policy in POLICIES.items():
-        service = f'stop-methods = ["quit"]\nrestart = "{policy}"\nrestart-delay = "20ms"\nstart-limit-burst = 100000'
+        service = f'stop-methods = ["quit"]\nrestart = "{policy}"\n{again}'
         (daemon.units / f"{name}.toml").write_text(rom_unit(emulator, rom_guest, service=service))
     daemon.post("/v1/reload")
     for name in POLICIES:
