@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.document import put_measured
 from tests.faults.__main__ import main
 from tests.faults.cases import CASES, case_of
 from tests.faults.tally import Tally
@@ -93,6 +94,20 @@ def test_the_worst_of_all_tries_is_shown() -> None:
         )
     (row,) = tally.rows.values()
     assert row.cells()[2:5] == ["6", "0", "event 50 ms of 100 ms"]
+
+
+def test_a_document_keeps_the_lines_of_other_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried is put in its place, in the cases' order; a document without a place is refused."""
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- tried as a user -->\n| T6 | six |\n| T5 | five |\n<!-- end -->\nz\n")
+    assert tried(tmp_path, monkeypatch, "--user", "T5", "--write", str(page)) == 0
+    first, *_, machine, _empty, head, _rule, five, six, end, last = page.read_text().splitlines()
+    assert (first, six, end, last) == ("a", "| T6 | six |", "<!-- end -->", "z")
+    assert "not root" in machine
+    assert head.startswith("| case | what is done | tries | lost |")
+    assert five.startswith("| T5 | SIGSTOP of 3 of 5 QEMUs | 2 | 0 |")
+    with pytest.raises(ValueError, match="no place that is marked <!-- measured -->"):
+        put_measured(page, "text")
 
 
 def test_a_promise_that_is_not_kept_fails_the_test_that_tells_of_it() -> None:

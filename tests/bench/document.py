@@ -16,8 +16,17 @@ def put_measured(file: Path, text: str, *, what: str = "measured") -> None:
     Raises:
         ValueError: the document has no such place.
     """
-    place = re.compile(rf"(<!-- {re.escape(what)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    document, found = place.subn(lambda mark: f"{mark[1]}{text}\n{mark[2]}", file.read_text())
+    document, found = _place(what).subn(lambda mark: f"{mark[1]}{text}\n{mark[3]}", file.read_text())
     if not found:
         raise ValueError(f"{file} has no place that is marked <!-- {what} -->")
     file.write_text(document)
+
+
+def measured(file: Path, *, what: str = "measured") -> str:
+    """What stands there now; ``""`` where there is no such place."""
+    found = _place(what).search(file.read_text())
+    return found[2] if found else ""
+
+
+def _place(what: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {re.escape(what)} -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.document import put_measured
+from tests.bench.document import measured, put_measured
 from tests.bench.machine import describe
 from tests.faults.cases import CASES
 from tests.faults.plugin import Campaign
@@ -48,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
     parser.add_argument("--tries", type=int, metavar="N", help="how often faults are repeated (default: by case)")
     parser.add_argument("--user", action="store_true", help="as root, too, try an ordinary user's daemon")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document as well")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="put the table into this document as well, in place of those cases' lines",
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
@@ -60,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{machine}\n{tally.text()}")
     if options.write:
         what = "tried as a user" if user else "tried as root"
-        put_measured(options.write, f"{machine}\n\n{tally.markdown()}", what=what)
+        table = tally.markdown(measured(options.write, what=what))
+        put_measured(options.write, f"{machine}\n\n{table}", what=what)
     return tally.exit_code
 
 

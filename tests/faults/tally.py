@@ -55,6 +55,10 @@ class Row:
         return [self.case.name, self.case.fault, tries, f"**{lost}**" if self.lost else lost, worst, self.case.promise]
 
 
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _short(value: float, unit: str) -> str:
     return f"{1e3 * value:.3g} ms" if unit == "s" and value < 1 else f"{value:.3g} {unit}"
 
@@ -107,10 +111,16 @@ class Tally:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         )
 
-    def markdown(self) -> str:
-        """A table for a document."""
+    def markdown(self, before: str = "") -> str:
+        """A table for a document.
+
+        Args:
+            before: what stands there; its lines of cases that were not asked for this time stay.
+        """
+        lines = {name: line for line in before.splitlines() for name in CASES if line.startswith(f"| {name} |")}
         head, *rows = self._all()
-        return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+        lines |= {row[0]: _line(row) for row in rows}
+        return "\n".join([_line(head), _line(["---"] * len(head)), *(lines[name] for name in CASES if name in lines)])
 
     def _all(self) -> list[list[str]]:
         return [list(HEADINGS), *(row.cells() for row in self.rows.values())]
