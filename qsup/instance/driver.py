@@ -173,11 +173,11 @@ class Driver:
             self._touched.set()
             self._touched = None
 
-    async def wait_touched(self) -> None:
-        """Wait until the state, the holder or something else in the view changes; the caller sets the deadline."""
+    def next_touch(self) -> trio.Event:
+        """Set when the state, the holder or something else in the view changes for the next time."""
         if self._touched is None:
             self._touched = trio.Event()
-        await self._touched.wait()
+        return self._touched
 
     @property
     def is_adopted(self) -> bool:
@@ -220,6 +220,7 @@ class Driver:
             words = f"{self.holder.request.value} was given up: the daemon failed at it by a bug"
             error = QsupError(words, instance=self.name, hint="the daemon's log says more; look at the VM's status")
             self._end_operation(self.holder.operation, error=error)
+        self.touch()
 
     def post(self, asked: Asked) -> None:
         """Put a request into the inbox; what the guest and the process do overtakes it there."""

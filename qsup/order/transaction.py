@@ -162,11 +162,13 @@ class Transactions:
     def _excluded(self, names: Sequence[str], pulled: Pulled) -> list[Step]:
         """The stops of what runs and conflicts with something that is started, and of what requires those."""
         units = {name: driver.loaded.unit.unit for name, driver in self._drivers.items()}
-        graph = Graph(units | {name: pulled.units[name] for name in names})
-        excluded = {other for name in names for other in graph.conflicts(name) if self._is_up(other)}
+        units |= {name: pulled.units[name] for name in names}
+        starting = set(names)
+        excluded = {other for name in names for other in units[name].conflicts if self._is_up(other)}
+        excluded |= {o for o, unit in units.items() if not starting.isdisjoint(unit.conflicts) and self._is_up(o)}
         if not excluded:
             return []
-        stopped = excluded | {name for name in graph.requirers(excluded) if self._is_up(name)}
+        stopped = excluded | {name for name in Graph(units).requirers(excluded) if self._is_up(name)}
         if both := sorted(stopped & set(pulled.units)):
             words = f"it needs {both[0]}, and conflicts with what {both[0]} is or requires"
             raise DependencyError(words, hint="`qsupctl list-dependencies` shows who requires what", drop=both[:1])

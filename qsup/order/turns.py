@@ -14,7 +14,7 @@ order, and edges within one count for nothing, nobody waits for himself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import structlog
 import trio
@@ -97,7 +97,7 @@ class Turns:
         patience = sum(map(start_budget, pending))
         with trio.move_on_after(patience):
             while True:
-                await self._wait_for(name, operation, self._before_start)
+                await self._wait_for(name, operation, self._before_start, self.graph.requires(name))
                 if lacking := self._lacking(name):
                     raise DependencyError(lacking, instance=name)
                 if await self._has_slot(name, operation):
@@ -108,12 +108,16 @@ class Turns:
         others = [f"{other.name}, which is {words(other)}" for other in self._before_start(name)]
         return f" for {'; '.join(others[:_SHOWN])}" if others else ""
 
-    async def _wait_for(self, name: str, operation: str, before: Callable[[str], Iterator[Driver]]) -> None:
+    async def _wait_for(
+        self, name: str, operation: str, before: Callable[[str], Iterator[Driver]], required: Collection[str] = ()
+    ) -> None:
         while others := list(dict.fromkeys(before(name))):
+            if any(map(_is_hopeless, self._among(required))):
+                return  # it need not wait for the others
             shown = [f"{other.name} ({other.state.substate})" for other in others[:_SHOWN]]
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             self._operations.progress(operation, f"waiting for {', '.join(shown)}{more}")
-            await others[0].wait_touched()
+            await _any_touched({others[0], *self._among(required)})
 
     def _among(self, names: Iterable[str]) -> Iterator[Driver]:
         """The VMs there are of these names, sorted."""
@@ -135,15 +139,15 @@ class Turns:
 
     def _lacking(self, name: str) -> str:
         """Why it cannot be started although nothing keeps it any more; ``""``: nothing is lacking."""
-        for other in self._among(self.graph.conflicts(name)):
-            if other.state.level not in DOWN:
-                return f"it conflicts with {other.name}, which is {words(other)}"
         for required in sorted(self.graph.requires(name)):
             driver = self._drivers.get(required)
             if driver is None:
                 return f"it requires {required}, and there is no such VM"
             if not is_there(driver):
                 return f"it requires {required}, which is {words(driver)}"
+        for other in self._among(self.graph.conflicts(name)):
+            if other.state.level not in DOWN:
+                return f"it conflicts with {other.name}, which is {words(other)}"
         return ""
 
     async def _has_slot(self, name: str, operation: str) -> bool:
@@ -189,3 +193,21 @@ class Turns:
         for other in self._among(self.graph.later(name)):
             if is_stopping(other) and (other.state.level not in DOWN or not other.is_adopted):
                 yield other
+
+
+def _is_hopeless(driver: Driver) -> bool:
+    """Whether it is not up, and nothing is under way that could change that."""
+    return driver.is_adopted and driver.state.level in DOWN and not is_starting(driver) and not is_stopping(driver)
+
+
+async def _any_touched(drivers: Iterable[Driver]) -> None:
+    """Wait until something about one of these changes; nothing that changes from the call on is missed."""
+    events = [driver.next_touch() for driver in drivers]
+
+    async def wait(event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event, nursery.cancel_scope)

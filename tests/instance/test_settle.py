@@ -166,3 +166,13 @@ def test_a_stop_is_under_way_before_the_monitor_is_reached() -> None:
     """A restarted daemon has to find the monitor before it can go on; that is no stop that failed."""
     holder = Holder(operation="1", request=Request.STOP, begun=True)
     assert settle(holder, evolve(standing(State.UNREACHABLE), stopping=True)) is None
+
+
+@pytest.mark.parametrize("request_", [Request.STOP, Request.RESTART], ids=str)
+def test_a_stop_that_waited_for_another_is_asked_for_again(request_: Request) -> None:
+    """Nothing of it has been done, so the VM is not touched before its turn; what has ended meanwhile needs no turn."""
+    unfinished = Unfinished(operation="1", request=request_, created=NOW, waits=True)
+    taken = take_up(unfinished, ALIVE)
+    assert (taken.ask, taken.stopping, taken.holder.begun, taken.holder.start_next) == (True, False, False, False)
+    for found in (evolve(ALIVE, started=NOW + 1), Remains(started=None, ended=NOW + 1, ordered=True)):
+        assert take_up(unfinished, found) == take_up(evolve(unfinished, waits=False), found)
