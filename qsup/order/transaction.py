@@ -121,8 +121,12 @@ class Transactions:
 
     def with_starts(self, roots: Iterable[str], read: Read) -> list[Step]:
         """The steps of a start of as many of these as can be started; the log says why others are not."""
-        left = []
-        for root in roots:
+        asked, left = tuple(roots), list[str]()
+        try:
+            return self.with_start(asked, read)
+        except QsupError:
+            pass  # somebody is in the way of all; each by itself tells who
+        for root in asked:
             try:
                 self.with_start([root], read)
             except QsupError as error:

@@ -44,7 +44,7 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         self.room = room
 
-    async def append(self, record: dict[str, Any]) -> None:
+    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
         """Keep one; `NoSpaceError` when it is full."""
         if len(self.records) >= self.room:
             raise NoSpaceError("could not write: No space left on device")

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qsup.errors import DependencyError, QsupError
+from qsup.errors import DaemonUnreachable, DependencyError, QsupError
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, Events, kill_process, rom_unit
+from tests.real.injected import killed_at
 from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
@@ -289,6 +291,40 @@ def test_the_next_daemon_goes_on_waiting(daemon: Daemon, write: Write) -> None:
     assert daemon.wait("web", "running")["operation"] is None
     assert daemon.view("db")["pid"] == pid
     assert ended(daemon, operation)["result"] == {"changed": True}
+
+
+def test_the_next_daemon_starts_nothing_before_its_turn(daemon: Daemon, write: Write) -> None:
+    """Killed while a start waits for another VM to go down: it waits on, for as long as that takes."""
+    write("blue", service='stop-timeout = "60s"')
+    write("green", 'conflicts = ["blue"]')
+    daemon.do("blue", "start")
+    daemon.type("blue", "D")
+    operation = daemon.post("/v1/instances/green/start")
+    daemon.wait("blue", "stopping-guest")
+    daemon.restart()
+    daemon.wait("green", "waiting-deps")
+    daemon.wait("blue", "stopping-guest")
+    waits_for(daemon, operation, "blue (stopping-guest)")
+    daemon.do("blue", "kill")
+    assert ended(daemon, operation)["result"] == {"changed": True}
+    assert substates(daemon) == {"blue": "dead", "green": "running"}
+
+
+@pytest.mark.root
+@pytest.mark.fault
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_daemon_that_dies_as_it_writes_ahead_leaves_no_half(daemon: Daemon, write: Write, step: int) -> None:
+    """Of a start on two VMs: what was accepted is carried out, on both; what was not, on neither or the first."""
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]')
+    with killed_at(daemon, "fdatasync", step):
+        with suppress(DaemonUnreachable), daemon.client() as client:
+            client.post("/v1/instances/web/start")
+        poll_until(lambda: not daemon.is_alive(), "the daemon dies", seconds=DEADLINE)
+    daemon.start()
+    begun = {each["target"]: ended(daemon, each)["state"] for each in daemon.get("/v1/operations")["operations"]}
+    assert begun in ({}, {"db": "succeeded"}, {"db": "succeeded", "web": "succeeded"})
+    assert substates(daemon) == {name: "running" if name in begun else "dead" for name in ("db", "web")}
 
 
 def test_the_next_daemon_stops_in_order_what_was_to_be_stopped(daemon: Daemon, write: Write) -> None:
