@@ -86,6 +86,13 @@ def reserved(count: int, doing: str, *, beside: int) -> Iterator[None]:
             hint="stop other VMs, or raise the daemon's limit: LimitNOFILE= in its service, or `ulimit -n`",
             errno="EMFILE",
         )
+    with promised(count):
+        yield
+
+
+@contextmanager
+def promised(count: int) -> Iterator[None]:
+    """Have descriptors count as reserved, left or not: they will be opened for something that is there already."""
     _reservations.append(count)
     try:
         yield

@@ -20,7 +20,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import HostError, MonitorError, QsupError, StateFileError
-from qsup.host import codec, network, proc, process
+from qsup.host import codec, descriptors, network, proc, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
 from qsup.host.pidfd import PidFd
@@ -51,6 +51,8 @@ _QUERY_TIMEOUT = 5.0
 _RETRY_FIRST = 0.5
 _RETRY_LONGEST = 10.0
 _EMPTY_TIMEOUT = 5.0
+#: Descriptors that a VM takes: its directory, its output and its process, and later its monitor and its console.
+_DESCRIPTORS, DESCRIPTORS_LATER = 5, 2
 
 
 @frozen(kw_only=True, eq=False)
@@ -101,7 +103,8 @@ async def find(name: str, number: int, services: Services, nursery: trio.Nursery
     if not services.layout.has_instance(name):
         return None
     try:
-        directory = services.layout.instance(name)
+        with descriptors.reserved(_DESCRIPTORS, "take it over", beside=descriptors.KEPT):
+            directory = services.layout.instance(name)
     except HostError as error:
         raise StateFileError(error.message) from error
     resources = AsyncExitStack()

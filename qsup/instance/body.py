@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 
 import structlog
@@ -15,6 +16,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, DependencyError, QsupError
+from qsup.host import descriptors
 from qsup.host.output import BoundedLog, feed_of
 from qsup.instance import adopt, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
@@ -92,6 +94,9 @@ class Body:
     Args:
         name: the VM's.
         inbox: the driver's.
+
+    Attributes:
+        promises: descriptors that the VM is going to need; entered by whoever runs the body.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Body:
         self.sampler = watch.DiskSampler()
         self._attached = -math.inf
         self._launched = False
+        self.promises = ExitStack()
         self._name = name
         self._services = services
         self._nursery = nursery
@@ -138,6 +144,7 @@ class Body:
         if life.monitor is not None:
             self._attach(life, life.monitor)
         else:
+            self.promises.enter_context(descriptors.promised(adopt.DESCRIPTORS_LATER))
             adopt.attach_console(life, self._nursery, self._console)
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
@@ -150,6 +157,7 @@ class Body:
     def let_go(self) -> Life | None:
         """The life has ended: nothing of it goes on."""
         self._jobs.cancel(*_LIFE_JOBS)
+        self.promises.close()
         life, self.life = self.life, None
         return life
 
@@ -347,6 +355,7 @@ class Body:
             held=orders.held,
         )
         self._launched = True
+        self.promises.close()
         self._attach(life, monitor)
         changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))

@@ -241,15 +241,19 @@ class Driver:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 self.body = Body(self.name, self._services, nursery, self.console, self._inbox)
-                await self._adopt(self.body)
-                self._adopted.set()
-                self.touch()
-                while True:
-                    await self._handle(self.body, await self._inbox.receive())
-                    if not self._inbox:
-                        # whoever waits for an operation hears of its end before the disk is asked
-                        await trio.lowlevel.checkpoint()
-                        self._save()
+                with self.body.promises:
+                    await self._go_on(self.body)
+
+    async def _go_on(self, body: Body) -> None:
+        await self._adopt(body)
+        self._adopted.set()
+        self.touch()
+        while True:
+            await self._handle(body, await self._inbox.receive())
+            if not self._inbox:
+                # whoever waits for an operation hears of its end before the disk is asked
+                await trio.lowlevel.checkpoint()
+                self._save()
 
     def retire(self) -> None:
         """End the task; the VM does not run and its unit is gone."""

@@ -47,6 +47,17 @@ def limited(root: Path, *limits: str) -> Iterator[Daemon]:
         daemon.close()
 
 
+@contextmanager
+def limited_next(daemon: Daemon, *limits: str) -> Iterator[None]:
+    """Have the next daemons start with limits of their own."""
+    command = daemon._command
+    daemon._command = ("prlimit", *limits, *command)
+    try:
+        yield
+    finally:
+        daemon._command = command
+
+
 def descriptors(daemon: Daemon) -> int:
     """How many the daemon has open."""
     return len(os.listdir(f"/proc/{daemon.pid}/fd"))
@@ -161,6 +172,40 @@ def test_t18_clients_take_no_descriptor_that_a_vm_needs(root_dir: Path, emulator
         poll_until(lambda: descriptors(daemon) <= before + TOLERANCE, "all are given back", seconds=DEADLINE)
         assert daemon.do("web", "start")["substate"] == "running"
         assert "driver failed" not in daemon.log()
+
+
+@pytest.mark.slow
+def test_t18_a_daemon_with_a_lower_limit_takes_over_what_it_can(
+    root_dir: Path, emulator: Emulator, rom_guest: Path
+) -> None:
+    """The others run on, quarantined, with the limit named; they are taken over when there is room; none is lost."""
+    names = [f"vm{number:02}" for number in range(14)]
+    with limited(root_dir) as daemon:
+        for name in names:
+            (daemon.units / f"{name}.toml").write_text(rom_unit(emulator, rom_guest))
+        daemon.post("/v1/reload")
+        pids = {name: daemon.do(name, "start")["pid"] for name in names}
+        daemon.signal(signal.SIGKILL)
+        with limited_next(daemon, f"--nofile={LIMIT}:{LIMIT}"):
+            daemon.start()
+            views = {view["name"]: view for view in daemon.get("/v1/instances")["instances"]}
+            states = {name: view["substate"] for name, view in views.items()}
+            assert set(states.values()) <= {"running", "unreachable", "quarantined"}, states
+            left = [name for name, state in states.items() if state == "quarantined"]
+            assert 0 < len(left) < len(names) - 3
+            for name in left:
+                assert "could not take it over: fewer than" in views[name]["cause"]["detail"]
+            taken = [name for name in names if name not in left]
+            for name in taken:
+                assert daemon.wait(name, "running")["pid"] == pids[name]
+            assert daemon.do(taken[0], "kill")["substate"] == "dead"
+            daemon.post("/v1/reload")
+            assert daemon.wait(left[0], "running")["pid"] == pids[left[0]]
+            assert "driver failed" not in daemon.log()
+            daemon.signal(signal.SIGKILL)
+        daemon.start()
+        for name in set(names) - {taken[0]}:
+            assert daemon.wait(name, "running")["pid"] == pids[name]
 
 
 def test_t18_accept_may_fail(root_dir: Path, emulator: Emulator, rom_guest: Path) -> None:
