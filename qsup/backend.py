@@ -36,6 +36,7 @@ class DaemonBackend:
 
     Args:
         logs: the directory of the VMs' logs.
+        damage: what was wrong with the daemon's own files as it began, or ``""``.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class DaemonBackend:
         latency: LatencyTable,
         *,
         logs: Path,
+        damage: str = "",
     ) -> None:
         self._supervisor = supervisor
         self._store = store
@@ -54,6 +56,7 @@ class DaemonBackend:
         self._ring = ring
         self._latency = latency
         self._logs = logs
+        self._damage = damage
         self._began = time.monotonic()
 
     # instances
@@ -160,7 +163,8 @@ class DaemonBackend:
 
     def health(self) -> tuple[Sequence[str], float]:
         """What is wrong with the daemon, and its uptime in seconds."""
-        problems = [str(diagnostic) for diagnostic in self._store.diagnostics]
+        problems = [self._damage] if self._damage else []
+        problems += map(str, self._store.diagnostics)
         for driver in self._supervisor.drivers():
             if driver.state is State.QUARANTINED and driver.view.cause:
                 problems.append(f"{driver.name}: {driver.view.cause.detail}")

@@ -188,7 +188,9 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
     )
-    return supervisor, DaemonBackend(supervisor, store, operations, ring, latency, logs=layout.log)
+    return supervisor, DaemonBackend(
+        supervisor, store, operations, ring, latency, logs=layout.log, damage=journal.damage
+    )
 
 
 async def run(setup: Setup) -> None:

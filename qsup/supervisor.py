@@ -17,7 +17,7 @@ from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, DependencyError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
 from qsup.instance.driver import Driver
-from qsup.instance.operation import Operation
+from qsup.instance.operation import KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State, Verdict, judge
@@ -283,7 +283,9 @@ class Supervisor:
         driver = self._drivers.get(name) or self._new_driver(name, request)
         holder = driver.holder
         if holder is not None and request in _PREEMPTING and holder.request in (request, Request.KILL):
-            return operations.get(holder.operation)  # a stop joins a kill, and never softens it
+            # a stop joins a kill, and never softens it
+            use = KeyUse(uid=uid, key=idempotency_key, kind=request.value, timeout=timeout)
+            return await operations.join(holder.operation, use)
         if request not in _PREEMPTING:
             check_free(driver, request)
         judgement = judge(driver.state, request)

@@ -25,6 +25,16 @@ class OperationState(enum.Enum):
 
 
 @frozen(kw_only=True)
+class KeyUse:
+    """An ``Idempotency-Key`` and the request that it came with: a caller's, of a kind, with its timeout."""
+
+    uid: int
+    key: str
+    kind: str
+    timeout: float | None
+
+
+@frozen(kw_only=True)
 class Operation:
     """One operation.
 
@@ -42,6 +52,7 @@ class Operation:
         idempotency_key: the client's key, or ``""``.
         timeout: seconds in place of the unit's ``stop-timeout``, or that all of it may take.
         sent: a command may have reached QEMU that is not to be repeated unasked.
+        joined: the keys of later requests that this operation answers, too.
     """
 
     id: str
@@ -58,6 +69,15 @@ class Operation:
     idempotency_key: str = ""
     timeout: float | None = None
     sent: bool = False
+    joined: tuple[KeyUse, ...] = ()
+
+    @property
+    def key_uses(self) -> tuple[KeyUse, ...]:
+        """Every key that stands for it."""
+        if not self.idempotency_key:
+            return self.joined
+        own = KeyUse(uid=self.requested_by, key=self.idempotency_key, kind=self.kind, timeout=self.timeout)
+        return (own, *self.joined)
 
     @property
     def is_final(self) -> bool:

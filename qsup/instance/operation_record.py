@@ -14,7 +14,7 @@ from attrs import field, frozen
 from qsup.errors import QsupError
 from qsup.host import codec
 from qsup.host.records import LATEST, within
-from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operation import KeyUse, Operation, OperationState
 
 
 class RecordedError(QsupError):
@@ -72,6 +72,7 @@ class OperationRecord:
     idempotency_key: str
     timeout: float | None
     sent: bool
+    joined: tuple[KeyUse, ...]
 
     @classmethod
     def of(cls, operation: Operation) -> OperationRecord:
@@ -90,6 +91,7 @@ class OperationRecord:
             idempotency_key=operation.idempotency_key,
             timeout=operation.timeout,
             sent=operation.sent,
+            joined=operation.joined,
         )
 
     def operation(self) -> Operation:
@@ -112,4 +114,5 @@ class OperationRecord:
             idempotency_key=self.idempotency_key,
             timeout=self.timeout,
             sent=self.sent,
+            joined=self.joined,
         )

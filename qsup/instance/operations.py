@@ -19,14 +19,16 @@ import structlog
 import trio
 from attrs import evolve
 
-from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, QsupError
+from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, OverloadedError, QsupError
 from qsup.host import codec
-from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operation import KeyUse, Operation, OperationState
 from qsup.instance.operation_record import OperationRecord
 
 _log = structlog.get_logger()
 
 KEPT = 1000
+#: Most requests that join one operation.
+JOINED = 100
 #: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
 _RETRY, _LAST = 10.0, 2.0
 #: What ends the operations that a stop does not.
@@ -102,8 +104,7 @@ class OperationTable:
 
     def _keep(self, operation: Operation) -> None:
         self._operations[operation.id] = operation
-        if operation.idempotency_key:
-            self._by_key[operation.requested_by, operation.idempotency_key] = operation.id
+        self._by_key.update(((use.uid, use.key), operation.id) for use in operation.key_uses)
         if not operation.is_final:
             self._finished[operation.id] = trio.Event()
         while len(self._operations) > KEPT:
@@ -111,7 +112,7 @@ class OperationTable:
             if oldest is None:
                 return
             del self._operations[oldest.id]
-            self._by_key.pop((oldest.requested_by, oldest.idempotency_key), None)
+            self._forget_keys(oldest)
 
     def repeated(self, uid: int, key: str, kind: str, target: str, timeout: float | None) -> Operation | None:
         """The operation that the same caller began with the same key, if any; a key is known as long as its operation.
@@ -120,15 +121,44 @@ class OperationTable:
             KeyReusedError: the key was used for something else.
         """
         known = self._operations.get(self._by_key.get((uid, key), "")) if key else None
-        if known is not None and (known.kind, known.target, known.timeout) != (kind, target, timeout):
-            given = "" if known.timeout is None else f" with a timeout of {known.timeout:g} s"
+        if known is None:
+            return None
+        use = next(use for use in known.key_uses if (use.uid, use.key) == (uid, key))
+        if (use.kind, known.target, use.timeout) != (kind, target, timeout):
+            given = "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
             raise KeyReusedError(
-                f"the Idempotency-Key was used for {known.kind} of {known.target}{given} (operation {known.id})",
+                f"the Idempotency-Key was used for {use.kind} of {known.target}{given} (operation {known.id})",
                 instance=target,
                 hint="use a new key for each request, and repeat a request as it was",
                 operation=known.id,
             )
         return known
+
+    async def join(self, operation_id: str, use: KeyUse) -> Operation:
+        """Have an operation answer a later request, too, whose key is known from now on.
+
+        Raises:
+            NoSuchOperation: there is none of that id.
+            OverloadedError: it answers too many already.
+        """
+        operation = self.get(operation_id)
+        if not use.key:
+            return operation
+        if len(operation.joined) >= JOINED:
+            words = f"more than {JOINED} requests wait for {operation.kind} (operation {operation_id})"
+            raise OverloadedError(words, instance=operation.target, hint="wait for that operation")
+        self._operations[operation_id] = evolve(operation, joined=(*operation.joined, use))
+        self._by_key[use.uid, use.key] = operation_id
+        try:
+            await self.record(operation_id)
+        except QsupError as error:
+            # what is joined is under way, and a full disk keeps nobody from stopping a VM
+            _log.error("a key could not be recorded", operation=operation_id, why=error.message)
+        return self.get(operation_id)
+
+    def _forget_keys(self, operation: Operation) -> None:
+        for use in operation.key_uses:
+            self._by_key.pop((use.uid, use.key), None)
 
     def begin(self, kind: str, target: str, *, uid: int, key: str = "", timeout: float | None = None) -> Operation:
         """A new operation, known from now on but not yet recorded (see `record`)."""
@@ -218,7 +248,7 @@ class OperationTable:
     def discard(self, operation_id: str) -> None:
         """Forget an operation that was never recorded."""
         operation = self._operations.pop(operation_id)
-        self._by_key.pop((operation.requested_by, operation.idempotency_key), None)
+        self._forget_keys(operation)
         self._finished.pop(operation_id).set()
 
     def get(self, operation_id: str) -> Operation:

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from qsup.errors import KeyReusedError, NoSpaceError, QsupError
+from qsup.errors import KeyReusedError, NoSpaceError, OverloadedError, QsupError
 from qsup.host.journal import Journal
-from qsup.instance.operation import Operation, OperationState
-from qsup.instance.operations import KEPT, OperationTable
+from qsup.instance.operation import KeyUse, Operation, OperationState
+from qsup.instance.operations import JOINED, KEPT, OperationTable
 
 
 class _Memory:
@@ -97,6 +97,42 @@ def open_journal(path: Path) -> Journal:
     return Journal(
         path, key=lambda record: str(record["id"]), keep=KEPT, spare=lambda record: bool(record["state"] == "running")
     )
+
+
+async def test_a_request_that_joins_an_operation_is_repeated_safely() -> None:
+    """Two callers stop a VM: the key of the second stands for the operation of the first, by the next daemon, too."""
+    journal = _Lines()
+    table = OperationTable(journal)
+    stop = table.begin("kill", "web", uid=1, key="one")
+    await table.record(stop.id)
+    assert (await table.join(stop.id, KeyUse(uid=2, key="", kind="stop", timeout=None))).joined == ()
+    assert (await table.join(stop.id, KeyUse(uid=2, key="two", kind="stop", timeout=3.0))).id == stop.id
+    table.finish(stop.id)
+    await table.record(stop.id)
+    later = journal.later()
+    for known in (table, later):
+        for uid, key, kind, timeout in ((1, "one", "kill", None), (2, "two", "stop", 3.0)):
+            found = known.repeated(uid, key, kind, "web", timeout)
+            assert found is not None
+            assert found.id == stop.id
+        with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 3 s"):
+            known.repeated(2, "two", "kill", "web", None)
+        assert known.repeated(2, "one", "kill", "web", None) is None
+
+
+async def test_joining_is_bounded_and_survives_a_full_disk() -> None:
+    """A key that cannot be written down is known to this daemon; too many are refused."""
+    journal = _Lines()
+    table = OperationTable(journal)
+    stop = table.begin("stop", "web", uid=1)
+    journal.full = True
+    for number in range(JOINED):
+        await table.join(stop.id, KeyUse(uid=2, key=str(number), kind="stop", timeout=None))
+    assert table.repeated(2, "0", "stop", "web", None) is not None
+    with pytest.raises(OverloadedError, match="more than 100 requests wait"):
+        await table.join(stop.id, KeyUse(uid=2, key="more", kind="stop", timeout=None))
+    table.discard(stop.id)
+    assert table.repeated(2, "0", "stop", "web", None) is None
 
 
 async def test_keys_are_kept_with_their_operations(tmp_path: Path) -> None:

@@ -42,9 +42,12 @@ def test_an_idempotency_key_outlives_the_daemon(daemon: Daemon, emulator: Emulat
     daemon.type("db", "D")
     with daemon.client() as client:
         stopping = client.post("/v1/instances/db/stop", {"timeout": 60.0}, key="stop db")
+        joined = client.post("/v1/instances/db/stop", key="stop db, too")
+    assert joined["id"] == stopping["id"]
     daemon.wait("db", "stopping-guest")
     daemon.restart()
     with daemon.client() as client:
+        assert client.post("/v1/instances/db/stop", key="stop db, too")["id"] == stopping["id"]
         assert client.post("/v1/instances/web/start?wait=30", key="start web") == started
         again = client.post("/v1/instances/db/stop", {"timeout": 60.0}, key="stop db")
         assert (again["id"], again["state"]) == (stopping["id"], "running")

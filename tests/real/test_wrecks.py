@@ -292,6 +292,8 @@ def test_a_wrecked_journal_of_operations_stops_nobody(daemon: Daemon, emulator: 
         (daemon.state / "operations.jsonl").write_bytes(wreck)
         daemon.start()
         assert daemon.wait("web", "running")["pid"] == pids["web"], name
+        told = " ".join(daemon.get("/v1/health")["problems"])
+        assert ("operations.jsonl" in told) is (name in ("random", "nested", "newer")), name
         daemon.do("web", "pause")
         daemon.do("web", "resume")
         assert kinds(daemon) == ["resume", "pause"], name
