@@ -60,7 +60,9 @@ def test_a_loss_is_a_failure(
     """A promise that is broken, and something that is left behind."""
     code = tried(tmp_path, monkeypatch, "T5", call=what != "call", teardown=what != "teardown")
     assert code == 1
-    assert re.search(r"^T5 .* 2 +\*\*2\*\* ", capsys.readouterr().out, re.MULTILINE)
+    said = capsys.readouterr()
+    assert re.search(r"^T5 .* 2 +\*\*2\*\* ", said.out, re.MULTILINE)
+    assert len(re.findall("^lost in .*test_t5_of_a_fake.*: .*assert False", said.err, re.MULTILINE)) == 2
 
 
 def test_what_cannot_be_read_is_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ Must not: count or print; `tests.faults.tally` does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -74,6 +75,8 @@ class Campaign:
         """Count a test once it has been torn down: what it leaves behind is lost, too."""
         if report.failed:
             self._failed.add(report.nodeid)
+            # at once: the rest may take half an hour
+            print(f"\nlost in {report.nodeid}: {_reason(report)}", file=sys.stderr, flush=True)
         case = case_of(report.nodeid)
         if report.when == "call":
             self._seconds = report.duration
@@ -93,6 +96,11 @@ class Campaign:
 def _case_name(item: pytest.Item) -> str:
     case = case_of(item.nodeid)
     return case.name if case else ""
+
+
+def _reason(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash is not None else report.longreprtext)[:500]
 
 
 CAMPAIGN = pytest.StashKey[Campaign]()
