@@ -169,7 +169,8 @@ class Supervisor:
             except QsupError as error:
                 _log.warning("operation given up", instance=operation.target, operation=operation.id, why=error.message)
                 operations.finish(operation.id, error=error)
-        self._turns.start_together(left.operation for _, left in taken if left.request is Request.START)
+        starting = (Request.START, Request.RESTART)
+        self._turns.start_together(left.operation for _, left in taken if left.request in starting)
         stopping = {driver.name for driver, left in taken if left.request in _STOPPING}
         for driver, left in taken:
             driver.resume(evolve(left, waits=not stopping.isdisjoint(self._turns.graph.later(driver.name))))

@@ -280,6 +280,15 @@ class OperationTable:
                 await finished.wait()
         return self.get(operation_id)
 
+    def is_under_way(self, operation_id: str) -> bool:
+        """Whether an operation has not ended; also of one that is no longer kept."""
+        return operation_id in self._finished
+
+    async def wait_ended(self, operation_id: str) -> None:
+        """Wait until an operation has ended, be it kept that long or not; the caller sets the deadline."""
+        if (finished := self._finished.get(operation_id)) is not None:
+            await finished.wait()
+
     def cancel(self, operation_id: str) -> Operation:
         """End a cancellable operation, which no kind is yet.
 

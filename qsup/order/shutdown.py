@@ -104,6 +104,15 @@ class Shutdown:
         self._nursery.start_soon(self._run, order)
 
     async def _run(self, order: _Order) -> None:
+        try:
+            await self._stop_all(order)
+        except Exception:
+            # it costs this operation, and neither the daemon nor the stops that have begun
+            _log.exception("stopping all failed by a bug", operation=order.operation)
+            self._present = None
+            self._operations.finish(order.operation, error=QsupError("the daemon failed at it by a bug"))
+
+    async def _stop_all(self, order: _Order) -> None:
         deadline = trio.current_time() + order.seconds
         with trio.move_on_after(_ADOPTION_WAIT):
             for driver in list(self._drivers.values()):
@@ -139,7 +148,7 @@ class Shutdown:
     async def _await_one(
         self, name: str, operation_id: str, order: _Order, names: list[str], pending: dict[str, str]
     ) -> None:
-        await self._operations.wait_final(operation_id, float("inf"))
+        await self._operations.wait_ended(operation_id)
         del pending[name]
         self._tell(order, names, pending)
 

@@ -227,7 +227,8 @@ class Transactions:
             if failure is error:
                 raise
             raise failure from None
-        starts = [operation.id for _, operation, step in begun if step.request is Request.START]
+        starting = (Request.START, Request.RESTART)
+        starts = [operation.id for _, operation, step in begun if step.request in starting]
         self._turns.start_together(starts)
         for driver, operation, step in begun:
             loaded = read.get(step.name)

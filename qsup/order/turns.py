@@ -67,7 +67,8 @@ class Turns:
     def start_together(self, operations: Iterable[str]) -> None:
         """Of these starts, only so many are under way at a time. One by itself is held up by nobody."""
         together = tuple(operations)
-        self._slots = {each: slots for each, slots in self._slots.items() if not self._operations.get(each).is_final}
+        # those that were overtaken before they came to need theirs
+        self._slots = {each: slots for each, slots in self._slots.items() if self._operations.is_under_way(each)}
         if len(together) > 1:
             slots = trio.Semaphore(self._concurrency)
             self._slots |= dict.fromkeys(together, slots)
@@ -168,7 +169,7 @@ class Turns:
 
     def _give_back_later(self, operation: str, slots: trio.Semaphore) -> None:
         async def give_back() -> None:
-            await self._operations.wait_final(operation, float("inf"))
+            await self._operations.wait_ended(operation)
             slots.release()
 
         del self._slots[operation]

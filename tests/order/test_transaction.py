@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from qsup.errors import BusyError, DependencyError, NoSpaceError
 from qsup.instance.state import Request, State
 from qsup.order.transaction import Step
 from tests.order.drivers import Crowd
 from tests.unit.test_graph import unit
+from tests.waiting import wait_until
 
 SHOP = {
     "db": unit(),
@@ -132,3 +134,16 @@ async def test_of_those_that_start_by_themselves_as_many_start_as_can() -> None:
     read = await crowd.transactions.read("abcdefg")
     steps = crowd.transactions.with_starts("abcdefg", read)
     assert [step.name for step in steps] == ["e", "h", "g"] or [step.name for step in steps] == ["e", "g", "h"]
+
+
+async def test_those_that_are_restarted_along_start_so_many_at_a_time(nursery: trio.Nursery) -> None:
+    """Not all that require one VM at once, as soon as that is ready again."""
+    crowd = Crowd({"x": unit(), "a": unit(requires="x"), "b": unit(requires="x")}, concurrency=1)
+    crowd.turns.run_in(nursery)
+    crowd.put("x", State.RUNNING)
+    steps = [Step(name=name, request=Request.RESTART) for name in "ab"]
+    first, second = await crowd.transactions.begin(steps, {}, uid=0)
+    assert crowd.turns.try_start("a", first.id)
+    assert not crowd.turns.try_start("b", second.id)
+    crowd.end("a", State.RUNNING)
+    await wait_until(lambda: crowd.turns.try_start("b", second.id), "the slot is given back")

@@ -111,6 +111,11 @@ async def test_so_many_start_at_a_time_and_a_slot_is_given_back(nursery: trio.Nu
     held = {name: crowd.hold(name, Request.START) for name in "abcd"}
     crowd.turns.start_together(held.values())
     assert [crowd.turns.try_start(name, operation) for name, operation in held.items()] == [True, True, False, False]
+    # a slot that nobody came to need is forgotten, however many operations there were since
+    gone = crowd.hold("x", Request.START)
+    crowd.turns.start_together([gone, "another"])
+    crowd.end("x", State.DEAD)
+    del crowd.operations._operations[gone]
     alone = crowd.hold("x", Request.START)
     crowd.turns.start_together([alone])
     assert crowd.turns.try_start("x", alone)
