@@ -5,7 +5,8 @@ Must not: signal a process that is not, beyond doubt, the recorded one; or chang
 
 What is believed: the boot id, then a pidfd whose process has the recorded start time and runs as the recorded user,
 then what QEMU itself answers. A record without a pid is a launch that a dying daemon left half done: what it made is
-given back. Of a record of another boot nothing is believed, and nobody is signalled for it.
+given back. Of a record of another boot nothing is believed, and nobody is signalled for it. Long because finding,
+reaching and writing down again share one record.
 """
 
 from __future__ import annotations

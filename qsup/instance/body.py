@@ -1,7 +1,8 @@
 """The body of a VM's driver: what is connected, what is under way, and how each effect of the table is carried out.
 
 Decides: which task serves each effect.
-Must not: know the state or look at the table. It learns what to do as effects, and answers with messages.
+Must not: know the state or look at the table. It learns what to do as effects, and answers with messages. Long because
+every effect has its method here, and they share what is connected.
 """
 
 from __future__ import annotations

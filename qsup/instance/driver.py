@@ -12,9 +12,7 @@ the VM's place tidy. Long because each kind of message has its handler here, and
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +27,7 @@ from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.inbox import Inbox
+from qsup.instance.keeper import Keeper
 from qsup.instance.life import Life
 from qsup.instance.messages import (
     RESET,
@@ -43,12 +42,12 @@ from qsup.instance.messages import (
     Told,
 )
 from qsup.instance.position import Position
-from qsup.instance.record import Running
 from qsup.instance.restart import wants_restart
 from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Holder, Remains, Standing, Unfinished, settle, take_up, unheard
 from qsup.instance.state import Effect, Event, Level, Request, State, Verdict, judge
+from qsup.instance.teller import Change, Teller
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
 from qsup.unit.load import LoadedUnit
@@ -68,12 +67,8 @@ _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Events by which a guest stands still that may have said why, and the states in which it ran before.
 _STANDS_STILL = (Event.GUEST_PANICKED, Event.GUEST_IO_ERROR)
 _RAN = (State.WAITING_READY, State.RUNNING, State.UNRESPONSIVE)
-#: Events of one VM that are kept with its last words.
-_SAID_MAX = 8
 #: Seconds to take in what was written to the console before something happened, if it is not at hand at once.
 _CATCH_UP = 0.02
-#: Seconds between two events of one kind that the guest can cause without end.
-_TELL_INTERVAL = 1.0
 
 
 @frozen(kw_only=True)
@@ -101,19 +96,17 @@ class Driver:
         self.holder: Holder | None = None
         self.console = ConsoleHub(loaded.name, self.touch)
         self.body: Body | None = None
-        self.trouble = ""  # what could not be written of it, one sentence
         self._services = services
         self._inbox: Inbox[Message] = Inbox()
         self._scope = trio.CancelScope()
         self._adopted = trio.Event()
         self._position = Position()
-        self._saved: Running | None = None
+        self._keeper = Keeper(loaded.name, services)
+        self._teller = Teller(loaded.name, services.publish)
         self._unfinished: Unfinished | None = None
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
-        self._told_at: dict[str, float] = {}
-        self._said: deque[dict[str, Any]] = deque(maxlen=_SAID_MAX)
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
@@ -154,6 +147,11 @@ class Driver:
             )
             self._view = make_view(self.loaded, self.life, moving)
         return self._view
+
+    @property
+    def trouble(self) -> str:
+        """What could not be written down of it, one sentence, or ``""``."""
+        return self._keeper.trouble
 
     @property
     def command_line(self) -> tuple[str, ...]:
@@ -301,12 +299,10 @@ class Driver:
 
     def _on_noted(self, message: Noted) -> None:
         observed = evolve(self._observed, **message.changes)
-        for words in set(observed.warnings) - set(self._observed.warnings):
-            self._log.warning("not as it was started", what=words)
         if observed != self._observed:
+            self._teller.noted(message.changes, set(observed.warnings) - set(self._observed.warnings))
             self._observed = observed
             self.touch()
-            self._services.publish("instance-changed", self.name, message.changes)
 
     def _on_seen(self, body: Body, message: Seen) -> None:
         """QEMU's answer is not what the state implies: an event was lost, or is still to be handled.
@@ -323,17 +319,12 @@ class Driver:
         self._doubt = doubt
 
     def _on_told(self, message: Told) -> None:
-        """Tell everyone, of one kind once a second at most: a guest can reset itself without end."""
         data = dict(message.data)
         if message.type == RESET:
             self._observed = evolve(self._observed, resets=self._observed.resets + bool(data["guest"]))
             self.touch()
             data["resets"] = self._observed.resets
-        now = time.monotonic()
-        if now - self._told_at.get(message.type, -math.inf) >= _TELL_INTERVAL:
-            self._told_at[message.type] = now
-            self._services.publish(message.type, self.name, data)
-            self._log.info(message.type, **data)
+        self._teller.happened(message.type, data)
 
     def _on_finished(self, message: Finished) -> None:
         paused = self.holder is not None and self.holder.request is Request.PAUSE
@@ -390,54 +381,16 @@ class Driver:
 
     def _tell(self, before: State, event: Event) -> None:
         self.touch()
-        state, cause, life = self.state, self._position.cause, self.life
-        words = cause.values() if cause else None
-        data = {
-            "state": state.level.value,
-            "substate": state.substate,
-            "previous": before.substate,
-            "cause": words,
-            "pid": life.process.pid if life else None,
-            "operation": self.holder.operation if self.holder else None,
-        }
-        self._services.publish("instance-state", self.name, data)
-        if words is not None and (words["output"] or words["console"]):
-            self._bound_words(words)
-        if self.holder is not None and self.holder.begun:
-            self._services.operations.progress(self.holder.operation, state.substate)
-        self._log.info(
-            "state changed",
-            state=state.substate,
-            before=before.substate,
-            by=event.value,
-            cause=cause.text if cause else None,
-            detail=(cause.detail or None) if cause else None,
-            output="\n".join(cause.output) or None if cause else None,
-            console="\n".join(cause.console) or None if cause else None,
-            operation=data["operation"],
+        operation = self.holder.operation if self.holder else None
+        pid = self.life.process.pid if self.life else None
+        self._teller.changed(
+            Change(state=self.state, before=before, by=event, cause=self._position.cause, pid=pid, operation=operation)
         )
-
-    def _bound_words(self, words: dict[str, Any]) -> None:
-        """Of this VM's events the newest alone keep what was last said: a hostile QEMU can panic without end."""
-        if len(self._said) == self._said.maxlen:
-            self._said[0].update(output=[], console=[])
-        self._said.append(words)
+        if self.holder is not None and self.holder.begun:
+            self._services.operations.progress(self.holder.operation, self.state.substate)
 
     def _save(self) -> None:
-        if self.life is None or self.state not in adopt.RECORDED:
-            return
-        try:
-            self._saved = adopt.save(self.life, self._position, self._saved)
-        except QsupError as error:
-            # the VM runs and stays findable by the record before this one
-            self._note_trouble(f"could not update the run record: {error.message}")
-        else:
-            self.trouble = ""
-
-    def _note_trouble(self, words: str) -> None:
-        if words != self.trouble:  # a heartbeat tries again every few seconds
-            self._log.error("a record could not be written", why=words, operation=self._orders().operation)
-        self.trouble = words
+        self._keeper.save(self.life, self._position, self._orders().operation)
 
     # the ends of a life
 
@@ -488,22 +441,7 @@ class Driver:
         return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
 
     def _keep_end(self) -> None:
-        position = self._position
-        due = time.monotonic() + position.restart_delay if self.state is State.AUTO_RESTART else 0.0
-        try:
-            ended.keep(
-                self._services.layout,
-                self.name,
-                state=self.state,
-                cause=position.cause,
-                since=position.since,
-                due=due,
-                history=position.history,
-            )
-        except QsupError as error:
-            self._note_trouble(f"could not keep how it ended: {error.message}")
-        else:
-            self.trouble = ""
+        self._keeper.save_end(self._position, self._orders().operation)
 
     def _recall(self) -> ended.Ended | None:
         """Nothing runs: what is known of a VM that is down. `StateFileError`: something cannot be read."""
@@ -631,7 +569,7 @@ class Driver:
         why, outcome = error.message if error else None, finished.state.value
         self._log.info("operation ended", operation=operation, kind=finished.kind, outcome=outcome, why=why)
         data = {"operation": operation, "kind": finished.kind, "state": outcome}
-        self._services.publish("operation", self.name, data | ({"error": error.message} if error else {}))
+        self._teller.operation_ended(data | ({"error": error.message} if error else {}))
 
     # adoption
 

@@ -49,6 +49,8 @@ class Journal(Protocol):
 class OperationTable:
     """Every operation that is kept, with those that wait for them.
 
+    Long because each step of an operation's life has its method, and all change one table.
+
     Args:
         journal: where an operation is recorded before its first side effect, and at its end.
     """

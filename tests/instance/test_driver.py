@@ -18,6 +18,7 @@ from qsup.instance.runstate import Guest
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
 from qsup.instance.state import Effect, Event, Request, State
+from qsup.instance.teller import Teller
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import ServiceSection, Unit
 
@@ -124,7 +125,7 @@ async def test_a_silence_that_becomes_another_is_told_again() -> None:
     """First the main loop is busy, then the process stands still: each is told once, and told apart."""
     found, body, _ = running("no")
     told: list[Any] = []
-    found._services = evolve(found._services, publish=lambda _type, _name, data: told.append(data["cause"]["text"]))
+    found._teller = Teller("web", lambda _type, _name, data: told.append(data["cause"]["text"]))
     kinds = (CauseKind.MAIN_LOOP_SILENT, CauseKind.MAIN_LOOP_SILENT, CauseKind.PROCESS_SILENT, CauseKind.PROCESS_SILENT)
     for kind in kinds:
         found._apply(body, Event.SILENT, silent(kind))
@@ -217,7 +218,7 @@ def test_a_guest_that_panics_without_end_keeps_no_memory_in_events() -> None:
     """The newest few of its events have its last words, the older ones have none any more."""
     found, body, _ = running("no")
     told: list[Any] = []
-    found._services = evolve(found._services, publish=lambda event_type, instance, data: told.append(data["cause"]))
+    found._teller = Teller("web", lambda event_type, instance, data: told.append(data["cause"]))
     said = evolve(IO_ERROR, console=("full",))
     for _ in range(20):
         found._apply(body, Event.GUEST_IO_ERROR, said)

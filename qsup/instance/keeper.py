@@ -1,0 +1,68 @@
+"""What is written down of a VM for the next daemon: where it stands while it lives, and how it ended.
+
+Decides: when that is written, and what is said when it cannot be.
+Must not: fail a VM for it: it runs, and stays findable by what was written before.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from qsup.errors import QsupError
+from qsup.instance import adopt, ended
+from qsup.instance.life import Life
+from qsup.instance.position import Position
+from qsup.instance.record import Running
+from qsup.instance.services import Services
+from qsup.instance.state import State
+
+
+class Keeper:
+    """Keeps one VM's records up to date.
+
+    Attributes:
+        trouble: what could not be written, one sentence, or ``""``.
+    """
+
+    def __init__(self, name: str, services: Services) -> None:
+        self.trouble = ""
+        self._name = name
+        self._services = services
+        self._saved: Running | None = None
+        self._log = structlog.get_logger().bind(instance=name)
+
+    def save(self, life: Life | None, position: Position, operation: str | None) -> None:
+        """Where a VM stands that lives, unless that is what was saved before."""
+        if life is None or position.state not in adopt.RECORDED:
+            return
+        try:
+            self._saved = adopt.save(life, position, self._saved)
+        except QsupError as error:
+            self._note(f"could not update the run record: {error.message}", operation)
+        else:
+            self.trouble = ""
+
+    def save_end(self, position: Position, operation: str | None) -> None:
+        """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""
+        due = time.monotonic() + position.restart_delay if position.state is State.AUTO_RESTART else 0.0
+        try:
+            ended.keep(
+                self._services.layout,
+                self._name,
+                state=position.state,
+                cause=position.cause,
+                since=position.since,
+                due=due,
+                history=position.history,
+            )
+        except QsupError as error:
+            self._note(f"could not keep how it ended: {error.message}", operation)
+        else:
+            self.trouble = ""
+
+    def _note(self, words: str, operation: str | None) -> None:
+        if words != self.trouble:  # a heartbeat tries again every few seconds
+            self._log.error("a record could not be written", why=words, operation=operation)
+        self.trouble = words
