@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -234,6 +235,14 @@ def rom_unit(emulator: Emulator, rom: Path, *, accel: str = "tcg", **sections: s
         "agent": "enabled = false",
     }
     return _unit(parts, sections)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def linux_unit(emulator: Emulator, guest: LinuxGuest, **sections: str) -> str:

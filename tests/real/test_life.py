@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import urllib.request
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from qsup.errors import QsupError
 from tests.bare import accelerator
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
+from tests.real.daemons import Daemon, free_port, kill_process, linux_unit, rom_unit
 
 pytestmark = pytest.mark.real
 
@@ -235,9 +234,7 @@ def test_readiness_can_be_a_text_on_the_console(daemon: Daemon, qemu: Emulator, 
 
 def test_readiness_can_be_a_port_of_the_guest(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
     """`ready = { port = 80 }`: the guest itself has accepted; a connection to the forward alone proves nothing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tables = f'[[nic]]\nid = "net"\nforward = ["{port}:80"]'
     unit = linux_unit(qemu, linux_guest, tables=tables).replace('ready = "agent"', "ready = { port = 80 }")
     daemon.unit("web", unit)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests import Emulator
-from tests.real.daemons import Daemon, kill_process, rom_unit
+from tests.real.daemons import Daemon, free_port, kill_process, rom_unit
 from tests.waiting import came_true
 
 pytestmark = pytest.mark.real
@@ -105,7 +105,7 @@ def test_a_start_that_was_under_way_is_completed(daemon: Daemon, qemu: Emulator,
             qemu,
             rom_guest,
             service='ready = { port = 22 }\nstart-timeout = "3s"',
-            tables='[[nic]]\nid = "n"\nforward = ["39022:22"]',
+            tables=f'[[nic]]\nid = "n"\nforward = ["{free_port()}:22"]',
         ),
     )
     operation = daemon.post("/v1/instances/web/start")
