@@ -114,6 +114,8 @@ class Body:
         self.guest = GuestChannel(name)
         self.sampler = watch.DiskSampler()
         self._attached = -math.inf
+        self._heard = trio.Event()
+        self._heard.set()  # there is nothing to hear without a monitor
         self._launched = False
         self.promises = ExitStack()
         self._name = name
@@ -141,7 +143,7 @@ class Body:
         """From now on this life is watched."""
         self.life, self._launched = life, life.launched
         self.guest.attach(life)
-        self._jobs.start("process", partial(watch.process, life, self._post))
+        self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
         else:
@@ -150,10 +152,14 @@ class Body:
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
-        self._jobs.start(
-            "monitor", partial(watch.monitor, life, monitor, self._post, self._inbox.wait_taken, self.refresh)
-        )
+        self._heard = trio.Event()
+        wait_taken = self._inbox.wait_taken
+        listen = partial(watch.monitor, life, monitor, self._post, wait_taken, self.refresh, self._heard)
+        self._jobs.start("monitor", listen)
         self._jobs.start("heartbeat", partial(watch.heartbeat, life, monitor, self.sampler, self._post))
+
+    async def _wait_heard(self) -> None:
+        await self._heard.wait()
 
     def let_go(self) -> Life | None:
         """The life has ended: nothing of it goes on."""

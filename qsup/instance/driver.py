@@ -600,7 +600,7 @@ class Driver:
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
             return
         self._take(body, found.life)
-        self._saved = found.life.running
+        self._keeper.found(found.life.running)
         self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
         if ending is not None and not found.told_to_end:
             body.limit_guest(self._orders())

@@ -33,6 +33,10 @@ class Keeper:
         self._saved: Running | None = None
         self._log = structlog.get_logger().bind(instance=name)
 
+    def found(self, running: Running) -> None:
+        """What an earlier daemon wrote of it."""
+        self._saved = running
+
     def save(self, life: Life | None, position: Position, operation: str | None) -> None:
         """Where a VM stands that lives, unless that is what was saved before."""
         if life is None or position.state not in adopt.RECORDED:

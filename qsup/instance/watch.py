@@ -38,6 +38,8 @@ HEARTBEAT_INTERVAL = 5.0
 HEARTBEAT_TIMEOUT = 3.0
 #: Seconds for the process to end after its monitor did, before the monitor alone counts as lost.
 _EXIT_GRACE = 2.0
+#: Seconds for what the monitor said last to be read and understood once the process has ended.
+_HEARD_GRACE = 0.5
 _QUERY_TIMEOUT = 10.0
 #: Seconds before a refresh, so that a guest that resets itself in a loop causes no query for each time.
 _REFRESH_DELAY = 0.05
@@ -73,9 +75,15 @@ def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = Fal
             return Cause(kind=CauseKind.EXIT_UNKNOWN, detail=last_words)
 
 
-async def process(life: Life, post: Post) -> None:
-    """Post the end of the process, with QEMU's last words."""
+async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[None]]) -> None:
+    """Post the end of the process, with QEMU's last words.
+
+    Args:
+        wait_heard: waits until all that its monitor said has been posted, which may be why it ended.
+    """
     status = await life.process.wait_exit()
+    with trio.move_on_after(_HEARD_GRACE):
+        await wait_heard()
     post(ProcessEnded(life=life.number, cause=_cause_of_end(status, life)))
 
 
@@ -89,10 +97,12 @@ async def monitor(
     post: Post,
     wait_taken: Callable[[], Awaitable[None]],
     look_again: Callable[[], None],
+    heard: trio.Event,
 ) -> None:
     """Post what the monitor's events mean, until the connection ends.
 
     Args:
+        heard: set once all that came has been posted.
         wait_taken: waits until what was posted has been taken; a guest can cause events without end.
         look_again: has QEMU queried again in a while; called for what changes devices and jobs.
     """
@@ -100,7 +110,10 @@ async def monitor(
     def say(event: Event, cause: Cause | None = None) -> None:
         post(Happened(life=life.number, event=event, cause=cause))
 
-    reason = await _until_closed(life, connection, _Interpreter(life, say, post, look_again), post, wait_taken)
+    try:
+        reason = await _until_closed(life, connection, _Interpreter(life, say, post, look_again), post, wait_taken)
+    finally:
+        heard.set()
     # the process ends with its monitor, mostly, and the kernel, which knows how, takes its time until it is gone
     if status := life.process.dying():
         say(Event.DYING, _cause_of_end(status, life))

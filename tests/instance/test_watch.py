@@ -20,7 +20,7 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message, Seen, Told
+from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
 from qsup.qmp.events import MAX_EVENTS
@@ -158,7 +158,7 @@ async def test_events_without_end_are_taken_at_a_pace(
         return sum(isinstance(message, Happened) for message in posted)
 
     async with by_hand(nursery) as (monitor, peer):
-        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore, trio.Event())
         nursery.start_soon(partial(serve, peer, {"query-cpus-fast": [{"error": ERROR}]}))
         began = trio.current_time()
         await peer.say(reset)
@@ -183,7 +183,7 @@ async def test_the_end_of_a_monitor_is_told(nursery: trio.Nursery, autojump_cloc
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
             watchers.start_soon(watch.heartbeat, LIFE, monitor, watch.DiskSampler(), posted.append)
-            watchers.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
+            watchers.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore, trio.Event())
             await peer.stream.aclose()
     assert isinstance(monitor.close_reason, MonitorError)
     assert [message.event for message in posted if isinstance(message, Happened)] == [Event.MONITOR_LOST]
@@ -195,7 +195,7 @@ async def test_a_process_that_dies_with_its_monitor_is_told_at_once(nursery: tri
     dying = life(ExitStatus(kind="signal", value=9))
     async with by_hand(nursery) as (monitor, peer):
         async with trio.open_nursery() as watchers:
-            watchers.start_soon(watch.monitor, dying, monitor, posted.append, never, ignore)
+            watchers.start_soon(watch.monitor, dying, monitor, posted.append, never, ignore, trio.Event())
             await peer.stream.aclose()
             await trio.testing.wait_all_tasks_blocked()
             watchers.cancel_scope.cancel()
@@ -234,7 +234,7 @@ async def test_what_a_watchdog_does_is_understood(
     """It pauses, ends or resets the guest: the first two as its failure; and each expiry is an event of its own."""
     posted: list[Message] = []
     async with by_hand(nursery) as (monitor, peer):
-        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, ignore, trio.Event())
         await peer.say(*lines)
         await trio.testing.wait_all_tasks_blocked()
     happened = [message for message in posted if isinstance(message, Happened)]
@@ -262,3 +262,27 @@ def names(lines: list[bytes]) -> list[str]:
 def test_an_oom_kill_is_told_from_another_signal(status: ExitStatus, oom_killed: bool, kind: CauseKind) -> None:
     """By what the cgroup has counted: a SIGKILL, or an end that nobody can know more of."""
     assert watch.cause_of_exit(status, "", oom_killed=oom_killed).kind is kind
+
+
+async def test_an_end_is_told_after_what_led_to_it(nursery: trio.Nursery) -> None:
+    """The process may be gone before the last words of its monitor are read; they come first all the same."""
+    posted: list[Message] = []
+    heard = trio.Event()
+    gone = SimpleNamespace(wait_exit=never_fails, dying=lambda: ExitStatus(kind="code", value=0))
+    ended = cast(Life, SimpleNamespace(**{**vars(life()), "process": gone}))
+    async with by_hand(nursery) as (monitor, peer), trio.open_nursery() as watchers:
+        watchers.start_soon(watch.process, ended, posted.append, heard.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not posted
+        watchers.start_soon(watch.monitor, ended, monitor, posted.append, never, ignore, heard)
+        await peer.say(event("WATCHDOG", action="poweroff"), event("SHUTDOWN", guest=True, reason="guest-shutdown"))
+        await peer.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        watchers.cancel_scope.cancel()
+    kinds = [message.event if isinstance(message, Happened) else type(message) for message in posted]
+    assert kinds.index(Event.GUEST_SHUTDOWN) < kinds.index(ProcessEnded)
+
+
+async def never_fails() -> ExitStatus:
+    """A process that has ended already."""
+    return ExitStatus(kind="code", value=0)

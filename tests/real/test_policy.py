@@ -261,7 +261,7 @@ def test_what_is_quarantined_is_not_forgotten(daemon: Daemon, emulator: Emulator
     good = record.read_bytes()
     record.write_bytes(b"{")
     daemon.start()
-    with pytest.raises(DeniedError, match="its run record cannot be read"):
+    with pytest.raises(DeniedError, match="a record of it cannot be read"):
         daemon.power("web", "reset-failed")
     record.write_bytes(good)
     daemon.post("/v1/reload")
