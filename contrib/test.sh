@@ -32,7 +32,7 @@ closing=()
 failed=0
 
 # run_pytest WHO DIRECTORY LAUNCHER...: run pytest by a command that executes its arguments, for at most twenty minutes,
-# with a worker for each processor.
+# with a worker more than there are processors: much of what they do is waiting.
 # What tools cache goes to DIRECTORY, not into a checkout that may be another user's.
 run_pytest() {
     local who=$1 directory=$2 status=0
@@ -42,7 +42,7 @@ run_pytest() {
         RUFF_CACHE_DIR="$directory/ruff" MYPY_CACHE_DIR="$directory/mypy" \
         HYPOTHESIS_STORAGE_DIRECTORY="$directory/hypothesis" \
         timeout --foreground --kill-after=30 1200 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" \
-        --numprocesses="$(nproc)" --dist=worksteal "${arguments[@]}" 2>&1 |
+        --numprocesses="$(($(nproc) + 1))" --dist=worksteal "${arguments[@]}" 2>&1 |
         tee "$scratch/$who.log" || status=${PIPESTATUS[0]}
     closing+=("$(printf '%6s: %s' "$who" "$(tail -n 1 "$scratch/$who.log")")")
     return "$status"

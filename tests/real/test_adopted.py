@@ -6,6 +6,7 @@ Must not: repeat what became of requests that were under way (`tests.real.test_t
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -79,12 +80,14 @@ def test_a_record_that_says_nothing_new_is_not_written_again(
     """Taking a VM over is no change of its; what changes then is written down as ever."""
     daemon.unit("web", rom_unit(emulator, rom_guest))
     daemon.do("web", "start")
-    before = record(daemon, "web").stat().st_ino
+    kept = record(daemon, "web")
+    poll_until(lambda: json.loads(kept.read_text())["state"]["was_ready"], "the start is on record", seconds=DEADLINE)
+    before = kept.stat().st_mtime_ns
     daemon.restart()
     daemon.wait("web", "running")
-    assert record(daemon, "web").stat().st_ino == before
+    assert kept.stat().st_mtime_ns == before
     daemon.do("web", "pause")
-    poll_until(lambda: record(daemon, "web").stat().st_ino != before, "the pause is on record", seconds=DEADLINE)
+    poll_until(lambda: kept.stat().st_mtime_ns != before, "the pause is on record", seconds=DEADLINE)
 
 
 @pytest.mark.user

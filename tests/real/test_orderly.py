@@ -37,7 +37,7 @@ def test_the_next_daemon_goes_on_waiting(daemon: Daemon, write: Write) -> None:
     pid = daemon.wait("db", "waiting-ready")["pid"]
     daemon.restart()
     daemon.wait("db", "waiting-ready")
-    daemon.type("db", "go")
+    daemon.type("db", "go", after="")
     assert daemon.wait("web", "running")["operation"] is None
     assert daemon.view("db")["pid"] == pid
     assert ended(daemon, operation)["result"] == {"changed": True}

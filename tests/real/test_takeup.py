@@ -146,7 +146,7 @@ def test_what_was_asked_of_a_vm_that_is_no_more(daemon: Daemon, emulator: Emulat
     assert [view["name"] for view in daemon.get("/v1/instances")["instances"]] == ["web"]
     assert daemon.wait("web", "running")["pid"] == pid
     late = leave(daemon, kind="kill", target="web", created=1.0)
-    daemon.restart()
+    daemon.restart(signal.SIGTERM)  # which first writes down how the others have ended
     assert "the host was restarted during kill" in final(daemon, late)["error"]["detail"]
     assert daemon.wait("web", "running")["pid"] == pid
 
@@ -157,6 +157,7 @@ def test_a_command_ends_with_its_qemu(daemon: Daemon, emulator: Emulator, rom_gu
     pid = daemon.do("web", "start")["pid"]
     signal_process(pid, signal.SIGSTOP)
     operation = daemon.post("/v1/instances/web/pause")
+    poll_until(lambda: '"sent":true' in journal(daemon), "the pause has been sent", seconds=DEADLINE)
     kill_process(pid)
     ended = final(daemon, operation)
     assert (ended["state"], "was overtaken" in ended["error"]["detail"]) == ("failed", True)
