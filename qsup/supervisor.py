@@ -281,6 +281,9 @@ class Supervisor:
         known = operations.repeated(uid, idempotency_key, request.value, name, timeout)
         if known is not None:
             return known
+        if starts and self._shutdown.is_under_way:
+            hint = "`qsupctl operations` shows how far that is"
+            raise DeniedError("all VMs are being stopped", instance=name, hint=hint)
         driver = self._drivers.get(name) or self._new_driver(name, request)
         holder = driver.holder
         if holder is not None and request in _PREEMPTING and holder.request in (request, Request.KILL):

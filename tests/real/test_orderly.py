@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qsup.errors import DaemonUnreachable
+from qsup.errors import DaemonUnreachable, DeniedError
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process
 from tests.real.injected import killed_at
@@ -153,6 +153,8 @@ def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: 
     daemon.type("web", "D")
     operation = daemon.post("/v1/stop-all", {"timeout": 8.0})
     assert daemon.post("/v1/stop-all", {"timeout": 30.0})["id"] == operation["id"]
+    with pytest.raises(DeniedError, match="all VMs are being stopped"):
+        daemon.post("/v1/instances/shop/start")
     daemon.wait("web", "stopping-guest")
     waits_for(daemon, operation, "1 of 3 stopped, waiting for db (running), web (")
     daemon.restart()
