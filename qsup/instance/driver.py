@@ -463,15 +463,22 @@ class Driver:
         judgement = judge(self.state, asked.request)
         if judgement.verdict is Verdict.DENIED:
             words = f"cannot {asked.request.value}: {judgement.reason}"
-            self._end_operation(asked.operation, error=DeniedError(words, instance=self.name, hint=judgement.hint))
+            await self._refuse(asked, DeniedError(words, instance=self.name, hint=judgement.hint))
         elif judgement.verdict is Verdict.NEEDLESS:
             self._end_operation(asked.operation, {"changed": False})
         else:
             try:
                 await self._begin(body, asked)
             except QsupError as error:
-                self._end_operation(asked.operation, error=error)
+                await self._refuse(asked, error)
             self._settle(body)
+
+    async def _refuse(self, asked: Asked, error: QsupError) -> None:
+        """End an operation of which nothing has been done. A later daemon must not do it after all: that is on record
+        before anybody hears it.
+        """
+        await self._services.operations.foretell(asked.operation, error=error)
+        self._end_operation(asked.operation, error=error)
 
     async def _begin(self, body: Body, asked: Asked) -> None:
         if asked.request in (Request.START, Request.RESTART):
