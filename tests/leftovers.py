@@ -228,8 +228,10 @@ def _is_marked(thing: tuple[str, str], root: Path) -> bool:
 
 
 def _is_strangers(thing: tuple[str, str], before: Snapshot, session: Session) -> bool:
-    """Whether a cgroup is of a daemon that is not of this session, so that one may be tried beside a test run."""
+    """Whether a thing is of a daemon that is not of this session, so that one may be tried beside a test run."""
     kind, name = thing
+    if kind == "mount":
+        return not Path(name).is_relative_to(session.root)
     if kind != "cgroup":
         return False
     parts = Path(name).parts
