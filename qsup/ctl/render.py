@@ -61,8 +61,8 @@ def paint(text: str, level: str) -> str:
 
 
 def is_named_by_cause(instance: Instance) -> bool:
-    """Whether its state is only understood with the cause: it is down, or does not answer."""
-    return instance["state"] in ("inactive", "failed") or instance["substate"] == "unresponsive"
+    """Whether its state is only understood with the cause: it is down, waits to come back, or does not answer."""
+    return instance["state"] in ("inactive", "failed") or instance["substate"] in ("unresponsive", "auto-restart")
 
 
 def bold(text: str) -> str:

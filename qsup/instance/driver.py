@@ -12,6 +12,7 @@ the VM's place tidy. Long because each kind of message has its handler here, and
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,6 +63,8 @@ _LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
 _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 #: What ends QEMU.
 _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
+#: Seconds until how a VM ended is written again that could not be.
+_SAVE_AGAIN = 2.0
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
 #: Events by which a guest stands still that may have said why, and the states in which it ran before.
@@ -246,12 +249,21 @@ class Driver:
         await self._adopt(body)
         self._adopted.set()
         self.touch()
-        while True:
-            await self._handle(body, await self._inbox.receive())
-            if not self._inbox:
-                # whoever waits for an operation hears of its end before the disk is asked
-                await trio.lowlevel.checkpoint()
-                self._save()
+        try:
+            while True:
+                with trio.move_on_after(_SAVE_AGAIN if self._keeper.unsaved_end else math.inf) as waiting:
+                    message = await self._inbox.receive()
+                if waiting.cancelled_caught:
+                    self._keep_end()
+                    continue
+                await self._handle(body, message)
+                if not self._inbox:
+                    # whoever waits for an operation hears of its end before the disk is asked
+                    await trio.lowlevel.checkpoint()
+                    self._save()
+        finally:
+            if self._keeper.unsaved_end:
+                self._keep_end()
 
     def retire(self) -> None:
         """End the task; the VM does not run and its unit is gone."""
@@ -285,6 +297,8 @@ class Driver:
             return
         if message.event in _LAST_OF_A_MONITOR and self.life is None:
             return  # the process's own end was first
+        if message.event is Event.RESTART_DUE and self._is_to_stop():
+            return  # its stop waits for its turn, and is not to be preceded by a start
         event, cause = message.event, message.cause
         if cause is not None and event in _STANDS_STILL and self.state in _RAN:
             cause = await self._with_evidence(cause)
@@ -420,7 +434,10 @@ class Driver:
         Args:
             printed: by a QEMU that did not come to life.
         """
-        event, reason = self._position.judge_end(cause, self.loaded.unit.service, time.monotonic())
+        service = self.loaded.unit.service
+        if self._is_to_stop():
+            service = evolve(service, restart="no")
+        event, reason = self._position.judge_end(cause, service, time.monotonic())
         self._observed = Observed()
         reason = await self._with_evidence(reason, printed)
         life = body.let_go()
@@ -429,6 +446,10 @@ class Driver:
         await body.clean_up(life)
         self.touch()
         self._settle(body)
+
+    def _is_to_stop(self) -> bool:
+        """Whether a stop was accepted, though it may still be waiting for its turn."""
+        return self.holder is not None and self.holder.request in (Request.STOP, Request.KILL)
 
     async def _with_evidence(self, cause: Cause, printed: bytes = b"") -> Cause:
         """The cause with the last words of QEMU and of the guest, where somebody may ask for them."""

@@ -24,10 +24,12 @@ class Keeper:
 
     Attributes:
         trouble: what could not be written, one sentence, or ``""``.
+        unsaved_end: that is how the VM ended, and is to be tried again.
     """
 
     def __init__(self, name: str, services: Services) -> None:
         self.trouble = ""
+        self.unsaved_end = False
         self._name = name
         self._services = services
         self._saved: Running | None = None
@@ -51,6 +53,7 @@ class Keeper:
     def save_end(self, position: Position, operation: str | None) -> None:
         """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""
         due = time.monotonic() + position.restart_delay if position.state is State.AUTO_RESTART else 0.0
+        self.unsaved_end = False
         try:
             ended.keep(
                 self._services.layout,
@@ -62,6 +65,9 @@ class Keeper:
                 history=position.history,
             )
         except QsupError as error:
+            self.unsaved_end = True
+            # what is there is of an end before this one, by which it might be started against an operator's word
+            ended.forget(self._services.layout, self._name)
             self._note(f"could not keep how it ended: {error.message}", operation)
         else:
             self.trouble = ""

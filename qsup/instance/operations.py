@@ -127,9 +127,10 @@ class OperationTable:
             return None
         use = next(use for use in known.key_uses if (use.uid, use.key) == (uid, key))
         if (use.kind, known.target, use.timeout) != (kind, target, timeout):
-            given = "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
+            given = f" of {known.target}" if known.target else ""
+            given += "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
             raise KeyReusedError(
-                f"the Idempotency-Key was used for {use.kind} of {known.target}{given} (operation {known.id})",
+                f"the Idempotency-Key was used for {use.kind}{given} (operation {known.id})",
                 instance=target,
                 hint="use a new key for each request, and repeat a request as it was",
                 operation=known.id,

@@ -18,10 +18,10 @@ from attrs import frozen
 
 from qsup.errors import QsupError, StopError
 from qsup.instance.driver import Driver
-from qsup.instance.operation import Operation
+from qsup.instance.operation import KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN
-from qsup.instance.state import Request
+from qsup.instance.state import Request, State
 from qsup.instance.stop import KILL_TIMEOUT
 from qsup.order.standing import is_up, words
 from qsup.order.transaction import Step, Transactions
@@ -76,13 +76,13 @@ class Shutdown:
     async def begin(self, *, uid: int, timeout: float | None, key: str) -> Operation:
         """Begin to stop every VM; while that is under way, whoever asks again gets the same operation."""
         operations = self._operations
-        seconds = self._seconds if timeout is None else timeout
-        known = operations.repeated(uid, key, STOP_ALL, "", seconds)
-        if known is None and self._present is not None:
-            known = operations.get(self._present)
+        known = operations.repeated(uid, key, STOP_ALL, "", timeout)
         if known is not None:
             return known
-        operation = operations.begin(STOP_ALL, "", uid=uid, key=key, timeout=seconds)
+        if self._present is not None:
+            return await operations.join(self._present, KeyUse(uid=uid, key=key, kind=STOP_ALL, timeout=timeout))
+        seconds = self._seconds if timeout is None else timeout
+        operation = operations.begin(STOP_ALL, "", uid=uid, key=key, timeout=timeout)
         self._present = operation.id
         try:
             await operations.record(operation.id)
@@ -168,6 +168,8 @@ class Shutdown:
             "changed": bool(names),
             "stopped": [name for name in names if name not in killed],
             "killed": killed,
+            # whether these run is not known, and nothing of them is touched
+            "quarantined": [name for name, driver in self._drivers.items() if driver.state is State.QUARANTINED],
         }
         error = None
         if left := self._up(names):

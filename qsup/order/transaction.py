@@ -87,8 +87,11 @@ class Transactions:
 
         Raises:
             DependencyError, BusyError: other VMs do not allow it.
+            UnitError, NoSuchUnit: it is to be restarted, and its unit cannot be read.
         """
         steps: list[Step] = []
+        if request is Request.RESTART and isinstance(unreadable := read.get(name), QsupError):
+            raise unreadable  # before anything is stopped that goes along
         # a unit that cannot be read brings nothing along: the start will say why it cannot
         if request in (Request.START, Request.RESTART) and isinstance(read.get(name), LoadedUnit):
             steps += (step for step in self.with_start([name], read) if step.name != name)

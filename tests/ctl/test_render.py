@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -108,3 +109,9 @@ def test_spans_have_two_units(seconds: float, text: str) -> None:
 def test_sizes_have_the_largest_unit(amount: int, text: str) -> None:
     """A size is told in the largest unit it fills."""
     assert render.size(amount) == text
+
+
+def test_a_vm_that_waits_to_come_back_says_why() -> None:
+    """As one that is down does."""
+    waiting: Any = {"state": "activating", "substate": "auto-restart"}
+    assert render.is_named_by_cause(waiting)

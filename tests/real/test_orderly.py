@@ -7,12 +7,13 @@ Must not: repeat the rules of the order itself (`tests.real.test_dependencies`).
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from qsup.errors import DaemonUnreachable, DeniedError
+from qsup.errors import DaemonUnreachable, DeniedError, QsupError
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process
 from tests.real.injected import killed_at
@@ -123,8 +124,18 @@ def test_all_are_stopped_in_reverse_order(daemon: Daemon, write: Write) -> None:
     assert seen.index(("alone", "stopping-guest")) < seen.index(("shop", "dead"))
     assert set(substates(daemon).values()) == {"dead"}
     (operation,) = json.loads(told.stdout)["operations"]
-    assert operation["result"] == {"changed": True, "stopped": ["alone", "db", "ill", "shop", "web"], "killed": []}
-    assert daemon.post("/v1/stop-all?wait=10")["result"] == {"changed": False, "stopped": [], "killed": []}
+    assert operation["result"] == {
+        "changed": True,
+        "stopped": ["alone", "db", "ill", "shop", "web"],
+        "killed": [],
+        "quarantined": [],
+    }
+    assert daemon.post("/v1/stop-all?wait=10")["result"] == {
+        "changed": False,
+        "stopped": [],
+        "killed": [],
+        "quarantined": [],
+    }
     # nor does the next daemon start again what waited for its restart
     daemon.restart()
     assert daemon.view("ill")["substate"] == "dead"
@@ -141,7 +152,7 @@ def test_a_guest_that_ignores_the_power_button_is_killed_at_the_end_of_the_time(
     assert done.stderr.splitlines() == late
     operations = daemon.get("/v1/operations")["operations"]
     (told,) = (each for each in operations if each["kind"] == "stop-all")
-    assert told["result"] == {"changed": True, "stopped": ["alone", "shop"], "killed": ["db", "web"]}
+    assert told["result"] == {"changed": True, "stopped": ["alone", "shop"], "killed": ["db", "web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
 
 
@@ -161,5 +172,53 @@ def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: 
     daemon.wait("web", "stopping-guest")
     assert daemon.view("db")["pid"] == pid
     told = ended(daemon, operation)
-    assert told["result"] == {"changed": True, "stopped": [], "killed": ["db", "web"]}
+    assert told["result"] == {"changed": True, "stopped": [], "killed": ["db", "web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
+
+
+def test_a_restart_of_a_broken_unit_restarts_nobody(daemon: Daemon, write: Write) -> None:
+    """Those that require it would have been restarted along; nothing is touched."""
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]')
+    daemon.do("web", "start")
+    pids = [daemon.view(name)["pid"] for name in ("db", "web")]
+    daemon.unit("db", "x = 1\n")
+    with pytest.raises(QsupError, match="unknown key"):
+        daemon.post("/v1/instances/db/restart")
+    assert [daemon.view(name)["pid"] for name in ("db", "web")] == pids
+
+
+def test_a_crash_before_a_stop_had_its_turn_is_no_start(daemon: Daemon, write: Write) -> None:
+    """Its policy would start it again; but it was to stop, and stays down."""
+    write("db", service='restart = "always"\nrestart-delay = "20ms"')
+    write("web", 'after = ["db"]', service='stop-timeout = "60s"')
+    for name in ("db", "web"):
+        daemon.do(name, "start")
+    daemon.type("web", "D")
+    key = "a-key-of-its-own"
+    operation = daemon.post("/v1/stop-all")
+    with daemon.client() as client:
+        assert client.post("/v1/stop-all", key=key)["id"] == operation["id"]
+    daemon.wait("web", "stopping-guest")
+    kill_process(daemon.view("db")["pid"])
+    assert daemon.wait("db", "crashed")["restarts"] == 0
+    daemon.do("web", "kill")
+    assert ended(daemon, operation)["result"]["killed"] == []
+    with daemon.client() as client:
+        assert client.post("/v1/stop-all", key=key)["id"] == operation["id"]
+
+
+def test_what_is_quarantined_is_not_said_to_be_stopped(daemon: Daemon, write: Write) -> None:
+    """Its QEMU may run on, so it is named."""
+    write("db")
+    pid = daemon.do("db", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    record = daemon.run / "instances" / "db" / "record.json"
+    good = record.read_bytes()
+    record.write_bytes(b"{")
+    daemon.start()
+    done = daemon.ctl("stop", "--all", check=False)
+    assert (done.returncode, "db: left as it is: a record of it cannot be read" in done.stderr) == (1, True)
+    record.write_bytes(good)
+    daemon.post("/v1/reload")
+    assert daemon.wait("db", "running")["pid"] == pid

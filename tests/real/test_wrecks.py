@@ -358,6 +358,26 @@ def test_t7_a_full_disk_is_named_and_keeps_nobody_from_stopping(
 
 
 @pytest.mark.root
+def test_t7_a_stop_on_a_full_disk_is_not_undone(full: FullFileSystem, emulator: Emulator, rom_guest: Path) -> None:
+    """How a VM ended is written as soon as there is room, and until then nothing that says otherwise is left."""
+    always = 'restart = "always"\nrestart-delay = "1h"\nrestart-max-delay = "1h"'
+    with daemon_in(full.path) as daemon:
+        daemon.unit("web", rom_unit(emulator, rom_guest, service=always))
+        kill_process(daemon.do("web", "start")["pid"])
+        daemon.wait("web", "auto-restart")
+        kept = daemon.run / "ended" / "web.json"
+        poll_until(kept.exists, "its end is on record", seconds=DEADLINE)
+        full.fill()
+        assert daemon.do("web", "stop")["substate"] == "dead"
+        poll_until(lambda: not kept.exists(), "the end before is not", seconds=DEADLINE)
+        full.make_room()
+        poll_until(kept.exists, "its end is on record again", seconds=DEADLINE)
+        assert daemon.get("/v1/health")["problems"] == []
+        daemon.restart()
+        assert daemon.wait("web", "dead")["cause"]["kind"] == "operator"
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("place", ["run", "state/instances", "state/capabilities", "log"])
 def test_t7_a_full_directory_fails_what_needs_it(
     root_dir: Path, emulator: Emulator, rom_guest: Path, place: str

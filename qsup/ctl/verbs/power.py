@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_OK, PREFIX, instance_path
+from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX, instance_path
 from qsup.ctl.client import ANSWER_TIMEOUT, error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain, for_each
@@ -87,16 +87,18 @@ def _stop_all(client: Client, options: Options) -> int:
             raise
     if options.output != "table":
         sys.stdout.write(documents([operation], options.output, "operations"))
-    complain(*(f"qsupctl: {clean(name)}: killed: it was not down in time" for name in killed(operation)))
+    complain(*(f"qsupctl: {clean(name)}: killed: it was not down in time" for name in told(operation, "killed")))
+    left = told(operation, "quarantined")
+    complain(*(f"qsupctl: {clean(name)}: left as it is: a record of it cannot be read" for name in left))
     if operation["error"] is not None:
         raise error_from(operation["error"])
-    return EXIT_OK
+    return EXIT_FAILURE if left else EXIT_OK
 
 
-def killed(operation: Operation) -> list[str]:
-    """The VMs that were not down when the time was over."""
-    told: Mapping[str, object] = operation["result"] or operation["error"] or {}
-    found = told.get("killed")
+def told(operation: Operation, what: str) -> list[str]:
+    """The VMs that its end names as ``killed``, or as ``quarantined``."""
+    result: Mapping[str, object] = operation["result"] or operation["error"] or {}
+    found = result.get(what)
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
