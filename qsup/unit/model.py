@@ -232,8 +232,8 @@ class ServiceSection:
         kinds.READY,
         'What makes the VM ready: `"running"`, `"agent"` (the guest agent answers), `{ serial = "TEXT" }` (literal '
         "text on the serial console) or `{ port = 22 }` (the guest accepts a TCP connection through its forward). A VM "
-        "that is being waited for goes on by what it was started with. A text that may have gone by while no daemon ran "
-        "is waited for, for another `start-timeout`, and then taken as seen, with the cause `ready-assumed`.",
+        "that is being waited for goes on by what it was started with. A text that may have gone by while no daemon "
+        "ran is waited for, for another `start-timeout`, and then taken as seen, with the cause `ready-assumed`.",
         default=Ready(on="running"),
         applies=_S,
     )

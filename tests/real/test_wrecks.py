@@ -1,7 +1,6 @@
-"""A real daemon whose own files are wrecked, or cannot be written because the disk is full.
+"""A real daemon whose own files are wrecked.
 
-Decides: that one VM's wrecked file costs that VM alone, that nothing unread is deleted or signalled, and that what
-cannot be written is told as such.
+Decides: that one VM's wrecked file costs that VM alone, and that nothing unread is deleted or signalled.
 Must not: know more of the files' content than their names and their JSON.
 """
 
@@ -11,15 +10,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.guests import Emulator
-from tests.host.full import FullFileSystem, full_file_system
 from tests.real.beside import MEBIBYTE, refusal, words
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
 from tests.waiting import poll_until
@@ -304,115 +301,3 @@ def test_a_wrecked_journal_of_operations_stops_nobody(daemon: Daemon, emulator: 
 def kinds(daemon: Daemon) -> list[str]:
     """What was done, newest first."""
     return [operation["kind"] for operation in daemon.get("/v1/operations")["operations"]]
-
-
-# T7: full disks
-
-
-@pytest.fixture
-def full(root_dir: Path) -> Iterator[FullFileSystem]:
-    """A small file system."""
-    with full_file_system(root_dir) as found:
-        yield found
-
-
-@contextmanager
-def daemon_in(directory: Path) -> Iterator[Daemon]:
-    """A daemon, ended with all its VMs."""
-    daemon = Daemon(directory)
-    daemon.start()
-    try:
-        yield daemon
-    finally:
-        daemon.close()
-
-
-@pytest.mark.root
-def test_t7_a_full_disk_is_named_and_keeps_nobody_from_stopping(
-    full: FullFileSystem, emulator: Emulator, rom_guest: Path
-) -> None:
-    """Everything on one full file system: starts fail with ENOSPC, VMs run on and stop, and room is enough to go on."""
-    with daemon_in(full.path) as daemon:
-        pids = start(daemon, emulator, rom_guest, ("one", "two", "three"))
-        full.fill()
-        daemon.do("one", "stop", timeout=0.1)
-        full.fill()  # what the stopped VM gave back
-        for verb in ("start", "restart"):
-            assert "No space left on device" in words(refusal(daemon, "one", verb))
-        assert daemon.view("one")["substate"] in ("dead", "start-failed")
-        daemon.restart()
-        for name in ("two", "three"):
-            assert daemon.wait(name, "running")["pid"] == pids[name]
-        kill_process(pids["three"])
-        daemon.wait("three", "crashed")
-        problems = daemon.get("/v1/health")["problems"]
-        assert [p for p in problems if p.startswith("three: could not keep how it ended: ") and "No space" in p], (
-            problems
-        )
-        assert daemon.do("two", "kill")["substate"] == "dead"
-        assert daemon.remains() == []
-        full.make_room()
-        assert daemon.do("one", "start")["substate"] == "running"
-        for path in (full.path / "state").rglob("*.json*"):
-            assert [json.loads(line) for line in path.read_text().splitlines()], path
-
-
-@pytest.mark.root
-def test_t7_a_stop_on_a_full_disk_is_not_undone(full: FullFileSystem, emulator: Emulator, rom_guest: Path) -> None:
-    """How a VM ended is written as soon as there is room, and until then nothing that says otherwise is left."""
-    always = 'restart = "always"\nrestart-delay = "1h"\nrestart-max-delay = "1h"'
-    with daemon_in(full.path) as daemon:
-        daemon.unit("web", rom_unit(emulator, rom_guest, service=always))
-        kill_process(daemon.do("web", "start")["pid"])
-        daemon.wait("web", "auto-restart")
-        kept = daemon.run / "ended" / "web.json"
-        poll_until(kept.exists, "its end is on record", seconds=DEADLINE)
-        full.fill()
-        assert daemon.do("web", "stop")["substate"] == "dead"
-        poll_until(lambda: not kept.exists(), "the end before is not", seconds=DEADLINE)
-        full.make_room()
-        poll_until(kept.exists, "its end is on record again", seconds=DEADLINE)
-        assert daemon.get("/v1/health")["problems"] == []
-        daemon.restart()
-        assert daemon.wait("web", "dead")["cause"]["kind"] == "operator"
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("place", ["run", "state/instances", "state/capabilities", "log"])
-def test_t7_a_full_directory_fails_what_needs_it(
-    root_dir: Path, emulator: Emulator, rom_guest: Path, place: str
-) -> None:
-    """Run directory and identities: the start names ENOSPC and leaves nothing. Logs and probes: it runs without."""
-    (root_dir / place).mkdir(parents=True)
-    with full_file_system(root_dir) as full:
-        subprocess.run(["mount", "--bind", full.path, root_dir / place], check=True, timeout=10)
-        try:
-            with daemon_in(root_dir) as daemon:
-                daemon.unit("web", rom_unit(emulator, rom_guest))
-                full.fill()
-                operation = daemon.power("web", "start")
-                if place in ("log", "state/capabilities"):
-                    assert operation["state"] == "succeeded", operation
-                else:
-                    assert "No space left on device" in operation["error"]["detail"]
-                    assert daemon.remains() == []
-                    full.make_room()
-                    assert daemon.do("web", "start")["substate"] == "running"
-        finally:
-            subprocess.run(["umount", root_dir / place], check=True, timeout=10)
-
-
-@pytest.mark.root
-def test_t7_a_daemon_that_finds_a_full_disk_says_so(full: FullFileSystem) -> None:
-    """It does not begin, and says why in one sentence; with room it begins."""
-    full.fill()
-    root = full.path / "new"
-    root.mkdir()
-    command = [sys.executable, "-m", "qsup.daemon", "--root", str(root)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == 1
-    assert "No space left on device" in told.stderr
-    assert "Traceback" not in told.stderr
-    full.make_room()
-    with daemon_in(root) as daemon:
-        assert daemon.get("/v1/health")["status"] == "ok"
