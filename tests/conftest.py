@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which QEMUs the real tests ran on, and that a second one was not to be had."""
     reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.stats.get(kind, ())]
-    if any("real" in report.keywords for report in reports):
+    if any("real" in getattr(report, "keywords", ()) for report in reports):
         found = list(map(str, emulators()))
         alone = "; no second one was to be had" if len(found) == 1 else ""
         terminalreporter.write_line(f"Real tests ran on {', '.join(found) or 'no QEMU at all'}{alone}.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from qsup.errors import MonitorTimeout
+from qsup.errors import MonitorTimeout, QsupError
 from qsup.instance.state import Request, State
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
@@ -53,8 +53,17 @@ async def _pause(monitor: Monitor, state: State, wait_state: WaitState) -> Mappi
 
 
 async def _resume(monitor: Monitor, state: State, wait_state: WaitState) -> Mapping[str, Any]:
-    await commands.cont(monitor, timeout=CONFIRM_TIMEOUT)
-    await wait_state(lambda now: now in (State.RUNNING, State.WAITING_READY))
+    failure: QsupError | None = None
+    async with trio.open_nursery() as nursery:
+        # watched from before it is sent: a disk that fails again stops the guest before QEMU's answer is here
+        nursery.start_soon(wait_state, lambda now: now in (State.RUNNING, State.WAITING_READY))
+        try:
+            await commands.cont(monitor, timeout=CONFIRM_TIMEOUT)
+        except QsupError as error:  # kept, so that the nursery does not wrap it in a group
+            failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return {}
 
 

@@ -59,8 +59,8 @@ class Position:
 
     async def wait(self, satisfied: Callable[[State], bool]) -> None:
         """Wait until the state satisfies a predicate, be it for a moment; the caller sets the deadline."""
-        await trio.lowlevel.checkpoint()
         if satisfied(self._state):
+            await trio.lowlevel.checkpoint()
             return
         waiting = _Waiting(satisfied=satisfied)
         self._waiting.add(waiting)
