@@ -34,6 +34,22 @@ _AGREEMENT = 16
 _SOBER = b"\033[0m\033[?25h"
 
 
+#: A pipe that a signal writes into while a terminal is raw: one that comes right before a select(2) would else be
+#: handled after it, when somebody types.
+_wakeup: list[int] = []
+
+
+def _select(sources: list[int], sinks: list[int], seconds: float | None) -> tuple[list[int], list[int]] | None:
+    """What is readable and writable, which is nothing after a signal that was handled; ``None`` at the deadline."""
+    readable, writable, _ = select.select([*sources, *_wakeup[:1]], sinks, (), seconds)
+    if not readable and not writable:
+        return None
+    if _wakeup and _wakeup[0] in readable:
+        readable.remove(_wakeup[0])
+        os.read(_wakeup[0], _READ)
+    return readable, writable
+
+
 class RawTerminal:
     """A context in which every key goes to the guest and every byte comes from it.
 
@@ -48,9 +64,12 @@ class RawTerminal:
         self._fd = fd
         self._own: list[int | list[bytes | int]] = []
         self._handlers: dict[int, object] = {}
+        self._former_wakeup = -1
 
     def __enter__(self) -> RawTerminal:
         self._own = termios.tcgetattr(self._fd)
+        _wakeup.extend(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._former_wakeup = signal.set_wakeup_fd(_wakeup[1], warn_on_full_buffer=False)
         for number in _ENDING:
             self._handlers[number] = signal.signal(number, self._end)
         self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stand_still)
@@ -61,6 +80,9 @@ class RawTerminal:
         self._restore()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # it is what signal() returned
+        signal.set_wakeup_fd(self._former_wakeup)
+        while _wakeup:
+            os.close(_wakeup.pop())
 
     def _restore(self) -> None:
         try:
@@ -119,9 +141,10 @@ class Relay:
         other = [] if fd is None else [fd]
         while True:
             sources = [*other, sys.stdin.fileno()] if self._interactive and self._input_open else other
-            readable = select.select(sources, (), (), deadline.left())[0]
-            if not readable:
+            found = _select(sources, [], deadline.left())
+            if found is None:
                 return TIMED_OUT
+            readable = found[0]
             if sys.stdin.fileno() in readable and self._take_input()[1]:
                 return DETACHED
             if fd in readable:
@@ -134,10 +157,13 @@ class Relay:
         if self._input_open and (self._interactive or not websocket.is_full):
             sources.append(sys.stdin.fileno())
         sinks = [websocket.fileno()] if websocket.wants_write else []
-        readable, writable, _ = select.select(sources, sinks, (), deadline.left())
+        found = _select(sources, sinks, deadline.left())
+        if found is None:
+            return None
+        readable, writable = found
         if writable:
             websocket.flush()
-        return readable if readable or writable else None
+        return readable
 
     def _read_input(self, websocket: WebSocket) -> bool:
         data, escaped = self._take_input()

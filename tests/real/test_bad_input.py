@@ -65,7 +65,7 @@ def test_a_unit_broken_after_its_start_costs_its_vm_nothing(
     assert daemon.view("web")["pid"] == pid
     daemon.restart()
     newest = daemon.get("/v1/operations")["operations"][0]
-    assert (newest["kind"], newest["state"]) == ("restart", "failed")
+    assert (newest["kind"], newest["state"]) == ("start", "succeeded")
     daemon.wait("web", "running")
     assert daemon.view("web")["pid"] == pid
     assert daemon.do("web", "stop")["substate"] == "dead"
