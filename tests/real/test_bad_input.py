@@ -167,7 +167,7 @@ def test_an_image_that_another_vm_writes_is_refused_by_that_vms_name(
     daemon.wait("first", "running")
     assert "disk image same.img is written by VM first" in words(refusal(daemon, "second"))
     assert daemon.view("first")["pid"] == pid
-    daemon.do("first", "stop")
+    daemon.do("first", "kill")
     daemon.do("second", "start")
     assert "disk image disk.img is written by VM second" in words(refusal(daemon, "first"))
 
@@ -327,7 +327,7 @@ def test_a_socket_path_beyond_107_bytes_is_refused_and_107_serve(
         daemon.type(name, "x")
         daemon.restart()
         assert daemon.wait(name, "running")["pid"] == pid
-        assert daemon.do(name, "stop")["substate"] == "dead"
+        assert daemon.do(name, "kill")["substate"] == "dead"
     finally:
         daemon.close()
 

@@ -54,13 +54,13 @@ def test_a_text_that_was_not_seen_is_waited_for(
 
 
 def test_how_a_vm_ended_stays_known(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
-    """`failed (signal KILL)` is still that after the daemon's restart; so is an operator's stop, and it stays down."""
+    """`failed (signal KILL)` is still that after the daemon's restart; so is an operator's kill, and it stays down."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
     daemon.unit("auto", rom_unit(qemu, rom_guest, install="autostart = true"))
     kill_process(daemon.do("web", "start")["pid"])
     before = daemon.wait("web", "crashed")
     daemon.do("auto", "start")
-    stopped = daemon.do("auto", "stop")
+    stopped = daemon.do("auto", "kill")
     again(daemon)
     after = daemon.view("web")
     assert (after["substate"], after["cause"], after["since"]) == ("crashed", before["cause"], before["since"])
