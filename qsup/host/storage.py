@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,15 +17,12 @@ import trio
 T = TypeVar("T")
 
 
-async def open_in_thread(
-    opening: Callable[[], T], *, close: Callable[[T], None], limiter: trio.CapacityLimiter | None = None
-) -> T:
+async def open_in_thread(opening: Callable[[], T], *, close: Callable[[T], None]) -> T:
     """Open something in a thread, which is abandoned when the caller is cancelled.
 
     Args:
         opening: blocks for as long as the storage likes.
         close: gives back what was opened when nobody is there to take it; called in either thread.
-        limiter: bounds the threads of one kind, the abandoned ones among them; trio's own bounds all others.
 
     Raises:
         whatever ``opening`` raises.
@@ -44,7 +40,7 @@ async def open_in_thread(
             give_back()
 
     try:
-        await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
     except trio.Cancelled:
         given_up = True
         give_back()
@@ -55,10 +51,13 @@ async def open_in_thread(
 async def free_space(path: Path, *, limiter: trio.CapacityLimiter) -> int:
     """Bytes that a user without privilege may still write where a file lies, or lay.
 
+    Args:
+        limiter: bounds the threads that ask, the abandoned ones among them.
+
     Raises:
         OSError: the file system does not say.
     """
-    return await open_in_thread(partial(_free_space, path), close=_forget, limiter=limiter)
+    return await trio.to_thread.run_sync(_free_space, path, abandon_on_cancel=True, limiter=limiter)
 
 
 def _free_space(path: Path) -> int:
@@ -67,7 +66,3 @@ def _free_space(path: Path) -> int:
     except FileNotFoundError:  # whoever has it open can write to it all the same
         found = os.statvfs(path.parent)
     return found.f_bavail * found.f_frsize
-
-
-def _forget(_count: int) -> None:
-    """A number needs no closing."""
