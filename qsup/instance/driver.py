@@ -138,7 +138,7 @@ class Driver:
                 cause=position.cause,
                 since=position.since,
                 restarts=position.history.count,
-                operation=self.holder.operation if self.holder else None,
+                operation=self._operation,
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
                 threads=self._observed.threads,
@@ -150,6 +150,11 @@ class Driver:
             )
             self._view = make_view(self.loaded, self.life, moving)
         return self._view
+
+    @property
+    def _operation(self) -> str | None:
+        """The one that holds the VM."""
+        return self.holder.operation if self.holder else None
 
     @property
     def trouble(self) -> str:
@@ -390,21 +395,27 @@ class Driver:
             stop_timeout=self.holder.timeout if self.holder else None,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
-            operation=self.holder.operation if self.holder else None,
+            operation=self._operation,
         )
 
     def _tell(self, before: State, event: Event) -> None:
         self.touch()
-        operation = self.holder.operation if self.holder else None
         pid = self.life.process.pid if self.life else None
         self._teller.changed(
-            Change(state=self.state, before=before, by=event, cause=self._position.cause, pid=pid, operation=operation)
+            Change(
+                state=self.state,
+                before=before,
+                by=event,
+                cause=self._position.cause,
+                pid=pid,
+                operation=self._operation,
+            )
         )
         if self.holder is not None and self.holder.begun:
             self._services.operations.progress(self.holder.operation, self.state.substate)
 
     def _save(self) -> None:
-        self._keeper.save(self.life, self._position, self._orders().operation)
+        self._keeper.save(self.life, self._position, self._operation)
 
     # the ends of a life
 
@@ -462,7 +473,7 @@ class Driver:
         return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
 
     def _keep_end(self) -> None:
-        self._keeper.save_end(self._position, self._orders().operation)
+        self._keeper.save_end(self._position, self._operation)
 
     def _recall(self) -> ended.Ended | None:
         """Nothing runs: what is known of a VM that is down. `StateFileError`: something cannot be read."""
@@ -546,8 +557,8 @@ class Driver:
         """A start that somebody asked for; automatic restarts are counted from here."""
         self._position.forget_restarts()
         self._hint = ""
-        operation = self.holder.operation if self.holder else ""
-        self._apply(body, Event.START if self._services.turns.try_start(self.name, operation) else Event.QUEUED)
+        at_once = self._services.turns.try_start(self.name, self._operation or "")
+        self._apply(body, Event.START if at_once else Event.QUEUED)
 
     def _keep_stop(self) -> None:
         """What was stopped before it ran ends at once, and is no longer what was kept of its last end."""
