@@ -7,7 +7,7 @@ Must not: change the VM's state; what raw commands change comes back as events, 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.view import StatsView
+from qsup.plan.hotplug import Slots, slots
+from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
@@ -142,6 +144,17 @@ async def vnc(driver: Driver) -> AsyncIterator[trio.SocketStream]:
             await commands.add_client_vnc(monitor, theirs.fileno(), timeout=_VNC_TIMEOUT)
             theirs.close()
             yield stream
+
+
+def devices(driver: Driver) -> tuple[Sequence[PartPlan], Slots]:
+    """What QEMU has of devices, as far as is known without asking it, and the room that is left for more.
+
+    Raises:
+        DeniedError: it does not run.
+    """
+    if driver.life is None:
+        raise DeniedError("it does not run, so it has no devices", instance=driver.name, hint="start it first")
+    return driver.life.summary.parts, slots(driver.life.summary)
 
 
 def stats(driver: Driver) -> StatsView:

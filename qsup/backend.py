@@ -27,8 +27,12 @@ from qsup.instance.state import Request, State
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.relations import relations
 from qsup.order.view import Relations
+from qsup.plan.hotplug import Slots
+from qsup.plan.spec import PartPlan
 from qsup.supervisor import Supervisor
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
+
+_NONE: Mapping[str, Any] = {}
 
 
 class DaemonBackend:
@@ -74,11 +78,24 @@ class DaemonBackend:
         return await relations({driver.name: driver for driver in self._supervisor.drivers()}, self._store.load)
 
     async def request(
-        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+        self,
+        name: str,
+        request: Request,
+        *,
+        uid: int,
+        timeout: float | None = None,
+        idempotency_key: str = "",
+        arguments: Mapping[str, Any] = _NONE,
     ) -> Operation:
-        """Begin a power verb; see `Supervisor.request`."""
+        """Begin a power verb or a change; see `Supervisor.request`."""
         key = idempotency_key
-        return await self._supervisor.request(name, request, uid=uid, timeout=timeout, idempotency_key=key)
+        return await self._supervisor.request(
+            name, request, uid=uid, timeout=timeout, idempotency_key=key, arguments=arguments
+        )
+
+    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
+        """What QEMU has of devices, and the room that is left; see `qsup.access.devices`."""
+        return access.devices(self._supervisor.driver(name))
 
     async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
         """Stop every VM; see `Supervisor.stop_all`."""

@@ -18,11 +18,14 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     ├── NotFoundError               no such thing                                   not-found            404
     │   ├── NoSuchUnit                                                              no-such-unit         404
     │   ├── NoSuchInstance                                                          no-such-instance     404
+    │   ├── NoSuchDevice                                                            no-such-device       404
     │   └── NoSuchOperation                                                         no-such-operation    404
     ├── GoneError                   it existed and is no longer kept                gone                 410
     ├── PreconditionFailed          If-Match or If-None-Match                       precondition-failed  412
     ├── DeniedError                 not allowed in the VM's present state           not-allowed          409
     │   └── BusyError               another operation holds the VM                  busy                 409
+    ├── ChangeError                 a change of a running VM is not possible        change-refused       409
+    │   └── GuestRefused            the guest does not let a device go              guest-refused        409
     ├── DependencyError             other VMs stand in the way                      dependency           409
     ├── OverloadedError             a bound of the daemon is reached, try later     overloaded           503
     ├── UnitError                   unit files with errors, all of them             unit-invalid         422
@@ -191,6 +194,12 @@ class NoSuchOperation(NotFoundError):
     code = "no-such-operation"
 
 
+class NoSuchDevice(NotFoundError):
+    """A VM has no such disk, NIC or other device."""
+
+    code = "no-such-device"
+
+
 class GoneError(QsupError):
     """What was asked for is older than what is kept."""
 
@@ -216,6 +225,19 @@ class BusyError(DeniedError):
     """Another operation holds the VM; ``details["operation"]`` names it."""
 
     code = "busy"
+
+
+class ChangeError(QsupError):
+    """A VM that runs cannot be changed so."""
+
+    code = "change-refused"
+    status = 409
+
+
+class GuestRefused(ChangeError):
+    """The guest does not let a device go."""
+
+    code = "guest-refused"
 
 
 class DependencyError(QsupError):

@@ -6,7 +6,9 @@ Must not: know the inside of a VM's life; its driver does. Nothing here waits fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import structlog
 import trio
@@ -17,6 +19,7 @@ from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, DependencyError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
 from qsup.instance.driver import Driver
+from qsup.instance.messages import Waits
 from qsup.instance.operation import KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
@@ -42,6 +45,7 @@ _DRIVER_RESTART_DELAY = 1.0
 #: Requests that may overtake the operation that holds a VM.
 _PREEMPTING = frozenset({Request.STOP, Request.KILL})
 #: Requests that have a VM stop.
+_NONE: Mapping[str, Any] = {}
 _STOPPING = frozenset({Request.STOP, Request.KILL, Request.RESTART})
 
 
@@ -156,6 +160,8 @@ class Supervisor:
             if operation.kind == STOP_ALL and operation.created >= proc.boot_time():
                 self._shutdown.resume(operation)
                 continue
+            if operation.pending and self._resume_departure(operation):
+                continue
             # one at a time holds a VM, and what has overtaken another was asked for later
             if (overtaken := newest.get(operation.target)) is not None:
                 words = f"overtaken by {operation.kind}"
@@ -174,6 +180,17 @@ class Supervisor:
         stopping = {driver.name for driver, left in taken if left.request in _STOPPING}
         for driver, left in taken:
             driver.resume(evolve(left, waits=not stopping.isdisjoint(self._turns.graph.later(driver.name))))
+
+    def _resume_departure(self, operation: Operation) -> bool:
+        """Whether an operation that waits for its guest, and holds nothing, has been given to its VM."""
+        driver = self._drivers.get(operation.target)
+        if driver is None or operation.created < proc.boot_time():
+            return False
+        force = operation.arguments["force_after"]
+        left = None if force is None else max(operation.created + force - time.time(), 0.0)
+        entry = str(operation.arguments["entry"])
+        driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left))
+        return True
 
     def _left_of(self, operation: Operation) -> tuple[Driver, Unfinished] | None:
         """Who takes up an operation that is left, and what is known of it; ``None`` when it is done.
@@ -257,14 +274,22 @@ class Supervisor:
                 raise DeniedError(words, instance=driver.name, hint="stop it first")
 
     async def request(
-        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+        self,
+        name: str,
+        request: Request,
+        *,
+        uid: int,
+        timeout: float | None = None,
+        idempotency_key: str = "",
+        arguments: Mapping[str, Any] = _NONE,
     ) -> Operation:
-        """Begin a power verb; its operation may be finished already, when nothing was to be done.
+        """Begin what is asked of a VM; its operation may be finished already, when nothing was to be done.
 
         Args:
             uid: the caller's, -1 for the daemon itself.
             timeout: seconds in place of the unit's ``stop-timeout``.
             idempotency_key: the same key of the same caller gets the same operation.
+            arguments: of a change; see `qsup.instance.change.carry_out`.
 
         Raises:
             NoSuchInstance: there is no unit of that name.
@@ -278,7 +303,7 @@ class Supervisor:
         starts = request in (Request.START, Request.RESTART)
         read = await self._transactions.read([name]) if starts else {}
         # from here on nothing else comes in between, until the operation holds the VM
-        known = operations.repeated(uid, idempotency_key, request.value, name, timeout)
+        known = operations.repeated(uid, idempotency_key, request.value, name, timeout, arguments)
         if known is not None:
             return known
         if starts and self._shutdown.is_under_way:
@@ -295,7 +320,7 @@ class Supervisor:
         judgement = judge(driver.state, request)
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(f"cannot {request.value}: {judgement.reason}", instance=name, hint=judgement.hint)
-        asked = Step(name=name, request=request, timeout=timeout, key=idempotency_key)
+        asked = Step(name=name, request=request, timeout=timeout, key=idempotency_key, arguments=arguments)
         if judgement.verdict is Verdict.NEEDLESS:
             (operation,) = await self._transactions.begin([asked], {}, uid=uid)
             return operation

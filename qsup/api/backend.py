@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from qsup.errors import Diagnostic
@@ -18,6 +19,8 @@ from qsup.instance.operation import Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relations
+from qsup.plan.hotplug import Slots
+from qsup.plan.spec import PartPlan
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
 __all__ = [
@@ -67,11 +70,23 @@ class Backend(Protocol):
         """What the units of all VMs, and of those that they name, say of each other."""
 
     async def request(
-        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+        self,
+        name: str,
+        request: Request,
+        *,
+        uid: int,
+        timeout: float | None = None,
+        idempotency_key: str = "",
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> Operation:
-        """Begin a power verb and return its operation, which may be finished already (needless requests).
+        """Begin a power verb or a change and return its operation, which may be finished already (needless requests).
 
         Raises `NoSuchInstance`, `DeniedError`, `BusyError`, `UnitError`.
+        """
+
+    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
+        """What QEMU has of devices, with the entries of the unit that they are for, and how much room is left for more;
+        `DeniedError` while the VM does not run.
         """
 
     async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:

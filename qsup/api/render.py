@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import cast
+from typing import Literal, cast
 
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
@@ -17,6 +17,8 @@ from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
+from qsup.plan.hotplug import Slots
+from qsup.plan.spec import PartPlan
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
 
 
@@ -91,6 +93,25 @@ def instance(view: InstanceView) -> wire.Instance:
         "display": {"type": view.display, "video": view.video},
         "operation": view.operation,
         "warnings": list(view.warnings),
+    }
+
+
+def devices(parts: Iterable[PartPlan], slots: Slots) -> wire.PluggedList:
+    """Every device of a VM, in the order in which they came."""
+    return {
+        "devices": [
+            {
+                "id": device.id,
+                "driver": device.driver,
+                "bus": device.bus,
+                "address": device.address,
+                "entry": part.entry,
+                "state": cast('Literal["there", "coming", "leaving"]', part.state),
+            }
+            for part in parts
+            for device in part.devices
+        ],
+        "slots": {"free": slots.free, "total": slots.total},
     }
 
 

@@ -98,6 +98,35 @@ class DeviceWire(TypedDict):
     type: str
 
 
+class SlotsWire(TypedDict):
+    """Places for PCI devices that can come while the VM runs, and how many of them are free."""
+
+    free: int
+    total: int
+
+
+class PluggedWire(TypedDict):
+    """One device that QEMU has.
+
+    ``id``: QEMU's. ``entry``: what it is for in the unit, such as ``disk.root``, or empty. ``bus`` and ``address``: its
+    place, empty where QEMU chose it. ``state``: ``leaving`` waits for the guest to let it go.
+    """
+
+    id: str
+    driver: str
+    bus: str
+    address: str
+    entry: str
+    state: Literal["there", "coming", "leaving"]
+
+
+class PluggedList(TypedDict):
+    """Every device of a VM that runs."""
+
+    devices: list[PluggedWire]
+    slots: SlotsWire
+
+
 class AgentWire(TypedDict):
     """The guest agent: whether there is a channel, and whether somebody in the guest has it open."""
 

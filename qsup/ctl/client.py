@@ -90,9 +90,9 @@ class Client:
         body = b"" if document is None else json.dumps(document).encode()
         return decode(self.exchange("POST", path, body=body, key=key, timeout=timeout))
 
-    def delete(self, path: str) -> Any:
-        """Remove or cancel something; ``None`` when the daemon has nothing to say."""
-        answer = self.exchange("DELETE", path)
+    def delete(self, path: str, *, key: str = "") -> Any:
+        """Remove or cancel something; ``None`` when the daemon has nothing to say. ``key``: as for `post`."""
+        answer = self.exchange("DELETE", path, key=key)
         return decode(answer) if answer else None
 
     def pages(self, path: str, noun: str) -> Iterator[Any]:

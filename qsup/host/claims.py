@@ -33,6 +33,7 @@ class Claim:
         st_dev, st_ino: the image; see `OpenImage`.
         writable: it may be written.
         shareable: others who also say so may have it at the same time, for writing too.
+        entry: of the unit that it is for, such as ``disk.root``.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Claim:
     st_ino: int
     writable: bool
     shareable: bool
+    entry: str = ""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -58,17 +60,27 @@ class Claims:
     def __init__(self) -> None:
         self._held: dict[str, list[Claim]] = {}
 
-    def acquire(self, image: OpenImage, *, holder: str, writable: bool, shareable: bool = False) -> Claim:
+    def acquire(
+        self, image: OpenImage, *, holder: str, writable: bool, shareable: bool = False, entry: str = ""
+    ) -> Claim:
         """Take an image for a VM, until `release`.
 
         Args:
             image: open; its descriptors are used for a look at QEMU's own locks.
             holder: the VM's name.
+            entry: of its unit that the image is for.
 
         Raises:
             ImageInUse: another VM, another disk of the same VM, or a foreign process has it; it is named.
         """
-        claim = Claim(path=image.path, st_dev=image.st_dev, st_ino=image.st_ino, writable=writable, shareable=shareable)
+        claim = Claim(
+            path=image.path,
+            st_dev=image.st_dev,
+            st_ino=image.st_ino,
+            writable=writable,
+            shareable=shareable,
+            entry=entry,
+        )
         self._check(claim, holder)
         known = any(claim.key == other.key for claims in self._held.values() for other in claims)
         if not known and locked_by_qemu(image.fd_ro, writable=writable, shareable=shareable):
@@ -83,6 +95,10 @@ class Claims:
     def release(self, holder: str) -> None:
         """Give up all that a VM has; when it has none, nothing happens."""
         self._held.pop(holder, None)
+
+    def release_entry(self, holder: str, entry: str) -> None:
+        """Give up what a VM has for one entry of its unit."""
+        self._held[holder] = [claim for claim in self._held.get(holder, []) if claim.entry != entry]
 
     def holders(self, image: OpenImage) -> tuple[str, ...]:
         """The VMs that have an image, by name."""

@@ -30,6 +30,7 @@ from qsup.host.rundir import InstanceDirectory
 from qsup.instance import room, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
+from qsup.instance.hardware import Hardware
 from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
 from qsup.instance.position import Position
@@ -174,7 +175,7 @@ async def _identify(
     nursery.start_soon(output.run)
     life = Life(
         number=number,
-        unit=unit,
+        hardware=Hardware(unit, running.unit, running.plan, record.claims),
         process=child,
         directory=directory,
         record=record,
@@ -373,6 +374,8 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
     """
     running = evolve(
         life.running,
+        unit=life.hardware.values,
+        plan=life.summary,
         since=position.since,
         launched=True,
         was_ready=position.was_ready,
@@ -383,7 +386,8 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
         restart_times=position.history.recent,
     )
     if running != saved:
-        life.directory.write_record(evolve(life.record, state=codec.encode(running)))
+        record = evolve(life.record, claims=life.hardware.claims, state=codec.encode(running))
+        life.directory.write_record(record)
     return running
 
 

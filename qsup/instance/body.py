@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.host import descriptors
 from qsup.host.output import BoundedLog, feed_of
-from qsup.instance import adopt, ready, room, stop, watch
+from qsup.instance import adopt, change, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.control import WaitState, carry_out
@@ -28,11 +28,12 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted
+from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, Settled, Waits
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.silence import stillness
-from qsup.instance.state import Effect, Event, State
+from qsup.instance.state import CHANGES, Effect, Event, State
+from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
 
@@ -52,6 +53,8 @@ _LIFE_JOBS = (
     "control",
     "room",
     "go-on",
+    "hardware",
+    "force-reset",
 )
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
@@ -60,6 +63,9 @@ _LASTED, _RECONNECT_DELAY = 5.0, 0.5
 
 #: Seconds in which a restarted daemon must hear of QEMU what became of a command.
 _LEFT_TIMEOUT = 30.0
+
+#: Seconds that a guest has to let a device go until that is said to be pending: an unplug takes Linux 0.2 s.
+_PATIENCE = 5.0
 
 
 @frozen(kw_only=True)
@@ -95,6 +101,7 @@ class Body:
     Args:
         name: the VM's.
         inbox: the driver's.
+        keep: writes down what the VM consists of.
 
     Attributes:
         promises: descriptors that the VM is going to need; entered by whoever runs the body.
@@ -107,6 +114,7 @@ class Body:
         nursery: trio.Nursery,
         console: ConsoleHub,
         inbox: Inbox[Message],
+        keep: Callable[[], None],
     ) -> None:
         self.number = 0
         self.life: Life | None = None
@@ -123,6 +131,7 @@ class Body:
         self._nursery = nursery
         self._console = console
         self._inbox = inbox
+        self._keep = keep
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
 
@@ -193,14 +202,69 @@ class Body:
         try:
             if not await operations.sending(operation):
                 return  # overtaken meanwhile
-            if self.monitor is None:
+            if self.monitor is None or self.life is None:
                 raise DeniedError("its monitor is not connected", instance=self._name)
-            finished = evolve(finished, result=await carry_out(asked.request, self.monitor, state, wait_state))
+            if asked.request in CHANGES:
+                arguments, context = operations.get(operation).arguments, self._context(self.life, self.monitor)
+                outcome = await change.carry_out(asked.request, arguments, context)
+            else:
+                outcome = await carry_out(asked.request, self.monitor, state, wait_state)
+            if isinstance(outcome, change.Waiting):
+                await operations.pend(operation, "acknowledged")
+                force = outcome.force_after
+                self._post(Waits(operation=operation, entry=outcome.entry, force_after=force))
+                return
+            finished = evolve(finished, result=outcome)
         except QsupError as error:
             error.instance = self._name
             finished = evolve(finished, error=error)
         await operations.foretell(operation, result=finished.result, error=finished.error)
         self._post(finished)
+
+    def _context(self, life: Life, monitor: Monitor) -> change.Context:
+        return change.Context(life=life, monitor=monitor, services=self._services, keep=self._keep)
+
+    def await_release(self, waits: Waits) -> None:
+        """Say of a device that does not go soon what it waits for, and reset the guest when that is wanted."""
+        operations = self._services.operations
+        words = "pending until the guest lets it go or is reset"
+        patience = partial(operations.progress, waits.operation, words)
+        self._jobs.after(f"patience:{waits.operation}", _PATIENCE, patience)
+        if waits.force_after is not None:
+            seconds, force = max(waits.force_after, 0.0), partial(self._force, waits.operation)
+            self._jobs.after(f"force:{waits.operation}", seconds, force)
+
+    def _force(self, operation: str) -> None:
+        async def job() -> None:
+            if self.monitor is None:
+                return  # it is reset when somebody asks for that
+            try:
+                await commands.system_reset(self.monitor, timeout=change.STEP_TIMEOUT)
+            except QsupError as error:
+                _log.error("could not reset the guest to have a device go", why=error.message)
+
+        self._services.operations.progress(operation, "the guest is reset")
+        self._jobs.start("force-reset", job, operation=operation)
+
+    def end_release(self, operation: str) -> None:
+        """Nothing waits for that device any more."""
+        self._jobs.cancel(f"patience:{operation}", f"force:{operation}")
+
+    def settle_hardware(self) -> None:
+        """Find out which devices QEMU has, and tidy up after those that are gone; posts `Settled`."""
+        if self.life is not None and self.monitor is not None:
+            self._jobs.start("hardware", partial(self._settle_hardware, self.life, self.monitor))
+
+    async def _settle_hardware(self, life: Life, monitor: Monitor, *, remind: bool = False) -> None:
+        context = self._context(life, monitor)
+        try:
+            if remind:
+                await change.remind(context)
+            gone = await change.settle(context)
+        except QsupError as error:
+            _log.info("could not find out which devices it has", instance=self._name, why=error.message)
+        else:
+            self._post(Settled(life=life.number, gone=gone))
 
     def limit_left(self, operation: str, error: QsupError) -> None:
         """What an earlier daemon left unfinished does not wait for QEMU for ever."""
@@ -367,12 +431,20 @@ class Body:
         changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))
         self._post(Happened(life=life.number, event=reached.event, cause=reached.cause))
-        self._jobs.start("look-over", partial(watch.look_over, life, monitor, self._post, delay=watch.LOOK_OVER_DELAY))
+        self._jobs.start("look-over", partial(self._look_over, life, monitor))
+
+    async def _look_over(self, life: Life, monitor: Monitor) -> None:
+        await watch.look_over(life, monitor, self._post, delay=watch.LOOK_OVER_DELAY)
+        await self._settle_hardware(life, monitor, remind=True)
 
     def refresh(self) -> None:
         """Query again what a raw command or a reset may have changed."""
         if self.life is not None and self.monitor is not None:
-            self._jobs.start("refresh", partial(watch.refresh, self.life, self.monitor, self._post))
+            self._jobs.start("refresh", partial(self._refresh_job, self.life, self.monitor))
+
+    async def _refresh_job(self, life: Life, monitor: Monitor) -> None:
+        await watch.refresh(life, monitor, self._post)
+        await self._settle_hardware(life, monitor)
 
     def _await_room(self, orders: Orders) -> None:
         # a second disk that fails is found by the watch that runs

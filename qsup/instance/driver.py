@@ -27,6 +27,7 @@ from qsup.instance import adopt, ended, evidence
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
+from qsup.instance.departures import Departures
 from qsup.instance.inbox import Inbox
 from qsup.instance.keeper import Keeper
 from qsup.instance.life import Life
@@ -40,7 +41,10 @@ from qsup.instance.messages import (
     Noted,
     ProcessEnded,
     Seen,
+    Settled,
     Told,
+    Unplugged,
+    Waits,
 )
 from qsup.instance.position import Position
 from qsup.instance.restart import wants_restart
@@ -107,6 +111,7 @@ class Driver:
         self._keeper = Keeper(loaded.name, services)
         self._teller = Teller(loaded.name, services.publish)
         self._unfinished: Unfinished | None = None
+        self._departures = Departures(loaded.name, self._end_operation)
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
@@ -246,7 +251,7 @@ class Driver:
         bind_contextvars(instance=self.name)
         with self._scope:
             async with trio.open_nursery() as nursery:
-                self.body = Body(self.name, self._services, nursery, self.console, self._inbox)
+                self.body = Body(self.name, self._services, nursery, self.console, self._inbox, self._keep_hardware)
                 with self.body.promises:
                     await self._go_on(self.body)
 
@@ -281,6 +286,8 @@ class Driver:
             case Finished():
                 self._on_finished(message)
                 self._end_operation(message.operation, message.result, message.error)
+            case Waits():
+                self._on_waits(body, message)
             case _ if message.life != body.number:
                 self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
             case LaunchEnded():
@@ -289,6 +296,10 @@ class Driver:
                 await self._on_end(body, message.cause)
             case Happened():
                 await self._on_event(body, message)
+            case Unplugged():
+                self._on_unplugged(body, message)
+            case Settled():
+                self._on_settled(body, message)
             case Seen():
                 self._on_seen(body, message)
             case Noted():
@@ -452,6 +463,7 @@ class Driver:
         self._observed = Observed()
         reason = await self._with_evidence(reason, printed)
         life = body.let_go()
+        self._departures.life_over(body)
         self._apply(body, event, reason)
         self._keep_end()
         await body.clean_up(life)
@@ -471,6 +483,9 @@ class Driver:
             return evidence.add(cause, printed, b"")
         await self.console.catch_up(_CATCH_UP)
         return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
+
+    def _keep_hardware(self) -> None:
+        self._keeper.keep(self.life, self._position)
 
     def _keep_end(self) -> None:
         self._keeper.save_end(self._position, self._operation)
@@ -546,6 +561,8 @@ class Driver:
                 self._begin_control(body, asked)
 
     def _begin_control(self, body: Body, asked: Asked) -> None:
+        if asked.request is Request.DETACH:
+            self._departures.check(self._services.operations.get(asked.operation).arguments["entry"])
         if asked.request in (Request.PAUSE, Request.RESUME):
             self._position.held = asked.request is Request.PAUSE
             if self.state is State.IO_ERROR and self._position.held:
@@ -610,6 +627,35 @@ class Driver:
         data = {"operation": operation, "kind": finished.kind, "state": outcome}
         self._teller.operation_ended(data | ({"error": error.message} if error else {}))
 
+    # devices on their way out
+
+    def resume_departure(self, waits: Waits) -> None:
+        """Wait on for a guest that an earlier daemon asked to let a device go."""
+        self._departures.add(waits)
+
+    def _on_waits(self, body: Body, message: Waits) -> None:
+        """The guest's part of a detach holds nobody."""
+        if not self._services.operations.is_under_way(message.operation):
+            return  # overtaken
+        self._departures.add(message)
+        self.release(message.operation)
+        body.await_release(message)
+        body.settle_hardware()  # it may have gone before QEMU's answer came
+
+    def _on_unplugged(self, body: Body, message: Unplugged) -> None:
+        if not message.refused:
+            body.settle_hardware()
+        elif self.life is not None:
+            self._departures.refused(self.life.hardware, message.device, body)
+            self.touch()
+
+    def _on_settled(self, body: Body, message: Settled) -> None:
+        if self.life is not None:
+            for entry in message.gone:
+                self._teller.removed(entry)
+            self.touch()
+            self._departures.settled(self.life.hardware, body)
+
     # adoption
 
     async def _adopt(self, body: Body) -> None:
@@ -626,6 +672,7 @@ class Driver:
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
+            self._departures.life_over(body)
             self._go_back_to(body, known)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
             self._take_up(body, Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
@@ -640,6 +687,7 @@ class Driver:
             return
         self._take(body, found.life)
         self._keeper.found(found.life.running)
+        self._departures.go_on(body)
         self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
         if ending is not None and not found.told_to_end:
             body.limit_guest(self._orders())

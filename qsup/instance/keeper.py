@@ -39,12 +39,19 @@ class Keeper:
         """What an earlier daemon wrote of it."""
         self._saved = running
 
+    def keep(self, life: Life | None, position: Position) -> None:
+        """Where a VM stands that lives, before something is done that must not be forgotten.
+
+        Raises:
+            QsupError: it could not be written.
+        """
+        if life is not None and position.state in adopt.RECORDED:
+            self._saved = adopt.save(life, position, self._saved)
+
     def save(self, life: Life | None, position: Position, operation: str | None) -> None:
         """Where a VM stands that lives, unless that is what was saved before."""
-        if life is None or position.state not in adopt.RECORDED:
-            return
         try:
-            self._saved = adopt.save(life, position, self._saved)
+            self.keep(life, position)
         except QsupError as error:
             self._note(f"could not update the run record: {error.message}", operation)
         else:

@@ -35,6 +35,7 @@ from qsup.host import descriptors, kvmnode, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.process import Credentials, Process
 from qsup.instance.console import ConsoleHub
+from qsup.instance.hardware import Hardware
 from qsup.instance.life import Life, last_words
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
@@ -109,7 +110,7 @@ async def launch(
         raise
     return Life(
         number=number,
-        unit=loaded.unit,
+        hardware=Hardware(loaded.unit, prepared.running.unit, prepared.running.plan, record.claims),
         process=child,
         directory=prepared.directory,
         record=record,

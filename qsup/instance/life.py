@@ -1,7 +1,7 @@
 """One life of a VM: what exists from the spawn of QEMU until its end has been cleaned up.
 
 Decides: what belongs to a life and is given back with it.
-Must not: change; what moves is in the driver.
+Must not: change, but for its hardware; what else moves is in the driver.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from qsup.host.output import Output
 from qsup.host.process import Process
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
+from qsup.instance.hardware import Hardware
 from qsup.instance.record import Running
 from qsup.plan.spec import PlanSummary
 from qsup.qmp.connection import Monitor
@@ -32,7 +33,7 @@ class Life:
 
     Args:
         number: grows by one with each life of this VM in this daemon.
-        unit: what is running, whatever the files say now.
+        hardware: what it consists of, which changes.
         monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
         launched: its guest has been let run, by whichever daemon.
         threads: host thread ids of the vCPUs at birth.
@@ -43,7 +44,7 @@ class Life:
     """
 
     number: int
-    unit: Unit
+    hardware: Hardware
     process: Process
     directory: InstanceDirectory
     record: RunRecord
@@ -73,9 +74,14 @@ class Life:
         return self.output.feed.ring.since(self.output_start)
 
     @property
+    def unit(self) -> Unit:
+        """What is running, whatever the files say now."""
+        return self.hardware.unit
+
+    @property
     def summary(self) -> PlanSummary:
-        """What was planned."""
-        return self.running.plan
+        """What is planned of it."""
+        return self.hardware.summary
 
 
 def last_words(text: str) -> str:

@@ -92,6 +92,37 @@ class Noted:
     changes: Mapping[str, Any]
 
 
+@frozen(kw_only=True)
+class Waits:
+    """What was asked of QEMU was taken, and the guest has to fulfil it.
+
+    Args:
+        entry: of the unit that is on its way out.
+        force_after: seconds from the request until the guest is reset, ``None`` for never.
+    """
+
+    operation: str
+    entry: str
+    force_after: float | None
+
+
+@frozen(kw_only=True)
+class Unplugged:
+    """A device has gone, or its guest does not let it go; of a device without an id there is only ``path``."""
+
+    life: int
+    device: str
+    refused: bool = False
+
+
+@frozen(kw_only=True)
+class Settled:
+    """What QEMU has was looked at anew; entries that are gone are so entirely."""
+
+    life: int
+    gone: tuple[str, ...]
+
+
 #: The type of the event that tells of a reset.
 RESET = "guest-reset"
 
@@ -105,4 +136,4 @@ class Told:
     data: Mapping[str, Any]
 
 
-Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Noted | Seen | Told
+Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Waits | Unplugged | Settled | Noted | Seen | Told

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from qsup.errors import QsupError
 
@@ -53,6 +53,8 @@ class Operation:
         timeout: seconds in place of the unit's ``stop-timeout``, or that all of it may take.
         sent: a command may have reached QEMU that is not to be repeated unasked.
         joined: the keys of later requests that this operation answers, too.
+        arguments: what was asked for besides, JSON values.
+        pending: QEMU has taken it and the guest has to fulfil it; it holds the VM no more.
     """
 
     id: str
@@ -70,6 +72,8 @@ class Operation:
     timeout: float | None = None
     sent: bool = False
     joined: tuple[KeyUse, ...] = ()
+    arguments: Mapping[str, Any] = field(factory=dict)
+    pending: bool = False
 
     @property
     def key_uses(self) -> tuple[KeyUse, ...]:

@@ -73,6 +73,8 @@ class OperationRecord:
     timeout: float | None
     sent: bool
     joined: tuple[KeyUse, ...]
+    arguments: Mapping[str, Any]
+    pending: bool
 
     @classmethod
     def of(cls, operation: Operation) -> OperationRecord:
@@ -92,6 +94,8 @@ class OperationRecord:
             timeout=operation.timeout,
             sent=operation.sent,
             joined=operation.joined,
+            arguments=operation.arguments,
+            pending=operation.pending,
         )
 
     def operation(self) -> Operation:
@@ -115,4 +119,6 @@ class OperationRecord:
             timeout=self.timeout,
             sent=self.sent,
             joined=self.joined,
+            arguments=self.arguments,
+            pending=self.pending,
         )

@@ -27,6 +27,7 @@ from qsup.instance.operation_record import OperationRecord
 _log = structlog.get_logger()
 
 KEPT = 1000
+_NONE: Mapping[str, Any] = {}
 #: Most requests that join one operation.
 JOINED = 100
 #: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
@@ -116,7 +117,9 @@ class OperationTable:
             del self._operations[oldest.id]
             self._forget_keys(oldest)
 
-    def repeated(self, uid: int, key: str, kind: str, target: str, timeout: float | None) -> Operation | None:
+    def repeated(
+        self, uid: int, key: str, kind: str, target: str, timeout: float | None, arguments: Mapping[str, Any] = _NONE
+    ) -> Operation | None:
         """The operation that the same caller began with the same key, if any; a key is known as long as its operation.
 
         Raises:
@@ -126,7 +129,8 @@ class OperationTable:
         if known is None:
             return None
         use = next(use for use in known.key_uses if (use.uid, use.key) == (uid, key))
-        if (use.kind, known.target, use.timeout) != (kind, target, timeout):
+        # what a request joined that had arguments of its own was another request
+        if (use.kind, known.target, use.timeout, known.arguments) != (kind, target, timeout, arguments):
             given = f" of {known.target}" if known.target else ""
             given += "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
             raise KeyReusedError(
@@ -163,7 +167,16 @@ class OperationTable:
         for use in operation.key_uses:
             self._by_key.pop((use.uid, use.key), None)
 
-    def begin(self, kind: str, target: str, *, uid: int, key: str = "", timeout: float | None = None) -> Operation:
+    def begin(
+        self,
+        kind: str,
+        target: str,
+        *,
+        uid: int,
+        key: str = "",
+        timeout: float | None = None,
+        arguments: Mapping[str, Any] = _NONE,
+    ) -> Operation:
         """A new operation, known from now on but not yet recorded (see `record`)."""
         now = time.time()
         operation = Operation(
@@ -177,6 +190,7 @@ class OperationTable:
             requested_by=uid,
             idempotency_key=key,
             timeout=timeout,
+            arguments=arguments,
         )
         self._keep(operation)
         return operation
@@ -224,6 +238,22 @@ class OperationTable:
             await self._journal.append(codec.encode(OperationRecord.of(ended)), flush=False)
         except QsupError as why:
             _log.error("the end of an operation could not be recorded", operation=operation_id, why=why.message)
+
+    async def pend(self, operation_id: str, words: str) -> None:
+        """QEMU has taken it, and the guest has to fulfil it; the VM is free for others meanwhile.
+
+        Args:
+            words: where it stands.
+        """
+        operation = self._operations.get(operation_id)
+        if operation is None or operation.is_final:
+            return
+        pending = self._operations[operation_id] = evolve(operation, pending=True, progress=words, updated=time.time())
+        try:
+            await self._journal.append(codec.encode(OperationRecord.of(pending)), flush=False)
+        except QsupError as why:
+            # a later daemon asks QEMU for it once more, which changes nothing
+            _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
 
     def progress(self, operation_id: str, words: str) -> None:
         """Say where a running operation stands; one that has ended stays as it is."""

@@ -19,13 +19,14 @@ from qsup.errors import NetworkError, QsupError, from_oserror
 from qsup.host import codec, network, proc
 from qsup.host.cgroup import Cgroup
 from qsup.host.claims import Claim
-from qsup.host.image import OpenImage, create_qcow2_copy, open_image
+from qsup.host.image import create_qcow2_copy
 from qsup.host.output import Output
 from qsup.host.records import IdentityRecord, RunRecord, new_uuid
 from qsup.host.rundir import InstanceDirectory
 from qsup.host.staging import StagedFile, stage_file
 from qsup.host.storage import open_in_thread
 from qsup.instance import ended
+from qsup.instance.images import open_images
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -180,36 +181,8 @@ async def _images(
 ) -> tuple[Claim, ...]:
     await _variables(plan, services, identity)
     resources.callback(services.claims.release, identity.name)
-    claims = []
-    for request in plan.fds:
-        if isinstance(request, ImageFd):
-            image = await open_in_thread(partial(_open, request, services), close=OpenImage.close)
-            handed.numbers.update(_numbers(request, image))
-            claims.append(
-                services.claims.acquire(
-                    image, holder=identity.name, writable=request.claim_write, shareable=request.shareable
-                )
-            )
-    return tuple(claims)
-
-
-def _open(request: ImageFd, services: Services) -> OpenImage:
-    return open_image(
-        request.path,
-        pools=services.layout.pools,
-        format=request.format,
-        read_only=not request.writable,
-        backing=request.backing,
-        allow_block_devices=services.block_devices,
-        direct=request.direct,
-        own=request.own,
-    )
-
-
-def _numbers(request: ImageFd, image: OpenImage) -> dict[str, int]:
-    if image.fd_rw is None:
-        return {request.name: image.fd_ro}
-    return {request.name: image.fd_rw, f"{request.name}:ro": image.fd_ro}
+    wanted = [request for request in plan.fds if isinstance(request, ImageFd)]
+    return await open_images(wanted, services, identity.name, handed.numbers)
 
 
 async def _variables(plan: Plan, services: Services, identity: IdentityRecord) -> None:

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 
 from qsup.errors import QsupError, StartError, StopError
 from qsup.instance.cause import Cause, CauseKind
-from qsup.instance.state import Level, Request, State
+from qsup.instance.state import CHANGES, Level, Request, State
 
 
 @frozen(kw_only=True)
@@ -151,7 +151,10 @@ def _settle_left(left: Unfinished, standing: Standing) -> Settled | None:
         return _overtaken(request, standing)
     if state in _HAS_COME_TRUE.get(request, ()):
         return Settled()
-    again = request in _HAS_COME_TRUE or (request is Request.RESET and state is State.GUEST_PANICKED)
+    # a change finds what its predecessor has done of it
+    again = (
+        request in _HAS_COME_TRUE or request in CHANGES or (request is Request.RESET and state is State.GUEST_PANICKED)
+    )
     return Settled(ask=True) if again or not left.sent else Settled(error=unknown(request.value, standing.name))
 
 
@@ -285,6 +288,8 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
         case Request.START if down_before:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.PAUSE | Request.RESUME | Request.RESET | Request.POWERDOWN | Request.NMI:
+            return TakenUp(holder=evolve(holder, left=unfinished))
+        case Request.ATTACH | Request.DETACH | Request.SET:
             return TakenUp(holder=evolve(holder, left=unfinished))
         case _:
             return TakenUp(holder=holder)

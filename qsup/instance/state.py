@@ -451,7 +451,7 @@ def step(state: State, event: Event) -> Transition:
 
 
 class Request(enum.Enum):
-    """The power verbs of the API."""
+    """What may be asked of a VM: the power verbs of the API, and changes of its hardware."""
 
     START = "start"
     STOP = "stop"
@@ -463,6 +463,13 @@ class Request(enum.Enum):
     POWERDOWN = "powerdown"
     NMI = "nmi"
     RESET_FAILED = "reset-failed"
+    ATTACH = "attach"
+    DETACH = "detach"
+    SET = "set"
+
+
+#: Requests that change the hardware of a VM that runs.
+CHANGES = (Request.ATTACH, Request.DETACH, Request.SET)
 
 
 class Verdict(enum.Enum):
@@ -547,6 +554,7 @@ _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
     Request.POWERDOWN: frozenset({State.RUNNING, State.WAITING_READY}),
     Request.NMI: frozenset({State.RUNNING, State.WAITING_READY}),
     Request.RESET_FAILED: frozenset(_FORGETTABLE),
+    **dict.fromkeys(CHANGES, frozenset(_REACHED)),
 }
 
 

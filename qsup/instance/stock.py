@@ -1,7 +1,8 @@
-"""What QEMU has of what was planned, and what it works on: asked of one whose monitor was out of reach, or was reset.
+"""What QEMU works on: asked of one whose monitor was out of reach, or was reset.
 
-Decides: what is said of a disk, NIC or device that is gone, and of a job that is under way.
-Must not: change or repair anything; whoever took it away had the right to.
+Decides: what is said of a job that is under way, and of an image that is gone.
+Must not: change or repair anything; whoever began it had the right to. Which devices there are is taken in by
+`qsup.instance.change`.
 """
 
 from __future__ import annotations
@@ -20,27 +21,21 @@ _WORDS_MAX = 100
 
 
 async def take_stock(summary: PlanSummary, monitor: Monitor) -> tuple[str, ...]:
-    """Ask for jobs, block nodes and devices; one sentence for each thing that a person should know.
+    """Ask for jobs and block nodes; one sentence for each thing that a person should know.
 
     Raises:
         MonitorError: as QEMU's monitor says.
     """
     jobs = await commands.query_jobs(monitor, timeout=_TIMEOUT)
     nodes = await commands.query_named_block_nodes(monitor, timeout=_TIMEOUT)
-    devices = await commands.qom_list_peripherals(monitor, timeout=_TIMEOUT)
-    return (*missing(summary, nodes, devices), *under_way(jobs))
+    return (*missing(summary, nodes), *under_way(jobs))
 
 
-def missing(summary: PlanSummary, nodes: Set[str], devices: Set[str]) -> Iterator[str]:
-    """What was planned and is not there. Pure."""
+def missing(summary: PlanSummary, nodes: Set[str]) -> Iterator[str]:
+    """Images that were planned and are not there, though their devices may be. Pure."""
     for disk in summary.disks:
-        if disk.device not in devices:
-            yield f"disk {disk.id}: its device was removed since the start"
-        elif disk.node and disk.node not in nodes:
+        if disk.node and disk.node not in nodes:
             yield f"disk {disk.id}: its image was removed since the start"
-    for nic in summary.nics:
-        if f"nic-{nic.id}" not in devices:
-            yield f"NIC {nic.id}: its device was removed since the start"
 
 
 def under_way(jobs: tuple[JobInfo, ...]) -> Iterator[str]:

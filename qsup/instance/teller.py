@@ -107,6 +107,11 @@ class Teller:
             self._publish(type, self._name, dict(data))
             self._log.info(type, **data)
 
+    def removed(self, entry: str) -> None:
+        """An entry of the unit, such as ``disk.data``, is no part of the VM any more."""
+        self._publish("device-removed", self._name, {"entry": entry})
+        self._log.info("device removed", entry=entry)
+
     def operation_ended(self, data: dict[str, Any]) -> None:
         """An operation that held it is over."""
         self._publish("operation", self._name, data)

@@ -19,7 +19,7 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
-from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told
+from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told, Unplugged
 from qsup.instance.runstate import ANSWERED, WATCHDOG, judge_status
 from qsup.instance.silence import explain
 from qsup.instance.state import Event
@@ -183,8 +183,12 @@ class _Interpreter:
                 self._say(Event.GUEST_IO_ERROR, _io_error_cause(notice, self._life))
             case events.VserportChangeEvent(id=port) if port == AGENT_PORT:
                 self._post(Noted(life=number, changes={"agent_connected": notice.open}))
-            case events.JobStatusChangeEvent() | events.DeviceDeletedEvent():
+            case events.JobStatusChangeEvent():
                 self._look_again()
+            case events.DeviceDeletedEvent() if notice.device:
+                self._post(Unplugged(life=number, device=notice.device[:128]))
+            case events.DeviceUnplugGuestErrorEvent() if notice.device:
+                self._post(Unplugged(life=number, device=notice.device[:128], refused=True))
             case events.BalloonChangeEvent():
                 self._post(Noted(life=number, changes={"memory_actual": notice.actual}))
 

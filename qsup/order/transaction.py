@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from qsup.errors import BusyError, DeniedError, DependencyError, QsupError
 from qsup.instance.driver import Driver
@@ -44,6 +45,7 @@ class Step:
     request: Request
     timeout: float | None = None
     key: str = ""
+    arguments: Mapping[str, Any] = field(factory=dict)
 
 
 class Transactions:
@@ -247,7 +249,7 @@ class Transactions:
             driver.set_unit(loaded)
         assert driver is not None, "what is to be begun is known, or was read"
         operation = self._services.operations.begin(
-            step.request.value, step.name, uid=uid, key=step.key, timeout=step.timeout
+            step.request.value, step.name, uid=uid, key=step.key, timeout=step.timeout, arguments=step.arguments
         )
         driver.hold(Holder(operation=operation.id, request=step.request, timeout=step.timeout))
         _log.info("operation begun", instance=step.name, operation=operation.id, kind=step.request.value, uid=uid)

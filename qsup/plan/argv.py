@@ -71,6 +71,8 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         accel=accel,
         cpu_model=model,
         variables=firmware.variables,
+        family=chosen.family,
+        parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),
         has_console=unit.console.type != "none",

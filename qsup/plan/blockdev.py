@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 
 from qsup.plan.identity import node_name
-from qsup.plan.part import Properties, flatten
-from qsup.plan.spec import Argument, FdArgument, ImageFd
+from qsup.plan.part import Backend, Properties
+from qsup.plan.spec import ImageFd
 from qsup.unit.model import DiskSection
 
 _BLOCK_DEVICE = re.compile(r"/dev/(?!shm/).+")
@@ -59,10 +59,10 @@ class Image:
     node: str
     file_node: str
 
-    def arguments(self) -> tuple[Argument, ...]:
-        """``-add-fd`` for each of its descriptors."""
+    def descriptors(self) -> tuple[Backend, ...]:
+        """Its descriptor set, a member each."""
         names = (self.request.name, f"{self.request.name}:ro") if self.request.writable else (self.request.name,)
-        return flatten([("-add-fd", FdArgument(before="fd=", fd=name, after=f",set={self.fdset}")) for name in names])
+        return tuple(Backend(kind="fdset", properties={"fdset-id": self.fdset}, fd=name) for name in names)
 
     def file(self, **properties: object) -> Properties:
         """The node of the file itself, to be added first."""
@@ -123,6 +123,7 @@ def _request(disk: DiskSection, depth: int, files: Sequence[tuple[str, str]]) ->
         backing=files[depth + 1] if depth + 1 < len(files) else None,
         block_device=is_block_device_path(path),
         direct=_CACHE[disk.cache][0],
+        entry=f"disk.{disk.id}",
     )
 
 
@@ -139,3 +140,9 @@ def chain_nodes(disk: DiskSection, chain: Sequence[Image]) -> list[Properties]:
         nodes.append(image.format(below=below, **cache, **discard, **zeroes))
         below = image.node
     return nodes
+
+
+def image_backends(nodes: Sequence[Properties], *images: Image) -> tuple[Backend, ...]:
+    """What images and the nodes on them are to QEMU: descriptors first."""
+    members = [member for image in images for member in image.descriptors()]
+    return (*members, *(Backend(kind="blockdev", properties=node) for node in nodes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
-from qsup.plan.part import Part, Properties, option
+from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Argument, Capabilities, FdArgument, ListenerFd
 from qsup.unit.families import FAMILIES
 from qsup.unit.model import DeviceSection, Unit, effective_video
@@ -97,7 +97,12 @@ def device_part(device: DeviceSection, index: int, board: Board, capabilities: C
     source = _random_source(f"rng-{device.id}", capabilities)
     place = board.place_one_of("device", index)
     rng = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}", **place.properties, "rng": source["id"]}
-    return Part(subject=f"device {device.id!r}", arguments=option("object", source), devices=(*place.ports, rng))
+    return Part(
+        subject=f"device {device.id!r}",
+        entry=f"device.{device.id}",
+        backends=(Backend(kind="object", properties=source),),
+        devices=(*place.ports, rng),
+    )
 
 
 def _random_source(name: str, capabilities: Capabilities) -> Properties:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from attrs import frozen
 
 from qsup.errors import UnsupportedError
-from qsup.plan.blockdev import chain_nodes, image_chain, is_read_only
+from qsup.plan.blockdev import chain_nodes, image_backends, image_chain, is_read_only
 from qsup.plan.board import Board, Place
-from qsup.plan.part import Part, Properties, flatten, option
+from qsup.plan.part import Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan
 from qsup.unit.families import FAMILIES
 from qsup.unit.model import DiskSection, Unit, effective_bus
@@ -60,10 +60,10 @@ def disk_parts(
     parts = []
     for disk in unit.disks:
         bus = effective_bus(unit, disk)
-        _check(disk, bus, board, capabilities)
         slots = "board" if bus in ("virtio", "nvme") else bus
+        check_disk(disk, bus, board, capabilities)
         place = _place(disk, bus, next(counts.setdefault(slots, itertools.count())), board)
-        parts.append(_disk_part(disk, bus, place, board, boot.get(disk.id), fdsets))
+        parts.append(disk_part(disk, bus, place, board, boot.get(disk.id), fdsets))
     return parts
 
 
@@ -96,7 +96,8 @@ def device_id(disk: DiskSection) -> str:
     return f"disk-{disk.id}"
 
 
-def _check(disk: DiskSection, bus: str, board: Board, capabilities: Capabilities) -> None:
+def check_disk(disk: DiskSection, bus: str, board: Board, capabilities: Capabilities) -> None:
+    """See that there can be such a disk; `UnsupportedError`."""
     if bus not in FAMILIES[board.family].disk_buses:
         raise UnsupportedError(f"disk {disk.id!r}: a {board.family} machine has no {bus} bus")
     if disk.path and disk.aio != "threads" and f"aio-{disk.aio}" not in capabilities.schema_features:
@@ -122,9 +123,15 @@ def _place(disk: DiskSection, bus: str, index: int, board: Board) -> Place:
     return board.place_one_of("disk", index)
 
 
-def _disk_part(
+def disk_part(
     disk: DiskSection, bus: str, place: Place, board: Board, bootindex: int | None, fdsets: Iterator[int]
 ) -> DiskPart:
+    """Plan one disk at its place.
+
+    Args:
+        bootindex: the unit's, ``None`` for one that is not booted from.
+        fdsets: numbers of descriptor sets not used yet.
+    """
     chain = image_chain(disk, fdsets)
     node = chain[0].node if chain else ""
     drive = {"drive": node} if node else {}
@@ -132,10 +139,8 @@ def _disk_part(
     device = {"driver": model, "id": device_id(disk), **place.properties, **drive, **_behaviour(disk, bus, bootindex)}
     part = Part(
         subject=f"disk {disk.id!r}",
-        arguments=(
-            *flatten([image.arguments() for image in chain]),
-            *flatten([option("blockdev", each) for each in chain_nodes(disk, chain)]),
-        ),
+        entry=f"disk.{disk.id}",
+        backends=image_backends(chain_nodes(disk, chain), *chain),
         devices=(*place.ports, device),
         fds=tuple(image.request for image in chain),
     )
@@ -148,6 +153,7 @@ def _disk_part(
         read_only=is_read_only(disk),
         node=node,
         device=device_id(disk),
+        bootindex=-1 if bootindex is None else bootindex,
     )
     return DiskPart(part=part, plan=plan)
 

@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from attrs import field, frozen
 
 from qsup.errors import UnsupportedError
-from qsup.plan.blockdev import Image
+from qsup.plan.blockdev import Image, image_backends
 from qsup.plan.machine import Machine
-from qsup.plan.part import Part, flatten, option
+from qsup.plan.part import Part, flatten
 from qsup.plan.spec import (
     Capabilities,
     FileArgument,
@@ -146,10 +146,11 @@ def _uefi(
         settings["smm"] = "on"
         # only code in system management mode may then write variables
         protection = ("-global", "driver=cfi.pflash01,property=secure,value=on")
-    nodes = [option("blockdev", node) for image in (code, variables) for node in (image.file(), image.format())]
+    nodes = [node for image in (code, variables) for node in (image.file(), image.format())]
     part = Part(
         subject="[machine] firmware",
-        arguments=(*protection, *code.arguments(), *variables.arguments(), *flatten(nodes)),
+        arguments=protection,
+        backends=image_backends(nodes, code, variables),
         fds=(code.request, variables.request),
     )
     return FirmwarePart(part=part, settings=settings, variables=store)

@@ -15,8 +15,8 @@ from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
 from qsup.plan.disks import boot_property
 from qsup.plan.identity import derive_mac
-from qsup.plan.part import Part, Properties, fd_option, option
-from qsup.plan.spec import Argument, Capabilities, NicPlan, TapFd
+from qsup.plan.part import Backend, Part, Properties
+from qsup.plan.spec import Capabilities, NicPlan, TapFd
 from qsup.unit.families import FAMILIES
 from qsup.unit.model import NicSection
 
@@ -71,7 +71,8 @@ def _nic_part(nic: NicSection, role: str, index: int, mac: str, board: Board, ca
     tap = TapFd(name=f"nic-{nic.id}", nic=nic.id, bridge=nic.bridge, create_bridge=nic.type == "bridge")
     part = Part(
         subject=f"nic {nic.id!r}",
-        arguments=_backend(nic, tap),
+        entry=f"nic.{nic.id}",
+        backends=(_backend(nic, tap),),
         devices=(*place.ports, device),
         fds=() if nic.type == "user" else (tap,),
     )
@@ -80,16 +81,16 @@ def _nic_part(nic: NicSection, role: str, index: int, mac: str, board: Board, ca
     return NicPart(part=part, plan=plan)
 
 
-def _backend(nic: NicSection, tap: TapFd) -> tuple[Argument, ...]:
+def _backend(nic: NicSection, tap: TapFd) -> Backend:
     """``-netdev`` (QAPI ``Netdev``)."""
     if nic.type != "user":
         # vhost-net would run the data path in the kernel, past QEMU's sandbox, and needs a descriptor of its own
         tap_options: Properties = {"type": "tap", "id": f"nic-{nic.id}", "vhost": False}
-        return fd_option("netdev", tap_options, "fd", tap.name)
+        return Backend(kind="netdev", properties=tap_options, fd=tap.name)
     user: dict[str, object] = {"type": "user", "id": f"nic-{nic.id}"}
     if nic.forward:
         user["hostfwd"] = [
             {"str": f"{forward.protocol}:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"}
             for forward in nic.forward
         ]
-    return option("netdev", user)
+    return Backend(kind="netdev", properties=user)

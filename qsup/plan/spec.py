@@ -141,6 +141,7 @@ class ImageFd:
         block_device: the path must be a block device; without it, a regular file.
         direct: open with ``O_DIRECT``; QEMU looks for a descriptor with the very flag (since 9.1).
         own: the path is one of the daemon's own (firmware, UEFI variables), absolute, outside the pools' rules.
+        entry: of the unit that it serves, such as ``disk.root``.
     """
 
     name: str
@@ -153,6 +154,7 @@ class ImageFd:
     block_device: bool = False
     direct: bool = False
     own: bool = False
+    entry: str = ""
 
 
 @frozen(kw_only=True)
@@ -243,6 +245,7 @@ class DiskPlan:
     Args:
         node: the block node the device reads (at most 31 characters).
         device: the device's QOM id, as in ``/machine/peripheral/DEVICE``.
+        bootindex: its place in the boot order, -1 for none; what came while the VM runs has none.
     """
 
     id: str
@@ -253,16 +256,71 @@ class DiskPlan:
     read_only: bool
     node: str
     device: str
+    bootindex: int = -1
+
+
+@frozen(kw_only=True)
+class DevicePlan:
+    """One device that QEMU knows by an id.
+
+    Args:
+        id: below ``/machine/peripheral``.
+        driver: QEMU's name of its type, ``""`` where nobody has asked yet.
+        bus: id of the bus it is on, ``""`` where QEMU chose.
+        address: its place on that bus, such as ``0x1`` or ``0:3:0``.
+    """
+
+    id: str
+    driver: str
+    bus: str = ""
+    address: str = ""
+
+
+@frozen(kw_only=True)
+class BackendPlan:
+    """Something of QEMU's that devices stand on.
+
+    Args:
+        kind: as `qsup.plan.part.Backend` has it.
+        name: QEMU's for it: a node's, an object's id, the number of a descriptor set.
+    """
+
+    kind: str
+    name: str
+
+
+@frozen(kw_only=True)
+class PartPlan:
+    """What QEMU has for one entry of a unit, or for the board.
+
+    Args:
+        entry: of the unit, such as ``disk.root``; ``""`` for what belongs to the VM as a whole.
+        devices: controllers before what hangs on them.
+        backends: in the order in which they are made; none is removed before all devices are gone.
+        state: ``there``; ``coming`` while it is being attached; ``leaving`` once its devices were asked to go.
+    """
+
+    entry: str
+    devices: tuple[DevicePlan, ...]
+    backends: tuple[BackendPlan, ...] = ()
+    state: str = "there"
 
 
 @frozen(kw_only=True)
 class PlanSummary:
-    """What stays true of a plan while its VM runs; kept in the run record, so that an adopting daemon knows it too."""
+    """What is planned of a VM that runs; kept in the run record, so that an adopting daemon knows it too.
+
+    Args:
+        family: of machine types, such as ``q35``.
+        parts: every device, and what it stands on.
+    """
 
     emulator: str
     machine: str
     accel: str
     cpu_model: str
+    family: str = ""
+    parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     has_console: bool = False
@@ -286,6 +344,8 @@ class Plan:
         machine_alias: the alias it was resolved from, or ``""``; the launcher keeps the pair in the identity.
         accel: ``kvm`` or ``tcg``.
         cpu_model: what ``-cpu`` says.
+        family: of machine types, such as ``q35``.
+        parts: every device, and what it stands on.
         warnings: what the user should know, one sentence each.
     """
 
@@ -298,6 +358,8 @@ class Plan:
     cpu_model: str
     machine_alias: str = ""
     variables: VariableStore | None = None
+    family: str = ""
+    parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     has_console: bool = False

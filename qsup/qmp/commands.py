@@ -67,9 +67,10 @@ def _node_name(value: object) -> str:
     return member(value, "node-name", str)
 
 
-def _child(value: object) -> str:
-    """The name of a QOM property that is an object of its own, else ``""``."""
-    return _name(value) if member(value, "type", str).startswith("child<") else ""
+def _child(value: object) -> tuple[str, str]:
+    """Name and type of a QOM property that is an object of its own, else two empty texts."""
+    type_ = member(value, "type", str)
+    return (_name(value), type_[6:-1]) if type_.startswith("child<") else ("", "")
 
 
 def _text(value: object) -> str:
@@ -175,10 +176,10 @@ async def query_named_block_nodes(monitor: Monitor, *, timeout: float) -> frozen
     return frozenset(nodes)
 
 
-async def qom_list_peripherals(monitor: Monitor, *, timeout: float) -> frozenset[str]:
-    """``qom-list`` of ``/machine/peripheral``: the ids of all devices that were given one."""
+async def qom_list_peripherals(monitor: Monitor, *, timeout: float) -> Mapping[str, str]:
+    """``qom-list`` of ``/machine/peripheral``: the type of each device that was given an id, by that."""
     found = await _list(monitor, "qom-list", _child, timeout, {"path": "/machine/peripheral"})
-    return frozenset(filter(None, found))
+    return {name: type_ for name, type_ in found if name}
 
 
 async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:

@@ -126,6 +126,14 @@ class DeviceDeletedEvent(QmpEvent):
 
 
 @attrs.frozen(kw_only=True)
+class DeviceUnplugGuestErrorEvent(QmpEvent):
+    """DEVICE_UNPLUG_GUEST_ERROR: the guest does not let a device go; ``device`` is empty for one without an id."""
+
+    device: str
+    path: str
+
+
+@attrs.frozen(kw_only=True)
 class JobStatusChangeEvent(QmpEvent):
     """JOB_STATUS_CHANGE: the job ``id`` is now in ``status``, one of QAPI's JobStatus."""
 
@@ -176,6 +184,7 @@ _TYPED: Mapping[str, tuple[type[QmpEvent], _Members]] = {
     ),
     "VSERPORT_CHANGE": (VserportChangeEvent, (("id", str, None), ("open", bool, None))),
     "DEVICE_DELETED": (DeviceDeletedEvent, (("device", str, ""), ("path", str, None))),
+    "DEVICE_UNPLUG_GUEST_ERROR": (DeviceUnplugGuestErrorEvent, (("device", str, ""), ("path", str, None))),
     "JOB_STATUS_CHANGE": (JobStatusChangeEvent, (("id", str, None), ("status", str, None))),
     "BALLOON_CHANGE": (BalloonChangeEvent, (("actual", int, None),)),
 }

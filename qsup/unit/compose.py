@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from attrs import frozen
 
@@ -17,9 +18,10 @@ from qsup.errors import Diagnostic
 from qsup.unit.check import Finding, check
 from qsup.unit.document import Document
 from qsup.unit.model import Unit
-from qsup.unit.parse import MAX_ERRORS, Builder, parse_document, too_many
+from qsup.unit.parse import MAX_ERRORS, Builder, parse_document, parse_values, too_many
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.tree import Key, Table, broken_keys, merge, origin_of
+from qsup.unit.write import values_of
 
 
 @frozen(kw_only=True)
@@ -45,7 +47,24 @@ def compose(documents: Sequence[Document], context: SpecifierContext) -> Compose
         documents: at least one; each later one wins over those before it.
         context: what specifiers stand for; its name is the VM's.
     """
-    parsed = [parse_document(document, context) for document in documents]
+    return _build(documents, [parse_document(document, context) for document in documents], context.name)
+
+
+def amend(unit: Unit, changes: Mapping[str, Any], name: str) -> Composed:
+    """A unit with changes, which merge as a drop-in's would; specifiers in them mean nothing.
+
+    Args:
+        changes: sections and keys as JSON spells them, of arrays of tables the entries that change or come.
+        name: the VM's.
+    """
+    named = (("the VM", values_of(unit)), ("the request", changes))
+    documents = [Document(file=file, text="", values=values) for file, values in named]
+    return _build(documents, [parse_values(document) for document in documents], name)
+
+
+def _build(
+    documents: Sequence[Document], parsed: Sequence[tuple[Table, tuple[Diagnostic, ...]]], name: str
+) -> Composed:
     merged = functools.reduce(merge, (table for table, _ in parsed))
     builder = Builder()
     unit = builder.build(Unit, merged, ())
@@ -54,7 +73,7 @@ def compose(documents: Sequence[Document], context: SpecifierContext) -> Compose
     if not merged.broken:
         found += builder.missing
         broken = [*broken_keys(merged), *builder.missing_keys]
-        findings = (finding for finding in check(unit, context.name) if not _rests_on(finding, broken))
+        findings = (finding for finding in check(unit, name) if not _rests_on(finding, broken))
         found += [blame(merged, finding) for finding in itertools.islice(findings, MAX_ERRORS)]
         if next(findings, None):
             found.append(too_many(documents[0].file))

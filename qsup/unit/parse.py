@@ -83,14 +83,28 @@ def unit_from_values(values: Mapping[str, Any]) -> Unit:
     Raises:
         ValueError: with the first value that is not of its key's kind.
     """
-    document = Document(file="", text="", values=values)
-    reader = _Reader(document, None, ignore_unknown=True)
+    table, diagnostics = parse_values(Document(file="", text="", values=values), ignore_unknown=True)
     builder = Builder()
-    unit = builder.build(Unit, reader.table(Unit, document.values, _Place()), ())
-    for diagnostic in (*reader.diagnostics, *builder.missing):
+    unit = builder.build(Unit, table, ())
+    for diagnostic in (*diagnostics, *builder.missing):
         raise ValueError(f"{diagnostic.key}: {diagnostic.message}")
     assert isinstance(unit, Unit)
     return unit
+
+
+def parse_values(document: Document, *, ignore_unknown: bool = False) -> tuple[Table, tuple[Diagnostic, ...]]:
+    """Read values in which specifiers mean nothing; otherwise as `parse_document`.
+
+    Args:
+        ignore_unknown: pass over keys that the model does not have.
+    """
+    reader = _Reader(document, None, ignore_unknown=ignore_unknown)
+    try:
+        table = reader.table(Unit, document.values, _Place())
+    except _TooMany:
+        table = Table(origin=Origin(document=document, path=()), items={}, broken=True)
+        reader.diagnostics.append(too_many(document.file))
+    return table, tuple(reader.diagnostics)
 
 
 #: What stands before the position of an entry without an id of its own; no id begins with it.

@@ -12,6 +12,7 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -37,7 +38,8 @@ from qsup.instance.operation import Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
-from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.plan.hotplug import Slots
+from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
@@ -181,6 +183,7 @@ class FakeBackend:
         self.sections: dict[str, UnitSection] = {}
         self.deaf: set[str] = set()
         self.timeouts: dict[str, float | None] = {}
+        self.arguments: dict[str, Mapping[str, Any]] = {}
         self.calls: list[tuple[str, str, object, float]] = []
         self.problems: list[str] = []
         self.consoles: dict[str, list[FakeConsole]] = {}
@@ -208,6 +211,14 @@ class FakeBackend:
         except KeyError:
             raise NoSuchInstance(f"there is no instance {name!r}") from None
 
+    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
+        """A disk behind a port."""
+        if self.instance(name).pid is None:
+            raise DeniedError("it does not run", instance=name)
+        port = DevicePlan(id="port-disk-0", driver="pcie-root-port", bus="pcie.0", address="0xe.0x0")
+        disk = DevicePlan(id="disk-root", driver="virtio-blk-pci", bus="port-disk-0", address="0x0")
+        return (PartPlan(entry="disk.root", devices=(port, disk)),), Slots(free=7, total=8)
+
     async def relations(self) -> Relations:
         """What the test put there, and the VMs of which it says nothing."""
         await trio.lowlevel.checkpoint()
@@ -224,7 +235,14 @@ class FakeBackend:
         return Relations(vms=tuple(found), cycles=Graph(units).cycles())
 
     async def request(
-        self, name: str, request: Request, *, uid: int, timeout: float | None = None, idempotency_key: str = ""
+        self,
+        name: str,
+        request: Request,
+        *,
+        uid: int,
+        timeout: float | None = None,
+        idempotency_key: str = "",
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> Operation:
         """Judge a verb by the real table; carry it out at once unless the VM is held."""
         view = self.instance(name)
@@ -237,6 +255,7 @@ class FakeBackend:
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(judgement.reason, instance=name, hint=judgement.hint)
         operation = self._begin(name, request, uid=uid, key=idempotency_key)
+        self.arguments[operation.id] = arguments
         self.timeouts[operation.id] = timeout
         if name in self.held:
             self.views[name] = evolve(view, operation=operation.id)

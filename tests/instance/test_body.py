@@ -25,7 +25,7 @@ async def test_what_was_left_unfinished_does_not_wait_for_ever(
     error = QsupError("QEMU has not answered")
     async with trio.open_nursery() as nursery:
         services = cast(Any, SimpleNamespace(layout=Layout.for_root(tmp_path)))
-        body = Body("web", services, nursery, nothing, inbox)
+        body = Body("web", services, nursery, nothing, inbox, nothing)
         body.limit_left("operation", error)
         with trio.fail_after(31):
             assert await inbox.receive() == Finished(operation="operation", error=error)

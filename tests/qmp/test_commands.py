@@ -55,7 +55,7 @@ async def test_queries_answer_with_values(nursery: trio.Nursery) -> None:
         assert (device.label, device.frontend_open) == ("qmp", True)
         assert await commands.query_jobs(monitor, timeout=TIMEOUT) == ()
         assert await commands.query_named_block_nodes(monitor, timeout=TIMEOUT) >= {drive.node_name}
-        assert await commands.qom_list_peripherals(monitor, timeout=TIMEOUT) == {"root"}
+        assert await commands.qom_list_peripherals(monitor, timeout=TIMEOUT) == {"root": "virtio-blk-pci"}
         assert await commands.query_balloon(monitor, timeout=TIMEOUT) is None
         assert "query-status" in await commands.query_commands(monitor, timeout=TIMEOUT)
         text = await commands.human_monitor_command(monitor, "info version", timeout=TIMEOUT)

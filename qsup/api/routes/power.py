@@ -39,21 +39,22 @@ async def _power(verb: Verb, call: Call) -> Answer:
         verb,
         uid=call.request.peer.uid,
         timeout=body_timeout(call.body.get("timeout")),
-        idempotency_key=_idempotency_key(call),
+        idempotency_key=idempotency_key(call),
     )
-    return await _answer(call, begun)
+    return await answer(call, begun)
 
 
 async def _stop_all(call: Call) -> Answer:
     begun = await call.backend.stop_all(
         uid=call.request.peer.uid,
         timeout=body_timeout(call.body.get("timeout")),
-        idempotency_key=_idempotency_key(call),
+        idempotency_key=idempotency_key(call),
     )
-    return await _answer(call, begun)
+    return await answer(call, begun)
 
 
-async def _answer(call: Call, begun: Operation) -> Answer:
+async def answer(call: Call, begun: Operation) -> Answer:
+    """The operation as it is, or once it has ended where the client waits for that."""
     wait = call.query["wait"]
     if wait is not None and not begun.is_final:
         # leaving ends the wait, never the operation
@@ -72,7 +73,8 @@ def body_timeout(seconds: float | None) -> float | None:
     return seconds
 
 
-def _idempotency_key(call: Call) -> str:
+def idempotency_key(call: Call) -> str:
+    """The client's key, ``""`` for none; `RequestError` for one that cannot be."""
     key = call.request.headers.get("idempotency-key", "")
     if len(key) > _KEY_MAX or not key.isascii() or not key.isprintable():
         raise RequestError(f"Idempotency-Key must be at most {_KEY_MAX} printable ASCII characters")
@@ -94,13 +96,13 @@ _DOC = {
         "It is `inactive` then, and its restarts count from 0. One that has not failed is left as it is.",
     ),
 }
-_WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
+WAIT = seconds("wait", "Answer when the operation has ended, or after that many seconds, whichever comes first.")
 
-_KEY = {
+KEY = {
     "Idempotency-Key": "A repetition of the request with the same key gets the operation that the first one began, for "
     "as long as that is kept. With another request the key is refused."
 }
-_REPLIES = (
+REPLIES = (
     Reply(
         shape=wire.Operation,
         doc="With `wait`: it has ended. One that failed says why in `error`.",
@@ -126,10 +128,10 @@ def _endpoint(verb: Verb) -> Endpoint:
         role=Role.OPERATE,
         summary=summary,
         doc=doc,
-        query=(_WAIT,),
-        headers=_KEY,
+        query=(WAIT,),
+        headers=KEY,
         body=Body(shape=wire.PowerRequest, optional=True),
-        replies=_REPLIES,
+        replies=REPLIES,
         errors=(
             NoSuchInstance,
             DeniedError,
@@ -155,10 +157,10 @@ ENDPOINTS = (
         summary="Stop every VM that runs, in the reverse of the order in which they start",
         doc="Each has the time of its unit; what is left after `timeout` seconds in all is killed. While it is under "
         "way, a repetition gets the same operation.",
-        query=(_WAIT,),
-        headers=_KEY,
+        query=(WAIT,),
+        headers=KEY,
         body=Body(shape=wire.StopAllRequest, optional=True),
-        replies=_REPLIES,
+        replies=REPLIES,
         errors=(PayloadTooLarge,),
     ),
 )

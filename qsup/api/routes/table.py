@@ -7,7 +7,7 @@ Must not: say anything of a route that its own module does not.
 from __future__ import annotations
 
 from qsup.api.http import Router
-from qsup.api.routes import daemon, events, guest, instances, operations, power, screen, units
+from qsup.api.routes import daemon, events, guest, hardware, instances, operations, power, screen, units
 from qsup.api.routes.endpoint import Api, Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -15,6 +15,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *units.ENDPOINTS,
     *instances.ENDPOINTS,
     *power.ENDPOINTS,
+    *hardware.ENDPOINTS,
     *screen.ENDPOINTS,
     *guest.ENDPOINTS,
     *operations.ENDPOINTS,

@@ -1,0 +1,137 @@
+"""The devices of a VM, and changing them while it runs.
+
+Decides: how an entry of a unit is named by a path, and what a change over HTTP may say.
+Must not: judge what can be attached or detached; `qsup.instance.change` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from qsup.api import render, wire
+from qsup.api.http import Answer, Role, json_response
+from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply
+from qsup.api.routes.instances import INSTANCE
+from qsup.api.routes.parameters import flag, seconds
+from qsup.api.routes.power import KEY, REPLIES, WAIT, answer, idempotency_key
+from qsup.errors import (
+    BusyError,
+    ChangeError,
+    DeniedError,
+    HostError,
+    ImageError,
+    KeyReusedError,
+    NoSpaceError,
+    NoSuchDevice,
+    NoSuchInstance,
+    PayloadTooLarge,
+    QmpCommandError,
+    RequestError,
+    UnitError,
+    UnsupportedError,
+)
+from qsup.instance.state import Request as Verb
+
+#: The nouns of entries that can come and go, and their sections of a unit.
+_NOUNS = {"disks": "disk", "nics": "nic", "devices": "device"}
+
+_ERRORS = (
+    NoSuchInstance,
+    NoSuchDevice,
+    DeniedError,
+    BusyError,
+    ChangeError,
+    UnitError,
+    UnsupportedError,
+    ImageError,
+    KeyReusedError,
+    PayloadTooLarge,
+    NoSpaceError,
+    HostError,
+    QmpCommandError,
+)
+
+
+async def _devices(call: Call) -> Answer:
+    return json_response(render.devices(*call.backend.devices(call.instance())))
+
+
+async def _begin(call: Call, verb: Verb, arguments: Mapping[str, Any]) -> Answer:
+    begun = await call.backend.request(
+        call.instance(),
+        verb,
+        uid=call.request.peer.uid,
+        idempotency_key=idempotency_key(call),
+        arguments=arguments,
+    )
+    return await answer(call, begun)
+
+
+async def _attach(section: str, call: Call) -> Answer:
+    if not isinstance(call.body.get("id"), str):
+        raise RequestError(f"the body lacks an 'id' for the {section}")
+    return await _begin(call, Verb.ATTACH, {"changes": {section: [call.body]}})
+
+
+async def _detach(section: str, call: Call) -> Answer:
+    arguments = {
+        "entry": f"{section}.{call.request.params['id']}",
+        "force": call.query["force"],
+        "force_after": call.query["force-after"],
+    }
+    return await _begin(call, Verb.DETACH, arguments)
+
+
+def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
+    name = section.capitalize()
+    return (
+        Endpoint(
+            id=f"attach{name}",
+            method="POST",
+            pattern=f"{INSTANCE}/{noun}",
+            handler=partial(_attach, section),
+            role=Role.ADMIN,
+            summary=f"Attach a {section} to a VM that runs",
+            doc=f"The body is a `[[{section}]]` of a unit as JSON. The operation ends when QEMU has it, all of it.",
+            query=(WAIT,),
+            headers=KEY,
+            body=Body(shape=dict[str, Any]),
+            replies=REPLIES,
+            errors=_ERRORS,
+        ),
+        Endpoint(
+            id=f"detach{name}",
+            method="DELETE",
+            pattern=f"{INSTANCE}/{noun}/{{id}}",
+            handler=partial(_detach, section),
+            role=Role.ADMIN,
+            summary=f"Detach a {section} from a VM that runs",
+            doc="The operation ends when QEMU does not have it any more: the guest must let it go, or be reset. Until "
+            "then it holds the VM no longer than QEMU takes to accept it, and `progress` says where it stands.",
+            query=(
+                WAIT,
+                flag("force", "Detach also what the VM boots from."),
+                seconds("force-after", "Reset the guest when it has not let it go by then."),
+            ),
+            headers=KEY,
+            replies=REPLIES,
+            errors=_ERRORS,
+        ),
+    )
+
+
+ENDPOINTS = (
+    Endpoint(
+        id="listDevices",
+        method="GET",
+        pattern=f"{INSTANCE}/devices",
+        handler=_devices,
+        role=Role.READ,
+        summary="Every device that QEMU has, and how much room is left for more",
+        replies=(Reply(shape=wire.PluggedList, doc="The devices in the order in which they came."),),
+        errors=(NoSuchInstance, DeniedError),
+    ),
+    *(endpoint for noun, section in _NOUNS.items() for endpoint in _noun(noun, section)),
+)

@@ -1,0 +1,150 @@
+"""``attach``, ``detach`` and ``devices``: what a VM has while it runs.
+
+Decides: how an entry of a unit is written on a command line, and how devices are shown.
+Must not: judge what can be attached; the daemon does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.api.protocol import EXIT_OK, instance_path, quote
+from qsup.ctl.client import new_token
+from qsup.ctl.connection import Deadline
+from qsup.ctl.failures import complain
+from qsup.ctl.names import add_name, name_of_vm
+from qsup.ctl.parser import seconds
+from qsup.ctl.render import clean, document, documents, table
+from qsup.ctl.verbs.power import finish
+from qsup.errors import NoSuchDevice, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qsup.api.wire import Operation, PluggedList, PluggedWire
+    from qsup.ctl.client import Client
+    from qsup.ctl.parser import Options, Parser
+
+_NOUNS = {"disk": "disks", "nic": "nics", "device": "devices"}
+_HEADER = ("ID", "DRIVER", "BUS", "ADDRESS", "FOR", "STATE")
+
+
+def options(parser: Parser, verb: str) -> None:
+    """Declare ``attach NAME KIND KEY=VALUE...``, ``detach NAME ID``, ``devices NAME``."""
+    add_name(parser)
+    if verb == "devices":
+        parser.add_argument("--tree", action="store_true", help="each device below the one it hangs on")
+        return
+    if verb == "attach":
+        parser.add_argument("kind", choices=tuple(_NOUNS), metavar="KIND", help="disk, nic or device")
+        parser.add_argument(
+            "values", nargs="+", metavar="KEY=VALUE", help="as in a unit, such as path=data.img bus=scsi"
+        )
+    else:
+        parser.add_argument("id", type=name_of_vm, metavar="ID", help="such as data, or disk.data")
+        parser.add_argument("--force", action="store_true", help="also what the VM boots from")
+        meaning = "reset the guest when it has not let it go by then, which ends it"
+        parser.add_argument("--force-after", type=seconds, metavar="TIME", help=meaning)
+    parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
+
+
+def run(client: Client, options: Options) -> int:
+    """Show, or begin and wait."""
+    if options.verb == "devices":
+        return _show(client, options)
+    if options.verb == "attach":
+        path = instance_path(options.name, f"/{_NOUNS[options.kind]}")
+        operation: Operation = client.post(path, entry(options.values), key=new_token())
+    else:
+        operation = client.delete(_path(client, options) + _query(options), key=new_token())
+    operations = {options.name: operation}
+    code = EXIT_OK
+    if not options.no_block:
+        try:
+            code = finish(client, operations, Deadline(options.timeout))
+        except KeyboardInterrupt:
+            complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
+            raise
+    if options.output != "table":
+        sys.stdout.write(documents(operations.values(), options.output, "operations"))
+    return code
+
+
+def entry(words: Sequence[str]) -> dict[str, object]:
+    """An entry of a unit by its keys: numbers, ``true`` and ``false`` and JSON lists mean themselves, the rest is text.
+
+    >>> entry(["id=data", "path=a.img", "read-only=true"])
+    {'id': 'data', 'path': 'a.img', 'read-only': True}
+    """
+    values: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{word!r} is no KEY=VALUE", hint="such as path=data.img")
+        values[key] = _value(value)
+    return values
+
+
+def _value(text: str) -> object:
+    import json
+
+    if text in ("true", "false") or text[:1] in ("[", "{") or text.lstrip("-").isdecimal():
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _path(client: Client, options: Options) -> str:
+    """The path of what is named, by its section or, where that says enough, without."""
+    section, dot, name = options.id.partition(".")
+    if dot and section in _NOUNS:
+        return instance_path(options.name, f"/{_NOUNS[section]}/{quote(name)}")
+    found: PluggedList = client.get(instance_path(options.name, "/devices"))
+    entries = {device["entry"] for device in found["devices"]}
+    known = [each for each in _NOUNS if f"{each}.{options.id}" in entries]
+    if len(known) > 1:
+        raise UsageError(
+            f"{options.id!r} may be {' or '.join(f'{each}.{options.id}' for each in known)}", hint="say which"
+        )
+    if not known:
+        words = f"it has no disk, NIC or device {options.id!r}"
+        raise NoSuchDevice(words, instance=options.name, hint=f"qsupctl devices {options.name} shows what it has")
+    return instance_path(options.name, f"/{_NOUNS[known[0]]}/{quote(options.id)}")
+
+
+def _query(options: Options) -> str:
+    wanted = ["force=1"] if options.force else []
+    wanted += [f"force-after={options.force_after:g}"] if options.force_after is not None else []
+    return f"?{'&'.join(wanted)}" if wanted else ""
+
+
+def _show(client: Client, options: Options) -> int:
+    found: PluggedList = client.get(instance_path(options.name, "/devices"))
+    if options.output != "table":
+        sys.stdout.write(document(found, options.output))
+        return EXIT_OK
+    devices = found["devices"]
+    rows = _tree(devices) if options.tree else [(device["id"], device) for device in devices]
+    sys.stdout.write(table(_HEADER, [_row(label, device) for label, device in rows]))
+    slots = found["slots"]
+    sys.stdout.write(f"{slots['free']} of {slots['total']} slots are free\n")
+    return EXIT_OK
+
+
+def _row(label: str, device: PluggedWire) -> tuple[str, ...]:
+    columns = (device["driver"], device["bus"], device["address"], device["entry"], device["state"])
+    return (clean(label), *(clean(column) or "-" for column in columns))
+
+
+def _tree(devices: Sequence[PluggedWire], bus: str | None = None, depth: int = 0) -> Iterator[tuple[str, PluggedWire]]:
+    """Each device below the one whose bus it is on: a bus is called as its device, mostly with a number behind."""
+    ids = {device["id"] for device in devices}
+    for device in devices:
+        parent = next((name for name in (device["bus"], device["bus"].rpartition(".")[0]) if name in ids), None)
+        if parent == bus:
+            yield "  " * depth + device["id"], device
+            yield from _tree(devices, device["id"], depth + 1)

@@ -1,0 +1,276 @@
+"""Changing a VM that runs: checked as a whole, then carried out, then true; or undone, with the reason.
+
+Decides: what a change needs of the host (images, claims), what is written down before QEMU hears of it, and what the
+VM consists of afterwards.
+Must not: judge whether a change is allowed in the VM's state, wait for a guest, or end an operation; the driver does.
+
+A change is what a drop-in would say: sections and keys, of arrays of tables the entries that change or come. What came
+is planned exactly as at a start (`qsup.plan`), only its place is another. Its claims and its part are on record, as
+``coming``, before QEMU gets the first descriptor: whoever comes after a daemon that was killed takes the operation up,
+finds what QEMU has of it, and completes it or begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from attrs import frozen
+
+from qsup.errors import ChangeError, NoSuchDevice, QmpCommandError, UnitError
+from qsup.host import descriptors
+from qsup.instance import hotplug as wiring
+from qsup.instance.hardware import Attached, Hardware, entry_of
+from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
+from qsup.instance.hotplug import Piece
+from qsup.instance.images import open_images
+from qsup.instance.life import Life
+from qsup.instance.services import Services
+from qsup.instance.state import Request
+from qsup.plan import hotplug
+from qsup.plan.hotplug import Attachment
+from qsup.plan.spec import Capabilities, ImageFd, PlanSummary
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.unit.compare import Change, compare
+from qsup.unit.compose import amend
+from qsup.unit.model import Unit
+
+
+@frozen(kw_only=True, eq=False)
+class Context:
+    """What a change works on.
+
+    Args:
+        keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
+    """
+
+    life: Life
+    monitor: Monitor
+    services: Services
+    keep: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        """The VM's."""
+        return self.life.record.name
+
+    @property
+    def hardware(self) -> Hardware:
+        """The VM's."""
+        return self.life.hardware
+
+
+@frozen(kw_only=True)
+class Waiting:
+    """QEMU has taken a request that the guest must fulfil.
+
+    Args:
+        entry: that is on its way out.
+        force_after: seconds from the request until the guest is reset, which ends it; ``None`` for never.
+    """
+
+    entry: str
+    force_after: float | None
+
+
+async def carry_out(request: Request, arguments: Mapping[str, Any], context: Context) -> Mapping[str, Any] | Waiting:
+    """Do it.
+
+    Args:
+        arguments: the operation's: ``changes`` of ``attach`` and ``set``; ``entry``, ``force`` and ``force_after`` of
+            ``detach``.
+
+    Returns:
+        The operation's result; or, of what the guest has to do, that it waits.
+
+    Raises:
+        QsupError: why it was not done; the VM is as it was, unless the words say otherwise.
+    """
+    if request is Request.DETACH:
+        return await _detach(arguments, context)
+    return await _amend(request, arguments["changes"], context)
+
+
+async def _amend(request: Request, changes: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
+    hardware = context.hardware
+    composed = amend(hardware.unit, changes, context.name)
+    if composed.unit is None:
+        raise UnitError(composed.diagnostics, instance=context.name, hint="nothing was changed")
+    unit = composed.unit
+    found = [change for change in compare(hardware.unit, unit) if "." in change.key]
+    coming = [change.key for change in found if change.old is None and entry_of(unit, change.key) is not None]
+    if request is Request.ATTACH:
+        _check_new(changes, coming)
+    if others := [change for change in found if change.key not in coming]:
+        raise _refusal(others)
+    await _attach(coming, unit, context)
+    # what went meanwhile is not to come back
+    hardware.set_unit(amend(hardware.unit, changes, context.name).unit or unit)
+    return {"changed": bool(found)}
+
+
+def _check_new(changes: Mapping[str, Any], coming: Sequence[str]) -> None:
+    named = [f"{section}.{entry['id']}" for section, entries in changes.items() for entry in entries]
+    if known := [entry for entry in named if entry not in coming]:
+        raise ChangeError(f"it has {known[0]} already", hint="choose another id, or detach that first")
+
+
+def _refusal(changes: Sequence[Change]) -> ChangeError:
+    keys = ", ".join(change.key for change in changes)
+    return ChangeError(f"{keys} cannot be changed while it runs", hint="change the unit, and restart the VM")
+
+
+# coming
+
+_Planner = Callable[[Unit, Any, PlanSummary, Capabilities], list[Attachment]]
+#: How what comes is planned, by its section.
+_PLANNERS: Mapping[str, _Planner] = {"disk": hotplug.attach_disk}
+
+
+async def _attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    """Attach entries of the new unit, all or none."""
+    left = [entry for entry in entries if not await _take_up(entry, context)]
+    if left:
+        await _attach_new(left, unit, context)
+
+
+async def _take_up(entry: str, context: Context) -> bool:
+    """What an earlier daemon left of an entry: whether it is there; if not, nothing is left of it."""
+    part = context.hardware.part(entry)
+    if part is None:
+        return False
+    if part.state == "leaving":
+        raise ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
+    there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
+    if all(device.id in there for device in part.devices):
+        context.hardware.mark(entry, "there")
+        return True
+    await wiring.give_up(part, context.monitor)
+    _forget(entry, context)
+    return False
+
+
+def _forget(entry: str, context: Context) -> None:
+    context.hardware.remove(entry)
+    context.services.claims.release_entry(context.name, entry)
+
+
+async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    planned = _plan(entries, unit, context.hardware.summary, await _capabilities(context))
+    requests = [fd for attachment in planned for fd in attachment.part.fds if isinstance(fd, ImageFd)]
+    numbers: dict[str, int] = {}
+    with ExitStack() as stack:
+        stack.enter_context(descriptors.reserved(2 * len(requests), "attach it", beside=descriptors.KEPT))
+        stack.callback(_close, numbers)
+        try:
+            claims = await open_images(requests, context.services, context.name, numbers)
+            pieces = []
+            for attachment in planned:
+                entry = attachment.part.entry
+                mine = tuple(claim for claim in claims if claim.entry == entry)
+                attached = Attached(part=attachment.part.plan(), disk=attachment.disk, claims=mine)
+                pieces.append(Piece(part=attachment.part, attached=attached))
+                context.hardware.add(attached)
+                context.hardware.mark(entry, "coming")
+            context.keep()
+        except BaseException:
+            for attachment in planned:
+                _forget(attachment.part.entry, context)
+            raise
+        try:
+            await wiring.attach(pieces, context.hardware, context.monitor, numbers)
+        except BaseException:
+            for entry in entries:
+                if context.hardware.part(entry) is None:
+                    context.services.claims.release_entry(context.name, entry)
+            raise
+
+
+def _close(numbers: Mapping[str, int]) -> None:
+    """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
+    for fd in numbers.values():
+        os.close(fd)
+
+
+async def _capabilities(context: Context) -> Capabilities:
+    return await context.services.capabilities(context.life.summary.emulator)
+
+
+def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, capabilities: Capabilities) -> list[Attachment]:
+    """Plan all of them, each with the places of those before it taken.
+
+    Raises:
+        UnsupportedError: one has no room, or cannot come while the VM runs.
+    """
+    planned: list[Attachment] = []
+    for entry in entries:
+        section = entry.partition(".")[0]
+        if section not in _PLANNERS:
+            raise ChangeError(f"{entry} cannot be attached while it runs", hint="restart the VM")
+        for attachment in _PLANNERS[section](unit, entry_of(unit, entry), summary, capabilities):
+            part = attachment.part.plan()
+            hotplug.check_entry(attachment.part.subject, summary, [device.id for device in part.devices])
+            summary = hotplug.with_part(summary, part)
+            planned.append(attachment)
+    return planned
+
+
+# going
+
+
+async def _detach(arguments: Mapping[str, Any], context: Context) -> Waiting:
+    entry, hardware = str(arguments["entry"]), context.hardware
+    part = hardware.part(entry)
+    if part is None or part.state == "coming":
+        raise NoSuchDevice(f"it has no {entry}", instance=context.name, hint="`qsupctl devices` shows what it has")
+    if not arguments["force"] and entry == boot_disk(hardware):
+        raise ChangeError(f"{entry} is what the VM boots from", hint="say --force to detach it all the same")
+    hardware.mark(entry, "leaving")
+    try:
+        context.keep()
+        await wiring.ask_to_go(part, context.monitor)
+    except QmpCommandError as error:
+        hardware.mark(entry, "there")
+        raise ChangeError(f"QEMU does not detach {entry}: {error.message}", instance=context.name) from error
+    return Waiting(entry=entry, force_after=arguments["force_after"])
+
+
+def boot_disk(hardware: Hardware) -> str:
+    """The entry of the disk that is tried first, ``""`` when it boots from none."""
+    bootable = [disk for disk in hardware.summary.disks if disk.bootindex >= 0]
+    first = min(bootable, key=lambda disk: disk.bootindex, default=None)
+    return f"disk.{first.id}" if first is not None and not hardware.unit.machine.kernel else ""
+
+
+async def settle(context: Context) -> tuple[str, ...]:
+    """Find out what QEMU has, and take away what stood under devices that are gone.
+
+    Returns:
+        The entries that are gone.
+
+    Raises:
+        MonitorError: QEMU did not answer; what is left is done the next time.
+    """
+    hardware = context.hardware
+    there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
+    gone = hardware.match(there)
+    for entry in gone:
+        if (part := hardware.part(entry)) is not None:
+            await wiring.give_up(part, context.monitor)
+            _forget(entry, context)
+    if gone:
+        context.keep()
+    return gone
+
+
+async def remind(context: Context) -> None:
+    """Ask once more for what is to leave: whoever asked before may have ended before QEMU heard of it.
+
+    Raises:
+        MonitorError: QEMU did not answer, or refused.
+    """
+    for part in context.hardware.in_state("leaving"):
+        await wiring.ask_to_go(part, context.monitor)

@@ -1,0 +1,88 @@
+"""Detaches that QEMU has taken and the guest has to fulfil.
+
+Decides: which of them is over, and how it ended.
+Must not: ask QEMU anything, or hold the VM: whoever waits here keeps nobody from changing something else.
+
+What ends one is that QEMU has no such device any more, however that came about: the guest let it go, was reset, or
+somebody removed it by hand. An answer to ``device_del`` ends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from qsup.errors import ChangeError, GuestRefused, QsupError
+from qsup.instance.hardware import Hardware
+from qsup.instance.messages import Waits
+
+
+class EndOperation(Protocol):
+    """Ends an operation."""
+
+    def __call__(self, operation: str, result: Mapping[str, Any] | None = None, error: QsupError | None = None) -> None:
+        """With a result, or why it failed."""
+
+
+class Clock(Protocol):
+    """What of a detach hangs on time; `qsup.instance.body.Body`."""
+
+    def await_release(self, waits: Waits) -> None:
+        """It begins to wait."""
+
+    def end_release(self, operation: str) -> None:
+        """It waits no more."""
+
+
+class Departures:
+    """The detaches of one VM that wait for its guest.
+
+    Args:
+        end: ends an operation.
+    """
+
+    def __init__(self, name: str, end: EndOperation) -> None:
+        self._name = name
+        self._end = end
+        self._waiting: dict[str, Waits] = {}
+
+    def add(self, waits: Waits) -> None:
+        """One more; of an earlier daemon's, before it is known what is left of the VM."""
+        self._waiting[waits.operation] = waits
+
+    def go_on(self, clock: Clock) -> None:
+        """The VM is there: what an earlier daemon left waits on."""
+        for waits in self._waiting.values():
+            clock.await_release(waits)
+
+    def check(self, entry: str) -> None:
+        """See that an entry is not on its way out; `ChangeError`."""
+        for waits in self._waiting.values():
+            if waits.entry == entry:
+                words = f"{entry} is being detached already (operation {waits.operation})"
+                raise ChangeError(words, instance=self._name, hint="a reset of the guest has it go")
+
+    def refused(self, hardware: Hardware, device: str, clock: Clock) -> None:
+        """The guest does not let a device go: it stays, and whoever wanted it gone hears so."""
+        held = {p.entry for p in hardware.in_state("leaving") if any(device == each.id for each in p.devices)}
+        for entry in held:
+            hardware.mark(entry, "there")
+        words = f"the guest does not let {', '.join(held)} go"
+        error = GuestRefused(words, instance=self._name, hint="its console may say why: it may be in use")
+        self._finish(clock, lambda waits: waits.entry in held, error)
+
+    def settled(self, hardware: Hardware, clock: Clock) -> None:
+        """What QEMU has is known: those whose devices are gone are over."""
+        self._finish(clock, lambda waits: hardware.part(waits.entry) is None)
+
+    def life_over(self, clock: Clock) -> None:
+        """The VM has ended."""
+        words = "the VM ended before its guest had let the device go"
+        self._finish(clock, lambda _: True, ChangeError(words, instance=self._name))
+
+    def _finish(self, clock: Clock, which: Callable[[Waits], bool], error: QsupError | None = None) -> None:
+        for operation, waits in list(self._waiting.items()):
+            if which(waits):
+                del self._waiting[operation]
+                clock.end_release(operation)
+                self._end(operation, None if error else {"changed": True}, error)

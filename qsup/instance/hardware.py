@@ -1,0 +1,136 @@
+"""What a VM consists of while it runs: the one value of a life that changes with what is attached and detached. Pure.
+
+Decides: what the unit, the plan and the claims of a VM are after a change.
+Must not: talk to QEMU, or write itself down; `qsup.instance.hotplug` does the one, `qsup.instance.keeper` the other.
+
+Everything that shows or checks a running VM reads this, so that a disk that was attached is as good as one that was
+there at the start. The entries of the unit are those of the VM as it runs, whatever the files say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+
+from qsup.host.claims import Claim
+from qsup.plan import hotplug
+from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
+from qsup.unit.model import Unit, sections_of
+from qsup.unit.write import values_of
+
+
+@frozen(kw_only=True)
+class Attached:
+    """Something that has come to a running VM.
+
+    Args:
+        part: what QEMU has for it.
+        disk, nic: what is known of it, of a disk or NIC.
+        claims: on its images.
+    """
+
+    part: PartPlan
+    disk: DiskPlan | None = None
+    nic: NicPlan | None = None
+    claims: tuple[Claim, ...] = ()
+
+
+class Hardware:
+    """The hardware of one life.
+
+    Attributes:
+        unit: as it runs.
+        values: the same as a record keeps it.
+        summary: what is planned of it.
+        claims: on images.
+    """
+
+    def __init__(self, unit: Unit, values: Mapping[str, Any], summary: PlanSummary, claims: tuple[Claim, ...]) -> None:
+        self.unit = unit
+        self.values = values
+        self.summary = summary
+        self.claims = claims
+
+    def set_unit(self, unit: Unit) -> None:
+        """It runs as this says from now on."""
+        self.unit, self.values = unit, values_of(unit)
+
+    def part(self, entry: str) -> PartPlan | None:
+        """What QEMU has for an entry of the unit, such as ``disk.root``."""
+        return hotplug.find(self.summary, entry)
+
+    def add(self, attached: Attached) -> None:
+        """It is there, or coming; the unit is told separately."""
+        summary = hotplug.with_part(self.summary, attached.part)
+        if attached.disk is not None:
+            others = tuple(disk for disk in summary.disks if disk.id != attached.disk.id)
+            summary = evolve(summary, disks=(*others, attached.disk))
+        if attached.nic is not None:
+            cards = tuple(nic for nic in summary.nics if nic.id != attached.nic.id)
+            summary = evolve(summary, nics=(*cards, attached.nic))
+        self.summary = summary
+        self.claims = (*(claim for claim in self.claims if claim not in attached.claims), *attached.claims)
+
+    def mark(self, entry: str, state: str) -> None:
+        """An entry's part is ``there``, ``coming`` or ``leaving``; nothing happens where there is none."""
+        part = self.part(entry)
+        if part is not None and part.state != state:
+            parts = tuple(evolve(each, state=state) if each is part else each for each in self.summary.parts)
+            self.summary = evolve(self.summary, parts=parts)
+
+    def in_state(self, state: str) -> tuple[PartPlan, ...]:
+        """The parts that are ``there``, ``coming`` or ``leaving``."""
+        return tuple(part for part in self.summary.parts if part.state == state)
+
+    def remove(self, entry: str) -> None:
+        """It is gone, from the unit too."""
+        self.summary = hotplug.without_part(self.summary, entry)
+        self.claims = tuple(claim for claim in self.claims if claim.entry != entry)
+        if entry_of(self.unit, entry) is not None:
+            self.set_unit(without_entry(self.unit, entry))
+
+    def match(self, there: Mapping[str, str]) -> tuple[str, ...]:
+        """Take in which devices QEMU has: those that nobody here knows are shown, and what is gone is gone.
+
+        Args:
+            there: the type of each device by its id.
+
+        Returns:
+            The entries of which QEMU has no device any more, to be given up and then removed here.
+        """
+        known = {device.id for part in self.summary.parts for device in part.devices}
+        kept = []
+        for part in self.summary.parts:
+            # of what belongs to the VM as a whole each device goes by itself
+            left = part if part.entry else evolve(part, devices=tuple(d for d in part.devices if d.id in there))
+            if left.devices or left.backends:
+                kept.append(left)
+        foreign = tuple(DevicePlan(id=id_, driver=driver) for id_, driver in there.items() if id_ not in known)
+        if foreign:
+            kept.append(PartPlan(entry="", devices=foreign))
+        if tuple(kept) != self.summary.parts:
+            self.summary = evolve(self.summary, parts=tuple(kept))
+        return tuple(
+            part.entry
+            for part in kept
+            if part.entry and part.state != "coming" and not any(d.id in there for d in hotplug.unplugged(part))
+        )
+
+
+def without_entry(unit: Unit, entry: str) -> Unit:
+    """A unit without one entry of an array of tables, such as ``disk.data``; as it is when it has none of that name."""
+    section, _, name = entry.partition(".")
+    attribute = sections_of(Unit)[section][0].name
+    changes: dict[str, Any] = {attribute: tuple(each for each in getattr(unit, attribute) if each.id != name)}
+    return evolve(unit, **changes)
+
+
+def entry_of(unit: Unit, entry: str) -> Any:
+    """The entry itself, ``None`` when the unit has none of that name."""
+    section, _, name = entry.partition(".")
+    known = sections_of(Unit).get(section)
+    if known is None or not known[2].many:
+        return None
+    return next((each for each in getattr(unit, known[0].name) if each.id == name), None)

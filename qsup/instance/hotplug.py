@@ -1,0 +1,187 @@
+"""Giving devices to a QEMU that runs, and taking away what they stood on once they are gone.
+
+Decides: what is done side by side, and that an attach which fails leaves nothing behind, or says what it leaves.
+Must not: decide what is attached and where (`qsup.plan.hotplug`), or believe that a device is gone before QEMU says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import structlog
+import trio
+from attrs import field, frozen
+
+from qsup.errors import MonitorError, QmpCommandError
+from qsup.instance.hardware import Attached, Hardware
+from qsup.plan import hotplug
+from qsup.plan.hotplug import Command
+from qsup.plan.part import Part
+from qsup.plan.spec import BackendPlan, DevicePlan, PartPlan
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+
+_log = structlog.get_logger()
+
+#: Seconds for one command; storage that does not answer holds QEMU's main loop in `blockdev-add`.
+STEP_TIMEOUT = 10.0
+
+
+@frozen(kw_only=True)
+class Piece:
+    """One part on its way into QEMU.
+
+    Args:
+        part: what it is.
+        attached: what the VM has once it is there.
+    """
+
+    part: Part
+    attached: Attached
+
+
+@frozen(kw_only=True, eq=False)
+class _Made:
+    """What QEMU was given so far, by piece, in order."""
+
+    things: list[tuple[Piece, BackendPlan | DevicePlan]] = field(factory=list)
+
+
+async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, numbers: Mapping[str, int]) -> None:
+    """Give QEMU all of it, or nothing: descriptors first, then what devices stand on, then the devices.
+
+    Args:
+        pieces: controllers before what hangs on them.
+        hardware: has them, as coming; those that QEMU took and cannot give back at once are leaving after a failure,
+            and the others gone.
+        numbers: descriptors by name.
+
+    Raises:
+        QmpCommandError: QEMU refused something; everything before it was undone.
+        MonitorError: QEMU did not answer in time; what it may still do is found out once it answers.
+    """
+    made = _Made()
+    try:
+        for wave in _waves(pieces):
+            await _carry_out(wave, monitor, numbers, made)
+    except MonitorError as error:
+        await _undo(pieces, made, hardware, monitor, error)
+        raise
+    for piece in pieces:
+        hardware.mark(piece.attached.part.entry, "there")
+
+
+def _waves(pieces: Sequence[Piece]) -> list[list[tuple[Piece, Command]]]:
+    """What is done side by side: the first step of all, then the second..., devices last."""
+    waves: list[list[tuple[Piece, Command]]] = []
+    for steps in (hotplug.backend_steps, hotplug.device_steps):
+        of_all = [[[(piece, command) for command in group] for group in steps(piece.part)] for piece in pieces]
+        # a controller has no back ends, and is there before any of what hangs on it
+        ready = [groups for groups, piece in zip(of_all, pieces, strict=True) if not piece.part.backends]
+        waves += [group for groups in ready for group in groups]
+        others = [groups for groups, piece in zip(of_all, pieces, strict=True) if piece.part.backends]
+        waves += [list(itertools.chain(*groups)) for groups in itertools.zip_longest(*others, fillvalue=[])]
+    return waves
+
+
+async def _carry_out(
+    wave: Sequence[tuple[Piece, Command]], monitor: Monitor, numbers: Mapping[str, int], made: _Made
+) -> None:
+    failures: list[MonitorError] = []
+
+    async def one(piece: Piece, command: Command) -> None:
+        try:
+            await _send(command, monitor, numbers)
+        except MonitorError as error:
+            error.message = f"{piece.part.subject}: {error.message}"
+            failures.append(error)
+        else:
+            if command.makes is not None:
+                made.things.append((piece, command.makes))
+
+    if len(wave) == 1:
+        await one(*wave[0])
+    else:
+        async with trio.open_nursery() as nursery:
+            for piece, command in wave:
+                nursery.start_soon(one, piece, command)
+    if failures:
+        # what QEMU said is worth more than that it said nothing
+        raise next((error for error in failures if isinstance(error, QmpCommandError)), failures[0])
+
+
+async def _send(command: Command, monitor: Monitor, numbers: Mapping[str, int]) -> None:
+    fds = (numbers[command.fd],) if command.fd else ()
+    if fds and command.command != "add-fd":
+        await commands.getfd(monitor, fds[0], command.fd, timeout=STEP_TIMEOUT)
+        fds = ()
+    await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT, fds=fds)
+
+
+async def _undo(
+    pieces: Sequence[Piece], made: _Made, hardware: Hardware, monitor: Monitor, failure: MonitorError
+) -> None:
+    """Take back what was given; a device that the guest may hold already is on its way out until QEMU says otherwise.
+
+    What a timeout leaves open is written down as on its way out, too: QEMU may carry it out later.
+    """
+    sure = isinstance(failure, QmpCommandError)
+    held = {id(piece) for piece, thing in made.things if isinstance(thing, DevicePlan)}
+    for piece, thing in reversed(made.things):
+        if isinstance(thing, BackendPlan) and id(piece) in held:
+            continue  # its device must go first
+        try:
+            command = hotplug.removal(thing)
+            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+        except QmpCommandError as error:
+            _log.error("could not undo a part of an attach", part=piece.part.subject, why=error.message)
+        except MonitorError as error:
+            _log.error("could not undo a part of an attach", part=piece.part.subject, why=error.message)
+            sure = False
+            break
+    for piece in pieces:
+        name = piece.attached.part.entry
+        if sure and id(piece) not in held:
+            hardware.remove(name)
+        else:
+            hardware.mark(name, "leaving")
+
+
+# going
+
+
+async def ask_to_go(part: PartPlan, monitor: Monitor) -> None:
+    """Ask for all devices of a part to be unplugged; when each has gone, an event says so.
+
+    Raises:
+        QmpCommandError: QEMU refused.
+        MonitorError: it did not answer; whether it has heard is not known.
+    """
+    for device in hotplug.unplugged(part):
+        command = hotplug.removal(device)
+        try:
+            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+        except QmpCommandError as error:
+            if error.error_class != "DeviceNotFound" and not _is_leaving_already(error):
+                raise
+
+
+def _is_leaving_already(error: QmpCommandError) -> bool:
+    """Asked a second time, QEMU says so in words alone (hw/acpi, hw/pci: "already in the process of unplug")."""
+    return "in the process of unplug" in error.message
+
+
+async def give_up(part: PartPlan, monitor: Monitor) -> None:
+    """Take away what the devices of a part stood on, which are gone.
+
+    Raises:
+        MonitorError: QEMU did not answer; what is left is done the next time.
+    """
+    for backend in reversed(part.backends):
+        command = hotplug.removal(backend)
+        try:
+            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+        except QmpCommandError as error:
+            # somebody was faster, or a node is used by a job that somebody began by hand: nothing of ours can go on
+            _log.info("could not remove what a device stood on", backend=backend.name, why=error.message)

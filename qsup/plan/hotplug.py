@@ -1,0 +1,282 @@
+"""What a VM that runs can be given and can give back: the QMP commands, in order, with what undoes each. Pure.
+
+Decides: where there is room, what is done one after the other and what side by side, and what is left to remove once a
+device is gone.
+Must not: send anything (`qsup.instance.hotplug`), or describe a device otherwise than at a start: both are the same
+`Part`.
+
+A device that the guest drives goes when the guest lets it go, so a removal is two halves: the request (``device_del``),
+and, once QEMU says that the device is gone, the removal of what it stood on. The order is never the other way round: a
+back end that goes first leaves the guest with a dead device (QAPI ``device_del``, ``netdev_del``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from attrs import evolve, frozen
+
+from qsup.errors import UnsupportedError
+from qsup.plan.board import BOARDS, Board, Place
+from qsup.plan.disks import check_disk, disk_part
+from qsup.plan.part import Backend, Part, Properties
+from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, PartPlan, PlanSummary
+from qsup.unit.model import DiskSection, Unit, effective_bus
+
+ROOT_PORT: Final = "pcie-root-port"
+
+_ADD = {"fdset": "add-fd", "blockdev": "blockdev-add", "object": "object-add", "netdev": "netdev_add"}
+_REMOVE: dict[str, Callable[[str], tuple[str, Properties]]] = {
+    "fdset": lambda name: ("remove-fd", {"fdset-id": int(name)}),
+    "blockdev": lambda name: ("blockdev-del", {"node-name": name}),
+    "object": lambda name: ("object-del", {"id": name}),
+    "netdev": lambda name: ("netdev_del", {"id": name}),
+}
+
+
+@frozen(kw_only=True)
+class Command:
+    """One QMP command.
+
+    Args:
+        fd: name of the descriptor that travels with it, ``""`` for none.
+        makes: what QEMU has once it has succeeded.
+    """
+
+    command: str
+    arguments: Properties
+    fd: str = ""
+    makes: BackendPlan | DevicePlan | None = None
+
+
+@frozen(kw_only=True)
+class Attachment:
+    """Something that is to be attached.
+
+    Args:
+        disk: what is known of it afterwards, of a disk.
+    """
+
+    part: Part
+    disk: DiskPlan | None = None
+
+
+def backend_steps(part: Part) -> list[list[Command]]:
+    """How QEMU gets what a part's devices stand on: groups one after the other, the commands of each in any order."""
+    groups: list[list[Command]] = []
+    for backend in part.backends:
+        # a node's children must be there before it, so each is a group of its own; descriptors are independent
+        if backend.kind != "fdset" or not groups or groups[-1][0].command != _ADD["fdset"]:
+            groups.append([])
+        groups[-1].append(_add(backend))
+    return groups
+
+
+def device_steps(part: Part) -> list[list[Command]]:
+    """The same of its devices, each after the one it may hang on."""
+    planned = part.plan().devices
+    return [
+        [Command(command="device_add", arguments=device, makes=plan)]
+        for device, plan in zip(part.devices, planned, strict=True)
+    ]
+
+
+def _add(backend: Backend) -> Command:
+    made = BackendPlan(kind=backend.kind, name=backend.name)
+    arguments = dict(backend.properties)
+    if backend.fd and backend.kind != "fdset":
+        arguments["fd"] = backend.fd  # as it is called once `getfd` has brought it
+    return Command(command=_ADD[backend.kind], arguments=arguments, fd=backend.fd, makes=made)
+
+
+def removal(made: BackendPlan | DevicePlan) -> Command:
+    """What takes one thing away again; a device may go later than the answer to it."""
+    if isinstance(made, DevicePlan):
+        return Command(command="device_del", arguments={"id": made.id})
+    command, arguments = _REMOVE[made.kind](made.name)
+    return Command(command=command, arguments=arguments)
+
+
+def unplugged(part: PartPlan) -> tuple[DevicePlan, ...]:
+    """The devices of a part that can go, the last first; its port stays for another."""
+    return tuple(device for device in reversed(part.devices) if device.driver != ROOT_PORT)
+
+
+# what there is
+
+
+def find(summary: PlanSummary, entry: str) -> PartPlan | None:
+    """The part of an entry, such as ``disk.root``."""
+    return next((part for part in summary.parts if part.entry == entry), None)
+
+
+def devices_of(summary: PlanSummary) -> Iterator[DevicePlan]:
+    """Every device."""
+    return (device for part in summary.parts for device in part.devices)
+
+
+def with_part(summary: PlanSummary, part: PartPlan) -> PlanSummary:
+    """The same with a part added, or in place of the one with its entry."""
+    kept = tuple(each for each in summary.parts if not part.entry or each.entry != part.entry)
+    return evolve(summary, parts=(*kept, part))
+
+
+def without_part(summary: PlanSummary, entry: str) -> PlanSummary:
+    """The same without an entry, and with its port free for another."""
+    parts: list[PartPlan] = []
+    for part in summary.parts:
+        if part.entry != entry:
+            parts.append(part)
+        elif ports := tuple(device for device in part.devices if device.driver == ROOT_PORT):
+            parts.append(PartPlan(entry="", devices=ports))
+    kind, _, name = entry.partition(".")
+    return evolve(
+        summary,
+        parts=tuple(parts),
+        disks=tuple(disk for disk in summary.disks if kind != "disk" or disk.id != name),
+        nics=tuple(nic for nic in summary.nics if kind != "nic" or nic.id != name),
+    )
+
+
+# where there is room
+
+
+@frozen(kw_only=True)
+class Slots:
+    """Places for PCI devices that can come while the VM runs.
+
+    Args:
+        free: places that are not taken.
+        total: of all such places.
+    """
+
+    free: int
+    total: int
+
+
+def slots(summary: PlanSummary) -> Slots:
+    """How much room is left."""
+    if summary.family == "q35":
+        ports = [device for device in devices_of(summary) if device.driver == ROOT_PORT]
+        return Slots(free=sum(1 for _ in _free_ports(summary)), total=len(ports))
+    board = BOARDS.get(summary.family)
+    if board is None or not board.has_pci:
+        return Slots(free=0, total=0)
+    total = sum(slots.size for slots in board.several.values())
+    return Slots(free=total - len(_taken(summary)), total=total)
+
+
+def _free_ports(summary: PlanSummary) -> Iterator[DevicePlan]:
+    taken = {device.bus for device in devices_of(summary)}
+    # those that are kept free first: the others' numbers are those of the devices a start finds there
+    found = [device for device in devices_of(summary) if device.driver == ROOT_PORT and device.id not in taken]
+    return iter(sorted(found, key=lambda port: not port.id.startswith("port-free-")))
+
+
+def _taken(summary: PlanSummary) -> set[str]:
+    board = BOARDS[summary.family]
+    several = {f"{slots.first + index:#x}" for slots in board.several.values() for index in range(slots.size)}
+    used = {device.address.partition(".")[0] for device in devices_of(summary) if device.bus == board.root}
+    return used & several
+
+
+def free_slot(summary: PlanSummary, role: str) -> Properties:
+    """Bus and address for one more PCI device.
+
+    Args:
+        role: of its kind, as `qsup.plan.board` has it: where a root bus takes hotplug, each kind has slots of its own.
+
+    Raises:
+        UnsupportedError: there is no room, or the machine takes nothing while it runs.
+    """
+    board = BOARDS[summary.family]
+    if not board.has_pci:
+        raise UnsupportedError(f"a {summary.family} machine takes no devices while it runs", hint="restart the VM")
+    if summary.family == "q35":
+        for port in _free_ports(summary):
+            return {"bus": port.id, "addr": "0x0"}
+        total = slots(summary).total
+        raise UnsupportedError(
+            f"there is no free slot: all {total} PCIe root ports are taken",
+            hint="detach something, or raise [machine] hotplug-slots and restart the VM",
+        )
+    used = {(device.bus, device.address) for device in devices_of(summary)}
+    for index in range(board.several[role].size):
+        place = board.place_one_of(role, index).properties
+        if (place["bus"], place["addr"]) not in used:
+            return place
+    raise UnsupportedError(f"there is no free slot for it: all {board.several[role].size} are taken")
+
+
+def next_fdset(summary: PlanSummary) -> Iterator[int]:
+    """Numbers of descriptor sets that nothing uses."""
+    used = [int(each.name) for part in summary.parts for each in part.backends if each.kind == "fdset"]
+    return itertools.count(max(used, default=0) + 1)
+
+
+# disks
+
+
+def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, capabilities: Capabilities) -> list[Attachment]:
+    """Plan a disk that comes to a VM that runs; before it a controller, where there is none for its bus yet.
+
+    Args:
+        unit: with the disk in it.
+
+    Raises:
+        UnsupportedError: this machine cannot take it while it runs, or has no room.
+    """
+    board = BOARDS[summary.family]
+    bus = effective_bus(unit, disk)
+    found: list[Attachment] = []
+    check_disk(disk, bus, board, capabilities)
+    if bus in ("sata", "ide"):
+        raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
+    if bus in _CONTROLLERS and not any(device.id == bus for device in devices_of(summary)):
+        controller = _controller(bus, board, summary)
+        found.append(Attachment(part=controller))
+        summary = with_part(summary, controller.plan())
+    place = _place(disk, bus, summary)
+    planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
+    return [*found, Attachment(part=planned.part, disk=planned.plan)]
+
+
+_CONTROLLERS = ("scsi", "usb")
+
+
+def _controller(bus: str, board: Board, summary: PlanSummary) -> Part:
+    # what there is one of has a slot of its own wherever the root bus takes hotplug
+    place = free_slot(summary, "device") if board.family == "q35" else board.place(bus)
+    device: Properties = {"driver": board.virtio_device("scsi"), "id": "scsi", **place}
+    if bus == "usb":
+        device = {"driver": "qemu-xhci", "id": "usb", **place, "p2": 15, "p3": 15}
+    return Part(subject=f"the {bus} controller", entry=f"controller.{bus}", devices=(device,))
+
+
+def _place(disk: DiskSection, bus: str, summary: PlanSummary) -> Place:
+    match bus:
+        case "scsi":
+            used = {device.address for device in devices_of(summary) if device.bus == "scsi.0"}
+            index = next((index for index in range(256) if f"0:{index}:0" not in used), None)
+            if index is None:
+                raise UnsupportedError(f"disk {disk.id!r}: all 256 places of the SCSI controller are taken")
+            return Place(properties={"bus": "scsi.0", "channel": 0, "scsi-id": index, "lun": 0})
+        case "usb" if disk.type == "cdrom":
+            adapter = {"driver": "usb-bot", "id": f"usb-{disk.id}", "bus": "usb.0"}
+            return Place(ports=(adapter,), properties={"bus": f"usb-{disk.id}.0", "lun": 0})
+        case "usb":
+            return Place(properties={"bus": "usb.0"})
+    return Place(properties=free_slot(summary, "disk"))
+
+
+def check_entry(entry: str, summary: PlanSummary, names: Sequence[str]) -> None:
+    """See that nothing of QEMU's has a name that an entry is going to take.
+
+    Raises:
+        UnsupportedError: something has.
+    """
+    known = {device.id for device in devices_of(summary)}
+    if taken := sorted(known.intersection(names)):
+        raise UnsupportedError(f"{entry}: QEMU has a device {taken[0]!r} already", hint="choose another id")

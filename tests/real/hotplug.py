@@ -1,0 +1,85 @@
+"""What QEMU has, asked of itself, to hold against what the API says.
+
+Decides: how a test attaches, detaches and looks.
+Must not: assert anything but that both say the same; tests do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.real.daemons import Daemon
+from tests.waiting import came_true
+
+#: Bytes of a small image; firmware refuses to boot from less.
+SMALL = 1 << 20
+
+
+def image(daemon: Daemon, name: str, size: int = SMALL) -> Path:
+    """A raw image in the daemon's pool."""
+    path = daemon.images / name
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def qmp(daemon: Daemon, vm: str, command: str, **arguments: object) -> Any:
+    """One QMP command's result."""
+    return daemon.post(f"/v1/instances/{vm}/qmp", {"execute": command, "arguments": arguments})["result"]
+
+
+def peripherals(daemon: Daemon, vm: str) -> set[str]:
+    """The ids of QEMU's devices."""
+    children = qmp(daemon, vm, "qom-list", path="/machine/peripheral")
+    return {child["name"] for child in children if child["type"].startswith("child<")}
+
+
+def nodes(daemon: Daemon, vm: str) -> set[str]:
+    """The names of QEMU's block nodes."""
+    return {node["node-name"] for node in qmp(daemon, vm, "query-named-block-nodes", flat=True)}
+
+
+def fdsets(daemon: Daemon, vm: str) -> list[int]:
+    """The numbers of QEMU's descriptor sets."""
+    return sorted(entry["fdset-id"] for entry in qmp(daemon, vm, "query-fdsets"))
+
+
+def shown(daemon: Daemon, vm: str) -> set[str]:
+    """The ids of the devices that the API shows."""
+    return {device["id"] for device in daemon.get(f"/v1/instances/{vm}/devices")["devices"]}
+
+
+def state(daemon: Daemon, vm: str, device: str) -> str:
+    """Where a device stands by the API, ``""`` where there is none."""
+    devices = daemon.get(f"/v1/instances/{vm}/devices")["devices"]
+    return next((each["state"] for each in devices if each["id"] == device), "")
+
+
+def attach(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any]:
+    """Attach and wait: the finished operation."""
+    operation: dict[str, Any] = daemon.post(f"/v1/instances/{vm}/{noun}?wait=30", _hyphens(entry))
+    return operation
+
+
+def detach(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str = "") -> dict[str, Any]:
+    """Detach ``disks/data`` and its like, and wait at most so long: the operation as it is then."""
+    with daemon.client() as client:
+        operation: dict[str, Any] = client.delete(f"/v1/instances/{vm}/{path}?wait={wait:g}{query}")
+    return operation
+
+
+def finished(daemon: Daemon, operation: dict[str, Any], *, seconds: float = 20.0) -> dict[str, Any]:
+    """An operation once it has ended."""
+    found: dict[str, Any] = daemon.get(f"/v1/operations/{operation['id']}/wait?timeout={seconds:g}")
+    assert found["state"] != "running", found
+    return found
+
+
+def agree(daemon: Daemon, vm: str) -> bool:
+    """Whether the API shows just the devices that QEMU has, soon."""
+    return came_true(lambda: shown(daemon, vm) == peripherals(daemon, vm), seconds=5.0)
+
+
+def _hyphens(entry: dict[str, object]) -> dict[str, object]:
+    return {name.replace("_", "-"): value for name, value in entry.items()}
