@@ -331,6 +331,15 @@ class StopAllRequest(TypedDict, total=False):
     timeout: float
 
 
+class ChangeRequest(TypedDict):
+    """What is to be changed of a VM, as a drop-in for its unit would say it.
+
+    ``changes``: sections and keys; of arrays of tables the entries that change, or come, by ``id``.
+    """
+
+    changes: dict[str, Any]
+
+
 class QmpRequest(TypedDict):
     """One raw QMP command."""
 

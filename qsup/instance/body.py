@@ -22,6 +22,7 @@ from qsup.host.output import BoundedLog, feed_of
 from qsup.instance import adopt, change, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
+from qsup.instance.context import Context
 from qsup.instance.control import WaitState, carry_out
 from qsup.instance.guest import GuestChannel
 from qsup.instance.inbox import Inbox
@@ -205,7 +206,8 @@ class Body:
             if self.monitor is None or self.life is None:
                 raise DeniedError("its monitor is not connected", instance=self._name)
             if asked.request in CHANGES:
-                arguments, context = operations.get(operation).arguments, self._context(self.life, self.monitor)
+                arguments = operations.get(operation).arguments
+                context = await self._context(self.life, self.monitor, operation)
                 outcome = await change.carry_out(asked.request, arguments, context)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
@@ -221,8 +223,16 @@ class Body:
         await operations.foretell(operation, result=finished.result, error=finished.error)
         self._post(finished)
 
-    def _context(self, life: Life, monitor: Monitor) -> change.Context:
-        return change.Context(life=life, monitor=monitor, services=self._services, keep=self._keep)
+    async def _context(self, life: Life, monitor: Monitor, operation: str = "") -> Context:
+        return Context(
+            life=life,
+            monitor=monitor,
+            capabilities=await self._services.capabilities(life.summary.emulator),
+            guest=self.guest,
+            services=self._services,
+            keep=self._keep,
+            progress=partial(self._services.operations.progress, operation),
+        )
 
     def await_release(self, waits: Waits) -> None:
         """Say of a device that does not go soon what it waits for, and reset the guest when that is wanted."""
@@ -256,8 +266,8 @@ class Body:
             self._jobs.start("hardware", partial(self._settle_hardware, self.life, self.monitor))
 
     async def _settle_hardware(self, life: Life, monitor: Monitor, *, remind: bool = False) -> None:
-        context = self._context(life, monitor)
         try:
+            context = await self._context(life, monitor)
             if remind:
                 await change.remind(context)
             gone = await change.settle(context)

@@ -22,45 +22,22 @@ from attrs import frozen
 from qsup.errors import ChangeError, NoSuchDevice, QmpCommandError, UnitError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
+from qsup.instance.context import Context, LiveKeys
 from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
 from qsup.instance.images import open_images
-from qsup.instance.life import Life
-from qsup.instance.services import Services
 from qsup.instance.state import Request
 from qsup.plan import hotplug
 from qsup.plan.hotplug import Attachment
 from qsup.plan.spec import Capabilities, ImageFd, PlanSummary
 from qsup.qmp import commands
-from qsup.qmp.connection import Monitor
 from qsup.unit.compare import Change, compare
-from qsup.unit.compose import amend
+from qsup.unit.compose import amend, pick
 from qsup.unit.model import Unit
 
-
-@frozen(kw_only=True, eq=False)
-class Context:
-    """What a change works on.
-
-    Args:
-        keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
-    """
-
-    life: Life
-    monitor: Monitor
-    services: Services
-    keep: Callable[[], None]
-
-    @property
-    def name(self) -> str:
-        """The VM's."""
-        return self.life.record.name
-
-    @property
-    def hardware(self) -> Hardware:
-        """The VM's."""
-        return self.life.hardware
+#: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
+LIVE: tuple[LiveKeys, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -80,8 +57,8 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
     """Do it.
 
     Args:
-        arguments: the operation's: ``changes`` of ``attach`` and ``set``; ``entry``, ``force`` and ``force_after`` of
-            ``detach``.
+        arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; ``entry``,
+            ``force`` and ``force_after`` of ``detach``.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -96,20 +73,50 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
 
 async def _amend(request: Request, changes: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
     hardware = context.hardware
-    composed = amend(hardware.unit, changes, context.name)
-    if composed.unit is None:
-        raise UnitError(composed.diagnostics, instance=context.name, hint="nothing was changed")
-    unit = composed.unit
+    unit = _amended(changes, context)
     found = [change for change in compare(hardware.unit, unit) if "." in change.key]
     coming = [change.key for change in found if change.old is None and entry_of(unit, change.key) is not None]
     if request is Request.ATTACH:
         _check_new(changes, coming)
-    if others := [change for change in found if change.key not in coming]:
+    planned = _choose([change for change in found if change.key not in coming])
+    for keys, theirs in planned:
+        for change in theirs:
+            keys.check(change, unit, context)
+    if coming:
+        await _attach(coming, unit, context)
+        hardware.set_unit(_only(hardware.unit, changes, coming, context))
+    told: dict[str, Any] = {}
+    for keys, theirs in planned:
+        told.update(await keys.apply(theirs, unit, context))
+        # what was done stays true when what comes next is not possible
+        hardware.set_unit(_only(hardware.unit, changes, [change.key for change in theirs], context))
+    return {"changed": bool(found)} | ({"keys": told} if request is Request.SET else {})
+
+
+def _amended(changes: Mapping[str, Any], context: Context) -> Unit:
+    composed = amend(context.hardware.unit, changes, context.name)
+    if composed.unit is None:
+        raise UnitError(composed.diagnostics, instance=context.name, hint="nothing was changed")
+    return composed.unit
+
+
+def _only(unit: Unit, changes: Mapping[str, Any], keys: Sequence[str], context: Context) -> Unit:
+    """A unit with those of the changes that concern some keys; what went meanwhile does not come back."""
+    composed = amend(unit, pick(changes, keys), context.name)
+    return unit if composed.unit is None else composed.unit
+
+
+def _choose(changes: Sequence[Change]) -> list[tuple[LiveKeys, list[Change]]]:
+    """Who carries out which changes.
+
+    Raises:
+        ChangeError: one cannot be made while the VM runs.
+    """
+    planned = [(keys, [change for change in changes if keys.concerns(change.key)]) for keys in LIVE]
+    known = {change.key for _, theirs in planned for change in theirs}
+    if others := [change for change in changes if change.key not in known]:
         raise _refusal(others)
-    await _attach(coming, unit, context)
-    # what went meanwhile is not to come back
-    hardware.set_unit(amend(hardware.unit, changes, context.name).unit or unit)
-    return {"changed": bool(found)}
+    return [(keys, theirs) for keys, theirs in planned if theirs]
 
 
 def _check_new(changes: Mapping[str, Any], coming: Sequence[str]) -> None:
@@ -159,7 +166,7 @@ def _forget(entry: str, context: Context) -> None:
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    planned = _plan(entries, unit, context.hardware.summary, await _capabilities(context))
+    planned = _plan(entries, unit, context.hardware.summary, context.capabilities)
     requests = [fd for attachment in planned for fd in attachment.part.fds if isinstance(fd, ImageFd)]
     numbers: dict[str, int] = {}
     with ExitStack() as stack:
@@ -193,10 +200,6 @@ def _close(numbers: Mapping[str, int]) -> None:
     """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
     for fd in numbers.values():
         os.close(fd)
-
-
-async def _capabilities(context: Context) -> Capabilities:
-    return await context.services.capabilities(context.life.summary.emulator)
 
 
 def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, capabilities: Capabilities) -> list[Attachment]:

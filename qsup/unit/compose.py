@@ -62,6 +62,36 @@ def amend(unit: Unit, changes: Mapping[str, Any], name: str) -> Composed:
     return _build(documents, [parse_values(document) for document in documents], name)
 
 
+def pick(changes: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Those of some changes that concern keys, each with all that is below it.
+
+    Args:
+        changes: as for `amend`.
+        keys: such as ``cpu.vcpus``, ``disk.data`` or ``disk.data.throttle.iops``.
+    """
+    return _picked(changes, "", tuple(keys))
+
+
+def _picked(values: Mapping[str, Any], place: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        here = f"{place}{name}"
+        if any(here == key or here.startswith(f"{key}.") for key in keys):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            if inner := _picked(value, f"{here}.", keys):
+                found[name] = inner
+        elif isinstance(value, list) and all(isinstance(entry, Mapping) and "id" in entry for entry in value):
+            entries = [(entry, _picked(entry, f"{here}.{entry['id']}.", keys)) for entry in value]
+            whole = {entry["id"] for entry in value if f"{here}.{entry['id']}" in keys}
+            kept = [
+                e if e["id"] in whole else {"id": e["id"], **inner} for e, inner in entries if inner or e["id"] in whole
+            ]
+            if kept:
+                found[name] = kept
+    return found
+
+
 def _build(
     documents: Sequence[Document], parsed: Sequence[tuple[Table, tuple[Diagnostic, ...]]], name: str
 ) -> Composed:

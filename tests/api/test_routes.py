@@ -58,6 +58,7 @@ EXAMPLES = {
     "nmiInstance": Example(target=f"{WEB}/nmi", status=202),
     "resetFailedInstance": Example(target=f"{WEB}/reset-failed", status=202),
     "listDevices": Example(target=f"{WEB}/devices"),
+    "changeInstance": Example(target=WEB, status=202, body={"changes": {"cpu": {"vcpus": 4}}}),
     "attachDisk": Example(target=f"{WEB}/disks", status=202, body={"id": "data", "path": "data.img"}),
     "detachDisk": Example(target=f"{WEB}/disks/data?force-after=5", status=202),
     "attachNic": Example(target=f"{WEB}/nics", status=202, body={"id": "dmz"}),

@@ -75,6 +75,10 @@ async def _attach(section: str, call: Call) -> Answer:
     return await _begin(call, Verb.ATTACH, {"changes": {section: [call.body]}})
 
 
+async def _change(call: Call) -> Answer:
+    return await _begin(call, Verb.SET, {"changes": call.body["changes"]})
+
+
 async def _detach(section: str, call: Call) -> Answer:
     arguments = {
         "entry": f"{section}.{call.request.params['id']}",
@@ -132,6 +136,20 @@ ENDPOINTS = (
         summary="Every device that QEMU has, and how much room is left for more",
         replies=(Reply(shape=wire.PluggedList, doc="The devices in the order in which they came."),),
         errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="changeInstance",
+        method="PATCH",
+        pattern=INSTANCE,
+        handler=_change,
+        role=Role.ADMIN,
+        summary="Change a VM that runs",
+        doc="All keys are checked first; when one of them is not possible nothing is done.",
+        query=(WAIT,),
+        headers=KEY,
+        body=Body(shape=wire.ChangeRequest),
+        replies=REPLIES,
+        errors=_ERRORS,
     ),
     *(endpoint for noun, section in _NOUNS.items() for endpoint in _noun(noun, section)),
 )

@@ -1,0 +1,78 @@
+"""What a change of a running VM works on.
+
+Decides: the list of these things, and what a module that carries changes out must have.
+Must not: do anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from qsup.instance.guest import GuestChannel
+from qsup.instance.hardware import Hardware
+from qsup.instance.life import Life
+from qsup.instance.services import Services
+from qsup.plan.spec import Capabilities
+from qsup.qmp.connection import Monitor
+from qsup.unit.compare import Change
+from qsup.unit.model import Unit
+
+
+@frozen(kw_only=True, eq=False)
+class Context:
+    """What a change works on.
+
+    Args:
+        capabilities: of the QEMU that runs.
+        guest: its agent.
+        keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
+        progress: tells where the operation stands.
+    """
+
+    life: Life
+    monitor: Monitor
+    capabilities: Capabilities
+    guest: GuestChannel
+    services: Services
+    keep: Callable[[], None]
+    progress: Callable[[str], None]
+
+    @property
+    def name(self) -> str:
+        """The VM's."""
+        return self.life.record.name
+
+    @property
+    def hardware(self) -> Hardware:
+        """The VM's."""
+        return self.life.hardware
+
+
+class LiveKeys(Protocol):
+    """Carries out changes of some keys while the VM runs."""
+
+    def concerns(self, key: str) -> bool:
+        """Whether a key, such as ``cpu.vcpus`` or ``disk.root.throttle.iops``, is one of them."""
+
+    def check(self, change: Change, unit: Unit, context: Context) -> None:
+        """See that a change is possible, before any is made; what QEMU must be asked for may still refuse it later.
+
+        Args:
+            unit: as it is to be.
+
+        Raises:
+            QsupError: why it is not.
+        """
+
+    async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
+        """Carry out all changes of one request that concern it, and return once they are true.
+
+        Returns:
+            What the caller should know of a key besides that it was changed, JSON values by key.
+
+        Raises:
+            QsupError: what was not done and why; none of them was, unless the words say otherwise.
+        """
