@@ -90,6 +90,11 @@ class Client:
         body = b"" if document is None else json.dumps(document).encode()
         return decode(self.exchange("POST", path, body=body, key=key, timeout=timeout))
 
+    def patch(self, path: str, document: object, *, key: str = "", timeout: float = ANSWER_TIMEOUT) -> Any:
+        """Change something; arguments as for `post`."""
+        body = json.dumps(document).encode()
+        return decode(self.exchange("PATCH", path, body=body, key=key, timeout=timeout))
+
     def delete(self, path: str, *, key: str = "") -> Any:
         """Remove or cancel something; ``None`` when the daemon has nothing to say. ``key``: as for `post`."""
         answer = self.exchange("DELETE", path, key=key)

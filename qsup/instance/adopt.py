@@ -39,6 +39,7 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.runstate import Guest, judge_status
 from qsup.instance.services import Services
 from qsup.instance.state import Event, State
+from qsup.instance.taps import unplug_links
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
@@ -151,7 +152,8 @@ async def _identify(
 ) -> Found:
     former = record.boot_id != proc.boot_id()
     cgroup = Cgroup() if former else _cgroup(record, services)
-    for bridge in record.bridges:
+    later = (nic.bridge for nic in running.plan.nics if nic.type == "bridge")
+    for bridge in dict.fromkeys((*record.bridges, *later)):
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
     resources.push_async_callback(cgroup.end)
@@ -296,6 +298,7 @@ async def _ask(
     elif status.status == "prelaunch" and not launched:
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await join_cgroup(life.cgroup, life.process)
+        await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None
     else:

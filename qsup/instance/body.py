@@ -34,6 +34,7 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.silence import stillness
 from qsup.instance.state import CHANGES, Effect, Event, State
+from qsup.instance.taps import release_bridges
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -186,6 +187,8 @@ class Body:
         self.guest.detach()
         if life is None:
             return
+        # those that came while it ran
+        life.resources.callback(lambda: release_bridges(life.summary.nics))
         try:
             await life.resources.aclose()
         except QsupError as error:

@@ -27,17 +27,19 @@ from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
 from qsup.instance.images import open_images
+from qsup.instance.live.nics import NicKeys
 from qsup.instance.state import Request
+from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import hotplug
-from qsup.plan.hotplug import Attachment
-from qsup.plan.spec import Capabilities, ImageFd, PlanSummary
+from qsup.plan.hotplug import Attachment, Vm
+from qsup.plan.spec import ImageFd, PlanSummary, TapFd
 from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
 from qsup.unit.model import Unit
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = ()
+LIVE: tuple[LiveKeys, ...] = (NicKeys(),)
 
 
 @frozen(kw_only=True)
@@ -132,9 +134,13 @@ def _refusal(changes: Sequence[Change]) -> ChangeError:
 
 # coming
 
-_Planner = Callable[[Unit, Any, PlanSummary, Capabilities], list[Attachment]]
+_Planner = Callable[[Unit, Any, PlanSummary, Vm], list[Attachment]]
 #: How what comes is planned, by its section.
-_PLANNERS: Mapping[str, _Planner] = {"disk": hotplug.attach_disk}
+_PLANNERS: Mapping[str, _Planner] = {
+    "disk": hotplug.attach_disk,
+    "nic": hotplug.attach_nic,
+    "device": hotplug.attach_device,
+}
 
 
 async def _attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
@@ -161,39 +167,58 @@ async def _take_up(entry: str, context: Context) -> bool:
 
 
 def _forget(entry: str, context: Context) -> None:
+    """Nothing of it is left in QEMU: give up what it had of the host."""
+    nics = [nic for nic in context.hardware.summary.nics if entry == f"nic.{nic.id}"]
     context.hardware.remove(entry)
     context.services.claims.release_entry(context.name, entry)
+    release_bridges(nics)
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    planned = _plan(entries, unit, context.hardware.summary, context.capabilities)
+    vm = Vm(uuid=context.life.record.uuid, capabilities=context.capabilities)
+    planned = _plan(entries, unit, context.hardware.summary, vm)
+    for attachment in planned:
+        if attachment.nic is not None:
+            check_forwards(attachment.nic)
+    try:
+        await _give(planned, context)
+    except BaseException:
+        for attachment in planned:
+            # what QEMU took and cannot give back at once is on its way out, and still has what it had of the host
+            if (part := context.hardware.part(attachment.part.entry)) is None or part.state == "coming":
+                _forget(attachment.part.entry, context)
+                release_bridges(filter(None, [attachment.nic]))
+        raise
+    await unplug_links([entry_of(unit, entry) for entry in entries if entry.startswith("nic.")], context.monitor)
+
+
+async def _give(planned: Sequence[Attachment], context: Context) -> None:
+    """Open what it needs of the host, write down that it comes, and give it to QEMU."""
     requests = [fd for attachment in planned for fd in attachment.part.fds if isinstance(fd, ImageFd)]
     numbers: dict[str, int] = {}
     with ExitStack() as stack:
         stack.enter_context(descriptors.reserved(2 * len(requests), "attach it", beside=descriptors.KEPT))
         stack.callback(_close, numbers)
-        try:
-            claims = await open_images(requests, context.services, context.name, numbers)
-            pieces = []
-            for attachment in planned:
-                entry = attachment.part.entry
-                mine = tuple(claim for claim in claims if claim.entry == entry)
-                attached = Attached(part=attachment.part.plan(), disk=attachment.disk, claims=mine)
-                pieces.append(Piece(part=attachment.part, attached=attached))
-                context.hardware.add(attached)
-                context.hardware.mark(entry, "coming")
-            context.keep()
-        except BaseException:
-            for attachment in planned:
-                _forget(attachment.part.entry, context)
-            raise
-        try:
-            await wiring.attach(pieces, context.hardware, context.monitor, numbers)
-        except BaseException:
-            for entry in entries:
-                if context.hardware.part(entry) is None:
-                    context.services.claims.release_entry(context.name, entry)
-            raise
+        claims = await open_images(requests, context.services, context.name, numbers)
+        pieces = []
+        for attachment in planned:
+            entry = attachment.part.entry
+            mine = tuple(claim for claim in claims if claim.entry == entry)
+            attached = Attached(part=attachment.part.plan(), disk=attachment.disk, nic=attachment.nic, claims=mine)
+            pieces.append(Piece(part=attachment.part, attached=attached))
+            context.hardware.add(attached)
+            context.hardware.mark(entry, "coming")
+        # a bridge that is made stays when we go, and whoever comes next must know whose it is
+        context.keep()
+        _make_taps(planned, context, numbers)
+        await wiring.attach(pieces, context.hardware, context.monitor, numbers)
+
+
+def _make_taps(planned: Sequence[Attachment], context: Context, numbers: dict[str, int]) -> None:
+    for attachment in planned:
+        for request in attachment.part.fds:
+            if isinstance(request, TapFd) and attachment.nic is not None:
+                make_tap(request, context.name, context.life.record.uuid, attachment.nic.mac, numbers)
 
 
 def _close(numbers: Mapping[str, int]) -> None:
@@ -202,7 +227,7 @@ def _close(numbers: Mapping[str, int]) -> None:
         os.close(fd)
 
 
-def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, capabilities: Capabilities) -> list[Attachment]:
+def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> list[Attachment]:
     """Plan all of them, each with the places of those before it taken.
 
     Raises:
@@ -213,7 +238,7 @@ def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, capabilities
         section = entry.partition(".")[0]
         if section not in _PLANNERS:
             raise ChangeError(f"{entry} cannot be attached while it runs", hint="restart the VM")
-        for attachment in _PLANNERS[section](unit, entry_of(unit, entry), summary, capabilities):
+        for attachment in _PLANNERS[section](unit, entry_of(unit, entry), summary, vm):
             part = attachment.part.plan()
             hotplug.check_entry(attachment.part.subject, summary, [device.id for device in part.devices])
             summary = hotplug.with_part(summary, part)

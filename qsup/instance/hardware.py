@@ -73,6 +73,11 @@ class Hardware:
         self.summary = summary
         self.claims = (*(claim for claim in self.claims if claim not in attached.claims), *attached.claims)
 
+    def replug(self, nic: NicPlan) -> None:
+        """What is known of a NIC is this now."""
+        nics = tuple(nic if each.id == nic.id else each for each in self.summary.nics)
+        self.summary = evolve(self.summary, nics=nics)
+
     def mark(self, entry: str, state: str) -> None:
         """An entry's part is ``there``, ``coming`` or ``leaving``; nothing happens where there is none."""
         part = self.part(entry)

@@ -113,10 +113,16 @@ async def _carry_out(
 
 async def _send(command: Command, monitor: Monitor, numbers: Mapping[str, int]) -> None:
     fds = (numbers[command.fd],) if command.fd else ()
-    if fds and command.command != "add-fd":
-        await commands.getfd(monitor, fds[0], command.fd, timeout=STEP_TIMEOUT)
-        fds = ()
-    await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT, fds=fds)
+    if not fds or command.command == "add-fd":
+        await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT, fds=fds)
+        return
+    await commands.getfd(monitor, fds[0], command.fd, timeout=STEP_TIMEOUT)
+    try:
+        await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+    except QmpCommandError:
+        # what QEMU did not use it keeps until somebody takes it back, and a tap with it
+        await commands.closefd(monitor, command.fd, timeout=STEP_TIMEOUT)
+        raise
 
 
 async def _undo(

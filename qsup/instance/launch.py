@@ -40,6 +40,7 @@ from qsup.instance.life import Life, last_words
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
+from qsup.instance.taps import unplug_links
 from qsup.instance.watch import OUT_OF_MEMORY
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
@@ -249,6 +250,7 @@ async def _bring_up(
         # connected before the guest runs: what it writes while nobody is connected is lost
         console_start = console.connect(_connect_console(prepared))
         nursery.start_soon(console.pump)
+    await unplug_links(loaded.unit.nics, monitor)
     await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 from attrs import evolve, field, frozen
 
-from qsup.errors import NetworkError, QsupError, from_oserror
+from qsup.errors import from_oserror
 from qsup.host import codec, network, proc
 from qsup.host.cgroup import Cgroup
 from qsup.host.claims import Claim
@@ -30,6 +30,7 @@ from qsup.instance.images import open_images
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
+from qsup.instance.taps import check_forwards, make_tap
 from qsup.plan.argv import build_plan
 from qsup.plan.spec import ImageFd, ListenerFd, Plan, TapFd
 from qsup.unit.load import LoadedUnit
@@ -104,7 +105,8 @@ async def prepare(
     handed = _Handed()
     try:
         claims = await _images(plan, identity, services, handed, resources)
-        _check_forwards(plan)
+        for nic in plan.nics:
+            check_forwards(nic)
         taps = _taps(plan, identity, handed, resources)
         for request in plan.fds:
             if isinstance(request, ListenerFd):
@@ -200,26 +202,12 @@ async def _variables(plan: Plan, services: Services, identity: IdentityRecord) -
     await create_qcow2_copy(Path(store.template), target, source_format=store.template_format)
 
 
-def _check_forwards(plan: Plan) -> None:
-    for nic in plan.nics:
-        for text in nic.forward:
-            address, port, _ = text.partition("/")[0].rsplit(":", 2)
-            try:
-                network.check_port_free(text.rpartition("/")[2], address, int(port))
-            except QsupError as error:
-                raise NetworkError(f"NIC {nic.id}: {error.message}", hint=error.hint) from error
-
-
 def _taps(plan: Plan, identity: IdentityRecord, handed: _Handed, resources: AsyncExitStack) -> tuple[str, ...]:
     names = []
     macs = {nic.id: nic.mac for nic in plan.nics}
     for request in plan.fds:
         if isinstance(request, TapFd):
-            name = network.tap_name(identity.name, identity.uuid, request.nic)
-            handed.numbers[request.name] = network.create_tap(
-                name, bridge=request.bridge, mac=macs[request.nic], create_bridge=request.create_bridge
-            )
-            names.append(name)
+            names.append(make_tap(request, identity.name, identity.uuid, macs[request.nic], handed.numbers))
             if request.create_bridge:
                 resources.callback(network.release_bridge, request.bridge)
     return tuple(names)

@@ -124,7 +124,10 @@ def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities) -> lis
         devices.agent_part(unit),
         devices.balloon_part(unit, board, capabilities),
         devices.usb_part(unit, board, needed=on_usb),
-        *(devices.device_part(device, index, board, capabilities) for index, device in enumerate(unit.devices)),
+        *(
+            devices.device_part(device, board.place_one_of("device", index), board, capabilities)
+            for index, device in enumerate(unit.devices)
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ Must not: decide where they hang (`qsup.plan.board`).
 from __future__ import annotations
 
 from qsup.errors import UnsupportedError
-from qsup.plan.board import Board
+from qsup.plan.board import Board, Place
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Argument, Capabilities, FdArgument, ListenerFd
 from qsup.unit.families import FAMILIES
@@ -88,14 +88,9 @@ def panic_part(capabilities: Capabilities) -> Part:
     )
 
 
-def device_part(device: DeviceSection, index: int, board: Board, capabilities: Capabilities) -> Part:
-    """One entry of ``[[device]]``.
-
-    Args:
-        index: its number among them, from 0.
-    """
+def device_part(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    """One entry of ``[[device]]``."""
     source = _random_source(f"rng-{device.id}", capabilities)
-    place = board.place_one_of("device", index)
     rng = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}", **place.properties, "rng": source["id"]}
     return Part(
         subject=f"device {device.id!r}",

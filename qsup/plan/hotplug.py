@@ -20,10 +20,12 @@ from attrs import evolve, frozen
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import BOARDS, Board, Place
+from qsup.plan.devices import device_part
 from qsup.plan.disks import check_disk, disk_part
+from qsup.plan.network import nic_part, nic_role
 from qsup.plan.part import Backend, Part, Properties
-from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, PartPlan, PlanSummary
-from qsup.unit.model import DiskSection, Unit, effective_bus
+from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
+from qsup.unit.model import DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
 ROOT_PORT: Final = "pcie-root-port"
 
@@ -56,11 +58,12 @@ class Attachment:
     """Something that is to be attached.
 
     Args:
-        disk: what is known of it afterwards, of a disk.
+        disk, nic: what is known of it afterwards, of a disk or NIC.
     """
 
     part: Part
     disk: DiskPlan | None = None
+    nic: NicPlan | None = None
 
 
 def backend_steps(part: Part) -> list[list[Command]]:
@@ -219,7 +222,20 @@ def next_fdset(summary: PlanSummary) -> Iterator[int]:
 # disks
 
 
-def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, capabilities: Capabilities) -> list[Attachment]:
+@frozen(kw_only=True)
+class Vm:
+    """What planning needs to know of a VM that runs besides its unit and its plan.
+
+    Args:
+        uuid: from which MAC addresses derive.
+        capabilities: of its QEMU.
+    """
+
+    uuid: str
+    capabilities: Capabilities
+
+
+def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
     """Plan a disk that comes to a VM that runs; before it a controller, where there is none for its bus yet.
 
     Args:
@@ -231,7 +247,7 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, capabilitie
     board = BOARDS[summary.family]
     bus = effective_bus(unit, disk)
     found: list[Attachment] = []
-    check_disk(disk, bus, board, capabilities)
+    check_disk(disk, bus, board, vm.capabilities)
     if bus in ("sata", "ide"):
         raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
     if bus in _CONTROLLERS and not any(device.id == bus for device in devices_of(summary)):
@@ -269,6 +285,23 @@ def _place(disk: DiskSection, bus: str, summary: PlanSummary) -> Place:
         case "usb":
             return Place(properties={"bus": "usb.0"})
     return Place(properties=free_slot(summary, "disk"))
+
+
+# NICs and other devices
+
+
+def attach_nic(unit: Unit, nic: NicSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
+    """Plan a NIC that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
+    board = BOARDS[summary.family]
+    place = Place(properties=free_slot(summary, nic_role(nic, board)))
+    planned = nic_part(nic, place, vm.uuid, board, vm.capabilities)
+    return [Attachment(part=planned.part, nic=planned.plan)]
+
+
+def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
+    """Plan another device that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
+    place = Place(properties=free_slot(summary, "device"))
+    return [Attachment(part=device_part(device, place, BOARDS[summary.family], vm.capabilities))]
 
 
 def check_entry(entry: str, summary: PlanSummary, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 
 from qsup.errors import UnsupportedError
-from qsup.plan.board import Board
+from qsup.plan.board import Board, Place
 from qsup.plan.disks import boot_property
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties
@@ -44,18 +44,31 @@ def nic_parts(nics: Sequence[NicSection], uuid: str, board: Board, capabilities:
     counts: dict[str, Iterator[int]] = {}
     parts = []
     for nic in nics:
-        role = "legacy-nic" if nic.model in _LEGACY and "legacy-nic" in board.several else "nic"
-        index = next(counts.setdefault(role, itertools.count()))
-        parts.append(_nic_part(nic, role, index, nic.mac or derive_mac(uuid, nic.id), board, capabilities))
+        role = nic_role(nic, board)
+        place = board.place_one_of(role, next(counts.setdefault(role, itertools.count())))
+        parts.append(nic_part(nic, place, uuid, board, capabilities))
     return parts
 
 
-def _nic_part(nic: NicSection, role: str, index: int, mac: str, board: Board, capabilities: Capabilities) -> NicPart:
+def nic_role(nic: NicSection, board: Board) -> str:
+    """Which slots of the board its card takes."""
+    return "legacy-nic" if nic.model in _LEGACY and "legacy-nic" in board.several else "nic"
+
+
+def nic_part(nic: NicSection, place: Place, uuid: str, board: Board, capabilities: Capabilities) -> NicPart:
+    """Plan one NIC at its place.
+
+    Args:
+        uuid: the VM's, from which its MAC address derives unless it has one.
+
+    Raises:
+        UnsupportedError: a NIC that this board or this QEMU cannot have.
+    """
+    mac = nic.mac or derive_mac(uuid, nic.id)
     if nic.model not in FAMILIES[board.family].nic_models:
         raise UnsupportedError(f"nic {nic.id!r}: a {board.family} machine has no {nic.model} NICs")
     if nic.type == "user" and "netdev-user" not in capabilities.schema_features:
         raise UnsupportedError(f"nic {nic.id!r}: this QEMU was built without user networking (slirp)")
-    place = board.place_one_of(role, index)
     device: dict[str, object] = {
         "driver": board.virtio_device("net") if nic.model == "virtio" else nic.model,
         "id": f"nic-{nic.id}",

@@ -121,6 +121,11 @@ async def quit(monitor: Monitor, *, timeout: float) -> None:
             raise
 
 
+async def set_link(monitor: Monitor, name: str, *, up: bool, timeout: float) -> None:
+    """``set_link``: plug a NIC in or out, as the guest sees it, by its id or its back end's."""
+    await monitor.execute("set_link", {"name": name, "up": up}, timeout=timeout)
+
+
 # Queries
 
 

@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 class Applies(enum.Enum):
-    """What makes a changed key count for a VM that runs. None is changed live or at a reset yet."""
+    """What makes a changed key count for a VM that runs."""
 
     SUPERVISOR = "at once"  # the daemon alone acts on it, by what the files say; QEMU is not concerned
     LIVE = "live"
@@ -435,6 +435,14 @@ class NicSection:
         "unless said otherwise.",
         default=(),
         qemu="hostfwd",
+        applies=Applies.LIVE,
+    )
+    link: str = _key(
+        kinds.choice("up", "down"),
+        "Whether the card is plugged in, as the guest sees it.",
+        default="up",
+        qemu="set_link",
+        applies=Applies.LIVE,
     )
     bootindex: int = _key(
         kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"

@@ -62,6 +62,14 @@ def attach(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any
     return operation
 
 
+def change(daemon: Daemon, vm: str, **changes: object) -> dict[str, Any]:
+    """Change a VM that runs by sections and keys, and wait: the finished operation."""
+    with daemon.client() as client:
+        path = f"/v1/instances/{vm}?wait=60"
+        operation: dict[str, Any] = client.patch(path, {"changes": changes}, timeout=70.0)
+    return operation
+
+
 def detach(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str = "") -> dict[str, Any]:
     """Detach ``disks/data`` and its like, and wait at most so long: the operation as it is then."""
     with daemon.client() as client:

@@ -1,0 +1,108 @@
+"""A NIC's link and its port forwards.
+
+Decides: that host ports are looked at before QEMU is asked for them, and that of several forwards all are changed or
+none.
+Must not: make or remove NICs.
+
+QEMU has no QMP for forwards of user networking; its human monitor answers in words, and with none when all went well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import evolve
+
+from qsup.errors import ChangeError, QsupError
+from qsup.instance.context import Context
+from qsup.instance.taps import check_forward
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.unit.compare import Change
+from qsup.unit.kinds import Forward
+from qsup.unit.model import NicSection, Unit
+
+_KEY = re.compile(r"nic\.(?P<nic>[^.]+)\.(?P<what>link|forward)")
+#: Seconds for one command.
+_TIMEOUT = 5.0
+
+
+class NicKeys:
+    """``nic.NAME.link`` and ``nic.NAME.forward``."""
+
+    def concerns(self, key: str) -> bool:
+        """Whether it is one of these."""
+        return _KEY.fullmatch(key) is not None
+
+    def check(self, change: Change, unit: Unit, context: Context) -> None:
+        """New forwards must be possible; `NetworkError`."""
+        before, after = _of(context.hardware.unit, change.key), _of(unit, change.key)
+        for forward in _without(after.forward, before.forward):
+            check_forward(after.id, str(forward))
+
+    async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
+        """Set links, and add and remove forwards, until QEMU has confirmed each."""
+        for change in changes:
+            before, after = _of(context.hardware.unit, change.key), _of(unit, change.key)
+            if change.key.endswith(".link"):
+                up = after.link == "up"
+                await commands.set_link(context.monitor, f"nic-{after.id}", up=up, timeout=_TIMEOUT)
+            else:
+                await _forward(context.monitor, before, after)
+                self._note(after, context)
+        return {}
+
+    def _note(self, nic: NicSection, context: Context) -> None:
+        for known in context.hardware.summary.nics:
+            if known.id == nic.id:
+                context.hardware.replug(evolve(known, forward=tuple(map(str, nic.forward))))
+
+
+def _of(unit: Unit, key: str) -> NicSection:
+    name = key.split(".")[1]
+    return next(nic for nic in unit.nics if nic.id == name)
+
+
+def _without(forwards: Sequence[Forward], others: Sequence[Forward]) -> Iterator[Forward]:
+    return (forward for forward in forwards if forward not in others)
+
+
+async def _forward(monitor: Monitor, before: NicSection, after: NicSection) -> None:
+    """First what comes, then what goes: what is there in both is never interrupted."""
+    done: list[Forward] = []
+    try:
+        for forward in _without(after.forward, before.forward):
+            await add_forward(monitor, f"nic-{after.id}", forward)
+            done.append(forward)
+    except QsupError:
+        for forward in done:
+            await remove_forward(monitor, f"nic-{after.id}", forward)
+        raise
+    for forward in _without(before.forward, after.forward):
+        await remove_forward(monitor, f"nic-{after.id}", forward)
+
+
+async def add_forward(monitor: Monitor, netdev: str, forward: Forward) -> None:
+    """HMP ``hostfwd_add``.
+
+    Raises:
+        ChangeError: QEMU's words.
+    """
+    rule = f"{forward.protocol}:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
+    words = await commands.human_monitor_command(monitor, f"hostfwd_add {netdev} {rule}", timeout=_TIMEOUT)
+    if words.strip():
+        raise ChangeError(f"QEMU does not forward {forward}: {words.strip()[:300]}")
+
+
+async def remove_forward(monitor: Monitor, netdev: str, forward: Forward) -> None:
+    """HMP ``hostfwd_remove``.
+
+    Raises:
+        ChangeError: QEMU's words.
+    """
+    rule = f"{forward.protocol}:{forward.host_address}:{forward.host_port}"
+    words = await commands.human_monitor_command(monitor, f"hostfwd_remove {netdev} {rule}", timeout=_TIMEOUT)
+    if "removed" not in words and "not found" not in words:
+        raise ChangeError(f"QEMU still forwards {forward}: {words.strip()[:300]}")
