@@ -1,9 +1,11 @@
 """A journal on disk: JSON records, one a line, each there before `Journal.append` returns.
 
-Decides: when a record counts as written, and which are kept when the file has grown too large.
+Decides: when a record counts as written, that several which belong together are all there or none is, and which are
+kept when the file has grown too large.
 Must not: know what the records mean, beyond a key that says which of them replace each other.
 
-The first line is ``{"journal": 1}``, the format's version; the records have versions of their own. Whoever is killed
+The first line is ``{"journal": 1}``, the format's version; the records have versions of their own. Records that were
+written together are an array, on one line. Whoever is killed
 while writing leaves at worst a torn last line, which is left out at the next opening. A file with other damage is kept
 as ``NAME.damaged``, and what can be read of it goes on in a new one. One of a newer format is kept as ``NAME.newer``.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,15 @@ JournalRecord = dict[str, Any]
 
 
 class _Entry:
-    """One record on its way to the disk."""
+    """One record, or several that belong together, on the way to the disk."""
 
-    __slots__ = ("done", "error", "flush", "line", "record")
+    __slots__ = ("done", "error", "flush", "line", "records")
 
-    def __init__(self, record: JournalRecord, *, flush: bool) -> None:
-        self.record = record
+    def __init__(self, records: tuple[JournalRecord, ...], *, flush: bool) -> None:
+        self.records = records
         self.flush = flush
-        self.line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        line = records if len(records) > 1 else records[0]
+        self.line = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         self.done = False
         self.error: Exception | None = None
 
@@ -82,11 +85,12 @@ class Journal:
         """The last record of each key kept, oldest first."""
         return tuple(self._latest.values())
 
-    async def append(self, record: JournalRecord, *, flush: bool = True) -> None:
+    async def append(self, *records: JournalRecord, flush: bool = True) -> None:
         """Write one record, and return when it is on disk; callers that come together share one flush.
 
         Args:
-            flush: without it the record survives the daemon, and need not survive the machine.
+            records: of several a later daemon finds all or none, whenever this one is killed.
+            flush: without it they survive the daemon, and need not survive the machine.
 
         Cancelled while it waits for others, it may or may not have been written.
 
@@ -95,7 +99,7 @@ class Journal:
             HostError: the disk failed.
             ValueError: it is no JSON.
         """
-        entry = _Entry(record, flush=flush)
+        entry = _Entry(records, flush=flush)
         self._pending.append(entry)
         async with self._writing:
             if not entry.done:
@@ -106,7 +110,7 @@ class Journal:
                 for each in batch:
                     each.done, each.error = True, error
                     if error is None:
-                        self._remember(each.record)
+                        self._remember(each.records)
         if entry.error:
             raise entry.error
 
@@ -132,10 +136,10 @@ class Journal:
             raise
         self._size += len(data)
 
-    def _remember(self, record: JournalRecord) -> None:
-        key = self._key(record)
-        self._latest.pop(key, None)  # so that it moves to the end
-        self._latest[key] = record
+    def _remember(self, records: Iterable[JournalRecord]) -> None:
+        for key, record in [(self._key(record), record) for record in records]:
+            self._latest.pop(key, None)  # so that it moves to the end
+            self._latest[key] = record
         while len(self._latest) > self._keep:
             oldest = next((name for name, kept in self._latest.items() if not self._spare(kept)), None)
             if oldest is None:
@@ -172,18 +176,18 @@ class Journal:
     def _version(self, lines: list[bytes]) -> int:
         """The format's; what is no header is damage, to be read as a record and fail."""
         header = _parse(lines[0]) if lines else None
-        version = header.get("journal") if header else None
+        version = header[0].get("journal") if header else None
         if type(version) is int and version >= VERSION:
             return version
         lines.insert(0, b"")
         return VERSION
 
     def _read_line(self, line: bytes) -> bool:
-        record = _parse(line)
-        if record is None:
+        records = _parse(line)
+        if records is None:
             return False
         try:
-            self._remember(record)
+            self._remember(records)
         except (KeyError, TypeError):  # JSON, but no record of ours
             return False
         return True
@@ -214,9 +218,11 @@ class Journal:
             self._fd = -1
 
 
-def _parse(line: bytes) -> JournalRecord | None:
+def _parse(line: bytes) -> list[JournalRecord] | None:
+    """The records on a line; ``None`` for what is no line of a journal."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    records = value if isinstance(value, list) and value else [value]
+    return records if all(isinstance(record, dict) for record in records) else None

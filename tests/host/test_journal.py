@@ -118,9 +118,48 @@ def test_torn_last_line_is_left_out(tmp_path_factory: pytest.TempPathFactory, cu
     assert open_journal(path).records()[-1] == record(9)
 
 
+@given(cut=st.integers(min_value=0))
+def test_records_that_belong_together_are_all_there_or_none(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    """Wherever the writer was killed, also in the middle of one of them; rewriting the file keeps each by its key."""
+    path = tmp_path_factory.getbasetemp() / "together.jsonl"
+    path.unlink(missing_ok=True)
+
+    async def write() -> None:
+        journal = open_journal(path)
+        await journal.append(record(0))
+        await journal.append(record(1), record(2, "running", 100), record(3))
+        journal.close()
+
+    trio.run(write)
+    whole = path.read_bytes()
+    first = whole.index(b"[")
+    path.write_bytes(whole[: first + cut % (len(whole) - first + 1)])
+    torn = path.stat().st_size < len(whole)
+    journal = open_journal(path)
+    assert [each["id"] for each in journal.records()] == (["op0"] if torn else ["op0", "op1", "op2", "op3"])
+    assert journal.damage == ""
+
+    async def go_on() -> None:
+        await journal.append(record(0, "succeeded"), record(9))
+        journal.close()
+
+    trio.run(go_on)
+    assert open_journal(path).records()[-2:] == (record(0, "succeeded"), record(9))
+
+
 @pytest.mark.parametrize(
     "middle",
-    [b"{", b"\xff\xfe", b"[1]", b'{"no": "id"}', b"[" * 10_000, b"\0" * 4096],
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[1]",
+        b"[]",
+        b'[{"id": "op8"}, {}]',
+        b'[{"id": "op8"}, 1]',
+        b'{"no": "id"}',
+        b"[" * 10_000,
+        b"\0" * 4096,
+    ],
     ids=lambda value: repr(value[:4]),
 )
 async def test_damage_is_kept_aside(path: Path, middle: bytes) -> None:
