@@ -1,13 +1,13 @@
 """Every VM of one daemon: which there are, what may be asked of each, and how the daemon begins and ends.
 
-Decides: which instances exist (units, and what runs), and whether a request may begin.
+Decides: which instances exist (units, and what runs); whether a request may begin, `qsup.order.requests` does.
 Must not: know the inside of a VM's life; its driver does. Nothing here waits for a VM, except who asked to.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -16,17 +16,18 @@ from attrs import evolve
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import DeniedError, DependencyError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
+from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
-from qsup.instance.operation import KeyUse, Operation
+from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
-from qsup.instance.state import Request, State, Verdict, judge
+from qsup.instance.state import Request, State
+from qsup.order.requests import PREEMPTING, Requests
 from qsup.order.shutdown import STOP_ALL, Shutdown
 from qsup.order.standing import is_there
-from qsup.order.transaction import Step, Transactions, check_free
+from qsup.order.transaction import STARTING, Transactions
 from qsup.order.turns import Turns
 from qsup.unit.compare import compare
 from qsup.unit.files import template_of
@@ -42,8 +43,6 @@ _log = structlog.get_logger()
 _ADOPTION_WAIT, _MONITOR_WAIT = 2.0, 0.5
 #: Seconds before a driver that failed by a bug of ours takes its VM over again.
 _DRIVER_RESTART_DELAY = 1.0
-#: Requests that may overtake the operation that holds a VM.
-_PREEMPTING = frozenset({Request.STOP, Request.KILL})
 #: Requests that have a VM stop.
 _NONE: Mapping[str, Any] = {}
 _STOPPING = frozenset({Request.STOP, Request.KILL, Request.RESTART})
@@ -73,6 +72,7 @@ class Supervisor:
         self._services = evolve(services, turns=self._turns)
         self._transactions = Transactions(self._drivers, self._services, self._turns, self._add)
         self._shutdown = Shutdown(self._drivers, self._services, self._transactions, seconds=shutdown_timeout)
+        self._requests = Requests(self._services, self._transactions, self._shutdown, self._find)
 
     # the daemon's life
 
@@ -175,8 +175,7 @@ class Supervisor:
             except QsupError as error:
                 _log.warning("operation given up", instance=operation.target, operation=operation.id, why=error.message)
                 operations.finish(operation.id, error=error)
-        starting = (Request.START, Request.RESTART)
-        self._turns.start_together(left.operation for _, left in taken if left.request in starting)
+        self._turns.start_together(left.operation for _, left in taken if left.request in STARTING)
         stopping = {driver.name for driver, left in taken if left.request in _STOPPING}
         for driver, left in taken:
             driver.resume(evolve(left, waits=not stopping.isdisjoint(self._turns.graph.later(driver.name))))
@@ -207,7 +206,7 @@ class Supervisor:
         except ValueError:
             raise unknown(operation.kind, name) from None
         driver = self._drivers.get(name)
-        if driver is None and request in _PREEMPTING:
+        if driver is None and request in PREEMPTING:
             # a VM without a unit that has no run directory any more, either: it is down
             self._services.operations.finish(operation.id, result={"changed": True})
             return None
@@ -218,7 +217,7 @@ class Supervisor:
             timeout=operation.timeout,
             sent=operation.sent,
         )
-        return driver or self._new_driver(name, request), left
+        return self._find(name, request), left
 
     async def _autostart(self) -> None:
         names: list[str] = []
@@ -299,45 +298,24 @@ class Supervisor:
             DependencyError: what it requires, conflicts with or is ordered by does not allow it.
             NoSpaceError: the operation could not be written ahead.
         """
-        operations = self._services.operations
-        starts = request in (Request.START, Request.RESTART)
-        read = await self._transactions.read([name]) if starts else {}
-        # from here on nothing else comes in between, until the operation holds the VM
-        known = operations.repeated(uid, idempotency_key, request.value, name, timeout, arguments)
-        if known is not None:
-            return known
-        if starts and self._shutdown.is_under_way:
-            hint = "`qsupctl operations` shows how far that is"
-            raise DeniedError("all VMs are being stopped", instance=name, hint=hint)
-        driver = self._drivers.get(name) or self._new_driver(name, request)
-        holder = driver.holder
-        if holder is not None and request in _PREEMPTING and holder.request in (request, Request.KILL):
-            # a stop joins a kill, and never softens it
-            use = KeyUse(uid=uid, key=idempotency_key, kind=request.value, timeout=timeout)
-            return await operations.join(holder.operation, use)
-        if request not in _PREEMPTING:
-            check_free(driver, request)
-        judgement = judge(driver.state, request)
-        if judgement.verdict is Verdict.DENIED:
-            raise DeniedError(f"cannot {request.value}: {judgement.reason}", instance=name, hint=judgement.hint)
-        asked = Step(name=name, request=request, timeout=timeout, key=idempotency_key, arguments=arguments)
-        if judgement.verdict is Verdict.NEEDLESS:
-            (operation,) = await self._transactions.begin([asked], {}, uid=uid)
-            return operation
-        try:
-            steps = self._transactions.along(name, request, read)
-        except DependencyError as error:
-            error.instance = error.instance or name
-            raise
-        return (await self._transactions.begin([*steps, asked], read, uid=uid))[-1]
+        use = KeyUse(uid=uid, key=idempotency_key, kind=request.value, timeout=timeout, arguments=arguments)
+        begun = await self._requests.begin([name], use)
+        for error in begun.refused.values():
+            raise error
+        (operation,) = begun.operations
+        return operation
+
+    async def request_all(self, names: Sequence[str], use: KeyUse) -> Begun:
+        """Begin a power verb of several VMs as one; see `qsup.order.requests`."""
+        return await self._requests.begin(names, use)
 
     async def stop_all(self, *, uid: int, timeout: float | None, idempotency_key: str = "") -> Operation:
         """Stop every VM that runs, in order, and kill what is left after a time; see `qsup.order.shutdown`."""
         return await self._shutdown.begin(uid=uid, timeout=timeout, key=idempotency_key)
 
-    def _new_driver(self, name: str, request: Request) -> Driver:
+    def _find(self, name: str, request: Request) -> Driver:
         """An instance of a template, or a unit that came after the last reload, exists from its first start on."""
-        if request not in (Request.START, Request.RESTART):
+        if name in self._drivers or request not in STARTING:
             return self.driver(name)
         try:
             return self._add(self._store.read(name))

@@ -7,6 +7,7 @@ Must not: carry it out, or write it to disk (`qsup.instance.operations` keeps th
 from __future__ import annotations
 
 import enum
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +27,28 @@ class OperationState(enum.Enum):
 
 @frozen(kw_only=True)
 class KeyUse:
-    """An ``Idempotency-Key`` and the request that it came with: a caller's, of a kind, with its timeout."""
+    """An ``Idempotency-Key`` and the request that it came with: a caller's, of a kind, with all that it asked for."""
 
     uid: int
     key: str
     kind: str
     timeout: float | None
+    arguments: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class Batch:
+    """What one request began on several VMs; kept with the first of its operations.
+
+    Args:
+        names: the VMs, as they were named.
+        operations: ids, in that order, of those VMs for which there is one.
+        refused: why there is none, by name.
+    """
+
+    names: tuple[str, ...]
+    operations: tuple[str, ...]
+    refused: Mapping[str, QsupError]
 
 
 @frozen(kw_only=True)
@@ -55,6 +72,7 @@ class Operation:
         joined: the keys of later requests that this operation answers, too.
         arguments: what was asked for besides, JSON values.
         pending: QEMU has taken it and the guest has to fulfil it; it holds the VM no more.
+        batch: the rest of what its own request began, where that named several VMs and this is the first.
     """
 
     id: str
@@ -74,16 +92,46 @@ class Operation:
     joined: tuple[KeyUse, ...] = ()
     arguments: Mapping[str, Any] = field(factory=dict)
     pending: bool = False
+    batch: Batch | None = None
 
     @property
     def key_uses(self) -> tuple[KeyUse, ...]:
         """Every key that stands for it."""
         if not self.idempotency_key:
             return self.joined
-        own = KeyUse(uid=self.requested_by, key=self.idempotency_key, kind=self.kind, timeout=self.timeout)
+        own = KeyUse(
+            uid=self.requested_by,
+            key=self.idempotency_key,
+            kind=self.kind,
+            timeout=self.timeout,
+            arguments=self.arguments,
+        )
         return (own, *self.joined)
+
+    def batch_of(self, use: KeyUse) -> Batch | None:
+        """All that the request began which came with one of its keys; ``None``: this operation alone."""
+        own = (use.uid, use.key) == (self.requested_by, self.idempotency_key)
+        return self.batch if own else None
 
     @property
     def is_final(self) -> bool:
         """Whether it can change no more."""
         return self.state is not OperationState.RUNNING
+
+
+def new_id() -> str:
+    """For an operation that is to be: a UUID's 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+@frozen(kw_only=True)
+class Begun:
+    """What came of a request of one VM or several.
+
+    Args:
+        operations: one for each VM that was not refused, in the order in which they were named.
+        refused: the others, and why nothing was begun on them.
+    """
+
+    operations: tuple[Operation, ...]
+    refused: Mapping[str, QsupError] = field(factory=dict)

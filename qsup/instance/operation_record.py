@@ -14,7 +14,7 @@ from attrs import field, frozen
 from qsup.errors import QsupError
 from qsup.host import codec
 from qsup.host.records import LATEST, within
-from qsup.instance.operation import KeyUse, Operation, OperationState
+from qsup.instance.operation import Batch, KeyUse, Operation, OperationState
 
 
 class RecordedError(QsupError):
@@ -53,6 +53,26 @@ class ErrorRecord:
 
 
 @frozen(kw_only=True)
+class BatchRecord:
+    """A `Batch` in plain values."""
+
+    names: tuple[str, ...]
+    operations: tuple[str, ...]
+    refused: Mapping[str, ErrorRecord]
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchRecord:
+        """Take a batch apart."""
+        refused = {name: ErrorRecord.of(error) for name, error in batch.refused.items()}
+        return cls(names=batch.names, operations=batch.operations, refused=refused)
+
+    def batch(self) -> Batch:
+        """Put it together again."""
+        refused = {name: RecordedError(error) for name, error in self.refused.items()}
+        return Batch(names=self.names, operations=self.operations, refused=refused)
+
+
+@frozen(kw_only=True)
 class OperationRecord:
     """An `Operation` in plain values; none that is kept can be cancelled."""
 
@@ -75,6 +95,7 @@ class OperationRecord:
     joined: tuple[KeyUse, ...]
     arguments: Mapping[str, Any]
     pending: bool
+    batch: BatchRecord | None
 
     @classmethod
     def of(cls, operation: Operation) -> OperationRecord:
@@ -96,6 +117,7 @@ class OperationRecord:
             joined=operation.joined,
             arguments=operation.arguments,
             pending=operation.pending,
+            batch=None if operation.batch is None else BatchRecord.of(operation.batch),
         )
 
     def operation(self) -> Operation:
@@ -121,4 +143,5 @@ class OperationRecord:
             joined=self.joined,
             arguments=self.arguments,
             pending=self.pending,
+            batch=None if self.batch is None else self.batch.batch(),
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from attrs import evolve
 
 from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, OverloadedError, QsupError
 from qsup.host import codec
-from qsup.instance.operation import KeyUse, Operation, OperationState
+from qsup.instance.operation import Batch, Begun, KeyUse, Operation, OperationState, new_id
 from qsup.instance.operation_record import OperationRecord
 
 _log = structlog.get_logger()
@@ -43,8 +42,8 @@ _INSTEAD = {
 class Journal(Protocol):
     """Where records go before anything is done."""
 
-    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
-        """Write a record, to outlive the machine with ``flush`` and this process without; `NoSpaceError`."""
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
+        """Write records, all or none, to outlive the machine with ``flush``, this process without; `NoSpaceError`."""
 
 
 class OperationTable:
@@ -117,10 +116,24 @@ class OperationTable:
             del self._operations[oldest.id]
             self._forget_keys(oldest)
 
+    def repeated_all(self, names: Sequence[str], use: KeyUse) -> Begun | None:
+        """What a request of these VMs began that the same caller made with the same key; see `repeated`."""
+        known = self.repeated(use.uid, use.key, use.kind, " ".join(names), use.timeout, use.arguments)
+        if known is None:
+            return None
+        batch = known.batch_of(use)
+        if batch is None:
+            return Begun(operations=(known,))
+        kept = (self._operations[each] for each in batch.operations if each in self._operations)
+        return Begun(operations=tuple(kept), refused=batch.refused)
+
     def repeated(
         self, uid: int, key: str, kind: str, target: str, timeout: float | None, arguments: Mapping[str, Any] = _NONE
     ) -> Operation | None:
         """The operation that the same caller began with the same key, if any; a key is known as long as its operation.
+
+        Args:
+            target: the VM, or several with spaces between them.
 
         Raises:
             KeyReusedError: the key was used for something else.
@@ -129,13 +142,14 @@ class OperationTable:
         if known is None:
             return None
         use = next(use for use in known.key_uses if (use.uid, use.key) == (uid, key))
-        # what a request joined that had arguments of its own was another request
-        if (use.kind, known.target, use.timeout, known.arguments) != (kind, target, timeout, arguments):
-            given = f" of {known.target}" if known.target else ""
+        batch = known.batch_of(use)
+        about = known.target if batch is None else " ".join(batch.names)
+        if (use.kind, about, use.timeout, use.arguments) != (kind, target, timeout, arguments):
+            given = f" of {about}" if about else ""
             given += "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
             raise KeyReusedError(
                 f"the Idempotency-Key was used for {use.kind}{given} (operation {known.id})",
-                instance=target,
+                instance="" if " " in target else target,
                 hint="use a new key for each request, and repeat a request as it was",
                 operation=known.id,
             )
@@ -176,11 +190,13 @@ class OperationTable:
         key: str = "",
         timeout: float | None = None,
         arguments: Mapping[str, Any] = _NONE,
+        batch: Batch | None = None,
+        id: str = "",
     ) -> Operation:
         """A new operation, known from now on but not yet recorded (see `record`)."""
         now = time.time()
         operation = Operation(
-            id=uuid.uuid4().hex,
+            id=id or new_id(),
             kind=kind,
             target=target,
             state=OperationState.RUNNING,
@@ -191,17 +207,18 @@ class OperationTable:
             idempotency_key=key,
             timeout=timeout,
             arguments=arguments,
+            batch=batch,
         )
         self._keep(operation)
         return operation
 
-    async def record(self, operation_id: str) -> None:
-        """Make the operation durable as it is now.
+    async def record(self, *operation_ids: str) -> None:
+        """Make operations durable as they are now: all of them or none, however soon the daemon dies.
 
         Raises:
             NoSpaceError: the file system is full.
         """
-        await self._journal.append(codec.encode(OperationRecord.of(self.get(operation_id))))
+        await self._journal.append(*(codec.encode(OperationRecord.of(self.get(each))) for each in operation_ids))
 
     async def sending(self, operation_id: str) -> bool:
         """Write down that a command is about to be sent for it that must not be sent twice.

@@ -1,8 +1,8 @@
 """What a request brings along on other VMs, begun as one.
 
-Decides: which VMs are started, stopped or restarted with one that somebody named, and that either all of these
+Decides: which VMs are started, stopped or restarted with those that somebody named, and that either all of these
 operations are on record before anything is done, or none is begun.
-Must not: judge the request itself (the supervisor does), or wait until anything has been done.
+Must not: judge the request itself (`qsup.order.requests` does), or wait until anything has been done.
 
 As in systemd: a start brings along what the VM requires and wants, and stops what it conflicts with; a stop and a
 restart bring along whoever requires the VM. A kill is of one VM alone.
@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-import trio
 from attrs import field, frozen
 
 from qsup.errors import BusyError, DeniedError, DependencyError, QsupError
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Asked
-from qsup.instance.operation import Operation
+from qsup.instance.operation import Batch, Operation, new_id
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
 from qsup.instance.state import Request, State, Verdict, judge
@@ -33,19 +32,23 @@ from qsup.unit.model import UnitSection
 
 _log = structlog.get_logger()
 
+#: Requests that have a VM start.
+STARTING = frozenset({Request.START, Request.RESTART})
 #: What was read of units: each, or why it could not be.
 Read = Mapping[str, LoadedUnit | QsupError]
 
 
 @frozen(kw_only=True)
 class Step:
-    """One operation of several that belong together."""
+    """One operation of several that belong together; ``operation`` is its id."""
 
     name: str
     request: Request
     timeout: float | None = None
     key: str = ""
     arguments: Mapping[str, Any] = field(factory=dict)
+    batch: Batch | None = None
+    operation: str = field(factory=new_id)
 
 
 class Transactions:
@@ -71,7 +74,7 @@ class Transactions:
         asked = tuple(roots)
         found: dict[str, LoadedUnit | QsupError] = {}
         queue = deque(asked)
-        while queue and len(found) <= MAX_PULLED:
+        while queue and len(found) <= MAX_PULLED + len(asked):
             name = queue.popleft()
             driver = self._drivers.get(name)
             if name in found or (name not in asked and driver is not None and is_there(driver)):
@@ -84,22 +87,24 @@ class Transactions:
                 queue.extend((*loaded.unit.unit.requires, *loaded.unit.unit.wants))
         return found
 
-    def along(self, name: str, request: Request, read: Read) -> list[Step]:
-        """What this request of one VM brings along on others.
+    def along(self, names: Sequence[str], request: Request, read: Read) -> list[Step]:
+        """What this request of one VM or several brings along on others.
 
         Raises:
-            DependencyError, BusyError: other VMs do not allow it.
-            UnitError, NoSuchUnit: it is to be restarted, and its unit cannot be read.
+            DependencyError, BusyError: other VMs do not allow it, or these do not each other.
+            UnitError, NoSuchUnit: one is to be restarted, and its unit cannot be read.
         """
-        steps: list[Step] = []
-        if request is Request.RESTART and isinstance(unreadable := read.get(name), QsupError):
-            raise unreadable  # before anything is stopped that goes along
+        steps, named = list[Step](), set(names)
+        for unreadable in (read.get(name) for name in names if request is Request.RESTART):
+            if isinstance(unreadable, QsupError):
+                raise unreadable  # before anything is stopped that goes along
         # a unit that cannot be read brings nothing along: the start will say why it cannot
-        if request in (Request.START, Request.RESTART) and isinstance(read.get(name), LoadedUnit):
-            steps += (step for step in self.with_start([name], read) if step.name != name)
+        roots = [name for name in names if isinstance(read.get(name), LoadedUnit)]
+        if request in STARTING and roots:
+            steps += (step for step in self.with_start(roots, read) if step.name not in named)
         if request in (Request.STOP, Request.RESTART):
-            named = {step.name for step in steps}
-            steps += (step for step in self._with_stop(name, request) if step.name not in named)
+            brought = {step.name for step in steps}
+            steps += (step for step in self._with_stop(names, request) if step.name not in brought)
         return steps
 
     def with_start(self, roots: Sequence[str], read: Read) -> list[Step]:
@@ -185,14 +190,14 @@ class Transactions:
             Step(name=name, request=Request.STOP) for name in sorted(stopped) if not is_stopping(self._drivers[name])
         ]
 
-    def _with_stop(self, name: str, request: Request) -> list[Step]:
-        """The steps that a stop or a restart of one VM brings along: the same for all that run and require it.
+    def _with_stop(self, names: Iterable[str], request: Request) -> list[Step]:
+        """The steps that a stop or a restart of these brings along: the same for all that run and require one of them.
 
         Raises:
             BusyError: another operation holds one that is to be restarted.
         """
         steps = []
-        for other in self._turns.graph.requirers([name]):
+        for other in self._turns.graph.requirers(names):
             driver = self._drivers.get(other)
             if driver is None or not is_up(driver) or is_stopping(driver):
                 continue
@@ -212,29 +217,19 @@ class Transactions:
     async def begin(self, steps: Sequence[Step], read: Read, *, uid: int) -> list[Operation]:
         """Begin all these operations: each holds its VM, is on record, and is then handed to its driver.
 
-        The last step is the one that was asked for: once it is on record, so are the others.
+        They are put on record together, so that a daemon which dies has accepted all of them or none.
 
         Raises:
-            NoSpaceError: one could not be written ahead; none was begun. Stops are begun all the same.
+            NoSpaceError: they could not be written ahead; none was begun. Stops alone are begun all the same.
         """
         begun = [self._hold(step, read, uid) for step in steps]
-        recorded: set[str] = set()
         try:
-            async with trio.open_nursery() as nursery:
-                for driver, operation, step in begun[:-1]:
-                    nursery.start_soon(self._record, driver, operation, step, recorded)
-            for driver, operation, step in begun[-1:]:
-                await self._record(driver, operation, step, recorded)
+            await self._record(begun)
         except BaseException as error:
-            failure = _only(error)
             for driver, operation, _ in begun:
-                self._take_back(driver, operation, failure, known=operation.id in recorded)
-            if failure is error:
-                raise
-            raise failure from None
-        starting = (Request.START, Request.RESTART)
-        starts = [operation.id for _, operation, step in begun if step.request in starting]
-        self._turns.start_together(starts)
+                self._take_back(driver, operation, error)
+            raise
+        self._turns.start_together(operation.id for _, operation, step in begun if step.request in STARTING)
         for driver, operation, step in begun:
             loaded = read.get(step.name)
             known = loaded if isinstance(loaded, LoadedUnit) else None
@@ -249,28 +244,34 @@ class Transactions:
             driver.set_unit(loaded)
         assert driver is not None, "what is to be begun is known, or was read"
         operation = self._services.operations.begin(
-            step.request.value, step.name, uid=uid, key=step.key, timeout=step.timeout, arguments=step.arguments
+            step.request.value,
+            step.name,
+            uid=uid,
+            key=step.key,
+            timeout=step.timeout,
+            arguments=step.arguments,
+            batch=step.batch,
+            id=step.operation,
         )
         driver.hold(Holder(operation=operation.id, request=step.request, timeout=step.timeout))
         _log.info("operation begun", instance=step.name, operation=operation.id, kind=step.request.value, uid=uid)
         return driver, operation, step
 
-    async def _record(self, driver: Driver, operation: Operation, step: Step, recorded: set[str]) -> None:
-        """Write the operation ahead. A full disk must not keep anyone from stopping a VM."""
+    async def _record(self, begun: Sequence[tuple[Driver, Operation, Step]]) -> None:
+        """Write the operations ahead. A full disk must not keep anyone from stopping a VM."""
         try:
-            await self._services.operations.record(operation.id)
+            if begun:
+                await self._services.operations.record(*(operation.id for _, operation, _ in begun))
         except QsupError as error:
-            if step.request in (Request.STOP, Request.KILL):
+            if not all(step.request in (Request.STOP, Request.KILL) for _, _, step in begun):
+                raise
+            for driver, operation, _ in begun:
                 _log.error("operation not recorded", instance=driver.name, operation=operation.id, why=str(error))
-                return
-            error.instance = driver.name
-            raise
-        recorded.add(operation.id)
 
-    def _take_back(self, driver: Driver, operation: Operation, failure: BaseException, *, known: bool) -> None:
-        """Nothing has been done for it; of one that is on record the next daemon is to know that it has ended."""
-        if known:
-            words = failure.message if isinstance(failure, QsupError) else "the request was given up"
+    def _take_back(self, driver: Driver, operation: Operation, failure: BaseException) -> None:
+        """Nothing has been done for it. It may be on record unless that failed; the next daemon is to know it ended."""
+        if not isinstance(failure, QsupError):
+            words = "the request was given up"
             self._services.operations.finish(operation.id, error=QsupError(words, instance=driver.name))
         elif not self._services.operations.get(operation.id).is_final:
             self._services.operations.discard(operation.id)
@@ -287,10 +288,3 @@ def check_free(driver: Driver, request: Request) -> None:
             hint="wait for it, or stop or kill the VM",
             operation=holder.operation,
         )
-
-
-def _only(error: BaseException) -> BaseException:
-    """The first of a group's errors."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -19,7 +19,8 @@ from attrs import field, frozen
 from qsup.errors import DependencyError, QsupError
 from qsup.unit.model import UnitSection
 
-#: VMs that one start pulls in at most: a template can name ever further instances of itself.
+#: VMs that one start comes to at most, for each further one that is named one more: a template can name ever further
+#: instances of itself.
 MAX_PULLED = 1000
 
 
@@ -221,7 +222,7 @@ class _Pull:
             name = queue.popleft()
             if name in self._units or name in self._bad:
                 continue
-            if len(self._units) == MAX_PULLED:
+            if len(self._units) == MAX_PULLED + len(roots) - 1:
                 raise DependencyError(f"this start would pull in more than {MAX_PULLED} VMs")
             try:
                 unit = self._units[name] = find(name)

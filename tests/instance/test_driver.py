@@ -26,7 +26,7 @@ from qsup.unit.model import ServiceSection, Unit
 class _Memory:
     """A journal that keeps nothing."""
 
-    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
         """Forget it."""
 
 

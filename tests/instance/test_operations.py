@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 
-from qsup.errors import KeyReusedError, NoSpaceError, OverloadedError, QsupError
+from qsup.errors import KeyReusedError, NoSpaceError, NoSuchInstance, OverloadedError, QsupError
 from qsup.host.journal import Journal
-from qsup.instance.operation import KeyUse, Operation, OperationState
+from qsup.instance.operation import Batch, Begun, KeyUse, Operation, OperationState
 from qsup.instance.operations import JOINED, KEPT, OperationTable
 
 
 class _Memory:
     """A journal that keeps nothing."""
 
-    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
         """Forget it."""
 
 
@@ -59,13 +60,14 @@ class _Lines:
         self.flushed: list[bool] = []
         self.full = False
 
-    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
         """Keep it, or be full."""
         await trio.lowlevel.checkpoint()
         if self.full:
             raise NoSpaceError("No space left on device")
-        self.kept[record["id"]] = record
-        self.flushed.append(flush)
+        for record in records:
+            self.kept[record["id"]] = record
+            self.flushed.append(flush)
 
     def later(self) -> OperationTable:
         """What the next daemon makes of it."""
@@ -90,6 +92,44 @@ async def test_a_key_is_known_to_the_next_daemon() -> None:
             with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 5 s") as refused:
                 known.repeated(7, "one", kind, target, timeout)
             assert (refused.value.status, refused.value.details["operation"]) == (422, first.id)
+
+
+async def test_a_key_of_a_request_of_several_vms_is_known_to_the_next_daemon() -> None:
+    """It gets all the operations that the first request began, and the refusals in the same words."""
+    journal = _Lines()
+    table = OperationTable(journal)
+    names, use = ("db", "gone", "web"), KeyUse(uid=7, key="one", kind="start", timeout=None)
+    batch = Batch(names=names, operations=("a" * 32, "b" * 32), refused={"gone": NoSuchInstance("no unit", hint="?")})
+    table.begin("start", "db", uid=7, key="one", id="a" * 32, batch=batch)
+    table.begin("start", "web", uid=7, id="b" * 32)
+    await table.record("a" * 32, "b" * 32)
+    later = journal.later()
+    for known in (table, later):
+        found = known.repeated_all(names, use)
+        assert found is not None
+        assert [operation.target for operation in found.operations] == ["db", "web"]
+        (refused,) = found.refused.values()
+        assert (refused.code, refused.message, refused.hint) == (NoSuchInstance.code, "no unit", "?")
+        for others in (("db", "web"), ("web", "gone", "db"), ("db",)):
+            with pytest.raises(KeyReusedError, match="was used for start of db gone web"):
+                known.repeated_all(others, use)
+        with pytest.raises(KeyReusedError):
+            known.repeated(7, "one", "start", "db", None)
+        assert known.repeated_all(names, evolve(use, uid=8)) is None
+    del table._operations["b" * 32]
+    found = table.repeated_all(names, use)
+    assert found is not None
+    assert [operation.target for operation in found.operations] == ["db"]
+
+
+async def test_a_request_of_one_vm_is_the_same_by_either_way() -> None:
+    """Named alone among several that could be, or by the route that is about one."""
+    table = OperationTable(_Memory())
+    operation = table.begin("stop", "web", uid=7, key="one")
+    use = KeyUse(uid=7, key="one", kind="stop", timeout=None)
+    assert table.repeated_all(["web"], use) == Begun(operations=(operation,))
+    await table.join(operation.id, evolve(use, key="two"))
+    assert table.repeated_all(["web"], evolve(use, key="two")) == Begun(operations=(table.get(operation.id),))
 
 
 def open_journal(path: Path) -> Journal:

@@ -38,17 +38,22 @@ class Journal:
 
     Args:
         room: how many records it takes.
+
+    Attributes:
+        written: how many came together, each time.
     """
 
     def __init__(self, room: float = float("inf")) -> None:
         self.records: list[dict[str, Any]] = []
+        self.written: list[int] = []
         self.room = room
 
-    async def append(self, record: dict[str, Any], *, flush: bool = True) -> None:
-        """Keep one; `NoSpaceError` when it is full."""
-        if len(self.records) >= self.room:
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
+        """Keep all; `NoSpaceError` when there is no room for them."""
+        if len(self.records) + len(records) > self.room:
             raise NoSpaceError("could not write: No space left on device")
-        self.records.append(record)
+        self.records.extend(records)
+        self.written.append(len(records))
 
 
 def _unused(*_arguments: Any, **_named: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from qsup.unit.compare import compare, needs_restart
-from qsup.unit.model import Applies, Unit, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
 from qsup.unit.write import values_of
 from tests.unit.strategies import tables
@@ -98,13 +98,3 @@ def test_a_restart_is_needed_where_a_key_needs_one() -> None:
     """What the daemon alone acts on needs none."""
     assert not needs_restart(compare(Unit(), unit_from_values({"service": {"restart": "always"}})))
     assert needs_restart(compare(Unit(), unit_from_values({"memory": {"size": "1G"}})))
-
-
-def test_no_key_claims_to_be_changed_while_a_guest_runs() -> None:
-    """Nothing carries that out yet."""
-
-    def applies(cls: type[Any]) -> set[Applies]:
-        nested = (applies(inner) for _, inner, _ in sections_of(cls).values())
-        return {facts.applies for _, facts in keys_of(cls).values()}.union(*nested)
-
-    assert applies(Unit) == {Applies.SUPERVISOR, Applies.RESTART}
