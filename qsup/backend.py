@@ -21,7 +21,7 @@ from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
-from qsup.instance.operation import Operation
+from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request, State
 from qsup.instance.view import EventRecord, InstanceView, StatsView
@@ -96,6 +96,10 @@ class DaemonBackend:
     def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
         """What QEMU has of devices, and the room that is left; see `qsup.access.devices`."""
         return access.devices(self._supervisor.driver(name))
+
+    async def request_all(self, names: Sequence[str], use: KeyUse) -> Begun:
+        """Begin a power verb of several VMs; see `Supervisor.request_all`."""
+        return await self._supervisor.request_all(names, use)
 
     async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
         """Stop every VM; see `Supervisor.stop_all`."""

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from qsup.errors import Diagnostic
-from qsup.instance.operation import Operation
+from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relations
@@ -87,6 +87,12 @@ class Backend(Protocol):
     def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
         """What QEMU has of devices, with the entries of the unit that they are for, and how much room is left for more;
         `DeniedError` while the VM does not run.
+        """
+
+    async def request_all(self, names: Sequence[str], use: KeyUse) -> Begun:
+        """Begin a power verb of several VMs, each named once, as one transaction.
+
+        Raises `DependencyError` where they exclude each other; what concerns one VM alone is refused by its name.
         """
 
     async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:

@@ -29,6 +29,10 @@ PNG = "image/png"
 
 #: The power verbs: ``POST /v1/instances/{instance}/{verb}`` answers 202 with an operation.
 POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "powerdown", "nmi", "reset-failed")
+#: Those whose order counts among VMs that are named together: ``POST /v1/{verb}`` answers 202 with their operations.
+ORDERED_VERBS = ("start", "stop", "restart")
+#: Most VMs that one request may name.
+NAMES_MAX = 1000
 
 # exit codes, as systemctl(1) and LSB use them
 EXIT_OK = 0

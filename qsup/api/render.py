@@ -14,7 +14,7 @@ from typing import Literal, cast
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
-from qsup.instance.operation import Operation
+from qsup.instance.operation import Begun, Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
 from qsup.plan.hotplug import Slots
@@ -192,6 +192,14 @@ def operation(value: Operation, request_id: str) -> wire.Operation:
         "cancellable": value.cancellable,
         "result": None if value.result is None else dict(value.result),
         "error": None if value.error is None else failure(value.error, request_id),
+    }
+
+
+def begun(value: Begun, request_id: str) -> wire.BegunOperations:
+    """What came of a request of several VMs."""
+    return {
+        "operations": [operation(each, request_id) for each in value.operations],
+        "refused": {name: failure(error, request_id) for name, error in value.refused.items()},
     }
 
 

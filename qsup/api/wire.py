@@ -325,6 +325,23 @@ class PowerRequest(TypedDict, total=False):
     timeout: float
 
 
+class NamesRequest(TypedDict):
+    """VMs, each named once, at most 1000. ``timeout``: seconds, in place of each unit's for this stop."""
+
+    names: list[str]
+    timeout: NotRequired[float]
+
+
+class BegunOperations(TypedDict):
+    """``operations``: one for each VM that was not refused, in the order in which they were named.
+
+    ``refused``: by name, why nothing is done on the others.
+    """
+
+    operations: list[Operation]
+    refused: dict[str, Problem]
+
+
 class StopAllRequest(TypedDict, total=False):
     """``timeout``: seconds until what is left is killed, in place of the daemon's ``shutdown-timeout``."""
 

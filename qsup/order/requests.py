@@ -173,7 +173,7 @@ def _named(lot: _Lot, use: KeyUse) -> list[Step]:
     if not steps:
         return []
     batch = None
-    if len(lot.names) > 1:
+    if use.key and len(lot.names) > 1:
         ids = {step.name: step.operation for step in steps} | lot.joined
         kept = tuple(ids[name] for name in lot.names if name in ids)
         batch = Batch(names=tuple(lot.names), operations=kept, refused=lot.refused)

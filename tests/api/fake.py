@@ -22,6 +22,7 @@ from qsup.errors import (
     AgentUnavailable,
     BusyError,
     DeniedError,
+    DependencyError,
     Diagnostic,
     NoSuchInstance,
     NoSuchOperation,
@@ -34,7 +35,7 @@ from qsup.errors import (
 )
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
-from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
@@ -164,6 +165,7 @@ class FakeBackend:
         changes: what differs between VMs and their units.
         held: names of VMs whose operations end by `finish` only.
         sections: what VMs' units say of others.
+        excluded: names of VMs that cannot be begun together.
         deaf: names of VMs whose guests do not shut down in time when all are stopped.
         timeouts: what each request carried as its timeout, by operation.
         calls: raw QMP and agent calls that were made.
@@ -182,6 +184,7 @@ class FakeBackend:
         self.held: set[str] = set()
         self.sections: dict[str, UnitSection] = {}
         self.deaf: set[str] = set()
+        self.excluded: set[str] = set()
         self.timeouts: dict[str, float | None] = {}
         self.arguments: dict[str, Mapping[str, Any]] = {}
         self.calls: list[tuple[str, str, object, float]] = []
@@ -192,6 +195,7 @@ class FakeBackend:
         self.waiting = 0
         self.log_followers: list[trio.MemorySendChannel[str]] = []
         self._operations: dict[str, Operation] = {}
+        self._begun: dict[tuple[int, str], Begun] = {}
         self._finished: dict[str, trio.Event] = {}
 
     def set_state(self, name: str, state: State, **changes: Any) -> None:
@@ -261,6 +265,22 @@ class FakeBackend:
             self.views[name] = evolve(view, operation=operation.id)
             return operation
         return self.finish(operation.id)
+
+    async def request_all(self, names: Sequence[str], use: KeyUse) -> Begun:
+        """Each by itself, all or none by `excluded`, and kept for a repetition."""
+        if use.key and (use.uid, use.key) in self._begun:
+            begun = self._begun[use.uid, use.key]
+            return evolve(begun, operations=tuple(self.operation(operation.id) for operation in begun.operations))
+        if self.excluded <= set(names) and self.excluded:
+            raise DependencyError("they exclude each other")
+        operations, refused = list[Operation](), dict[str, QsupError]()
+        for name in names:
+            try:
+                operations.append(await self.request(name, Request(use.kind), uid=use.uid, timeout=use.timeout))
+            except QsupError as error:
+                refused[name] = error
+        begun = self._begun[use.uid, use.key] = Begun(operations=tuple(operations), refused=refused)
+        return begun
 
     async def stop_all(self, *, uid: int, timeout: float | None = None, idempotency_key: str = "") -> Operation:
         """Stop them at once; those in `deaf` have to be killed."""

@@ -11,7 +11,7 @@ import trio
 from attrs import evolve
 
 from qsup.api.openapi import document
-from qsup.errors import StartError
+from qsup.errors import StartError, StopError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from tests.api.calling import Daemon, check_value, daemon
@@ -176,6 +176,62 @@ async def test_a_repeated_key_gets_the_same_operation(tmp_path: Path) -> None:
         long = await caller.post("/v1/instances/web/reset", None, f"Idempotency-Key: {'k' * 256}")
     assert first.json()["id"] == again.json()["id"] != other.json()["id"]
     assert long.status == 400
+
+
+async def test_several_vms_are_begun_by_one_request(tmp_path: Path) -> None:
+    """Each has its operation, in the order of the names; one that is refused says why, and keeps no other from it."""
+    async with daemon(tmp_path, "db", "held", "web") as qsupd:
+        qsupd.backend.held.add("held")
+        caller = await qsupd.connect()
+        body = {"names": ["web", "gone", "held", "-x", "tpl@", "db"], "timeout": 7.5}
+        key = "Idempotency-Key: 7f0c"
+        replies = [await caller.post("/v1/stop", body, key), await caller.post("/v1/stop?wait=0.01", body, key)]
+        assert list(qsupd.backend.timeouts.values()) == [7.5] * 3
+        held = qsupd.backend.views["held"].operation
+        assert held is not None
+        qsupd.backend.finish(held, StopError("the kernel keeps it"))
+        replies.append(await caller.post("/v1/stop?wait=60", body, key))
+    assert [reply.status for reply in replies] == [202, 202, 200]
+    begun: list[dict[str, Any]] = [reply.json() for reply in replies]
+    assert [(each["target"], each["kind"]) for each in begun[0]["operations"]] == [
+        (name, "stop") for name in ("web", "held", "db")
+    ]
+    assert len({tuple(operation["id"] for operation in each["operations"]) for each in begun}) == 1
+    refused = {(name, problem["code"]) for each in begun for name, problem in each["refused"].items()}
+    assert refused == {(name, "no-such-instance") for name in ("gone", "-x", "tpl@")}
+    assert [operation["state"] for operation in begun[2]["operations"]] == ["succeeded", "failed", "succeeded"]
+
+
+async def test_what_excludes_each_other_is_refused_as_a_whole(tmp_path: Path) -> None:
+    """With a problem, and nothing is begun."""
+    async with daemon(tmp_path, "db", "test", "web") as qsupd:
+        qsupd.backend.excluded = {"db", "test"}
+        reply = await (await qsupd.connect()).post("/v1/start", {"names": ["db", "web", "test"]})
+        assert qsupd.backend.operations() == ()
+    assert (reply.status, reply.code) == (409, "dependency")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"names": []},
+        {"names": ["web", "web"]},
+        {"names": [f"vm{number}" for number in range(1001)]},
+        {"names": "web"},
+        {"names": ["web", 1]},
+        {"names": ["web"], "timeout": 0},
+        {"names": ["web"], "name": "db"},
+        None,
+    ],
+    ids=lambda body: str(body)[:40],
+)
+async def test_names_that_are_none_are_refused(tmp_path: Path, body: object) -> None:
+    """From 1 to 1000, each once; else nothing is begun."""
+    async with daemon(tmp_path, "web") as qsupd:
+        reply = await (await qsupd.connect()).post("/v1/stop", body)
+        assert qsupd.backend.operations() == ()
+    assert (reply.status, reply.code) == (400, "bad-request")
 
 
 async def test_refusals_say_why_and_what_to_do(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qsup.api.message import Answer
-from qsup.api.protocol import POWER_VERBS
+from qsup.api.protocol import ORDERED_VERBS, POWER_VERBS
 from qsup.api.roles import Role
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.power import operation_id
@@ -36,6 +36,7 @@ def test_every_power_verb_is_a_route() -> None:
     """The verbs of the protocol, of the state table and of the routes are the same; changes have nouns of their own."""
     assert set(POWER_VERBS) == {request.value for request in Request if request not in CHANGES}
     assert set(map(operation_id, POWER_VERBS)) <= BY_ID.keys()
+    assert {f"{verb}Instances" for verb in ORDERED_VERBS} <= BY_ID.keys()
 
 
 def test_readers_change_nothing_and_see_no_screen() -> None:

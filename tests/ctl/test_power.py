@@ -113,6 +113,42 @@ async def test_one_refusal_keeps_no_other_from_its_turn(served: Daemon, ctl: Ctl
     assert served.backend.views["db"].state is State.PAUSED
 
 
+@pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+async def test_vms_whose_order_counts_are_named_in_one_request(served: Daemon, ctl: Ctl, verb: str) -> None:
+    """Also those that a glob or ``--all`` means; one by itself is asked for as ever."""
+    requests = served.served.requests
+    for arguments in (("db", "web"), ("[dw]*",), ("--all",))[: 2 if verb == "stop" else 3]:
+        requests.clear()
+        assert await ctl.ok(verb, *arguments) == ""
+        assert [pattern for method, pattern, _ in requests if method == "POST"] == [f"/v1/{verb}"]
+    requests.clear()
+    assert await ctl.ok(verb, "w*") == ""
+    assert [pattern for method, pattern, _ in requests if method == "POST"] == [f"/v1/instances/{{instance}}/{verb}"]
+
+
+async def test_what_is_refused_of_several_is_told_by_name(served: Daemon, ctl: Ctl) -> None:
+    """The others are begun, and the exit code is that of the worst; the operations are printed in order."""
+    served.backend.held.add("web")
+    result = await ctl("stop", "web", "nope", "db", "--no-block", "-o", "json", "--timeout", "90s")
+    assert (result.code, result.err) == (4, "qsupctl: nope: there is no instance 'nope'\n")
+    operations = json.loads(result.out)["operations"]
+    assert [(each["target"], each["state"]) for each in operations] == [("web", "running"), ("db", "succeeded")]
+    assert set(served.backend.timeouts.values()) == {90.0}
+    result = await ctl("start", "web", "nope", "db", "--wait", "--timeout", "50ms")
+    assert (result.code, result.err) == (
+        4,
+        "qsupctl: web: another operation holds it\nqsupctl: nope: there is no instance 'nope'\n",
+    )
+
+
+async def test_what_excludes_each_other_is_told_once(served: Daemon, ctl: Ctl) -> None:
+    """Nothing is begun, and it is an ordinary failure."""
+    served.backend.excluded = {"db", "web"}
+    result = await ctl("restart", "web", "db")
+    assert result == Result(code=1, out="", err="qsupctl: they exclude each other\n")
+    assert served.backend.operations() == ()
+
+
 async def test_the_timeout_of_a_stop_is_the_guests(served: Daemon, ctl: Ctl) -> None:
     """``stop --timeout`` goes to the daemon; for other verbs it bounds our own wait, and the operation goes on."""
     await ctl.ok("stop", "web", "--timeout", "1.5min")

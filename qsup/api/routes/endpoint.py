@@ -68,12 +68,20 @@ class Call:
         Raises:
             NoSuchInstance: it can be no name; no path and no control character travels further than this.
         """
-        name = self.request.params["instance"]
-        if is_template_name(name):
-            raise NoSuchInstance(f"{name} is a template, no VM", hint=f"name an instance of it, such as {name}1")
-        if not is_instance_name(name):
-            raise NoSuchInstance(f"{name[:100]!r} can be no VM's name", hint=f"{NAME_RULE}, or NAME@INSTANCE")
-        return name
+        return instance_name(self.request.params["instance"])
+
+
+def instance_name(name: str) -> str:
+    """A VM's name as a client gave it.
+
+    Raises:
+        NoSuchInstance: it can be no name.
+    """
+    if is_template_name(name):
+        raise NoSuchInstance(f"{name} is a template, no VM", hint=f"name an instance of it, such as {name}1")
+    if not is_instance_name(name):
+        raise NoSuchInstance(f"{name[:100]!r} can be no VM's name", hint=f"{NAME_RULE}, or NAME@INSTANCE")
+    return name
 
 
 @frozen(kw_only=True)

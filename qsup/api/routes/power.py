@@ -6,12 +6,17 @@ Must not: judge whether a verb is allowed now; `qsup.instance.state` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import trio
+from attrs import evolve
+
 from qsup.api import render, wire
+from qsup.api.backend import Backend
 from qsup.api.http import Answer, Role, json_response
-from qsup.api.protocol import POWER_VERBS, PREFIX, WAIT_MAX
-from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply
+from qsup.api.protocol import NAMES_MAX, ORDERED_VERBS, POWER_VERBS, PREFIX, WAIT_MAX
+from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply, instance_name
 from qsup.api.routes.instances import INSTANCE
 from qsup.api.routes.parameters import seconds
 from qsup.errors import (
@@ -23,10 +28,11 @@ from qsup.errors import (
     NoSpaceError,
     NoSuchInstance,
     PayloadTooLarge,
+    QsupError,
     RequestError,
     UnitError,
 )
-from qsup.instance.operation import Operation
+from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request as Verb
 
 #: Longest Idempotency-Key that is kept.
@@ -42,6 +48,38 @@ async def _power(verb: Verb, call: Call) -> Answer:
         idempotency_key=idempotency_key(call),
     )
     return await answer(call, begun)
+
+
+async def _power_all(verb: Verb, call: Call) -> Answer:
+    names: list[str] = call.body["names"]
+    if not 0 < len(set(names)) == len(names) <= NAMES_MAX:
+        raise RequestError(f"'names' must name from 1 to {NAMES_MAX} VMs, each once")
+    timeout, key = body_timeout(call.body.get("timeout")), _idempotency_key(call)
+    refused: dict[str, QsupError] = {}
+    for name in names:
+        try:
+            instance_name(name)
+        except NoSuchInstance as error:
+            refused[name] = error
+    begun = Begun(operations=())
+    if known := [name for name in names if name not in refused]:
+        use = KeyUse(uid=call.request.peer.uid, key=key, kind=verb.value, timeout=timeout)
+        begun = await call.backend.request_all(known, use)
+    begun = evolve(begun, refused=refused | dict(begun.refused))
+    wait = call.query["wait"]
+    if wait is not None:
+        ended = await call.request.while_connected(_wait_all, call.backend, begun.operations, wait)
+        begun = evolve(begun, operations=ended)
+    goes_on = not all(operation.is_final for operation in begun.operations)
+    status = 202 if goes_on or (wait is None and begun.operations) else 200
+    return json_response(render.begun(begun, call.request.request_id), status)
+
+
+async def _wait_all(backend: Backend, begun: Sequence[Operation], seconds: float) -> tuple[Operation, ...]:
+    """Operations once all of them have ended, or as they are after a time."""
+    deadline = trio.current_time() + seconds
+    left = (max(0.0, deadline - trio.current_time()) for _ in begun)
+    return tuple([await backend.wait_operation(operation.id, next(left)) for operation in begun])
 
 
 async def _stop_all(call: Call) -> Answer:
@@ -112,6 +150,13 @@ REPLIES = (
 )
 
 
+_ALL_DOC = {
+    Verb.START: ("Start VMs, in their order", "What each requires and wants is started along."),
+    Verb.STOP: ("Stop VMs, in the reverse of their order", "Who requires one of them is stopped along."),
+    Verb.RESTART: ("Restart VMs: stop them in the reverse of their order, and start them in it", "As with one VM."),
+}
+
+
 def operation_id(verb: str) -> str:
     """OpenAPI's operation id of a verb: ``reset-failed`` is ``resetFailedInstance``."""
     first, *more = verb.split("-")
@@ -146,8 +191,32 @@ def _endpoint(verb: Verb) -> Endpoint:
     )
 
 
+def _endpoint_of_all(verb: Verb) -> Endpoint:
+    summary, doc = _ALL_DOC[verb]
+    return Endpoint(
+        id=f"{verb.value}Instances",
+        method="POST",
+        pattern=f"{PREFIX}/{verb.value}",
+        handler=partial(_power_all, verb),
+        role=Role.OPERATE,
+        summary=summary,
+        doc=f"{doc} All are one transaction: `after` and `before` count among them although nothing else is between "
+        "them, and a daemon that dies has accepted all of it or nothing. A VM for which it cannot be begun is "
+        "`refused` by name, and keeps no other from its turn. VMs that exclude each other are refused as a whole.",
+        query=(_WAIT,),
+        headers=_KEY,
+        body=Body(shape=wire.NamesRequest),
+        replies=(
+            Reply(shape=wire.BegunOperations, doc="With `wait`: all have ended; or all were refused."),
+            Reply(status=202, shape=wire.BegunOperations, doc="They have begun and go on by themselves."),
+        ),
+        errors=(DependencyError, KeyReusedError, PayloadTooLarge, NoSpaceError, HostError),
+    )
+
+
 ENDPOINTS = (
     *(_endpoint(Verb(verb)) for verb in POWER_VERBS),
+    *(_endpoint_of_all(Verb(verb)) for verb in ORDERED_VERBS),
     Endpoint(
         id="stopAll",
         method="POST",

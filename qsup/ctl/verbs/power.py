@@ -1,6 +1,7 @@
 """The power verbs: ``start stop restart kill pause resume reset powerdown nmi reset-failed``.
 
-Decides: that operations of several VMs run side by side, and that a command waits for them unless told otherwise.
+Decides: that VMs whose order counts are named in one request, that operations of several run side by side, and that a
+command waits for them unless told otherwise.
 Must not: judge whether a VM may be started or stopped.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX, instance_path
+from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, NAMES_MAX, ORDERED_VERBS, PREFIX, instance_path
 from qsup.ctl.client import ANSWER_TIMEOUT, error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain, for_each
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qsup.api.wire import Operation, PowerRequest, StopAllRequest
+    from qsup.api.wire import BegunOperations, NamesRequest, Operation, PowerRequest, Problem, StopAllRequest
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -55,7 +56,11 @@ def run(client: Client, options: Options) -> int:
         path = instance_path(name, f"/{options.verb}")
         operations[name] = client.post(path, body, key=new_token())
 
-    code = for_each(_names(client, options), begin)
+    names = _names(client, options)
+    if options.verb in ORDERED_VERBS and len(names) > 1:
+        code = _begin_together(client, options.verb, names, body or {}, operations)
+    else:
+        code = for_each(names, begin)
     if not options.no_block:
         deadline = Deadline(None if stopping else options.timeout)
         try:
@@ -73,6 +78,23 @@ def _names(client: Client, options: Options) -> list[str]:
     if options.verb == "reset-failed" and not options.names:
         return [instance["name"] for instance in instances(client) if instance["state"] == "failed"]
     return targets(client, options)
+
+
+def _begin_together(
+    client: Client, verb: str, names: list[str], body: PowerRequest, operations: dict[str, Operation]
+) -> int:
+    """Have the daemon begin all of them in their order; what it refuses is reported. Returns the exit code."""
+    refused: dict[str, Problem] = {}
+    for first in range(0, len(names), NAMES_MAX):
+        request: NamesRequest = {"names": names[first : first + NAMES_MAX], **body}
+        begun: BegunOperations = client.post(f"{PREFIX}/{verb}", request, key=new_token())
+        operations.update((operation["target"], operation) for operation in begun["operations"])
+        refused |= begun["refused"]
+
+    def tell(name: str) -> None:
+        raise error_from(refused[name], name)
+
+    return for_each((name for name in names if name in refused), tell)
 
 
 def _stop_all(client: Client, options: Options) -> int:
