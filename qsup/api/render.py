@@ -92,6 +92,7 @@ def instance(view: InstanceView) -> wire.Instance:
         },
         "display": {"type": view.display, "video": view.video},
         "operation": view.operation,
+        "waits_for": view.waits_for,
         "warnings": list(view.warnings),
     }
 

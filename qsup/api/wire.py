@@ -164,7 +164,10 @@ class UnitRef(TypedDict):
 
 
 class Instance(TypedDict):
-    """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU, or the daemon, was started."""
+    """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU, or the daemon, was started.
+
+    ``waits_for``: what its ``operation`` waits for, such as ``db (waiting-ready)``; empty when it waits for nothing.
+    """
 
     name: str
     state: Level
@@ -187,6 +190,7 @@ class Instance(TypedDict):
     console: ConsoleWire
     display: DisplayWire
     operation: str | None
+    waits_for: str
     warnings: list[str]
 
 

@@ -115,6 +115,7 @@ class Driver:
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
+        self._waits_for = ""
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
@@ -144,6 +145,7 @@ class Driver:
                 since=position.since,
                 restarts=position.history.count,
                 operation=self._operation,
+                waits_for=self._waits_for,
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
                 threads=self._observed.threads,
@@ -175,6 +177,12 @@ class Driver:
         """The unit's files were read anew; what the daemon alone acts on counts at once, the rest at the next start."""
         if (loaded.etag, loaded.files) != (self.loaded.etag, self.loaded.files):
             self.loaded = loaded
+            self.touch()
+
+    def wait_for(self, whom: str) -> None:
+        """Its operation waits for this, in words, which the view shows; ``""``: for nothing any more."""
+        if whom != self._waits_for:
+            self._waits_for = whom
             self.touch()
 
     def touch(self) -> None:

@@ -32,6 +32,7 @@ class InstanceView:
         unit_stale: the unit's files changed since QEMU was started.
         needs_restart: something in them counts only once the VM is started anew.
         operation: id of the operation that holds the VM, or ``None``.
+        waits_for: what that waits for: other VMs with their substates, or its turn; ``""``: nothing.
         warnings: what is not as the unit asks, one sentence each.
     """
 
@@ -70,6 +71,7 @@ class InstanceView:
     display: str
     video: bool
     operation: str | None
+    waits_for: str
     warnings: tuple[str, ...]
 
 

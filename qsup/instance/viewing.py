@@ -33,6 +33,7 @@ class Moving:
     since: float
     restarts: int
     operation: str | None
+    waits_for: str
     agent_connected: bool
     memory_actual: int | None
     threads: tuple[int, ...]
@@ -89,6 +90,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         display=unit.display.type,
         video=summary.has_video if summary else False,
         operation=moving.operation,
+        waits_for=moving.waits_for,
         warnings=(*summary.warnings, *moving.warnings) if summary else (),
     )
 

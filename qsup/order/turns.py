@@ -15,6 +15,7 @@ order, and edges within one count for nothing, nobody waits for himself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -96,7 +97,7 @@ class Turns:
         """
         pending = [driver for driver in self._drivers.values() if is_starting(driver) or is_stopping(driver)]
         patience = sum(map(start_budget, pending))
-        with trio.move_on_after(patience):
+        with self._showing(name), trio.move_on_after(patience):
             while True:
                 await self._wait_for(name, operation, self._before_start, self.graph.requires(name))
                 if lacking := self._lacking(name):
@@ -117,8 +118,22 @@ class Turns:
                 return  # it need not wait for the others
             shown = [f"{other.name} ({other.state.substate})" for other in others[:_SHOWN]]
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-            self._operations.progress(operation, f"waiting for {', '.join(shown)}{more}")
+            self._tell(name, operation, f"{', '.join(shown)}{more}")
             await _any_touched({others[0], *self._among(required)})
+
+    @contextmanager
+    def _showing(self, name: str) -> Iterator[None]:
+        """While a VM waits its view says for what, and no longer."""
+        try:
+            yield
+        finally:
+            if name in self._drivers:
+                self._drivers[name].wait_for("")
+
+    def _tell(self, name: str, operation: str, whom: str) -> None:
+        self._operations.progress(operation, f"waiting for {whom}")
+        if name in self._drivers:
+            self._drivers[name].wait_for(whom)
 
     def _among(self, names: Iterable[str]) -> Iterator[Driver]:
         """The VMs there are of these names, sorted."""
@@ -159,7 +174,7 @@ class Turns:
         try:
             slots.acquire_nowait()
         except trio.WouldBlock:
-            self._operations.progress(operation, f"waiting for its turn, {self._concurrency} at a time")
+            self._tell(name, operation, f"its turn, {self._concurrency} at a time")
             await slots.acquire()
             if next(self._before_start(name), None) is not None or self._lacking(name):
                 slots.release()
@@ -185,7 +200,7 @@ class Turns:
     async def wait_to_stop(self, name: str, operation: str) -> None:
         """Wait until this stop need not wait any more, or has waited for as long as the others may take."""
         patience = sum(stop_budget(driver) for driver in self._drivers.values() if is_stopping(driver))
-        with trio.move_on_after(patience):
+        with self._showing(name), trio.move_on_after(patience):
             await self._wait_for(name, operation, self._before_stop)
             return
         _log.warning("stopped before its turn: the others take too long", instance=name)

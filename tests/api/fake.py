@@ -113,6 +113,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         display="vnc",
         video=True,
         operation=None,
+        waits_for="",
         warnings=(),
     )
     return evolve(view, **changes)

@@ -78,6 +78,15 @@ async def test_status(served: Daemon, ctl: Ctl, name: str, code: int) -> None:
     check_golden(f"status-{name}", result.out)
 
 
+async def test_status_says_what_a_vm_waits_for(served: Daemon, ctl: Ctl) -> None:
+    """Above its operation, and escaped as all that is shown; nothing where it waits for nothing."""
+    changes = {"pid": None, "operation": "0" * 32, "waits_for": "db (waiting-ready), \x1b[2J (dead) and 3 more"}
+    served.backend.set_state("db", State.WAITING_DEPS, **changes)
+    shown = (await ctl("status", "db")).out
+    assert "  Waits for: db (waiting-ready), \N{REPLACEMENT CHARACTER}[2J (dead) and 3 more\n" in shown
+    assert "Waits for" not in (await ctl("status", "web")).out
+
+
 async def test_status_of_several(served: Daemon, ctl: Ctl) -> None:
     """One that does not exist is told apart and decides the exit code; the others are shown."""
     result = await ctl("status", "web", "nope", "d*", "-n0")

@@ -77,6 +77,40 @@ async def test_a_stop_goes_on_when_the_others_take_too_long(autojump_clock: trio
     assert 10 < trio.current_time() < 300
 
 
+async def test_a_view_says_what_its_vm_waits_for(nursery: trio.Nursery) -> None:
+    """As the operation does: while a start or a stop waits, as long as that is so, and nobody is told twice."""
+    crowd = Crowd({"web": unit(after="db"), "db": unit(), "log": unit(before="web")}, concurrency=1)
+    crowd.turns.run_in(nursery)
+    view = crowd.drivers["web"]
+    held = {name: crowd.hold(name, Request.START) for name in ("db", "log", "web")}
+    crowd.turns.start_together(held.values())
+    assert crowd.turns.try_start("db", held["db"])
+    nursery.start_soon(crowd.turns.wait_to_start, "web", held["web"])
+    await wait_until(lambda: view.view.waits_for == "db (dead), log (dead)", "it waits for both")
+    assert crowd.operations.get(held["web"]).progress == f"waiting for {view.view.waits_for}"
+    told = view.next_touch()
+    crowd.put("db", State.WAITING_READY)
+    await wait_until(lambda: view.view.waits_for == "db (waiting-ready), log (dead)", "it is told of the change")
+    assert told.is_set()
+    told = view.next_touch()
+    crowd.drivers["db"].touch()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not told.is_set()
+    crowd.end("log", State.RUNNING)
+    crowd.drivers["db"].touch()
+    await wait_until(lambda: view.view.waits_for == "db (waiting-ready)", "one is left")
+    crowd.end("db", State.RUNNING)
+    await wait_until(lambda: view.view.waits_for == "", "it waits no more")
+    crowd.end("web", State.RUNNING)
+    crowd.hold("web", Request.STOP)
+    crowd.hold("db", Request.STOP)
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(crowd.turns.wait_to_stop, "db", "")
+        await wait_until(lambda: crowd.drivers["db"].view.waits_for == "web (running)", "the stop waits")
+        waiting.cancel_scope.cancel()
+    assert crowd.drivers["db"].view.waits_for == ""
+
+
 async def test_the_failure_of_a_required_vm_is_not_waited_out(nursery: trio.Nursery) -> None:
     """While another one still starts, what is lacking is told at once."""
     crowd = Crowd({"web": unit(after="a db", requires="db"), "a": unit(), "db": unit()})

@@ -124,15 +124,20 @@ def test_a_start_that_waits_says_for_what_and_goes_on_in_the_next_daemon(daemon:
     assert [each["target"] for each in begun["operations"]] == ["web", "db"]
     daemon.wait("web", "waiting-deps")
     pid = daemon.wait("db", "waiting-ready")["pid"]
-    daemon.restart()
-    daemon.wait("web", "waiting-deps")
-    daemon.wait("db", "waiting-ready")
-    waits_for(daemon, begun["operations"][0], "db (waiting-ready)")
+    for _ in range(2):
+        waits_for(daemon, begun["operations"][0], "db (waiting-ready)")
+        assert daemon.view("web")["waits_for"] == "db (waiting-ready)"
+        shown = daemon.ctl("status", "web", check=False).stdout
+        assert "  Waits for: db (waiting-ready)\n" in shown
+        daemon.restart()
+        daemon.wait("web", "waiting-deps")
+        daemon.wait("db", "waiting-ready")
     again = ask(daemon, "start", "web", "gone", "db")
     assert [each["id"] for each in again["operations"]] == [each["id"] for each in begun["operations"]]
     assert again["refused"]["gone"]["code"] == begun["refused"]["gone"]["code"] == "no-such-instance"
     daemon.type("db", "go", after="")
     assert all_ended(daemon, begun) == [("web", "succeeded"), ("db", "succeeded")]
+    assert [daemon.view(name)["waits_for"] for name in ("db", "web")] == ["", ""]
     assert daemon.view("db")["pid"] == pid
     assert daemon.view("db")["since"] < daemon.view("web")["since"]
 
@@ -153,6 +158,7 @@ def test_the_next_daemon_stops_and_restarts_them_in_order(daemon: Daemon, write:
         daemon.wait("web", "stopping-guest")
         waits_for(daemon, begun["operations"][0], "web (stopping-guest)")
         assert (daemon.view("db")["substate"], daemon.view("db")["pid"]) == ("running", pid)
+        assert daemon.view("db")["waits_for"] == "web (stopping-guest)"
         with daemon.events() as events:
             daemon.type("web", "O", after="")
             last = "running" if verb == "restart" else "dead"

@@ -82,6 +82,8 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Cause", clean(cause["detail"])
     if cause is not None and cause["nospace"] and instance["substate"] == "io-error":
         yield "Note", "it goes on by itself once there is room, or by qsupctl resume"
+    if instance["waits_for"]:
+        yield "Waits for", clean(instance["waits_for"])
     if instance["restarts"]:
         yield "Restarts", str(instance["restarts"])
     if instance["resets"]:
