@@ -31,6 +31,11 @@ PNG = "image/png"
 POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "powerdown", "nmi", "reset-failed")
 #: Those whose order counts among VMs that are named together: ``POST /v1/{verb}`` answers 202 with their operations.
 ORDERED_VERBS = ("start", "stop", "restart")
+#: Every type of event; the last one ends the stream of a listener that was too slow.
+EVENT_TYPES = (
+    *("instance-state", "instance-changed", "operation", "guest-reset", "watchdog", "units-reloaded"),
+    "overflow",
+)
 #: Most VMs that one request may name.
 NAMES_MAX = 1000
 

@@ -43,9 +43,9 @@ def add_names(parser: Parser, *, optional: bool = False) -> None:
         parser.add_argument("--all", "-a", action="store_true", help="every VM")
 
 
-def instances(client: Client) -> Iterator[Instance]:
-    """Every VM that the daemon knows."""
-    return client.pages(f"{PREFIX}/instances", "instances")
+def instances(client: Client, state: str = "") -> Iterator[Instance]:
+    """Every VM that the daemon knows, or those in a state or substate."""
+    return client.pages(f"{PREFIX}/instances" + (f"?state={state}" if state else ""), "instances")
 
 
 def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from qsup.ctl.words import suggestion
 from qsup.errors import UsageError
 
 TYPE_CHECKING = False
@@ -169,6 +170,10 @@ class Parser:
         """Raise a `UsageError` about this verb."""
         raise UsageError(f"{self._verb}: {message}", hint=f"qsupctl {self._verb} --help explains it")
 
+    def none_of(self, label: str, text: str, words: Sequence[str]) -> NoReturn:
+        """Raise a `UsageError` about a value that must be one of some words."""
+        self.error(f"{label}: {text!r} is none of {', '.join(words)}{suggestion(text, tuple(words))}")
+
     def _split_rest(self, arguments: list[str]) -> tuple[list[str], list[str] | None]:
         if "--" not in arguments:
             return arguments, None
@@ -216,11 +221,8 @@ class Parser:
         for argument in (*self._options, *self._common):
             if flag in argument.flags:
                 return argument
-        from difflib import get_close_matches
-
-        flags = [known for argument in (*self._options, *self._common) for known in argument.flags]
-        near = get_close_matches(flag, flags, n=1)
-        self.error(f"there is no option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+        flags = tuple(known for argument in (*self._options, *self._common) for known in argument.flags)
+        self.error(f"there is no option {flag}{suggestion(flag, flags)}")
 
     def _take_names(self, names: list[str], options: Options) -> None:
         for argument in self._names:
@@ -243,7 +245,7 @@ class Parser:
         except ValueError:
             self.error(f"{argument.label}: {text!r} is not valid")
         if argument.choices and value not in argument.choices:
-            self.error(f"{argument.label}: {text!r} is none of {', '.join(argument.choices)}")
+            self.none_of(argument.label, text, argument.choices)
         return value
 
 

@@ -86,6 +86,25 @@ async def test_lists_come_in_pages(tmp_path: Path) -> None:
     assert [page.json()["next"] for page in (first, second, third, beyond)] == ["b", "d", None, None]
 
 
+async def test_a_list_of_one_state(tmp_path: Path) -> None:
+    """By state or substate, in pages, too; a word that can never match is refused with those that there are."""
+    async with daemon(tmp_path, "a", "b", "c", "d") as qsupd:
+        for name in "bcd":
+            qsupd.backend.set_state(name, State.CRASHED)
+        qsupd.backend.set_state("d", State.START_FAILED)
+        caller = await qsupd.connect()
+        failed = await caller.get("/v1/instances?state=failed&limit=2")
+        rest = await caller.get(f"/v1/instances?state=failed&limit=2&after={failed.json()['next']}")
+        crashed = await caller.get("/v1/instances?state=crashed")
+        none = await caller.get("/v1/instances?state=paused")
+        wrong = [await caller.get(f"/v1/instances?state={word}") for word in ("chrashed", "", "Failed", "x" * 500)]
+    assert [names(page) for page in (failed, rest, crashed, none)] == [["b", "c"], ["d"], ["b", "c"], []]
+    assert {(reply.status, reply.code) for reply in wrong} == {(400, "bad-request")}
+    detail = str(wrong[0].json()["detail"])
+    assert "query parameter 'state': 'chrashed' is none of active, activating, " in detail
+    assert detail.endswith("quarantined; did you mean 'crashed'?")
+
+
 async def test_file_names_that_are_not_utf8_are_shown_escaped(tmp_path: Path) -> None:
     """A disk's path with an undecodable byte does not make its VM unreadable."""
     async with daemon(tmp_path, "web") as qsupd:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import trio
 from trio.testing import MockClock
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
+import qsup
+from qsup.api.protocol import EVENT_TYPES
 from qsup.api.routes.events import KEEP_ALIVE
 from qsup.errors import GoneError
 from qsup.instance.events import KEPT, OVERFLOW, EventRing
+from qsup.instance.messages import RESET
 from qsup.instance.state import State
 from tests.api.calling import Caller, Daemon, check_value, daemon
 from tests.api.serving import PATIENCE, request
@@ -86,18 +90,46 @@ async def test_since_goes_on_behind_an_event(tmp_path: Path) -> None:
 async def test_filters_take_names_and_globs(tmp_path: Path) -> None:
     """Only events whose type and instance both match pass."""
     async with daemon(tmp_path, "db", "web-1", "web-2") as qsupd:
-        listener = await listen(qsupd, "/v1/events?type=instance-*,guest-panic&instance=web-*")
+        listener = await listen(qsupd, "/v1/events?type=instance-*,watchdog&instance=web-*")
         publish = qsupd.backend.ring.publish
         publish("units-reloaded", None, {})
-        publish("guest-panic", "db", {})
-        publish("guest-panic", "web-1", {})
+        publish("watchdog", "db", {})
+        publish("watchdog", "web-1", {})
         publish("guest-reset", "web-1", {})
         publish("instance-state", "web-2", {})
         events = [await listener.next_event() for _ in range(2)]
     assert [(event["type"], event["instance"]) for event in events] == [
-        ("guest-panic", "web-1"),
+        ("watchdog", "web-1"),
         ("instance-state", "web-2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("types", "wrong"),
+    [("instance-sate", "instance-sate"), ("operation,guest*,foo*", "foo*"), ("Operation", "Operation")],
+)
+async def test_a_type_that_can_never_match_is_refused(tmp_path: Path, types: str, wrong: str) -> None:
+    """With those that there are, and a suggestion; a glob must match one, too."""
+    async with daemon(tmp_path) as qsupd:
+        reply = await (await qsupd.connect()).get(f"/v1/events?type={types}")
+    assert (reply.status, reply.code) == (400, "bad-request")
+    detail = str(reply.json()["detail"])
+    assert f"query parameter 'type': {wrong!r} is none of {', '.join(EVENT_TYPES)}" in detail
+    assert ("did you mean 'instance-state'?" in detail) == (wrong == "instance-sate")
+
+
+def test_every_event_that_is_told_has_a_known_type() -> None:
+    """The types that listeners may ask for are those that the daemon's code names."""
+    told = {OVERFLOW}
+    for path in Path(qsup.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            kinds = [word.value for word in node.keywords if word.arg == "type"] if called == "Told" else []
+            kinds += node.args[:1] if called in ("publish", "_publish") else []
+            told |= {RESET if getattr(kind, "id", "") == "RESET" else getattr(kind, "value", "") for kind in kinds}
+    assert told - {""} == set(EVENT_TYPES)
 
 
 async def test_server_sent_events_on_request(tmp_path: Path) -> None:
@@ -144,7 +176,7 @@ async def test_silence_is_filled_for_server_sent_events(tmp_path: Path, autojump
 async def test_a_listener_that_was_overtaken_is_told_and_ended(tmp_path: Path) -> None:
     """``overflow`` passes every filter and is the last of the stream."""
     async with daemon(tmp_path, "web") as qsupd:
-        listener = await listen(qsupd, "/v1/events?type=nothing&instance=web")
+        listener = await listen(qsupd, "/v1/events?type=operation&instance=web")
         for _ in range(KEPT + 2):
             qsupd.backend.ring.publish("noise", "web", {})
         event = await listener.next_event()

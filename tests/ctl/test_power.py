@@ -10,7 +10,8 @@ import pytest
 import trio
 from attrs import evolve
 
-from qsup.ctl.verbs.wait import DOWN_WORDS, UP_WORDS
+from qsup.ctl.verbs.wait import UP_WORDS
+from qsup.ctl.words import DOWN_STATES, STATES
 from qsup.errors import StartError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import Level, State
@@ -187,6 +188,11 @@ async def test_stopping_all_is_one_request_and_names_what_was_killed(served: Dae
         "logs ''",
         "events ''",
         "events --since -1",
+        "events --type instance-sate",
+        "events --type 'instance-*,x*'",
+        "events --type ''",
+        "list --state runing",
+        "list --state=",
         "stop web --wait --no-block",
     ],
 )
@@ -272,7 +278,8 @@ async def test_a_wait_has_an_end(served: Daemon, ctl: Ctl) -> None:
 def test_everything_that_can_be_waited_for_has_a_word() -> None:
     """The words are the levels and substates of the state table, and two more."""
     known = {level.value for level in Level} | {state.substate for state in State}
-    assert {*UP_WORDS, *DOWN_WORDS} == known | {"ready", "agent"}
-    assert set(DOWN_WORDS) == {"inactive", "failed"} | {
+    assert set(STATES) == known
+    assert {*UP_WORDS, *DOWN_STATES} == known | {"ready", "agent"}
+    assert set(DOWN_STATES) == {"inactive", "failed"} | {
         state.substate for state in State if state.level in (Level.INACTIVE, Level.FAILED)
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from qsup.api.protocol import EVENT_TYPES
 from qsup.errors import Diagnostic
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
@@ -56,6 +57,18 @@ async def test_list_selects(served: Daemon, ctl: Ctl) -> None:
     assert (await ctl.ok("list", "--state", "failed", "--no-legend")).count("\n") == 2
     assert (await ctl.ok("list", "--state=paused", "--no-legend")).startswith("paused")
     assert await ctl.ok("list", "nothing*") == ""
+
+
+async def test_a_state_that_there_is_not_is_refused(served: Daemon, ctl: Ctl) -> None:
+    """With those that there are and a suggestion; nothing is asked."""
+    result = await ctl("list", "--state", "runing")
+    assert (result.code, result.out) == (2, "")
+    assert "'runing' is none of active, activating" in result.err
+    assert "start-limit-hit, quarantined; did you mean running?\n" in result.err
+    result = await ctl("events", "--type", "instance-sate,operation")
+    assert (result.code, result.out) == (2, "")
+    assert f"'instance-sate' is none of {', '.join(EVENT_TYPES)}; did you mean instance-state?\n" in result.err
+    assert served.served.requests == []
 
 
 async def test_list_for_programs(served: Daemon, ctl: Ctl) -> None:

@@ -129,6 +129,7 @@ def test_a_start_that_waits_says_for_what_and_goes_on_in_the_next_daemon(daemon:
         assert daemon.view("web")["waits_for"] == "db (waiting-ready)"
         shown = daemon.ctl("status", "web", check=False).stdout
         assert "  Waits for: db (waiting-ready)\n" in shown
+        assert daemon.ctl("list", "--state", "waiting-deps", "--no-legend").stdout.split()[0] == "web"
         daemon.restart()
         daemon.wait("web", "waiting-deps")
         daemon.wait("db", "waiting-ready")

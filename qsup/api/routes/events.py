@@ -13,7 +13,7 @@ import trio
 from qsup.api import jsontext, render, wire
 from qsup.api.backend import EventRecord
 from qsup.api.http import Answer, Role, StreamResponse
-from qsup.api.protocol import EVENT_STREAM, NDJSON, PREFIX
+from qsup.api.protocol import EVENT_STREAM, EVENT_TYPES, NDJSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.parameters import Globs, count, globs
 from qsup.errors import GoneError, NotAcceptable, RequestError
@@ -116,7 +116,12 @@ ENDPOINTS = (
         "both cases: listen from now on, then read the instances anew.",
         query=(
             _SINCE,
-            globs("type", "Only these types: names or globs, separated by commas."),
+            globs(
+                "type",
+                "Only these types: names or globs, separated by commas. Each must match one of "
+                f"{', '.join(f'`{each}`' for each in EVENT_TYPES)}.",
+                *EVENT_TYPES,
+            ),
             globs("instance", "Only of these VMs: names or globs, separated by commas."),
         ),
         headers={"Last-Event-ID": "The same as `since`, as browsers send it."},

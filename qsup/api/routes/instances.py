@@ -11,11 +11,13 @@ from qsup.api.http import Answer, Response, Role, json_response
 from qsup.api.protocol import JSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_name
-from qsup.api.routes.parameters import PAGING
+from qsup.api.routes.parameters import PAGING, word
 from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, UnitError
+from qsup.instance.state import Level, State
 
 INSTANCE = f"{PREFIX}/instances/{{instance}}"
 
+_STATES = (*(level.value for level in Level), *(state.substate for state in State))
 _JSON_HEADERS = {"content-type": JSON}
 
 
@@ -23,6 +25,8 @@ async def _list(call: Call) -> Answer:
     views = call.backend.instances()
     cache = call.api.instances
     cache.forget_others(views)
+    if (wanted := call.query["state"]) is not None:
+        views = [view for view in views if wanted in (view.state.level.value, view.state.substate)]
     page, after = page_by_name(views, lambda view: view.name, call.query)
     return Response(headers=_JSON_HEADERS, body=cache.many(page, after))
 
@@ -57,7 +61,7 @@ ENDPOINTS = (
         handler=_list,
         role=Role.READ,
         summary="All VMs, sorted by name",
-        query=PAGING,
+        query=(*PAGING, word("state", "Only those in this state or substate.", *_STATES)),
         replies=(Reply(shape=wire.InstanceList, doc="The VMs."),),
     ),
     Endpoint(

@@ -122,6 +122,22 @@ def choice(name: str, doc: str, *words: str) -> Parameter:
     )
 
 
+def word(name: str, doc: str, *words: str) -> Parameter:
+    """One of some words; ``None`` when the parameter is absent."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise _none_of(name, text, words)
+        return text
+
+    return Parameter(name=name, doc=doc, parse=parse, schema={"enum": list(words)})
+
+
+def _none_of(name: str, text: str, words: Sequence[str]) -> RequestError:
+    suggestion = did_you_mean(text[:40], words)
+    return RequestError(f"query parameter {name!r}: {text[:40]!r} is none of {', '.join(words)}{suggestion}")
+
+
 def text(name: str, doc: str) -> Parameter:
     """Any text that is not absurdly long; compared, never looked up as a path."""
 
@@ -151,13 +167,20 @@ class Globs:
         return text is not None and self._matches(text) is not None
 
 
-def globs(name: str, doc: str) -> Parameter:
-    """Names or globs separated by commas; the value is a `Globs`, ``None`` when the parameter is absent."""
+def globs(name: str, doc: str, *words: str) -> Parameter:
+    """Names or globs separated by commas; the value is a `Globs`, ``None`` when the parameter is absent.
+
+    Args:
+        words: all that there is to match, where that is known: each name or glob must match one of them.
+    """
 
     def parse(value: str) -> Globs:
         patterns = value.split(",")
         if len(value) > _TEXT_MAX or len(patterns) > _PATTERNS_MAX or not all(patterns):
             raise ValueError(f"names or globs separated by commas, at most {_PATTERNS_MAX}")
+        for pattern in patterns if words else ():
+            if not any(map(Globs.compile([pattern]).match, words)):
+                raise _none_of(name, pattern, words)
         return Globs.compile(patterns)
 
     return Parameter(name=name, doc=doc, parse=parse, schema={"type": "string", "minLength": 1, "maxLength": _TEXT_MAX})

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import time
 
-from qsup.api.protocol import PREFIX, quote
+from qsup.api.protocol import EVENT_TYPES, PREFIX, quote
 from qsup.ctl.client import decode
 from qsup.ctl.connection import Deadline
-from qsup.ctl.names import name_of_vm
+from qsup.ctl.names import matcher, name_of_vm
 from qsup.ctl.parser import count, seconds
 from qsup.ctl.render import bold, clean, document, key_values, paint, seconds_since_epoch
 from qsup.errors import ClientError, DaemonUnreachable
@@ -31,7 +31,15 @@ def options(parser: Parser, verb: str) -> None:
     """Declare ``events [NAME...] [--type TYPE] [--since SEQ] [--count N] [--timeout TIME]``."""
     meaning = "only these VMs' events; globs match several"
     parser.add_argument("names", nargs="*", type=name_of_vm, metavar="NAME", help=meaning)
-    parser.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; globs match several")
+    meaning = "only events of this type, such as instance-state; globs match several"
+
+    def types(text: str) -> str:
+        for pattern in text.split(","):
+            if not any(map(matcher([pattern]), EVENT_TYPES)):
+                parser.none_of("--type TYPE", pattern, EVENT_TYPES)
+        return text
+
+    parser.add_argument("--type", action="append", type=types, metavar="TYPE", help=meaning)
     parser.add_argument("--since", type=count, metavar="SEQ", help="begin behind the event of this number")
     parser.add_argument("-n", "--count", type=int, metavar="N", help="end after N events")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time")

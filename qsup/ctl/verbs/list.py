@@ -1,6 +1,6 @@
 """``list``: the VMs, one per line.
 
-Decides: the columns, and what ``--state`` matches.
+Decides: the columns.
 Must not: ask for more than the one list where a script reads it; a person is told of problems, too.
 """
 
@@ -11,6 +11,7 @@ import sys
 from qsup.api.protocol import PREFIX
 from qsup.ctl.names import add_names, instances, matcher
 from qsup.ctl.render import age, documents, is_named_by_cause, size, table
+from qsup.ctl.words import STATES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,18 +25,17 @@ _HEADER = ("NAME", "STATE", "SUBSTATE", "CAUSE", ">PID", ">CPUS", ">MEMORY", "SI
 def options(parser: Parser, verb: str) -> None:
     """Declare ``list [NAME...] [--state STATE] [--no-legend]``."""
     add_names(parser, optional=True)
-    parser.add_argument("--state", metavar="STATE", help="only those in this state or substate, such as failed")
+    meaning = "only those in this state or substate, such as failed"
+    parser.add_argument("--state", choices=STATES, metavar="STATE", help=meaning)
     parser.add_argument("--no-legend", action="store_true", help="neither header nor summary")
 
 
 def run(client: Client, options: Options) -> int:
     """Print them; finding none is no failure."""
-    found = list(instances(client))
+    found = list(instances(client, options.state or ""))
     if options.names:
         wanted = matcher(options.names)
         found = [instance for instance in found if wanted(instance["name"])]
-    if options.state:
-        found = [instance for instance in found if options.state in (instance["state"], instance["substate"])]
     if options.output != "table":
         sys.stdout.write(documents(found, options.output, "instances"))
         return 0

@@ -14,6 +14,7 @@ from qsup.ctl.names import add_names, targets
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import documents
 from qsup.ctl.watch import wait_for
+from qsup.ctl.words import DOWN_STATES, UP_STATES
 from qsup.errors import ClientError
 
 TYPE_CHECKING = False
@@ -28,23 +29,14 @@ EPILOG = """What can be waited for:
   any state    active, inactive, failed ...
   any substate running, paused, auto-restart, crashed ...
 A wait for a VM that has failed ends at once with code 1, unless a state of a stopped VM is waited for."""
-#: What a VM that has failed never reaches by itself.
-UP_WORDS = (
-    *("ready", "agent", "active", "activating", "deactivating"),
-    *("waiting-deps", "spawning", "waiting-ready", "auto-restart", "running", "paused"),
-    *("io-error", "guest-panicked"),
-    *("unresponsive", "unreachable", "stopping-guest", "stopping-quit", "stopping-term", "stopping-kill"),
-    *("exiting", "stuck"),
-)
-#: What a VM that has failed may be, or become.
-DOWN_WORDS = ("inactive", "failed", "dead", "crashed", "start-failed", "start-limit-hit", "quarantined")
+UP_WORDS = ("ready", "agent", *UP_STATES)
 
 
 def options(parser: Parser, verb: str) -> None:
     """Declare ``wait NAME... [--for STATE] [--timeout TIME]``."""
     add_names(parser)
     parser.add_argument(
-        "--for", dest="state", default="ready", choices=(*UP_WORDS, *DOWN_WORDS), metavar="STATE", help="see below"
+        "--for", dest="state", default="ready", choices=(*UP_WORDS, *DOWN_STATES), metavar="STATE", help="see below"
     )
     parser.add_argument("--timeout", type=seconds, default=300.0, metavar="TIME", help="how long (default: 5min)")
 
