@@ -49,7 +49,7 @@ _STOPPING = frozenset({Request.STOP, Request.KILL, Request.RESTART})
 
 
 class Supervisor:
-    """All VMs.
+    """All VMs. Long because the daemon's beginning, its VMs and what is asked of them share one table of drivers.
 
     Args:
         services: what the drivers share.

@@ -33,7 +33,7 @@ POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "
 ORDERED_VERBS = ("start", "stop", "restart")
 #: Every type of event; the last one ends the stream of a listener that was too slow.
 EVENT_TYPES = (
-    *("instance-state", "instance-changed", "operation", "guest-reset", "watchdog", "units-reloaded"),
+    *("instance-state", "instance-changed", "operation", "device-removed", "guest-reset", "watchdog", "units-reloaded"),
     "overflow",
 )
 #: Most VMs that one request may name.

@@ -54,7 +54,7 @@ async def _power_all(verb: Verb, call: Call) -> Answer:
     names: list[str] = call.body["names"]
     if not 0 < len(set(names)) == len(names) <= NAMES_MAX:
         raise RequestError(f"'names' must name from 1 to {NAMES_MAX} VMs, each once")
-    timeout, key = body_timeout(call.body.get("timeout")), _idempotency_key(call)
+    timeout, key = body_timeout(call.body.get("timeout")), idempotency_key(call)
     refused: dict[str, QsupError] = {}
     for name in names:
         try:
@@ -203,8 +203,8 @@ def _endpoint_of_all(verb: Verb) -> Endpoint:
         doc=f"{doc} All are one transaction: `after` and `before` count among them although nothing else is between "
         "them, and a daemon that dies has accepted all of it or nothing. A VM for which it cannot be begun is "
         "`refused` by name, and keeps no other from its turn. VMs that exclude each other are refused as a whole.",
-        query=(_WAIT,),
-        headers=_KEY,
+        query=(WAIT,),
+        headers=KEY,
         body=Body(shape=wire.NamesRequest),
         replies=(
             Reply(shape=wire.BegunOperations, doc="With `wait`: all have ended; or all were refused."),
