@@ -56,6 +56,7 @@ _LIFE_JOBS = (
     "room",
     "go-on",
     "hardware",
+    "hardware-again",
     "force-reset",
 )
 
@@ -68,6 +69,9 @@ _LEFT_TIMEOUT = 30.0
 
 #: Seconds that a guest has to let a device go until that is said to be pending: an unplug takes Linux 0.2 s.
 _PATIENCE = 5.0
+
+#: Seconds until what a device stood on is removed again that was still in use.
+_IN_USE_AGAIN = 0.5
 
 
 @frozen(kw_only=True)
@@ -134,6 +138,7 @@ class Body:
         self._console = console
         self._inbox = inbox
         self._keep = keep
+        self._settling = trio.Lock()
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
 
@@ -269,15 +274,21 @@ class Body:
             self._jobs.start("hardware", partial(self._settle_hardware, self.life, self.monitor))
 
     async def _settle_hardware(self, life: Life, monitor: Monitor, *, remind: bool = False) -> None:
+        async with self._settling:
+            await self._settle_alone(life, monitor, remind=remind)
+
+    async def _settle_alone(self, life: Life, monitor: Monitor, *, remind: bool) -> None:
         try:
             context = await self._context(life, monitor)
             if remind:
                 await change.remind(context)
-            gone = await change.settle(context)
+            gone, in_use = await change.settle(context)
         except QsupError as error:
             _log.info("could not find out which devices it has", instance=self._name, why=error.message)
-        else:
-            self._post(Settled(life=life.number, gone=gone))
+            return
+        self._post(Settled(life=life.number, gone=gone))
+        if in_use:
+            self._jobs.after("hardware-again", _IN_USE_AGAIN, self.settle_hardware)
 
     def limit_left(self, operation: str, error: QsupError) -> None:
         """What an earlier daemon left unfinished does not wait for QEMU for ever."""

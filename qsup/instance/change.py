@@ -161,7 +161,10 @@ async def _take_up(entry: str, context: Context) -> bool:
     if all(device.id in there for device in part.devices):
         context.hardware.mark(entry, "there")
         return True
-    await wiring.give_up(part, context.monitor)
+    if any(device.id in there for device in part.devices) or not await wiring.give_up(part, context.monitor):
+        context.hardware.mark(entry, "leaving")
+        await wiring.ask_to_go(part, context.monitor)
+        raise ChangeError(f"a part of {entry} was attached when a daemon ended, and goes again", hint="try again then")
     _forget(entry, context)
     return False
 
@@ -273,25 +276,30 @@ def boot_disk(hardware: Hardware) -> str:
     return f"disk.{first.id}" if first is not None and not hardware.unit.machine.kernel else ""
 
 
-async def settle(context: Context) -> tuple[str, ...]:
+async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
     """Find out what QEMU has, and take away what stood under devices that are gone.
 
     Returns:
-        The entries that are gone.
+        The entries that are gone, and whether of others something is left that is still in use.
 
     Raises:
         MonitorError: QEMU did not answer; what is left is done the next time.
     """
     hardware = context.hardware
     there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
-    gone = hardware.match(there)
-    for entry in gone:
-        if (part := hardware.part(entry)) is not None:
-            await wiring.give_up(part, context.monitor)
+    gone, in_use = [], False
+    for entry in hardware.match(there):
+        if (part := hardware.part(entry)) is None:
+            continue
+        if await wiring.give_up(part, context.monitor):
             _forget(entry, context)
+            gone.append(entry)
+        else:
+            hardware.mark(entry, "leaving")
+            in_use = True
     if gone:
         context.keep()
-    return gone
+    return tuple(gone), in_use
 
 
 async def remind(context: Context) -> None:

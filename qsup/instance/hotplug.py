@@ -178,8 +178,13 @@ def _is_leaving_already(error: QmpCommandError) -> bool:
     return "in the process of unplug" in error.message
 
 
-async def give_up(part: PartPlan, monitor: Monitor) -> None:
+async def give_up(part: PartPlan, monitor: Monitor) -> bool:
     """Take away what the devices of a part stood on, which are gone.
+
+    QEMU finalizes a device later than it takes it out of its tree, and until then its back end is in use.
+
+    Returns:
+        Whether all of it is gone; if not, somebody still uses the rest.
 
     Raises:
         MonitorError: QEMU did not answer; what is left is done the next time.
@@ -189,5 +194,13 @@ async def give_up(part: PartPlan, monitor: Monitor) -> None:
         try:
             await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
         except QmpCommandError as error:
-            # somebody was faster, or a node is used by a job that somebody began by hand: nothing of ours can go on
-            _log.info("could not remove what a device stood on", backend=backend.name, why=error.message)
+            if not _is_gone(error):
+                _log.info("what a device stood on is in use", part=part.entry, name=backend.name, why=error.message)
+                return False
+    return True
+
+
+def _is_gone(error: QmpCommandError) -> bool:
+    """Whether a removal failed because there is nothing (left) to remove; some commands say so in words alone."""
+    words = ("not found", "Failed to find node", "Cannot find", "does not exist")
+    return error.error_class == "DeviceNotFound" or any(each in error.message for each in words)
