@@ -157,7 +157,7 @@ class Supervisor:
         operations = self._services.operations
         newest: dict[str, Operation] = {}
         for operation in operations.unfinished():
-            if operation.kind == STOP_ALL and operation.created >= proc.boot_time():
+            if operation.kind == STOP_ALL and operation.boot_id == proc.boot_id():
                 self._shutdown.resume(operation)
                 continue
             if operation.pending and self._resume_departure(operation):
@@ -183,7 +183,7 @@ class Supervisor:
     def _resume_departure(self, operation: Operation) -> bool:
         """Whether an operation that waits for its guest, and holds nothing, has been given to its VM."""
         driver = self._drivers.get(operation.target)
-        if driver is None or operation.created < proc.boot_time():
+        if driver is None or operation.boot_id != proc.boot_id():
             return False
         force = operation.arguments["force_after"]
         left = None if force is None else max(operation.created + force - time.time(), 0.0)
@@ -198,7 +198,7 @@ class Supervisor:
             QsupError: how it ended, because nothing can take it up.
         """
         name = operation.target
-        if operation.created < proc.boot_time():
+        if operation.boot_id != proc.boot_id():
             words = f"the host was restarted during {operation.kind}, which is not repeated"
             raise QsupError(words, instance=name, hint="look at its status")
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,11 +121,6 @@ def uid(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}").st_uid
     except (FileNotFoundError, ProcessLookupError):
         return None
-
-
-def boot_time() -> float:
-    """Wall clock of this boot, seconds since the epoch, as far as the clock can be trusted."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def may_inspect(pid: int) -> bool:

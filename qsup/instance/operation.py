@@ -61,7 +61,8 @@ class Operation:
         target: the instance's name, ``""`` for what concerns all.
         progress: where it stands: ``accepted``, the VM's substate from then on or what it waits for, ``done`` or
             ``failed``.
-        created, updated: wall clock, seconds since the epoch.
+        created, updated: wall clock, seconds since the epoch; it may have been set meanwhile.
+        boot_id: the boot of the host in which it was asked for, which no clock tells.
         cancellable: whether ``DELETE`` can end it; none can yet.
         result: what came out, JSON values; ``None`` until it succeeded.
         error: why it failed or was cancelled.
@@ -82,6 +83,7 @@ class Operation:
     progress: str
     created: float
     updated: float
+    boot_id: str
     cancellable: bool = False
     result: Mapping[str, Any] | None = None
     error: QsupError | None = None

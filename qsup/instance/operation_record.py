@@ -86,6 +86,7 @@ class OperationRecord:
     progress: str
     created: float = field(validator=within(0, LATEST))
     updated: float = field(validator=within(0, LATEST))
+    boot_id: str
     result: Mapping[str, Any] | None
     error: ErrorRecord | None
     requested_by: int
@@ -108,6 +109,7 @@ class OperationRecord:
             progress=operation.progress,
             created=operation.created,
             updated=operation.updated,
+            boot_id=operation.boot_id,
             result=operation.result,
             error=None if operation.error is None else ErrorRecord.of(operation.error),
             requested_by=operation.requested_by,
@@ -134,6 +136,7 @@ class OperationRecord:
             progress=self.progress,
             created=self.created,
             updated=self.updated,
+            boot_id=self.boot_id,
             result=self.result,
             error=None if self.error is None else RecordedError(self.error),
             requested_by=self.requested_by,

@@ -19,7 +19,7 @@ import trio
 from attrs import evolve
 
 from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, OverloadedError, QsupError
-from qsup.host import codec
+from qsup.host import codec, proc
 from qsup.instance.operation import Batch, Begun, KeyUse, Operation, OperationState, new_id
 from qsup.instance.operation_record import OperationRecord
 
@@ -203,6 +203,7 @@ class OperationTable:
             progress="accepted",
             created=now,
             updated=now,
+            boot_id=proc.boot_id(),
             requested_by=uid,
             idempotency_key=key,
             timeout=timeout,

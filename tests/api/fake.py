@@ -295,6 +295,7 @@ class FakeBackend:
             progress="done",
             created=NOON,
             updated=NOON,
+            boot_id="this one",
             result={
                 "changed": True,
                 "stopped": sorted(self.views.keys() - self.deaf),
@@ -316,6 +317,7 @@ class FakeBackend:
             progress="accepted",
             created=NOON,
             updated=NOON,
+            boot_id="this one",
             requested_by=uid,
             idempotency_key=key,
         )

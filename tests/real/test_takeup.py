@@ -135,17 +135,18 @@ def test_what_was_asked_of_a_vm_that_is_no_more(daemon: Daemon, emulator: Emulat
     pid = daemon.do("web", "start")["pid"]
     poll_until(lambda: '"succeeded"' in journal(daemon), "there is an operation to copy", seconds=DEADLINE)
     daemon.signal(signal.SIGKILL)
-    stop, kill = (leave(daemon, kind=kind, target=f"gone-{kind}") for kind in ("stop", "kill"))
+    # the clock may have been wrong when they were asked for
+    stop, kill = (leave(daemon, kind=kind, target=f"gone-{kind}", created=1.0) for kind in ("stop", "kill"))
     pause, start = (leave(daemon, kind=kind, target=f"gone-{kind}") for kind in ("pause", "start"))
     unheard = leave(daemon, kind="levitate", target="web")
-    before = leave(daemon, kind="restart", target="web", created=1.0)
+    before = leave(daemon, kind="restart", target="web", boot_id="of another boot")
     daemon.start()
     assert final(daemon, stop)["state"] == final(daemon, kill)["state"] == "succeeded"
     assert final(daemon, pause)["error"]["code"] == final(daemon, start)["error"]["code"] == "no-such-instance"
     assert final(daemon, unheard)["state"] == final(daemon, before)["state"] == "failed"
     assert [view["name"] for view in daemon.get("/v1/instances")["instances"]] == ["web"]
     assert daemon.wait("web", "running")["pid"] == pid
-    late = leave(daemon, kind="kill", target="web", created=1.0)
+    late = leave(daemon, kind="kill", target="web", boot_id="of another boot")
     daemon.restart(signal.SIGTERM)  # which first writes down how the others have ended
     assert "the host was restarted during kill" in final(daemon, late)["error"]["detail"]
     assert daemon.wait("web", "running")["pid"] == pid
