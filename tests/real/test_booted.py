@@ -1,0 +1,233 @@
+"""qsup on a host that systemd runs, installed as `docs/admin.md` says: what `contrib/systemd` promises.
+
+Decides: what a boot, a shutdown and whatever systemd does to the daemon mean for VMs.
+Must not: repeat what the daemon does without systemd (`tests.real.test_service`, `test_orderly`).
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guests import Emulator
+from tests.real.booted import Host, HostsDaemon, install, why_not
+from tests.real.daemons import DEADLINE, rom_unit
+from tests.real.together import AT_A_WORD, Write, writer
+from tests.real.users import CHECKOUT
+from tests.waiting import came_true, poll_until
+
+pytestmark = [pytest.mark.real, pytest.mark.root]
+
+
+@pytest.fixture
+def host(root_dir: Path) -> Iterator[Host]:
+    """A host that has booted for the first time, and is told to install qsup as its guide says."""
+    if reason := why_not(root_dir):
+        pytest.skip(reason)
+    found = Host(root_dir)
+    try:
+        found.boot()
+        install(found)
+        found.run("sh", "-euxc", commands_of_the_guide(), directory=CHECKOUT)
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def daemon(host: Host) -> Iterator[HostsDaemon]:
+    """The daemon of that host; whatever runs there ends with it."""
+    found = HostsDaemon(host)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def write(daemon: HostsDaemon, emulator: Emulator, rom_guest: Path) -> Write:
+    """Writes units of the host."""
+    return writer(daemon, emulator, rom_guest)
+
+
+def commands_of_the_guide() -> str:
+    """How an administrator installs qsup, but for what needs the network; `install` has done that."""
+    section = (CHECKOUT / "docs/admin.md").read_text().partition("## Installation")[2]
+    lines = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["python3", "/opt/qsup/bin/pip"]
+    return "\n".join(lines[2:])
+
+
+def test_an_installation_by_the_guide_works(
+    host: Host, daemon: HostsDaemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Ready for systemd, the socket for the group alone, VMs as users of their own in cgroups of their own."""
+    shown = {name: host.property("qsupd.service", name) for name in ("ActiveState", "Type", "StatusText")}
+    assert shown == {"ActiveState": "active", "Type": "notify", "StatusText": "0 VMs"}
+    assert host.property("qsup-guests.service", "ActiveState") == "active"
+
+    api = (daemon.run / "api.sock").stat()
+    group = host.run("getent", "group", "qsup").split(":")[2]
+    assert (stat.S_IMODE(api.st_mode), str(api.st_gid)) == (0o660, group)
+    accel = "kvm" if host.has_kvm() else "tcg"
+    daemon.unit("web", rom_unit(emulator, rom_guest, accel=accel))
+    pid = daemon.do("web", "start")["pid"]
+    alice = ("setpriv", "--reuid=4321", "--regid=4321")
+    ask = ("qsupctl", "--socket=/run/qsup/api.sock", "list")
+    assert "running" in host.run(*alice, "--groups=qsup", *ask)
+    assert not host.run(*alice, "--clear-groups", *ask, check=False)
+
+    process = (daemon.process(pid) / "status").read_text()
+    said = dict(line.split(":\t", 1) for line in process.splitlines() if ":\t" in line)
+    (uid,) = set(said["Uid"].split())
+    assert 720_000 <= int(uid) <= 729_999
+    assert (int(said["CapBnd"], 16), said["NoNewPrivs"], said["Seccomp"]) == (0, "1", "2")
+    assert "/system.slice/qsupd.service/qsup/web" in (daemon.process(pid) / "cgroup").read_text()
+
+    def told() -> bool:
+        lines = host.run("journalctl", "-u", "qsupd", "QSUP_INSTANCE=web", "--output=cat", check=False)
+        return "running" in lines
+
+    assert came_true(told, seconds=DEADLINE)
+    assert not host.failed()
+
+
+def test_vms_outlive_whatever_systemd_does_to_the_daemon(host: Host, daemon: HostsDaemon, write: Write) -> None:
+    """Restarted, stopped, killed or hung, and all that in ten seconds: the next one has the same processes."""
+    dropin = host.files / "etc/systemd/system/qsupd.service.d/test.conf"
+    dropin.parent.mkdir()
+    dropin.write_text("[Service]\nWatchdogSec=1s\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "qsupd")
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]')
+    daemon.do("web", "start")
+    pids = {name: daemon.view(name)["pid"] for name in ("db", "web")}
+    former = daemon.pid
+
+    def is_another_with_all() -> None:
+        nonlocal former
+        poll_until(lambda: daemon.pid not in (0, former), "another daemon", seconds=DEADLINE)
+        former = daemon.pid
+        assert {name: daemon.wait(name, "running")["pid"] for name in pids} == pids
+
+    def change(*command: str) -> Callable[[], object]:
+        return lambda: host.run(*command)
+
+    changes: list[Callable[[], object]] = [
+        change("systemctl", "restart", "qsupd"),
+        change("sh", "-c", "systemctl stop qsupd && systemctl start qsupd"),
+        # the socket is still there, and whoever comes to it starts the daemon
+        change("sh", "-c", "systemctl stop qsupd && qsupctl list"),
+        change("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "qsupd"),
+        change("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "qsupd"),
+        change("systemctl", "restart", "qsupd.socket", "qsupd.service"),
+    ]
+    for each in changes:
+        each()
+        is_another_with_all()
+    assert "Watchdog timeout" in host.console()
+
+    (daemon.units / "late.toml").write_text((daemon.units / "db.toml").read_text())
+    host.run("systemctl", "reload", "qsupd")
+    assert daemon.view("late")["substate"] == "dead"
+    assert daemon.pid == former
+    assert {name: daemon.wait(name, "running")["pid"] for name in pids} == pids
+
+
+def test_a_host_starts_and_stops_its_vms_in_order(host: Host, daemon: HostsDaemon, write: Write) -> None:
+    """Down in reverse order within the time, deaf guests included; up again; and after a power cut too."""
+    (host.files / "etc/qsup/qsupd.toml").write_text("shutdown-timeout = 3\n")
+    host.run("systemctl", "restart", "qsupd")
+    patient = 'stop-timeout = "60s"\nquit-timeout = "60s"'
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]')
+    write("shop", 'requires = ["web"]\nafter = ["web"]')
+    write("deaf", service='stop-timeout = "500ms"')
+    write("hung", service=patient)
+    write("late", service=AT_A_WORD)
+    host.run("qsupctl", "enable", "shop", "web", "db", "deaf", "hung")
+    every = ["db", "deaf", "hung", "shop", "web"]
+
+    host.run("systemctl", "poweroff")
+    host.wait_off()
+    host.boot()
+    daemon.find()
+    for name in every:
+        daemon.wait(name, "running")
+    assert in_order(history(host), ("db", "running"), ("web", "spawning"), ("web", "running"), ("shop", "spawning"))
+    for name in ("deaf", "hung"):
+        daemon.type(name, "D")
+
+    host.run("systemctl", "poweroff")
+    host.wait_off()
+    host.boot()
+    daemon.find()
+    down = history(host, boot=-1)
+    stops = [(name, word) for name in ("shop", "web", "db") for word in ("stopping-guest", "dead")]
+    assert in_order(down, *stops)
+    assert in_order(down, ("deaf", "stopping-guest"), ("deaf", "stopping-quit"), ("deaf", "dead"))
+    operations = daemon.get("/v1/operations")["operations"]
+    told = next(each for each in operations if each["kind"] == "stop-all")
+    assert told["result"] == {
+        "changed": True,
+        "stopped": ["db", "deaf", "shop", "web"],
+        "killed": ["hung"],
+        "quarantined": [],
+    }
+    created, updated = (datetime.fromisoformat(told[key]) for key in ("created", "updated"))
+    assert 3 <= (updated - created).total_seconds() < 5
+    guests = host.run("journalctl", "--boot=-1", "-u", "qsup-guests", "--output=cat")
+    assert "hung: killed: it was not down in time" in guests
+
+    for name in every:
+        assert daemon.wait(name, "running")["restarts"] == 0
+    # what a run directory on a disk would still hold after a power cut
+    keep_run_directory(host)
+    begun = daemon.post("/v1/instances/late/start")
+    daemon.wait("late", "waiting-ready")
+    host.power_cut()
+    host.boot()
+    daemon.find()
+    for name in every:
+        assert daemon.wait(name, "running")["restarts"] == 0
+    view = daemon.view("late")
+    assert (view["substate"], view["pid"]) == ("dead", None)
+    operation = daemon.get(f"/v1/operations/{begun['id']}")
+    assert (operation["state"], operation["error"]["detail"]) == (
+        "failed",
+        "the host was restarted during start, which is not repeated",
+    )
+    assert "removed what a former boot left" in host.run("journalctl", "--boot=0", "-u", "qsupd", "--output=cat")
+    assert not host.failed()
+
+
+def keep_run_directory(host: Host) -> None:
+    """Have the next boot begin with the run directory of this one."""
+    (host.files / "etc/systemd/system/keep.service").write_text(
+        "[Unit]\nBefore=qsupd.service\n"
+        "[Service]\nType=oneshot\nExecStart=cp -a /var/former/instances /run/qsup/\n"
+        "[Install]\nRequiredBy=qsupd.service\n"
+    )
+    host.run("sh", "-ec", "mkdir /var/former; cp -a /run/qsup/instances /var/former/; systemctl enable keep.service")
+
+
+def history(host: Host, *, boot: int = 0, unit: str = "qsupd") -> list[tuple[str, str]]:
+    """VMs and their substates, in the order in which the journal of a boot has them from a unit."""
+    command = ("journalctl", f"--boot={boot}", "-u", unit, "--output=json")
+    entries: list[dict[str, Any]] = [json.loads(line) for line in host.run(*command).splitlines()]
+    return [(entry["QSUP_INSTANCE"], entry["QSUP_STATE"]) for entry in entries if "QSUP_STATE" in entry]
+
+
+def in_order(seen: list[tuple[str, str]], *wanted: tuple[str, str]) -> bool:
+    """Whether these come one after the other, whatever is between."""
+    rest = iter(seen)
+    found = [each for each in wanted if each in rest]
+    assert found == list(wanted), f"{wanted[len(found)]} does not follow {found}: {seen}"
+    return True
