@@ -3,7 +3,8 @@
 Decides: from its command line and environment, which directories it works in and how it is told to end.
 Must not: know what a VM is; it joins the supervisor and the API, and that is all.
 
-SIGTERM and SIGINT end the daemon and leave every VM running; SIGHUP reads the unit files again.
+SIGTERM and SIGINT end the daemon and leave every VM running; SIGHUP reads the unit files again. ``--stop-all`` is
+another program: it ends by itself, once no VM is left, and serves nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import grp
+import math
 import os
 import signal
 import socket
@@ -86,6 +88,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the API's socket")
     parser.add_argument("--log-level", choices=log.LEVELS, help="the least that is logged")
+    parser.add_argument(
+        "--stop-all",
+        action="store_true",
+        help="where no daemon runs: stop all VMs that one has left, in order, and end",
+    )
     parser.add_argument("--version", action="version", version=f"qsupd {VERSION}")
     return parser.parse_args(arguments)
 
@@ -244,6 +251,23 @@ async def run(setup: Setup) -> None:
     _log.info("ended; VMs run on")
 
 
+async def stop_all(setup: Setup) -> None:
+    """Take over what an earlier daemon left, and stop all of it; a host that shuts down has no daemon to ask for that.
+
+    Raises:
+        QsupError: it cannot begin, or not all could be stopped.
+    """
+    supervisor, backend = make_supervisor(setup)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(supervisor.run, autostart=False))
+        asked = await backend.stop_all(uid=os.geteuid())
+        ended = await backend.wait_operation(asked.id, math.inf)
+        nursery.cancel_scope.cancel()
+    if ended.error is not None:
+        raise ended.error
+    _log.info("stopped all", **(ended.result or {}))
+
+
 async def _obey_signals(scope: trio.CancelScope, supervisor: Supervisor, notifier: Notifier) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async for number in received:
@@ -319,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _set_up_logging(setup.config)
         process.settle()
         lock = setup.layout.prepare()
-        trio.run(run, setup)
+        trio.run(stop_all if options.stop_all else run, setup)
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
         for line in obituary(error):
             print(f"qsupd: {line}", file=sys.stderr)

@@ -76,8 +76,14 @@ class Supervisor:
 
     # the daemon's life
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take over what runs, start what starts by itself, and keep all of it until cancelled. VMs then run on."""
+    async def run(
+        self, *, autostart: bool = True, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Take over what runs, start what starts by itself, and keep all of it until cancelled. VMs then run on.
+
+        Args:
+            autostart: whether anything starts by itself.
+        """
         await self._store.reload()
         for diagnostic in self._store.diagnostics:
             _log.error("unit file", error=str(diagnostic))
@@ -96,7 +102,8 @@ class Supervisor:
                 await self._wait_adopted()
             self._forget_the_gone()
             task_status.started()
-            nursery.start_soon(self._autostart)
+            if autostart:
+                nursery.start_soon(self._autostart)
             await trio.sleep_forever()
 
     async def _wait_adopted(self) -> None:

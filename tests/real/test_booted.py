@@ -208,6 +208,36 @@ def test_a_host_starts_and_stops_its_vms_in_order(host: Host, daemon: HostsDaemo
     assert not host.failed()
 
 
+def test_a_host_without_a_daemon_stops_its_vms_all_the_same(host: Host, daemon: HostsDaemon, write: Write) -> None:
+    """Stopped before, or killed in the middle: the order is kept, and the guests are asked."""
+    write("db", install="autostart = true")
+    write("web", 'requires = ["db"]\nafter = ["db"]', install="autostart = true", service='stop-timeout = "3s"')
+    # nobody starts it in a host that goes down
+    write("idle", install="autostart = true")
+    daemon.do("web", "start")
+    host.run("systemctl", "stop", "qsupd")
+    host.run("systemctl", "poweroff")
+    host.wait_off()
+    host.boot()
+    daemon.find()
+    down = history(host, boot=-1, unit="qsup-guests")
+    assert in_order(down, *((name, word) for name in ("web", "db") for word in ("stopping-guest", "dead")))
+    assert "idle" not in dict(down)
+
+    daemon.wait("web", "running")
+    daemon.type("web", "D")
+    host.run("systemctl", "poweroff")
+    daemon.wait("web", "stopping-guest")
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "qsupd")
+    host.wait_off()
+    host.boot()
+    daemon.find()
+    down = history(host, boot=-1, unit="qsup-guests")
+    assert in_order(down, ("web", "stopping-guest"), ("web", "dead"), ("db", "stopping-guest"), ("db", "dead"))
+    told = next(each for each in daemon.get("/v1/operations")["operations"] if each["kind"] == "stop-all")
+    assert (told["state"], told["result"]["stopped"], told["result"]["killed"]) == ("succeeded", ["db", "web"], [])
+
+
 def keep_run_directory(host: Host) -> None:
     """Have the next boot begin with the run directory of this one."""
     (host.files / "etc/systemd/system/keep.service").write_text(

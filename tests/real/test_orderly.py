@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -174,6 +176,30 @@ def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: 
     told = ended(daemon, operation)
     assert told["result"] == {"changed": True, "stopped": [], "killed": ["db", "web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
+
+
+def test_all_are_stopped_where_no_daemon_runs(daemon: Daemon, write: Write) -> None:
+    """``qsupd --stop-all`` goes on with what a dead daemon began, in order, starts nothing, and serves nobody."""
+    write("db")
+    write("web", 'requires = ["db"]\nafter = ["db"]', service='stop-timeout = "1s"')
+    write("idle", install="autostart = true")
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    command = [sys.executable, "-m", "qsup.daemon", "--root", str(daemon.root), "--stop-all"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (refused.returncode, f"another qsupd (pid {daemon.pid})" in refused.stderr) == (1, True)
+    operation = daemon.post("/v1/stop-all")
+    daemon.wait("web", "stopping-guest")
+    daemon.signal(signal.SIGKILL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    seen = [(line["instance"], line["state"]) for line in lines if line["event"] == "state changed"]
+    assert [name for name, substate in seen if substate == "dead"] == ["web", "db"]
+    assert "idle" not in dict(seen)
+    assert not daemon.remains()
+    daemon.start()
+    told = daemon.get(f"/v1/operations/{operation['id']}")["result"]
+    assert told == {"changed": True, "stopped": ["db", "web"], "killed": [], "quarantined": []}
 
 
 def test_a_restart_of_a_broken_unit_restarts_nobody(daemon: Daemon, write: Write) -> None:
