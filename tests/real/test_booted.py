@@ -18,7 +18,7 @@ import pytest
 from tests.guests import Emulator
 from tests.real.booted import Host, HostsDaemon, install, why_not
 from tests.real.daemons import DEADLINE, rom_unit
-from tests.real.together import AT_A_WORD, Write, writer
+from tests.real.together import AT_A_WORD, UP, Write, writer
 from tests.real.users import CHECKOUT
 from tests.waiting import came_true, poll_until
 
@@ -98,6 +98,7 @@ def test_an_installation_by_the_guide_works(
     assert not host.failed()
 
 
+@pytest.mark.slow
 def test_vms_outlive_whatever_systemd_does_to_the_daemon(host: Host, daemon: HostsDaemon, write: Write) -> None:
     """Restarted, stopped, killed or hung, and all that in ten seconds: the next one has the same processes."""
     dropin = host.files / "etc/systemd/system/qsupd.service.d/test.conf"
@@ -141,12 +142,15 @@ def test_vms_outlive_whatever_systemd_does_to_the_daemon(host: Host, daemon: Hos
     assert {name: daemon.wait(name, "running")["pid"] for name in pids} == pids
 
 
-def test_a_host_starts_and_stops_its_vms_in_order(host: Host, daemon: HostsDaemon, write: Write) -> None:
+@pytest.mark.slow
+def test_a_host_starts_and_stops_its_vms_in_order(
+    host: Host, daemon: HostsDaemon, write: Write, emulator: Emulator, rom_guest: Path
+) -> None:
     """Down in reverse order within the time, deaf guests included; up again; and after a power cut too."""
     (host.files / "etc/qsup/qsupd.toml").write_text("shutdown-timeout = 3\n")
     host.run("systemctl", "restart", "qsupd")
     patient = 'stop-timeout = "60s"\nquit-timeout = "60s"'
-    write("db")
+    daemon.unit("db", rom_unit(emulator, late_storage(host, rom_guest), service=UP))
     write("web", 'requires = ["db"]\nafter = ["db"]')
     write("shop", 'requires = ["web"]\nafter = ["web"]')
     write("deaf", service='stop-timeout = "500ms"')
@@ -208,6 +212,7 @@ def test_a_host_starts_and_stops_its_vms_in_order(host: Host, daemon: HostsDaemo
     assert not host.failed()
 
 
+@pytest.mark.slow
 def test_a_host_without_a_daemon_stops_its_vms_all_the_same(host: Host, daemon: HostsDaemon, write: Write) -> None:
     """Stopped before, or killed in the middle: the order is kept, and the guests are asked."""
     write("db", install="autostart = true")
@@ -236,6 +241,18 @@ def test_a_host_without_a_daemon_stops_its_vms_all_the_same(host: Host, daemon: 
     assert in_order(down, ("web", "stopping-guest"), ("web", "dead"), ("db", "stopping-guest"), ("db", "dead"))
     told = next(each for each in daemon.get("/v1/operations")["operations"] if each["kind"] == "stop-all")
     assert (told["state"], told["result"]["stopped"], told["result"]["killed"]) == ("succeeded", ["db", "web"], [])
+
+
+def late_storage(host: Host, rom_guest: Path) -> Path:
+    """A file on what only comes a while after a boot, as file systems of other machines do; now it is there."""
+    path = Path("/run/storage/rom.bin")
+    (host.files / "etc/systemd/system/storage.service").write_text(
+        "[Unit]\nBefore=remote-fs.target\n"
+        f"[Service]\nType=oneshot\nExecStart=sh -ec 'sleep 0.6; install -D -m 644 {rom_guest} {path}'\n"
+        "[Install]\nRequiredBy=remote-fs.target\n"
+    )
+    host.run("systemctl", "enable", "--now", "storage.service", "remote-fs.target")
+    return path
 
 
 def keep_run_directory(host: Host) -> None:
