@@ -112,6 +112,8 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=self._console,
             text=True,
+            # cgroups of version 2 alone, as today's distributions have them, whatever this machine has
+            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )
         self._hears("ready")
 
