@@ -63,9 +63,11 @@ def test_what_was_changed_while_no_daemon_ran_is_asked_again(daemon: Daemon, qem
     daemon.start()
     view = daemon.wait("web", "paused")
     assert (view["pid"], view["cpus"]["threads"]) == (before["pid"], before["cpus"]["threads"])
-    poll_until(lambda: warned(daemon, "web", "disk data: its device was removed"), "it is named", seconds=DEADLINE)
+    disks = [disk["id"] for disk in before["disks"] if disk["id"] != "data"]
+    shown = "the disk is no part of the VM any more"
+    poll_until(lambda: [disk["id"] for disk in daemon.view("web")["disks"]] == disks, shown, seconds=DEADLINE)
     assert warned(daemon, "web", "QEMU has a job copy (backup, running)")
-    assert not warned(daemon, "web", "disk root")
+    assert [change["key"] for change in daemon.get("/v1/instances/web/diff")["changes"]] == ["disk.data"]
     cancel = {"execute": "job-cancel", "arguments": {"id": "copy"}}
     daemon.post("/v1/instances/web/qmp", cancel)
     poll_until(lambda: warned(daemon, "web", "concluded"), "the job's end is seen", seconds=DEADLINE)
