@@ -206,14 +206,15 @@ class Body:
         self._jobs.start("control", partial(self._control, asked, state, wait_state), operation=asked.operation)
 
     async def _control(self, asked: Asked, state: State, wait_state: WaitState) -> None:
-        operations, operation = self._services.operations, asked.operation
+        operations, operation, is_change = self._services.operations, asked.operation, asked.request in CHANGES
         finished = Finished(operation=operation)
         try:
-            if not await operations.sending(operation):
+            # a change finds out by itself how far its predecessor came
+            if not (operations.is_under_way(operation) if is_change else await operations.sending(operation)):
                 return  # overtaken meanwhile
             if self.monitor is None or self.life is None:
                 raise DeniedError("its monitor is not connected", instance=self._name)
-            if asked.request in CHANGES:
+            if is_change:
                 arguments = operations.get(operation).arguments
                 context = await self._context(self.life, self.monitor, operation)
                 outcome = await change.carry_out(asked.request, arguments, context)

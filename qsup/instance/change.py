@@ -85,8 +85,10 @@ async def _amend(request: Request, changes: Mapping[str, Any], context: Context)
         for change in theirs:
             keys.check(change, unit, context)
     if coming:
+        before = hardware.unit
         await _attach(coming, unit, context)
-        hardware.set_unit(_only(hardware.unit, changes, coming, context))
+        whole = not planned and hardware.unit is before
+        hardware.set_unit(unit if whole else _only(hardware.unit, changes, coming, context))
     told: dict[str, Any] = {}
     for keys, theirs in planned:
         told.update(await keys.apply(theirs, unit, context))

@@ -213,13 +213,17 @@ class OperationTable:
         self._keep(operation)
         return operation
 
-    async def record(self, *operation_ids: str) -> None:
+    async def record(self, *operation_ids: str, flush: bool = True) -> None:
         """Make operations durable as they are now: all of them or none, however soon the daemon dies.
+
+        Args:
+            flush: they are to outlive the machine, too.
 
         Raises:
             NoSpaceError: the file system is full.
         """
-        await self._journal.append(*(codec.encode(OperationRecord.of(self.get(each))) for each in operation_ids))
+        records = (codec.encode(OperationRecord.of(self.get(each))) for each in operation_ids)
+        await self._journal.append(*records, flush=flush)
 
     async def sending(self, operation_id: str) -> bool:
         """Write down that a command is about to be sent for it that must not be sent twice.

@@ -169,7 +169,8 @@ def unknown(kind: str, name: str) -> QsupError:
 
 def unheard(left: Unfinished, name: str) -> QsupError:
     """What is said of one whose VM does not answer."""
-    done = "whether it was carried out is not known" if left.sent else "it was not carried out"
+    unsure = left.sent or left.request in CHANGES
+    done = "whether it was carried out is not known" if unsure else "it was not carried out"
     return QsupError(
         f"the daemon ended during {left.request.value}, and QEMU has not answered the next one; {done}",
         instance=name,

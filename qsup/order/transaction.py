@@ -23,7 +23,7 @@ from qsup.instance.messages import Asked
 from qsup.instance.operation import Batch, Operation, new_id
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
-from qsup.instance.state import Request, State, Verdict, judge
+from qsup.instance.state import CHANGES, Request, State, Verdict, judge
 from qsup.order.standing import is_stopping, is_there, is_up
 from qsup.order.turns import Turns
 from qsup.unit.graph import MAX_PULLED, Graph, Pulled, pull
@@ -261,7 +261,9 @@ class Transactions:
         """Write the operations ahead. A full disk must not keep anyone from stopping a VM."""
         try:
             if begun:
-                await self._services.operations.record(*(operation.id for _, operation, _ in begun))
+                # what is changed of a QEMU that runs does not outlive the machine
+                flush = any(step.request not in CHANGES for _, _, step in begun)
+                await self._services.operations.record(*(operation.id for _, operation, _ in begun), flush=flush)
         except QsupError as error:
             if not all(step.request in (Request.STOP, Request.KILL) for _, _, step in begun):
                 raise
