@@ -6,14 +6,18 @@ Must not: know what is in the files.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-from qsup.errors import StateFileError, from_oserror
+from qsup.errors import NoSpaceError, StateFileError, from_oserror
+from qsup.host import syscalls
 
 #: Larger than any record of ours by three orders of magnitude.
 RECORD_LIMIT = 1 << 20
+#: Bytes by which a file with a reserve may grow and fit into it still; its size is a multiple of these.
+_STEP = 4096
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -41,6 +45,77 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
             os.close(directory)
     except OSError as error:
         raise from_oserror(error, f"could not write {path}") from error
+
+
+def write_reserved(path: Path, data: bytes) -> None:
+    """Replace a file as `write_atomic` does that is not ``durable``, also where no room is left.
+
+    A reserve beside it, ``.NAME.spare``, takes up as much room once more. Where there is none for a new file, the
+    reserve is overwritten in place and changes names with the file, which is the reserve from then on: as often as
+    wanted, and whoever reads still sees the old file or the new one.
+
+    Args:
+        data: for a reader whom newlines behind it do not disturb: both files are filled up with these.
+
+    Raises:
+        NoSpaceError: it does not fit into the reserve, or there was no room for one; in the latter case the file is
+            written all the same.
+        HostError: the kernel refused otherwise; the old file stands as it was.
+    """
+    spare = path.with_name(f".{path.name}.spare")
+    size = _filled_size(len(data))
+    try:
+        write_atomic(path, data.ljust(size, b"\n"), durable=False)
+    except NoSpaceError:
+        if not _write_spare(spare, path, data):
+            raise
+    else:
+        _reserve(spare, size)
+
+
+def _filled_size(count: int) -> int:
+    return (count // _STEP + 2) * _STEP
+
+
+def _reserve(spare: Path, size: int) -> None:
+    """Have the reserve take up that much room at least: real bytes, for a hole needs some when it is filled."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = os.open(spare, flags, 0o600)
+        try:
+            write_all(file, b"\n" * (size - os.fstat(file).st_size))
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise from_oserror(error, f"could not reserve room for {spare}") from error
+
+
+def _write_spare(spare: Path, path: Path, data: bytes) -> bool:
+    """Write into the reserve and put it in the file's place; ``False`` where it does not fit, or there is none."""
+    try:
+        file = os.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        size = os.fstat(file).st_size
+        if len(data) > size:
+            return False
+        write_all(file, data.ljust(size, b"\n"))
+        _put_in_place(spare, path)
+    except OSError as error:
+        raise from_oserror(error, f"could not write {path}") from error
+    finally:
+        os.close(file)
+    return True
+
+
+def _put_in_place(spare: Path, path: Path) -> None:
+    try:
+        syscalls.exchange(str(spare), str(path))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
+        os.rename(spare, path)  # there is nothing to change names with, or no way to: this reserve is used up
 
 
 def _write_new(directory: int, name: str, data: bytes, mode: int, durable: bool) -> None:

@@ -123,9 +123,18 @@ def refused(path: Path, error: Exception) -> StateFileError:
     return StateFileError(f"{path} is not a valid record: {error}", path=str(path))
 
 
-def save(record: Record, path: Path, *, durable: bool = True) -> None:
-    """Write a record to its file, mode 0600; see `atomic.write_atomic`."""
-    atomic.write_atomic(path, json.dumps(encode(record), allow_nan=False).encode() + b"\n", durable=durable)
+def save(record: Record, path: Path) -> None:
+    """Write a record to its file, mode 0600, to outlive the machine; see `atomic.write_atomic`."""
+    atomic.write_atomic(path, _text(record))
+
+
+def save_for_boot(record: Record, path: Path) -> None:
+    """Write a record that need outlive this process alone, also where no room is left; see `atomic.write_reserved`."""
+    atomic.write_reserved(path, _text(record))
+
+
+def _text(record: Record) -> bytes:
+    return json.dumps(encode(record), allow_nan=False).encode() + b"\n"
 
 
 def _no_constant(text: str) -> object:

@@ -293,9 +293,10 @@ class InstanceDirectory:
         """Write the run record. It survives the daemon, and need not survive the machine.
 
         Raises:
-            NoSpaceError, HostError: see `qsup.host.atomic.write_atomic`.
+            NoSpaceError, HostError: see `qsup.host.atomic.write_reserved`; once it has been written, want of room is
+                no reason any more.
         """
-        codec.save(record, self.path / "record.json", durable=False)
+        codec.save_for_boot(record, self.path / "record.json")
 
     def read_record(self) -> RunRecord:
         """Read the run record.

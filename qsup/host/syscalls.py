@@ -15,6 +15,7 @@ _CLOSE_RANGE = 436
 _OPENAT2 = 437
 _CLOSE_RANGE_CLOEXEC = 1 << 2
 _MS_BIND, _MS_REC, _MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 1 << 1
 
 CLONE_NEWNS = 0x20000
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -41,6 +42,17 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _check(_libc.syscall(ctypes.c_long(_OPENAT2), directory, os.fsencode(path), ctypes.byref(how), size))
+
+
+def exchange(one: str, other: str) -> None:
+    """Have two files change names, in one step (renameat2(2), ``RENAME_EXCHANGE``).
+
+    Raises:
+        OSError: EINVAL where the file system cannot, ENOENT when either is missing.
+    """
+    at = ctypes.c_int(_AT_FDCWD)
+    names = os.fsencode(one), os.fsencode(other)
+    _check(_libc.renameat2(at, names[0], at, names[1], ctypes.c_uint(_RENAME_EXCHANGE)))
 
 
 def give_back_memory() -> None:

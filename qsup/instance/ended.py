@@ -2,6 +2,9 @@
 
 Decides: what a restarted daemon knows of a VM that has no process.
 Must not: outlive the boot, after which nothing of it is true; the files are in the run directory and name their boot.
+
+The room for it is taken when the VM is started (`begin`), so that a disk that is full when it ends is no reason to know
+less of it: a VM that was to be started again would stay down, and one that an operator stopped might be started.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from typing import ClassVar
 import structlog
 from attrs import evolve, frozen
 
-from qsup.errors import StateFileError, from_oserror
+from qsup.errors import NoSpaceError, StateFileError, from_oserror
 from qsup.host import codec, proc
 from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause
 from qsup.instance.record import CauseRecord
-from qsup.instance.restart import RestartHistory
+from qsup.instance.restart import RECENT_MAX, RestartHistory
 from qsup.instance.state import Event, State
 
 _log = structlog.get_logger()
@@ -75,8 +78,11 @@ def _path(layout: Layout, name: str) -> Path:
 
 def keep(
     layout: Layout, name: str, *, state: State, cause: Cause | None, since: float, due: float, history: RestartHistory
-) -> None:
+) -> bool:
     """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive.
+
+    Returns:
+        Whether all of it was: on a full disk what was last said may be left out, and of many restarts the oldest.
 
     Raises:
         QsupError: it could not be written.
@@ -94,10 +100,29 @@ def keep(
     )
     path = _path(layout, name)
     try:
+        _save(ended, path)
+    except NoSpaceError:
+        _save(evolve(ended, restart_times=ended.restart_times[-RECENT_MAX:], output=(), console=()), path)
+        return False
+    return True
+
+
+def begin(layout: Layout, name: str) -> None:
+    """It is started: what was is no longer of interest, and its end, whenever that comes, will find room.
+
+    Raises:
+        QsupError: there is no room.
+    """
+    # as if it had ended with another boot
+    _save(Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0), _path(layout, name))
+
+
+def _save(ended: Ended, path: Path) -> None:
+    try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        codec.save(ended, path, durable=False)
     except OSError as error:
-        raise from_oserror(error, f"could not write {path}") from error
+        raise from_oserror(error, f"could not make {path.parent}") from error
+    codec.save_for_boot(ended, path)
 
 
 def recall(layout: Layout, name: str) -> Ended | None:
@@ -122,7 +147,7 @@ def recall(layout: Layout, name: str) -> Ended | None:
 
 
 def forget(layout: Layout, name: str) -> None:
-    """It is started: what was is no longer of interest."""
+    """What is kept is no longer true, and what is true cannot be kept."""
     try:
         _path(layout, name).unlink(missing_ok=True)
     except OSError as error:

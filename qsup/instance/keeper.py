@@ -62,7 +62,7 @@ class Keeper:
         due = time.monotonic() + position.restart_delay if position.state is State.AUTO_RESTART else 0.0
         self.unsaved_end = False
         try:
-            ended.keep(
+            complete = ended.keep(
                 self._services.layout,
                 self._name,
                 state=position.state,
@@ -76,8 +76,11 @@ class Keeper:
             # what is there is of an end before this one, by which it might be started against an operator's word
             ended.forget(self._services.layout, self._name)
             self._note(f"could not keep how it ended: {error.message}", operation)
-        else:
-            self.trouble = ""
+            return
+        self.trouble = ""
+        if not complete:
+            self.unsaved_end = True
+            self._note("could not keep what was last said: No space left on device", operation)
 
     def _note(self, words: str, operation: str | None) -> None:
         if words != self.trouble:  # a heartbeat tries again every few seconds

@@ -101,7 +101,7 @@ async def prepare(
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)
     # not before: a VM whose daemon dies here is either what it was, or one whose launch was cut short
-    ended.forget(services.layout, loaded.name)
+    ended.begin(services.layout, loaded.name)
     handed = _Handed()
     try:
         claims = await _images(plan, identity, services, handed, resources)

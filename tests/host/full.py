@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SIZE = 256 << 10
+SIZE = 512 << 10
 
 
 class FullFileSystem:
-    """A tmpfs of 256 KiB."""
+    """A tmpfs of 512 KiB."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsup.errors import HostError, NoSpaceError, StateFileError
-from qsup.host.atomic import read_bounded, write_atomic
+from qsup.host import syscalls
+from qsup.host.atomic import read_bounded, write_atomic, write_reserved
 from tests.host.full import full_file_system
 
 
@@ -111,3 +113,64 @@ def test_reads_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, d
     target = tmp_path_factory.getbasetemp() / "roundtrip"
     write_atomic(target, data, durable=False)
     assert read_bounded(target) == data
+
+
+@pytest.mark.root
+def test_a_file_with_a_reserve_is_written_without_room(tmp_path: Path) -> None:
+    """Again and again, and whole; more than the reserve holds leaves the old file; with room it may grow."""
+    with full_file_system(tmp_path) as full:
+        target = full.path / "record.json"
+        write_reserved(target, b"first")
+        assert target.read_bytes().rstrip(b"\n") == b"first"
+        full.fill()
+        data = b""
+        for number in range(5):
+            data = b"%d" % number * 4000
+            write_reserved(target, data)
+            assert target.read_bytes().rstrip(b"\n") == data
+        with pytest.raises(NoSpaceError):
+            write_reserved(target, b"x" * 20_000)
+        assert target.read_bytes().rstrip(b"\n") == data
+        full.make_room()
+        write_reserved(target, b"x" * 20_000)
+        full.fill()
+        write_reserved(target, b"y" * 20_000)
+        assert target.read_bytes().rstrip(b"\n") == b"y" * 20_000
+        assert sorted(os.listdir(full.path)) == [".record.json.spare", "ballast", "record.json"]
+
+
+@pytest.mark.root
+def test_a_reserve_is_used_once_where_names_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without that, and for a file that somebody has removed."""
+
+    def refuse(one: str, other: str) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with full_file_system(tmp_path) as full:
+        target = full.path / "record.json"
+        write_reserved(target, b"first")
+        full.fill()
+        target.unlink()
+        full.fill()
+        write_reserved(target, b"second")
+        assert target.read_bytes().rstrip(b"\n") == b"second"
+        with pytest.raises(NoSpaceError):
+            write_reserved(target, b"third")
+        full.make_room()
+        write_reserved(target, b"fourth")
+        full.fill()
+        monkeypatch.setattr(syscalls, "exchange", refuse)
+        write_reserved(target, b"fifth")
+        assert target.read_bytes().rstrip(b"\n") == b"fifth"
+
+
+@pytest.mark.root
+def test_there_is_no_start_without_room_for_a_reserve(tmp_path: Path) -> None:
+    """Who writes a file for the first time hears that there is none for its reserve."""
+    with full_file_system(tmp_path) as full:
+        full.fill()
+        os.truncate(full.path / "ballast", os.path.getsize(full.path / "ballast") - 8192)
+        with pytest.raises(NoSpaceError, match="could not reserve room"):
+            write_reserved(full.path / "record.json", b"first")
