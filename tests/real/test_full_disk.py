@@ -89,10 +89,10 @@ def test_t7_what_happens_on_a_full_disk_is_known_to_the_next_daemon(
             pids[name] = daemon.do(name, "start")["pid"]
         kill_process(pids["waits"])
         daemon.wait("waits", "auto-restart")
+        daemon.do("pause", "pause")
         full.fill()
         assert daemon.do("waits", "stop")["substate"] == "dead"
         assert daemon.do("stop", "stop", timeout=0.1)["substate"] == "dead"
-        daemon.do("pause", "pause")
         daemon.type("off", "O")
         daemon.wait("off", "dead")
         os.kill(pids["stopping"], signal.SIGSTOP)
