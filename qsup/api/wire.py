@@ -164,9 +164,10 @@ class UnitRef(TypedDict):
 
 
 class Instance(TypedDict):
-    """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU, or the daemon, was started.
+    """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU was started.
 
-    ``waits_for``: what its ``operation`` waits for, such as ``db (waiting-ready)``; empty when it waits for nothing.
+    Both outlive the daemon. A reset while none runs is not counted. ``waits_for``: what its ``operation`` waits for,
+    such as ``db (waiting-ready)``; empty when it waits for nothing.
     """
 
     name: str

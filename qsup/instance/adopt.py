@@ -366,16 +366,9 @@ async def reconnect(
             await monitor.aclose()
 
 
-def save(life: Life, position: Position, saved: Running | None) -> Running:
-    """Write down where the VM stands, for the next daemon, unless that is what was saved before.
-
-    Returns:
-        What the record holds now.
-
-    Raises:
-        HostError: the record could not be written; the one before it stands.
-    """
-    running = evolve(
+def standing(life: Life, position: Position, resets: int) -> Running:
+    """Where the VM stands, as the next daemon is to know it."""
+    return evolve(
         life.running,
         unit=life.hardware.values,
         plan=life.summary,
@@ -387,11 +380,18 @@ def save(life: Life, position: Position, saved: Running | None) -> Running:
         told_to_end=position.state in _TOLD_TO_END,
         restarts=position.history.count,
         restart_times=position.history.recent,
+        resets=resets,
     )
-    if running != saved:
-        record = evolve(life.record, claims=life.hardware.claims, state=codec.encode(running))
-        life.directory.write_record(record)
-    return running
+
+
+def save(life: Life, running: Running) -> None:
+    """Write down where the VM stands.
+
+    Raises:
+        HostError: the record could not be written; the one before it stands.
+    """
+    record = evolve(life.record, claims=life.hardware.claims, state=codec.encode(running))
+    life.directory.write_record(record)
 
 
 _TOLD_TO_END = frozenset({State.STOPPING_QUIT, State.STOPPING_TERM, State.STOPPING_KILL, State.EXITING, State.STUCK})

@@ -67,7 +67,7 @@ _LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
 _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 #: What ends QEMU.
 _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
-#: Seconds until how a VM ended is written again that could not be.
+#: Seconds until what could not be written, or was not yet, is written again.
 _SAVE_AGAIN = 2.0
 #: Levels in which no start is under way.
 _START_OVER = (Level.DEACTIVATING, Level.INACTIVE, Level.FAILED)
@@ -269,10 +269,11 @@ class Driver:
         self.touch()
         try:
             while True:
-                with trio.move_on_after(_SAVE_AGAIN if self._keeper.unsaved_end else math.inf) as waiting:
+                unsaved = self._keeper.unsaved_end or self._keeper.uncounted
+                with trio.move_on_after(_SAVE_AGAIN if unsaved else math.inf) as waiting:
                     message = await self._inbox.receive()
                 if waiting.cancelled_caught:
-                    self._keep_end()
+                    self._save_again()
                     continue
                 await self._handle(body, message)
                 if not self._inbox:
@@ -280,8 +281,13 @@ class Driver:
                     await trio.lowlevel.checkpoint()
                     self._save()
         finally:
-            if self._keeper.unsaved_end:
-                self._keep_end()
+            self._save_again(at_once=True)
+
+    def _save_again(self, *, at_once: bool = False) -> None:
+        if self._keeper.unsaved_end:
+            self._keep_end()
+        if self._keeper.uncounted:
+            self._save(at_once=at_once)
 
     def retire(self) -> None:
         """End the task; the VM does not run and its unit is gone."""
@@ -433,8 +439,8 @@ class Driver:
         if self.holder is not None and self.holder.begun:
             self._services.operations.progress(self.holder.operation, self.state.substate)
 
-    def _save(self) -> None:
-        self._keeper.save(self.life, self._position, self._operation)
+    def _save(self, *, at_once: bool = False) -> None:
+        self._keeper.save(self.life, self._position, self._operation, self._observed.resets, at_once=at_once)
 
     # the ends of a life
 
@@ -455,7 +461,7 @@ class Driver:
     def _take(self, body: Body, life: Life) -> None:
         body.take(life)
         self._uuid, self._argv = life.record.uuid, life.record.argv
-        self._observed = Observed(threads=life.threads)
+        self._observed = Observed(threads=life.threads, resets=life.running.resets)
         self.touch()
 
     async def _on_end(self, body: Body, cause: Cause, *, printed: bytes = b"") -> None:
@@ -493,7 +499,7 @@ class Driver:
         return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
 
     def _keep_hardware(self) -> None:
-        self._keeper.keep(self.life, self._position)
+        self._keeper.keep(self.life, self._position, self._observed.resets)
 
     def _keep_end(self) -> None:
         self._keeper.save_end(self._position, self._operation)

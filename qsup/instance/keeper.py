@@ -6,9 +6,11 @@ Must not: fail a VM for it: it runs, and stays findable by what was written befo
 
 from __future__ import annotations
 
+import math
 import time
 
 import structlog
+from attrs import evolve
 
 from qsup.errors import QsupError
 from qsup.instance import adopt, ended
@@ -18,6 +20,9 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 
+#: Seconds between two writes for what a guest can cause without end.
+_COUNT_EVERY = 1.0
+
 
 class Keeper:
     """Keeps one VM's records up to date.
@@ -25,11 +30,14 @@ class Keeper:
     Attributes:
         trouble: what could not be written, one sentence, or ``""``.
         unsaved_end: that is how the VM ended, and is to be tried again.
+        uncounted: its guest has reset itself since the record was written.
     """
 
     def __init__(self, name: str, services: Services) -> None:
         self.trouble = ""
         self.unsaved_end = False
+        self.uncounted = False
+        self._counted = -math.inf
         self._name = name
         self._services = services
         self._saved: Running | None = None
@@ -39,23 +47,45 @@ class Keeper:
         """What an earlier daemon wrote of it."""
         self._saved = running
 
-    def keep(self, life: Life | None, position: Position) -> None:
+    def keep(self, life: Life | None, position: Position, resets: int) -> None:
         """Where a VM stands that lives, before something is done that must not be forgotten.
 
         Raises:
             QsupError: it could not be written.
         """
         if life is not None and position.state in adopt.RECORDED:
-            self._saved = adopt.save(life, position, self._saved)
+            running = adopt.standing(life, position, resets)
+            if running != self._saved:
+                adopt.save(life, running)
+                self._saved = running
 
-    def save(self, life: Life | None, position: Position, operation: str | None) -> None:
-        """Where a VM stands that lives, unless that is what was saved before."""
-        try:
-            self.keep(life, position)
-        except QsupError as error:
-            self._note(f"could not update the run record: {error.message}", operation)
-        else:
-            self.trouble = ""
+    def save(
+        self, life: Life | None, position: Position, operation: str | None, resets: int, *, at_once: bool = False
+    ) -> None:
+        """Where a VM stands that lives, unless that is what was saved before.
+
+        Args:
+            resets: what its guest has counted; that alone is written once a second at most.
+            at_once: nobody will be there to write it later.
+        """
+        self.uncounted = False
+        if life is None or position.state not in adopt.RECORDED:
+            return
+        running, saved, now = adopt.standing(life, position, resets), self._saved, time.monotonic()
+        if running != saved:
+            counts_alone = saved is not None and running == evolve(saved, resets=resets)
+            if counts_alone and now - self._counted < _COUNT_EVERY and not at_once:
+                self.uncounted = True
+                return
+            try:
+                adopt.save(life, running)
+            except QsupError as error:
+                self._note(f"could not update the run record: {error.message}", operation)
+                return
+            self._saved = running
+            if counts_alone:
+                self._counted = now
+        self.trouble = ""
 
     def save_end(self, position: Position, operation: str | None) -> None:
         """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""

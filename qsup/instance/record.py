@@ -17,6 +17,8 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.plan.spec import PlanSummary
 
+_RESETS_MAX = 1 << 53
+
 
 @frozen(kw_only=True)
 class CauseRecord:
@@ -55,6 +57,7 @@ class Running:
         ending: a stop that is under way, by its cause.
         told_to_end: that stop has come further than asking the guest.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
+        resets: how often the guest has reset itself in this life.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -72,6 +75,7 @@ class Running:
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
     held: bool = False
+    resets: int = field(default=0, validator=within(0, _RESETS_MAX))
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""

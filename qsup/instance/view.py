@@ -22,7 +22,7 @@ class InstanceView:
 
     Args:
         since: wall clock of the last change of `state`, seconds since the epoch.
-        resets: how often the guest has reset itself since QEMU, or the daemon, was started.
+        resets: how often the guest has reset itself since QEMU was started, as far as a daemon was there to hear of it.
         files: of its unit, none when they are gone (or masked) while it runs.
         threads: host thread ids of the vCPUs, by CPU index; empty while not running.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from qsup.ctl.websocket import connect
 from tests.guests import Emulator
-from tests.real.daemons import Daemon, free_port, kill_process, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, elapsed, free_port, kill_process, rom_unit
 from tests.waiting import came_true
 
 pytestmark = pytest.mark.real
@@ -31,6 +33,59 @@ def test_a_pending_restart_is_still_pending(daemon: Daemon, qemu: Emulator, rom_
     daemon.wait("web", "auto-restart")
     again(daemon)
     assert daemon.wait("web", "running")["restarts"] == 1
+
+
+def test_every_counter_goes_on(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Resets by the guest, restarts, and those that count for the limit: whichever daemon saw them."""
+    policy = 'restart = "always"\nrestart-delay = "20ms"\nstart-limit-burst = 2'
+    daemon.unit("web", rom_unit(qemu, rom_guest, service=policy))
+    daemon.do("web", "start")
+    for resets, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGTERM)):
+        with daemon.events() as events:
+            daemon.type("web", "R", after="")
+            assert events.next("guest-reset")["data"]["resets"] == resets
+        daemon.restart(number)
+        assert daemon.wait("web", "running")["resets"] == resets
+    for restarts in (1, 2):
+        with daemon.events() as events:
+            kill_process(daemon.view("web")["pid"])
+            events.next("instance-state", substate="running")
+        again(daemon)
+        view = daemon.wait("web", "running")
+        assert (view["restarts"], view["resets"]) == (restarts, 0)
+    kill_process(daemon.view("web")["pid"])
+    daemon.wait("web", "start-limit-hit")
+    again(daemon)
+    view = daemon.view("web")
+    assert (view["substate"], view["restarts"]) == ("start-limit-hit", 2)
+
+
+def test_a_guest_that_resets_itself_without_end_costs_a_write_a_second(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """And the daemon's orderly end writes down the last count."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.do("web", "start")
+    record = daemon.run / "instances" / "web" / "record.json"
+    written, began = set(), time.monotonic()
+    with daemon.client() as client:
+        console = connect(client, "/v1/instances/web/console?mode=write")
+
+        def has_reset_often() -> bool:
+            console.send(b"R")
+            console.flush()
+            console.receive()
+            written.add(record.stat().st_mtime_ns)
+            return bool(daemon.view("web")["resets"] >= 30)
+
+        try:
+            assert came_true(has_reset_often, seconds=DEADLINE)
+        finally:
+            console.close()
+    assert len(written) <= 2 + elapsed(began)
+    resets = daemon.view("web")["resets"]
+    daemon.restart(signal.SIGTERM)
+    assert daemon.wait("web", "running")["resets"] >= resets
 
 
 @pytest.mark.parametrize("says_so", [True, False], ids=["said after all", "never said"])
