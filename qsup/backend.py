@@ -40,7 +40,7 @@ class DaemonBackend:
 
     Args:
         logs: the directory of the VMs' logs.
-        damage: what was wrong with the daemon's own files as it began, or ``""``.
+        damage: what was wrong with the daemon's own files as it began, one sentence each.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DaemonBackend:
         latency: LatencyTable,
         *,
         logs: Path,
-        damage: str = "",
+        damage: Sequence[str] = (),
     ) -> None:
         self._supervisor = supervisor
         self._store = store
@@ -184,7 +184,7 @@ class DaemonBackend:
 
     def health(self) -> tuple[Sequence[str], float]:
         """What is wrong with the daemon, and its uptime in seconds."""
-        problems = [self._damage] if self._damage else []
+        problems = list(self._damage)
         problems += map(str, self._store.diagnostics)
         for driver in self._supervisor.drivers():
             if driver.state is State.QUARANTINED and driver.view.cause:

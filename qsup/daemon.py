@@ -171,7 +171,8 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
     if journal.damage:
         _log.error("operation journal", damage=journal.damage)
     operations = OperationTable(journal)
-    operations.restore(journal.records())
+    left_out = operations.restore(journal.records())
+    damage = [*filter(None, [journal.damage]), *(f"{journal.path}: {words}" for words in left_out)]
     ring = EventRing(uuid.uuid4().hex)
     latency = LatencyTable()
     store = UnitStore(layout)
@@ -195,9 +196,7 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
     )
-    return supervisor, DaemonBackend(
-        supervisor, store, operations, ring, latency, logs=layout.log, damage=journal.damage
-    )
+    return supervisor, DaemonBackend(supervisor, store, operations, ring, latency, logs=layout.log, damage=damage)
 
 
 async def run(setup: Setup) -> None:

@@ -29,6 +29,8 @@ KEPT = 1000
 _NONE: Mapping[str, Any] = {}
 #: Most requests that join one operation.
 JOINED = 100
+#: Of operations that cannot be read, how many are named, and characters of an id.
+_IDS_NAMED, _ID_MAX = 3, 40
 #: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
 _RETRY, _LAST = 10.0, 2.0
 #: What ends the operations that a stop does not.
@@ -89,16 +91,25 @@ class OperationTable:
             self._ended.pop(operation_id, None)
         return False
 
-    def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Take in what an earlier daemon journaled; what is no operation is left out and logged."""
+    def restore(self, records: Iterable[Mapping[str, Any]]) -> Sequence[str]:
+        """Take in what an earlier daemon journaled; what is no operation is left out, and stays in the journal.
+
+        Returns:
+            What was left out, and why, one sentence for each reason.
+        """
+        newer: list[str] = []
+        foreign: list[str] = []
         for record in records:
             try:
                 operation = codec.decode(OperationRecord, record).operation()
             except ValueError as error:
                 _log.error("not an operation in the journal", id=str(record.get("id")), why=str(error))
+                (newer if isinstance(error, codec.NewerSchema) else foreign).append(str(record.get("id")))
                 continue
             self._operations.pop(operation.id, None)
             self._keep(operation)
+        left = {"written by a newer qsupd, which knows what became of them": newer, "no operations": foreign}
+        return [f"left out, and kept as they are: {_some(ids)}: {why}" for why, ids in left.items() if ids]
 
     def unfinished(self) -> list[Operation]:
         """Those that have not ended, in the order in which they were asked for."""
@@ -358,6 +369,11 @@ class OperationTable:
             instance=operation.target,
             hint="" if operation.is_final else _INSTEAD.get(operation.kind, "stop or kill the VM to end it"),
         )
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _IDS_NAMED} more" if len(ids) > _IDS_NAMED else ""
+    return ", ".join(each[:_ID_MAX] for each in ids[:_IDS_NAMED]) + more
 
 
 def _ended(operation: Operation, result: Mapping[str, Any] | None, error: QsupError | None) -> Operation:
