@@ -18,13 +18,14 @@ from qsup import access
 from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, Diagnostic
 from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
+from qsup.host.resources import OwnResources
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request, State
-from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.relations import relations
 from qsup.order.view import Relations
 from qsup.plan.hotplug import Slots
@@ -50,6 +51,7 @@ class DaemonBackend:
         operations: OperationTable,
         ring: EventRing,
         latency: LatencyTable,
+        resources: OwnResources,
         *,
         logs: Path,
         damage: Sequence[str] = (),
@@ -59,6 +61,7 @@ class DaemonBackend:
         self._operations = operations
         self._ring = ring
         self._latency = latency
+        self._resources = resources
         self._logs = logs
         self._damage = damage
         self._began = time.monotonic()
@@ -182,16 +185,21 @@ class DaemonBackend:
         """Counters as last read."""
         return access.stats(self._supervisor.driver(name))
 
-    def health(self) -> tuple[Sequence[str], float]:
-        """What is wrong with the daemon, and its uptime in seconds."""
-        problems = list(self._damage)
+    def health(self) -> HealthView:
+        """How the daemon is."""
+        problems = [*self._damage, *self._resources.problems()]
         problems += map(str, self._store.diagnostics)
         for driver in self._supervisor.drivers():
             if driver.state is State.QUARANTINED and driver.view.cause:
                 problems.append(f"{driver.name}: {driver.view.cause.detail}")
             if driver.trouble:
                 problems.append(f"{driver.name}: {driver.trouble}")
-        return problems, time.monotonic() - self._began
+        return HealthView(
+            problems=tuple(problems),
+            uptime=time.monotonic() - self._began,
+            descriptors=Usage(*self._resources.descriptors()),
+            memory=Usage(*self._resources.memory()),
+        )
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """Per command: counts by bucket, and the sum in seconds."""

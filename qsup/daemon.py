@@ -39,7 +39,7 @@ from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError
-from qsup.host import descriptors, kvmnode, process
+from qsup.host import kvmnode, process
 from qsup.host.cgroup import CgroupTree
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
@@ -48,6 +48,7 @@ from qsup.host.listener import listening
 from qsup.host.memory import OwnMemory
 from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_environment
 from qsup.host.records import IdentityStore
+from qsup.host.resources import OwnResources
 from qsup.host.rundir import DaemonLock, Layout
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
@@ -155,7 +156,7 @@ def _api_socket(layout: Layout, service: ServiceEnvironment, gids: frozenset[int
             yield listener
 
 
-def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
+def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, DaemonBackend]:
     """Join the parts of a supervisor, and of what the API sees of it; nothing runs yet.
 
     Raises:
@@ -196,7 +197,9 @@ def make_supervisor(setup: Setup) -> tuple[Supervisor, DaemonBackend]:
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
     )
-    return supervisor, DaemonBackend(supervisor, store, operations, ring, latency, logs=layout.log, damage=damage)
+    return supervisor, DaemonBackend(
+        supervisor, store, operations, ring, latency, resources, logs=layout.log, damage=damage
+    )
 
 
 async def run(setup: Setup) -> None:
@@ -209,14 +212,15 @@ async def run(setup: Setup) -> None:
     gc.disable()
     gids = operate_gids(setup.config.operate_group, uid=os.geteuid())
     policy = Policy(daemon_uid=os.geteuid(), operate_gids=gids)
-    supervisor, backend = make_supervisor(setup)
+    memory = OwnMemory(setup.config.memory_ceiling << 20)
+    resources = OwnResources(memory)
+    supervisor, backend = make_supervisor(setup, resources)
     api = Api(backend, policy=policy, version=VERSION)
     notifier = Notifier(setup.service.notify_socket)
-    memory = OwnMemory(setup.config.memory_ceiling << 20)
     pressure = Pressure(
-        descriptors_left=partial(descriptors.are_left, descriptors.KEPT),
-        memory_short=memory.is_short,
-        on_shed=_report_shed,
+        descriptors_left=resources.descriptors_left,
+        memory_short=resources.memory_short,
+        on_shed=resources.on_shed,
     )
 
     def authorise(needed: Role, request: Request) -> QsupError | None:
@@ -294,10 +298,6 @@ async def _feed_watchdog(notifier: Notifier, seconds: float) -> None:
     while True:
         notifier.watchdog()
         await trio.sleep(seconds / 3)
-
-
-def _report_shed(what: str, count: int) -> None:
-    _log.warning("API clients were turned out", short_of=what, clients=count)
 
 
 def _report_bug(error: Exception, request_id: str, route: str) -> None:

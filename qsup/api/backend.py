@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from qsup.errors import Diagnostic
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
-from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
 from qsup.plan.hotplug import Slots
 from qsup.plan.spec import PartPlan
@@ -174,8 +174,8 @@ class Backend(Protocol):
     def vnc(self, name: str) -> AbstractAsyncContextManager[ByteStream]:
         """A VNC connection to QEMU; `DeniedError` without a VNC display."""
 
-    def health(self) -> tuple[Sequence[str], float]:
-        """What is wrong with the daemon (empty: nothing), and its uptime in seconds."""
+    def health(self) -> HealthView:
+        """How the daemon is."""
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """Per command: counts by bucket of `qsup.instance.latency.LATENCY_BUCKETS`, and the sum in seconds."""

@@ -34,6 +34,7 @@ from qsup.api.router import Route, Router
 from qsup.api.transport import PeerLeft, Transport
 from qsup.api.websocket import WebSocket
 from qsup.errors import HostError, OverloadedError, from_oserror
+from qsup.host.resources import DESCRIPTORS, MEMORY
 
 __all__ = [
     "Answer",
@@ -193,6 +194,7 @@ class _Server:
             return
         connection = Connection(self._service, Transport(sock), peer)
         if not self._pressure.descriptors_left() and not self._shed_one():
+            self._pressure.on_shed(DESCRIPTORS, 1)
             refusal = OverloadedError("too few file descriptors are left", hint="close connections, or try again later")
             nursery.start_soon(connection.turn_away, refusal)
         elif self._make_room(peer):
@@ -234,13 +236,13 @@ class _Server:
 
     def _shed_one(self) -> bool:
         """End one connection for its descriptor; whether there was one that may be ended."""
-        if self._evict_oldest(self._connections):
-            return True
-        for connection in endless(self._connections)[:1]:
-            self._end(connection)
-            self._pressure.on_shed("file descriptors", 1)
-            return True
-        return False
+        if not self._evict_oldest(self._connections):
+            costly = endless(self._connections)
+            if not costly:
+                return False
+            self._end(costly[0])
+        self._pressure.on_shed(DESCRIPTORS, 1)
+        return True
 
     async def shed_for_memory(self) -> None:
         """End clients for as long as there is too much memory, for ever; each time all idle ones and half the rest."""
@@ -256,7 +258,7 @@ class _Server:
             for connection in costly:
                 self._end(connection)
             if unused or costly:
-                self._pressure.on_shed("memory", len(unused) + len(costly))
+                self._pressure.on_shed(MEMORY, len(unused) + len(costly))
 
     def _end(self, connection: Connection) -> None:
         connection.drain()

@@ -103,11 +103,11 @@ class Snapshot:
 def take_snapshot(backend: Backend, traffic: Traffic, *, version: str) -> Snapshot:
     """What is known now; waits for nothing."""
     views = backend.instances()
-    problems, uptime = backend.health()
+    health = backend.health()
     return Snapshot(
         version=version,
-        uptime=uptime,
-        problems=len(problems),
+        uptime=health.uptime,
+        problems=len(health.problems),
         events=backend.event_sequence(),
         instances=views,
         stats={view.name: stats for view in views if (stats := _stats(backend, view)) is not None},

@@ -448,14 +448,26 @@ class Whoami(TypedDict):
     role: Literal["read", "operate", "admin"]
 
 
+class UsageWire(TypedDict):
+    """How much of something is used, and how much may be; null: as much as there is."""
+
+    used: int
+    limit: int | None
+
+
 class Health(TypedDict):
-    """The daemon's own state."""
+    """The daemon's own state. ``memory`` is in bytes, its limit ``memory-ceiling``.
+
+    Short of ``descriptors`` or ``memory`` it turns API clients out, which is among the ``problems`` for a minute more.
+    """
 
     status: Literal["ok", "degraded"]
     version: str
     pid: int
     uptime: float
     instances: dict[str, int]
+    descriptors: UsageWire
+    memory: UsageWire
     problems: list[str]
 
 

@@ -1,4 +1,4 @@
-"""What the outside may know of a VM: frozen values, made anew at each change. Pure.
+"""What the outside may know of a VM, and of the daemon itself: frozen values, made anew at each change. Pure.
 
 Decides: the contents of a view, of an event and of the counters.
 Must not: be computed by asking QEMU. A view is what the driver knew at its last event, so reading it never waits.
@@ -96,3 +96,28 @@ class StatsView:
     threads: int
     disks: Mapping[str, Mapping[str, int]]
     nics: Mapping[str, Mapping[str, int]]
+
+
+@frozen
+class Usage:
+    """How much of something is used, and how much may be; ``None``: as much as there is."""
+
+    used: int
+    limit: int | None
+
+
+@frozen(kw_only=True)
+class HealthView:
+    """How the daemon is.
+
+    Args:
+        problems: what is wrong with it, one sentence each.
+        uptime: seconds.
+        descriptors: its own file descriptors.
+        memory: its own, bytes.
+    """
+
+    problems: tuple[str, ...]
+    uptime: float
+    descriptors: Usage
+    memory: Usage

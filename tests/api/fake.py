@@ -37,7 +37,7 @@ from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
-from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.view import Relation, Relations
 from qsup.plan.hotplug import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
@@ -537,9 +537,14 @@ class FakeBackend:
             yield ours
             nursery.cancel_scope.cancel()
 
-    def health(self) -> tuple[Sequence[str], float]:
+    def health(self) -> HealthView:
         """What the test put there."""
-        return self.problems, 61.5
+        return HealthView(
+            problems=tuple(self.problems),
+            uptime=61.5,
+            descriptors=Usage(23, 1024),
+            memory=Usage(31 << 20, None),
+        )
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """What the test put there."""

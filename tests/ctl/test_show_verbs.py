@@ -119,6 +119,8 @@ async def test_status_without_a_name_shows_the_daemon(served: Daemon, ctl: Ctl) 
     assert out == await ctl.ok("health")
     assert "State: ok" in out
     assert "2 active" in out
+    assert "Descriptors: 23 of 1024\n" in out
+    assert "Memory: 31M\n" in out
     served.backend.problems.append("the state directory is full")
     result = await ctl("health")
     assert (result.code, "Problem: the state directory is full" in result.out) == (1, True)

@@ -148,6 +148,7 @@ def test_t18_clients_take_no_descriptor_that_a_vm_needs(root_dir: Path, emulator
             daemon.unit(name, rom_unit(emulator, rom_guest))
         pids = {name: daemon.do(name, "start")["pid"] for name in ("web", "other")}
         before = descriptors(daemon)
+        assert daemon.get("/v1/health")["status"] == "ok"
         for number in range(2 * LIMIT):
             guest = clients.enter_context(socket.socket(socket.AF_UNIX))
             guest.settimeout(DEADLINE)
@@ -159,6 +160,14 @@ def test_t18_clients_take_no_descriptor_that_a_vm_needs(root_dir: Path, emulator
         with daemon.client() as client:
             for verb in ("pause", "resume"):
                 assert client.post(f"/v1/instances/web/{verb}?wait=10")["state"] == "succeeded"
+        health = daemon.get("/v1/health")
+        assert (health["status"], health["descriptors"]["limit"]) == ("degraded", LIMIT)
+        assert before < health["descriptors"]["used"] <= LIMIT
+        (problem,) = health["problems"]
+        assert re.match(rf"short of file descriptors: \d+ of {LIMIT} are in use .* API clients turned out", problem)
+        assert "LimitNOFILE" in problem
+        shown = daemon.ctl("health", check=False)
+        assert (shown.returncode, f" of {LIMIT}\n" in shown.stdout, problem in shown.stdout) == (1, True, True)
         assert descriptors(daemon) <= LIMIT
         began, used = time.monotonic(), cpu_seconds(daemon.pid)
         assert not came_true(lambda: not daemon.is_alive(), seconds=2.0)
@@ -262,6 +271,13 @@ def test_beyond_its_ceiling_of_memory_clients_go_and_vms_stay(
         assert daemon.view("web")["pid"] == pid
         assert daemon.wait("web", "running")["pid"] == pid
         assert '"short_of": "memory"' in daemon.log()
+        health = daemon.get("/v1/health")
+        assert (health["status"], health["memory"]["limit"]) == ("degraded", MEBIBYTE)
+        assert health["memory"]["used"] > MEBIBYTE
+        (problem,) = health["problems"]
+        assert re.match(
+            r"short of memory: \d+ of 1 MiB are in use, \d API clients turned out for that; .*ceiling", problem
+        )
 
 
 @pytest.mark.slow

@@ -39,15 +39,17 @@ async def _root(call: Call) -> Answer:
 
 
 async def _health(call: Call) -> Answer:
-    problems, uptime = call.backend.health()
+    found = call.backend.health()
     levels = Counter(view.state.level for view in call.backend.instances())
     health: wire.Health = {
-        "status": "degraded" if problems else "ok",
+        "status": "degraded" if found.problems else "ok",
         "version": call.api.version,
         "pid": os.getpid(),
-        "uptime": uptime,
+        "uptime": found.uptime,
         "instances": {level.value: levels[level] for level in Level},
-        "problems": list(problems),
+        "descriptors": {"used": found.descriptors.used, "limit": found.descriptors.limit},
+        "memory": {"used": found.memory.used, "limit": found.memory.limit},
+        "problems": list(found.problems),
     }
     return json_response(health)
 
@@ -128,7 +130,8 @@ ENDPOINTS = (
         handler=_health,
         role=Role.READ,
         summary="How the daemon is",
-        doc="`degraded` names what is wrong with the daemon itself; a VM that failed does not degrade it.",
+        doc="`degraded` names what is wrong with the daemon itself, such as a lack of descriptors or memory for "
+        "which it turns clients out; a VM that failed does not degrade it.",
         replies=(Reply(shape=wire.Health, doc="Its state, and how many VMs are in each."),),
     ),
     Endpoint(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 
 from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX, VERSION
-from qsup.ctl.render import clean, document, fields, paint, span
+from qsup.ctl.render import clean, document, fields, paint, size, span
 from qsup.errors import DaemonUnreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Health, Whoami
+    from collections.abc import Callable
+
+    from qsup.api.wire import Health, UsageWire, Whoami
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -45,10 +47,17 @@ def show_health(client: Client, style: str) -> int:
             ("Up", span(health["uptime"])),
             ("Socket", clean(client.address.path)),
             ("VMs", ", ".join(counts) or "none"),
+            ("Descriptors", _usage(health["descriptors"], str)),
+            ("Memory", _usage(health["memory"], size)),
             *(("Problem", clean(problem)) for problem in health["problems"]),
         ]
         sys.stdout.write(f"{paint('●', colour)} qsupd\n" + fields(facts))
     return EXIT_OK if health["status"] == "ok" else EXIT_FAILURE
+
+
+def _usage(usage: UsageWire, written: Callable[[int], str]) -> str:
+    limit = usage["limit"]
+    return written(usage["used"]) + ("" if limit is None else f" of {written(limit)}")
 
 
 def _show_whoami(client: Client, style: str) -> int:
