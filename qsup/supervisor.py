@@ -18,6 +18,7 @@ from qsup import access
 from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
+from qsup.host.output import BoundedLog
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
 from qsup.instance.operation import Begun, KeyUse, Operation
@@ -134,10 +135,22 @@ class Supervisor:
             self._add(evolve(known, files=()) if isinstance(error, NoSuchUnit) else known)
 
     def _forget_the_gone(self) -> None:
-        """What was only a directory of a VM without a unit is no VM."""
+        """What was only a directory, or the console's history, of a VM without a unit is no VM."""
         for name, driver in list(self._drivers.items()):
             if not driver.loaded.files and driver.state is State.DEAD and driver.holder is None:
                 self._drivers.pop(name).retire()
+        for name in set(self._services.layout.console_names()) - self._drivers.keys():
+            if not (is_instance_name(name) and self._has_unit(name)):
+                BoundedLog(self._services.layout.console_log(name)).remove()
+
+    def _has_unit(self, name: str) -> bool:
+        try:
+            self._store.read(name)
+        except NoSuchUnit:
+            return False
+        except QsupError:
+            return True  # it has errors
+        return True
 
     def _add(self, loaded: LoadedUnit) -> Driver:
         driver = self._drivers.get(loaded.name)

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -196,6 +197,13 @@ class BoundedLog:
         self.close()
         self.path.rename(self._older)
         self._open()
+
+    def remove(self) -> None:
+        """Remove both files; a later `write` makes new ones."""
+        self.close()
+        for path in (self.path, self._older):
+            with suppress(OSError):
+                path.unlink()
 
     def close(self) -> None:
         """Close the file; a later `write` opens it again."""

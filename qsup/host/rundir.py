@@ -106,6 +106,20 @@ class Layout:
         """The run directories of the VMs, one each."""
         return self.run / "instances"
 
+    @property
+    def consoles(self) -> Path:
+        """What the VMs wrote to their consoles, a file each; see `console_log`."""
+        return self.run / "console"
+
+    def console_log(self, name: str) -> Path:
+        """Where the history of a VM's console is kept."""
+        return self.consoles / f"{name}.log"
+
+    def console_names(self) -> list[str]:
+        """The VMs that have such a history."""
+        files = os.listdir(self.consoles) if self.consoles.exists() else ()
+        return sorted({file.removesuffix(".1").removesuffix(".log") for file in files})
+
     def instance(self, name: str) -> InstanceDirectory:
         """The run directory of one VM, made when it is not there."""
         return InstanceDirectory.open(self.instances, name)
@@ -144,6 +158,7 @@ class Layout:
             lock = DaemonLock.take(self.run / "daemon.lock")
             self._forget_former_boot()
             _make_own(self.instances, 0o700)
+            _make_own(self.consoles, 0o700)
         except OSError as error:
             raise from_oserror(error, f"could not prepare {error.filename or self.run}") from error
         return lock

@@ -64,6 +64,7 @@ class Found:
 
     Args:
         life: the VM, not yet connected; ``None`` when its process is gone, and then ``cause`` says how it ended.
+        launched: its guest has run.
         ending: a stop that was under way.
         told_to_end: that stop had come further than asking the guest.
         started: wall clock of when its process was, or was to be, started, seconds since the epoch.
@@ -72,6 +73,7 @@ class Found:
     life: Life | None
     cause: Cause | None
     history: RestartHistory
+    launched: bool
     ending: Cause | None
     told_to_end: bool
     started: float
@@ -220,6 +222,7 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
         life=life,
         cause=cause,
         history=running.history(),
+        launched=running.launched,
         ending=running.ending.cause() if running.ending else None,
         told_to_end=running.told_to_end,
         started=record.started,
@@ -264,16 +267,22 @@ async def _empty(cgroup: Cgroup, unrecorded: InstanceDirectory | None, uids: Set
         handle.close()
 
 
-def attach_console(life: Life, nursery: trio.Nursery, console: ConsoleHub) -> None:
-    """Connect to the console again, if it can be had; without it the VM is no less alive."""
+def attach_console(life: Life, nursery: trio.Nursery, console: ConsoleHub) -> int:
+    """Connect to the console again, if it can be had; without it the VM is no less alive.
+
+    Returns:
+        Where in the console's output the life begins.
+    """
     if not life.summary.has_console:
-        return
+        return 0
     try:
-        console.connect(connect_unix(life.directory.path / "console"))
+        connected = connect_unix(life.directory.path / "console")
     except OSError as error:
         _log.warning("could not connect the console", instance=life.record.name, why=os.strerror(error.errno or 0))
-    else:
-        nursery.start_soon(console.pump)
+        return console.last_start()
+    start = console.connect(connected, begins=False)
+    nursery.start_soon(console.pump)
+    return start
 
 
 async def _connect(life: Life, services: Services, nursery: trio.Nursery) -> Monitor:

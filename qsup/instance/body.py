@@ -157,14 +157,14 @@ class Body:
 
     def take(self, life: Life) -> None:
         """From now on this life is watched."""
+        if life.monitor is None:
+            self.promises.enter_context(descriptors.promised(adopt.DESCRIPTORS_LATER))
+            life = evolve(life, console_start=adopt.attach_console(life, self._nursery, self._console))
         self.life, self._launched = life, life.launched
         self.guest.attach(life)
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
-        else:
-            self.promises.enter_context(descriptors.promised(adopt.DESCRIPTORS_LATER))
-            adopt.attach_console(life, self._nursery, self._console)
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()

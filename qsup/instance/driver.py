@@ -23,6 +23,7 @@ from attrs import evolve, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from qsup.errors import DeniedError, DependencyError, QsupError, StateFileError, UndefinedTransition
+from qsup.host.output import BoundedLog
 from qsup.instance import adopt, ended, evidence
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
@@ -101,7 +102,7 @@ class Driver:
         self.name = loaded.name
         self.loaded = loaded
         self.holder: Holder | None = None
-        self.console = ConsoleHub(loaded.name, self.touch)
+        self.console = ConsoleHub(loaded.name, self.touch, BoundedLog(services.layout.console_log(loaded.name)))
         self.body: Body | None = None
         self._services = services
         self._inbox: Inbox[Message] = Inbox()
@@ -291,6 +292,7 @@ class Driver:
 
     def retire(self) -> None:
         """End the task; the VM does not run and its unit is gone."""
+        self.console.forget()
         self._scope.cancel()
 
     async def _handle(self, body: Body, message: Message) -> None:
@@ -464,18 +466,19 @@ class Driver:
         self._observed = Observed(threads=life.threads, resets=life.running.resets)
         self.touch()
 
-    async def _on_end(self, body: Body, cause: Cause, *, printed: bytes = b"") -> None:
+    async def _on_end(self, body: Body, cause: Cause, *, printed: bytes = b"", written: bytes = b"") -> None:
         """The process is gone: judge the end, tell it, then clean up; only then is an operation done.
 
         Args:
             printed: by a QEMU that did not come to life.
+            written: by the guest of one that ended while no daemon ran.
         """
         service = self.loaded.unit.service
         if self._is_to_stop():
             service = evolve(service, restart="no")
         event, reason = self._position.judge_end(cause, service, time.monotonic())
         self._observed = Observed()
-        reason = await self._with_evidence(reason, printed)
+        reason = await self._with_evidence(reason, printed, written)
         life = body.let_go()
         self._departures.life_over(body)
         self._apply(body, event, reason)
@@ -488,13 +491,13 @@ class Driver:
         """Whether a stop was accepted, though it may still be waiting for its turn."""
         return self.holder is not None and self.holder.request in (Request.STOP, Request.KILL)
 
-    async def _with_evidence(self, cause: Cause, printed: bytes = b"") -> Cause:
+    async def _with_evidence(self, cause: Cause, printed: bytes = b"", written: bytes = b"") -> Cause:
         """The cause with the last words of QEMU and of the guest, where somebody may ask for them."""
         life = self.life
         if not evidence.wanted(cause):
             return cause
         if life is None:
-            return evidence.add(cause, printed, b"")
+            return evidence.add(cause, printed, written)
         await self.console.catch_up(_CATCH_UP)
         return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
 
@@ -697,7 +700,8 @@ class Driver:
             history=found.history, ending=ending, since=found.since, was_ready=found.was_ready, held=found.held
         )
         if found.life is None:
-            await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN))
+            written = self.console.history_since(self.console.last_start()) if found.launched else b""
+            await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN), written=written)
             return
         self._take(body, found.life)
         self._keeper.found(found.life.running)

@@ -3,7 +3,7 @@
 Decides: how many lines are kept, how long each may be, and that nothing in them can steer whoever reads them.
 Must not: decide when they are taken, or interpret them: both may be a hostile guest's.
 
-The console's history is in the daemon's memory: of a VM that was taken over it begins with that.
+Of a VM that was taken over the console's history is as old as its life, as far as an earlier daemon kept it.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ async def _bring_up(
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost
-        console_start = console.connect(_connect_console(prepared))
+        console_start = console.connect(_connect_console(prepared), begins=True)
         nursery.start_soon(console.pump)
     await unplug_links(loaded.unit.nics, monitor)
     await joined.wait()  # the guest never runs outside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from qsup.host.claims import Claims
+from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.driver import Driver
 from qsup.instance.messages import RESET, Happened, Seen, Told
@@ -37,7 +39,7 @@ def _unused(*_arguments: Any, **_named: Any) -> Any:
 def driver(told: list[str]) -> Driver:
     """One whose events are put into a list."""
     services = Services(
-        layout=_unused,  # type: ignore[arg-type]  # never called by these tests
+        layout=Layout.for_root(Path("/nowhere")),
         load=_unused,
         facts=_unused,
         capabilities=_unused,

@@ -7,10 +7,12 @@ Must not: know what is expected of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qsup.errors import NoSpaceError, NoSuchUnit, QsupError
 from qsup.host.claims import Claims
+from qsup.host.rundir import Layout
 from qsup.instance.driver import Driver
 from qsup.instance.operations import OperationTable
 from qsup.instance.services import Services
@@ -80,7 +82,7 @@ class Crowd:
         self.drivers: dict[str, Driver] = {}
         self.turns = Turns(self.drivers, self.operations, concurrency=concurrency)
         self.services = Services(
-            layout=_unused,  # type: ignore[arg-type]  # never called by these tests
+            layout=Layout.for_root(Path("/nowhere")),
             load=self._load,
             facts=_unused,
             capabilities=_unused,
