@@ -104,7 +104,8 @@ def test_the_console_outlives_a_crash_and_a_restart(daemon: Daemon, qemu: Emulat
         attached.type(b"R")
         read_next(attached, b"boot 2", seen)
         detach(attached)
-    assert daemon.view("web")["console"] == {"type": "serial", "watchers": 0, "has_writer": False}
+    gone = {"type": "serial", "watchers": 0, "has_writer": False}
+    poll_until(lambda: daemon.view("web")["console"] == gone, "the daemon has seen it go", seconds=DEADLINE)
 
 
 def test_the_console_outlives_the_daemon(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
