@@ -64,7 +64,7 @@ class Found:
 
     Args:
         life: the VM, not yet connected; ``None`` when its process is gone, and then ``cause`` says how it ended.
-        launched: its guest has run.
+        wrote: its guest has run and could write to a console.
         ending: a stop that was under way.
         told_to_end: that stop had come further than asking the guest.
         started: wall clock of when its process was, or was to be, started, seconds since the epoch.
@@ -73,7 +73,7 @@ class Found:
     life: Life | None
     cause: Cause | None
     history: RestartHistory
-    launched: bool
+    wrote: bool
     ending: Cause | None
     told_to_end: bool
     started: float
@@ -222,7 +222,7 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
         life=life,
         cause=cause,
         history=running.history(),
-        launched=running.launched,
+        wrote=running.launched and running.plan.has_console,
         ending=running.ending.cause() if running.ending else None,
         told_to_end=running.told_to_end,
         started=record.started,

@@ -498,8 +498,10 @@ class Driver:
             return cause
         if life is None:
             return evidence.add(cause, printed, written)
-        await self.console.catch_up(_CATCH_UP)
-        return evidence.add(cause, life.output_bytes(), self.console.history_since(life.console_start))
+        if life.summary.has_console:  # or its history is an earlier life's
+            await self.console.catch_up(_CATCH_UP)
+            written = self.console.history_since(life.console_start)
+        return evidence.add(cause, life.output_bytes(), written)
 
     def _keep_hardware(self) -> None:
         self._keeper.keep(self.life, self._position, self._observed.resets)
@@ -700,7 +702,7 @@ class Driver:
             history=found.history, ending=ending, since=found.since, was_ready=found.was_ready, held=found.held
         )
         if found.life is None:
-            written = self.console.history_since(self.console.last_start()) if found.launched else b""
+            written = self.console.history_since(self.console.last_start()) if found.wrote else b""
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN), written=written)
             return
         self._take(body, found.life)

@@ -78,6 +78,26 @@ def test_the_next_daemon_shows_what_the_guest_wrote_before(daemon: Daemon, qemu:
     assert ("third" in told, "second" in told, told.count(GREETING)) == (True, False, 1)
 
 
+@pytest.mark.parametrize("ends", ["seen", "unseen"])
+def test_a_vm_without_a_console_has_nobody_elses_last_words(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, ends: str
+) -> None:
+    """What it wrote when it still had one is not why it fails now."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.do("web", "start")
+    daemon.type("web", "old")
+    daemon.do("web", "kill")
+    daemon.unit("web", rom_unit(emulator, rom_guest, console='type = "none"'))
+    pid = daemon.do("web", "start")["pid"]
+    if ends == "unseen":
+        daemon.signal(signal.SIGTERM)
+    kill_process(pid)
+    if ends == "unseen":
+        assert came_true(lambda: not Path(f"/proc/{pid}").exists(), seconds=DEADLINE)
+        daemon.start()
+    assert daemon.wait("web", "crashed")["cause"]["console"] == []
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["dying still", "gone"])
 def test_an_end_while_no_daemon_ran_has_its_last_words(
     daemon: Daemon, emulator: Emulator, rom_guest: Path, seen: bool
@@ -96,8 +116,8 @@ def test_an_end_while_no_daemon_ran_has_its_last_words(
     assert ("new" in told, "old" in told) == (True, False)
 
 
-def test_a_text_that_came_before_makes_a_vm_ready(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
-    """That the guest wrote it is known, so nothing has to be assumed; the last life's does not count."""
+def test_what_the_last_life_wrote_makes_no_vm_ready(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A daemon that takes over a VM which is not ready yet looks for the text in the present life alone."""
     daemon.unit("web", rom_unit(emulator, rom_guest))
     daemon.do("web", "start")
     daemon.type("web", "R")
