@@ -260,7 +260,8 @@ async def stop_all(setup: Setup) -> None:
     Raises:
         QsupError: it cannot begin, or not all could be stopped.
     """
-    supervisor, backend = make_supervisor(setup)
+    resources = OwnResources(OwnMemory(setup.config.memory_ceiling << 20))
+    supervisor, backend = make_supervisor(setup, resources)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(supervisor.run, autostart=False))
         asked = await backend.stop_all(uid=os.geteuid())
