@@ -453,6 +453,8 @@ class Driver:
             kind = CauseKind.DEPENDENCY if isinstance(message.error, DependencyError) else CauseKind.START_FAILED
             await self._on_end(body, Cause(kind=kind, detail=words), printed=message.output)
             return
+        # not before: a launch that this daemon's own end cuts short leaves the VM what it was, a due restart included
+        ended.begin(self._services.layout, self.name)
         self._take(body, message.born)
         if self.state is State.SPAWNING:
             self._apply(body, Event.LAUNCHED)
@@ -694,7 +696,8 @@ class Driver:
             self._departures.life_over(body)
             self._go_back_to(body, known)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
-            self._take_up(body, Remains(started=None, ended=known.since if known else 0.0, ordered=ordered))
+            since, again = known.since if known else 0.0, self.state is State.AUTO_RESTART
+            self._take_up(body, Remains(started=None, ended=since, ordered=ordered, again=again))
             self._settle(body)
             return
         ending = self._take_up(body, Remains(started=found.started, ended=None, ordered=False)) or found.ending

@@ -3,7 +3,7 @@
 Decides: what a restarted daemon knows of a VM that has no process.
 Must not: outlive the boot, after which nothing of it is true; the files are in the run directory and name their boot.
 
-The room for it is taken when the VM is started (`begin`), so that a disk that is full when it ends is no reason to know
+The room for it is taken when the VM is started (`reserve`), so that a disk that is full when it ends is no reason to know
 less of it: a VM that was to be started again would stay down, and one that an operator stopped might be started.
 """
 
@@ -15,7 +15,7 @@ from typing import ClassVar
 import structlog
 from attrs import evolve, frozen
 
-from qsup.errors import NoSpaceError, StateFileError, from_oserror
+from qsup.errors import NoSpaceError, QsupError, StateFileError, from_oserror
 from qsup.host import codec, proc
 from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause
@@ -72,6 +72,10 @@ class Ended:
         return RestartHistory(count=self.restarts, recent=self.restart_times)
 
 
+#: As if it had ended with another boot.
+_NONE = Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0)
+
+
 def _path(layout: Layout, name: str) -> Path:
     return layout.run / "ended" / f"{name}.json"
 
@@ -107,14 +111,22 @@ def keep(
     return True
 
 
-def begin(layout: Layout, name: str) -> None:
-    """It is started: what was is no longer of interest, and its end, whenever that comes, will find room.
+def reserve(layout: Layout, name: str) -> None:
+    """It is started, and its end, whenever that comes, will find room; what is kept of its last one stays until it runs.
 
     Raises:
         QsupError: there is no room.
     """
-    # as if it had ended with another boot
-    _save(Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0), _path(layout, name))
+    _save(recall(layout, name) or _NONE, _path(layout, name))
+
+
+def begin(layout: Layout, name: str) -> None:
+    """It runs: what was is no longer of interest, and its run record counted before anyway."""
+    try:
+        _save(_NONE, _path(layout, name))
+    except QsupError as error:
+        _log.warning("what was kept of a VM's end is out of date", instance=name, why=error.message)
+        forget(layout, name)
 
 
 def _save(ended: Ended, path: Path) -> None:

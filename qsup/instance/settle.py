@@ -241,11 +241,13 @@ class Remains:
         started: wall clock when the process that there is, or last was, was started; ``None``: nothing ran.
         ended: wall clock of when the VM went down, ``None`` while it is not known to be down.
         ordered: it went down, or goes down, because an operator wanted it.
+        again: it is down, and its policy is about to start it again.
     """
 
     started: float | None
     ended: float | None
     ordered: bool
+    again: bool = False
 
 
 @frozen(kw_only=True)
@@ -273,6 +275,9 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
     down_before = found.ended is not None and found.ended < unfinished.created
     match unfinished.request:
         case Request.STOP | Request.RESTART if unfinished.waits and untouched:
+            return TakenUp(holder=evolve(holder, begun=False), ask=True)
+        case Request.STOP | Request.KILL if found.again:
+            # nothing of it has been done, or it had ended a launch that its policy had begun
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.STOP if found.ended is None:
             return TakenUp(holder=holder, stopping=True)

@@ -63,6 +63,7 @@ ALIVE_SINCE = Remains(started=NOW + 1, ended=None, ordered=False)
 DOWN_BEFORE = Remains(started=None, ended=NOW - 10, ordered=False)
 DOWN_BY_IT = Remains(started=None, ended=NOW + 1, ordered=True)
 DOWN_SINCE = Remains(started=None, ended=NOW + 1, ordered=False)
+COMING_BACK = Remains(started=None, ended=NOW - 10, ordered=False, again=True)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,9 @@ DOWN_SINCE = Remains(started=None, ended=NOW + 1, ordered=False)
         (Request.STOP, DOWN_BY_IT, {"begun": True}),
         (Request.KILL, ALIVE, {"begun": False, "stopping": True, "ask": True}),
         (Request.KILL, DOWN_BY_IT, {"begun": True}),
+        # its policy is about to start it again, which neither wants
+        (Request.STOP, COMING_BACK, {"begun": False, "ask": True}),
+        (Request.KILL, COMING_BACK, {"begun": False, "ask": True}),
         # the first half of a restart has yet to come, or is done: by what it was asked for, or before
         (Request.RESTART, ALIVE, {"begun": True, "start_next": True, "stopping": True}),
         (Request.RESTART, ALIVE_SINCE, {"begun": True}),

@@ -127,6 +127,20 @@ def test_an_automatic_restart_is_not_lost_as_it_begins(daemon: Daemon, emulator:
     assert daemon.view("web")["restarts"] >= 1
 
 
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+def test_a_vm_that_waits_for_its_restart_and_was_to_be_stopped_stays_down(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, verb: str
+) -> None:
+    """The daemon died as it wrote that down: its successor does it, and does not start the VM."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, service='restart = "always"\nrestart-delay = "1s"'))
+    kill_process(daemon.do("web", "start")["pid"])
+    daemon.wait("web", "auto-restart")
+    with dying_at(daemon, "fdatasync"), daemon.client() as client:
+        client.post(f"/v1/instances/web/{verb}")
+    assert ended(daemon, verb)["state"] == "succeeded"
+    assert daemon.view("web")["substate"] == "dead"
+
+
 def test_a_paused_guest_stays_paused_after_a_reset(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """Reset while paused, QEMU says `prelaunch` as before the first `cont`; no adopter lets it run for that."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
