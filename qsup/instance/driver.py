@@ -235,7 +235,13 @@ class Driver:
             self.touch()
 
     def abandon(self) -> None:
-        """The task has failed by a bug: whoever waits for an operation hears of it, and another driver takes over."""
+        """The task has failed by a bug: whoever waits for an operation hears of it, and another driver takes over.
+
+        It finds the VM as one that an earlier daemon left, so what is open of it here is closed, and nothing is given back.
+        """
+        if self.body is not None and self.body.life is not None:
+            self.body.life.leave()
+            self.body.life = None
         if self.holder is not None:
             words = f"{self.holder.request.value} was given up: the daemon failed at it by a bug"
             error = QsupError(words, instance=self.name, hint="the daemon's log says more; look at the VM's status")

@@ -59,6 +59,12 @@ class Life:
     resources: AsyncExitStack
     oom_kills: int = 0
 
+    def leave(self) -> None:
+        """Close what is open of it here, and leave the VM, with all that it holds, to whoever finds it."""
+        self.process.pidfd.close()
+        self.output.close()
+        self.directory.close()
+
     def was_oom_killed(self) -> bool:
         """Whether the kernel has killed it, or what it had started, because memory ran out."""
         return self.cgroup.oom_kills() > self.oom_kills

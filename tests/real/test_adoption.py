@@ -8,9 +8,11 @@ Must not: repeat what becomes of operations (`tests.real.test_unfinished`) or of
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -208,3 +210,22 @@ def test_after_a_reboot_nothing_is_believed_and_nobody_signalled(
     for cgroup in record["cgroups"]:
         remove_cgroup(Path(cgroup))
         remove_cgroup(Path(cgroup).parent)
+
+
+def test_a_driver_that_failed_by_a_bug_leaves_nothing_open(root_dir: Path, emulator: Emulator, rom_guest: Path) -> None:
+    """The next one takes the same process over, and the daemon has as many descriptors as before."""
+    daemon = Daemon(root_dir, command=(sys.executable, "-m", "tests.real.buggy"))
+    daemon.start()
+    try:
+        daemon.unit("web", rom_unit(emulator, rom_guest))
+        pid = daemon.do("web", "start")["pid"]
+        before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        for _ in range(3):
+            assert "by a bug" in daemon.power("web", "nmi")["error"]["detail"]
+            assert daemon.wait("web", "running")["pid"] == pid
+        poll_until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before, "all is closed", seconds=DEADLINE)
+        assert daemon.log().count("driver failed") == 3
+        kill_process(pid)
+        assert daemon.wait("web", "crashed")["cause"]["text"] == "signal KILL"
+    finally:
+        daemon.close()

@@ -1,0 +1,28 @@
+"""A qsupd with a bug: ``python -m tests.real.buggy ARGUMENTS...``, as for ``qsup.daemon``.
+
+Decides: that the driver of a VM fails at every NMI.
+Must not: change anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qsup.daemon import main
+from qsup.instance.body import Body
+from qsup.instance.driver import Driver
+from qsup.instance.messages import Asked
+from qsup.instance.state import Request
+
+_begin_control = Driver._begin_control
+
+
+def _fail_at_nmi(driver: Driver, body: Body, asked: Asked) -> None:
+    if asked.request is Request.NMI:
+        raise RuntimeError("the bug")
+    _begin_control(driver, body, asked)
+
+
+if __name__ == "__main__":
+    Driver._begin_control = _fail_at_nmi  # type: ignore[method-assign]  # that is what this is for
+    sys.exit(main())
