@@ -7,7 +7,7 @@ Must not: know the inside of a VM's life; its driver does. Nothing here waits fo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
 from qsup.host.output import BoundedLog
+from qsup.instance import ended
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
 from qsup.instance.operation import Begun, KeyUse, Operation
@@ -93,15 +94,18 @@ class Supervisor:
             self._turns.run_in(nursery)
             self._shutdown.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
-            for name in self._services.layout.instance_names():
+            ran = self._services.layout.instance_names()
+            for name in ran:
                 self._driver_of_leftover(name)
             for loaded in self._store.units.values():
                 self._add(loaded)
+            for name in ended.names(self._services.layout, besides=self._drivers):
+                self._driver_of_leftover(name)
             # before they look for what is left of their VMs, which their drivers do at the next checkpoint
             self._resolve_operations()
             with trio.move_on_after(_ADOPTION_WAIT):
                 await self._wait_adopted()
-            self._forget_the_gone()
+            self._forget_the_gone(ran)
             task_status.started()
             if autostart:
                 nursery.start_soon(self._autostart)
@@ -123,7 +127,7 @@ class Supervisor:
     def _driver_of_leftover(self, name: str) -> None:
         """A VM that runs, or ran, under an earlier daemon; its unit may have gone or be broken."""
         if not is_instance_name(name):
-            _log.warning("not the run directory of a VM", name=name)
+            _log.warning("not the name of a VM, in the run directory", name=name)
             return
         try:
             self._add(self._store.units.get(name) or self._store.read(name))
@@ -131,17 +135,25 @@ class Supervisor:
             _log.warning("a VM's unit cannot be read", instance=name, why=str(error))
             # where the record cannot be read either there is nothing to show but that it is quarantined
             nothing = LoadedUnit(name=name, unit=Unit(), files=(), etag="", text="")
-            known = access.unit_of_record(name, self._services) or nothing
+            known = access.unit_of_record(name, self._services) or ended.unit_of(self._services.layout, name) or nothing
             self._add(evolve(known, files=()) if isinstance(error, NoSuchUnit) else known)
 
-    def _forget_the_gone(self) -> None:
-        """What was only a directory, or the console's history, of a VM without a unit is no VM."""
+    def _forget_the_gone(self, ran: Collection[str]) -> None:
+        """What was only a directory of a VM without a unit is no VM, nor what was down before, as after a reload."""
         for name, driver in list(self._drivers.items()):
-            if not driver.loaded.files and driver.state is State.DEAD and driver.holder is None:
-                self._drivers.pop(name).retire()
+            if driver.is_adopted and not driver.loaded.files and (driver.state is State.DEAD or name not in ran):
+                self._forget(driver)
+        # nor does a VM that is none leave the history of its console
         for name in set(self._services.layout.console_names()) - self._drivers.keys():
             if not (is_instance_name(name) and self._has_unit(name)):
                 BoundedLog(self._services.layout.console_log(name)).remove()
+
+    def _forget(self, driver: Driver) -> bool:
+        """Whether a VM that has no unit is down, and so has gone."""
+        if driver.state.level not in DOWN or driver.state is State.QUARANTINED or driver.holder is not None:
+            return False
+        self._drivers.pop(driver.name).retire()
+        return True
 
     def _has_unit(self, name: str) -> bool:
         try:
@@ -382,10 +394,8 @@ class Supervisor:
         try:
             driver.set_unit(self._store.read(driver.name))
         except NoSuchUnit:
-            if driver.state.level in DOWN and driver.state is not State.QUARANTINED and driver.holder is None:
-                self._drivers.pop(driver.name).retire()
-            else:
-                driver.set_unit(evolve(driver.loaded, files=()))
+            if not self._forget(driver):
+                driver.lose_unit()
         except QsupError:
             pass  # its last valid version counts
 

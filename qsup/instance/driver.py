@@ -22,7 +22,7 @@ import trio
 from attrs import evolve, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from qsup.errors import DeniedError, DependencyError, QsupError, StateFileError, UndefinedTransition
+from qsup.errors import DeniedError, DependencyError, NoSuchUnit, QsupError, StateFileError, UndefinedTransition
 from qsup.host.output import BoundedLog
 from qsup.instance import adopt, ended, evidence
 from qsup.instance.body import Body, Orders
@@ -117,6 +117,7 @@ class Driver:
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
         self._waits_for = ""
+        self._ran = loaded
         self._uuid = ""
         self._argv: tuple[str, ...] = ()
         self._view: InstanceView | None = None
@@ -186,6 +187,10 @@ class Driver:
             self._waits_for = whom
             self.touch()
 
+    def lose_unit(self) -> None:
+        """Its files are gone: what it runs with, or ran with last, counts, and not what they said before they went."""
+        self.set_unit(evolve(self._ran if self.life is None else _as_it_runs(self.life), files=()))
+
     def touch(self) -> None:
         """Something that the view shows has changed."""
         self._view = None
@@ -237,7 +242,7 @@ class Driver:
     def abandon(self) -> None:
         """The task has failed by a bug: whoever waits for an operation hears of it, and another driver takes over.
 
-        It finds the VM as one that an earlier daemon left, so what is open of it here is closed, and nothing is given back.
+        That one finds the VM as an earlier daemon leaves it: what is open of it here is closed, nothing is given back.
         """
         if self.body is not None and self.body.life is not None:
             self.body.life.leave()
@@ -460,7 +465,7 @@ class Driver:
             await self._on_end(body, Cause(kind=kind, detail=words), printed=message.output)
             return
         # not before: a launch that this daemon's own end cuts short leaves the VM what it was, a due restart included
-        ended.begin(self._services.layout, self.name)
+        ended.begin(self._services.layout, self.loaded)
         self._take(body, message.born)
         if self.state is State.SPAWNING:
             self._apply(body, Event.LAUNCHED)
@@ -488,6 +493,7 @@ class Driver:
         self._observed = Observed()
         reason = await self._with_evidence(reason, printed, written)
         life = body.let_go()
+        self._ran = self.loaded if life is None else _as_it_runs(life)
         self._departures.life_over(body)
         self._apply(body, event, reason)
         self._keep_end()
@@ -515,13 +521,15 @@ class Driver:
         self._keeper.keep(self.life, self._position, self._observed.resets)
 
     def _keep_end(self) -> None:
-        self._keeper.save_end(self._position, self._operation)
+        self._keeper.save_end(self._ran, self._position, self._operation)
 
     def _recall(self) -> ended.Ended | None:
         """Nothing runs: what is known of a VM that is down. `StateFileError`: something cannot be read."""
         identity = self._services.identities.load(self.name)
         self._uuid = identity.uuid if identity else ""
-        return ended.recall(self._services.layout, self.name)
+        found = ended.recall(self._services.layout, self.name)
+        self._ran = (found.loaded(self.name) if found else None) or self._ran
+        return found
 
     def _go_back_to(self, body: Body, found: ended.Ended | None) -> None:
         """Go on where the VM was down, with a restart that is due if one was."""
@@ -610,9 +618,12 @@ class Driver:
             self._keep_end()
 
     async def _reread_unit(self) -> None:
-        """Before an automatic restart: a unit that was broken meanwhile starts as it was before."""
+        """Before an automatic restart: what was broken meanwhile starts as it was before, what is gone as it ran."""
         try:
             self.set_unit(await self._services.load(self.name))
+        except NoSuchUnit:
+            self._log.warning("the unit is gone; it is started as it ran")
+            self.lose_unit()
         except QsupError as error:
             self._log.warning("the unit cannot be read; its last valid version counts", why=error.message)
 
@@ -734,6 +745,12 @@ class Driver:
         if taken.ask:
             self._inbox.post(Asked(operation=unfinished.operation, request=unfinished.request))
         return _ordered(unfinished.request) if taken.stopping else None
+
+
+def _as_it_runs(life: Life) -> LoadedUnit:
+    """The unit of a life as if files said so."""
+    record, files = life.record, life.running.files
+    return LoadedUnit(name=record.name, unit=life.unit, files=files, etag=record.unit_digest, text="")
 
 
 def _ordered(request: Request) -> Cause:

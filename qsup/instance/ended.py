@@ -1,16 +1,17 @@
-"""What is kept of a VM that is down: why, how often it was restarted, and whether it is about to be again.
+"""What is kept of a VM that is down: why, how it ran, how often it was restarted, and whether it is about to be again.
 
 Decides: what a restarted daemon knows of a VM that has no process.
 Must not: outlive the boot, after which nothing of it is true; the files are in the run directory and name their boot.
 
-The room for it is taken when the VM is started (`reserve`), so that a disk that is full when it ends is no reason to know
-less of it: a VM that was to be started again would stay down, and one that an operator stopped might be started.
+The room for it is taken when the VM is started (`reserve`), so that a disk that is full when it ends is no reason to
+know less of it: a VM that was to be started again would stay down, and one that an operator stopped might be started.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import structlog
 from attrs import evolve, frozen
@@ -22,6 +23,9 @@ from qsup.instance.cause import Cause
 from qsup.instance.record import CauseRecord
 from qsup.instance.restart import RECENT_MAX, RestartHistory
 from qsup.instance.state import Event, State
+from qsup.unit.load import LoadedUnit
+from qsup.unit.parse import unit_from_values
+from qsup.unit.write import values_of
 
 _log = structlog.get_logger()
 
@@ -44,6 +48,8 @@ class Ended:
         since: wall clock of the end, seconds since the epoch.
         due: CLOCK_MONOTONIC seconds of the next automatic restart, 0 without one.
         output, console: what QEMU printed, and the guest wrote, last.
+        unit: every key with its value, as it ran; what counts when its files are gone or broken.
+        files: of that unit.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -58,6 +64,8 @@ class Ended:
     restart_times: tuple[float, ...] = ()
     output: tuple[str, ...] = ()
     console: tuple[str, ...] = ()
+    unit: Mapping[str, Any] | None = None
+    files: tuple[str, ...] = ()
 
     def why(self) -> Cause | None:
         """The cause with what was last said before it.
@@ -71,9 +79,15 @@ class Ended:
         """The restart history in the form the policy uses."""
         return RestartHistory(count=self.restarts, recent=self.restart_times)
 
+    def loaded(self, name: str) -> LoadedUnit | None:
+        """The unit as it ran, ``None`` where that was not kept.
 
-#: As if it had ended with another boot.
-_NONE = Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0)
+        Raises:
+            ValueError: it is no unit to this version.
+        """
+        if self.unit is None:
+            return None
+        return LoadedUnit(name=name, unit=unit_from_values(self.unit), files=self.files, etag="", text="")
 
 
 def _path(layout: Layout, name: str) -> Path:
@@ -81,9 +95,19 @@ def _path(layout: Layout, name: str) -> Path:
 
 
 def keep(
-    layout: Layout, name: str, *, state: State, cause: Cause | None, since: float, due: float, history: RestartHistory
+    layout: Layout,
+    ran: LoadedUnit,
+    *,
+    state: State,
+    cause: Cause | None,
+    since: float,
+    due: float,
+    history: RestartHistory,
 ) -> bool:
     """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive.
+
+    Args:
+        ran: its unit, as it ran.
 
     Returns:
         Whether all of it was: on a full disk what was last said may be left out, and of many restarts the oldest.
@@ -101,8 +125,10 @@ def keep(
         restart_times=history.recent,
         output=cause.output if cause else (),
         console=cause.console if cause else (),
+        unit=values_of(ran.unit),
+        files=tuple(map(str, ran.files)),
     )
-    path = _path(layout, name)
+    path = _path(layout, ran.name)
     try:
         _save(ended, path)
     except NoSpaceError:
@@ -111,22 +137,28 @@ def keep(
     return True
 
 
-def reserve(layout: Layout, name: str) -> None:
-    """It is started, and its end, whenever that comes, will find room; what is kept of its last one stays until it runs.
+def reserve(layout: Layout, loaded: LoadedUnit) -> None:
+    """It is started, and its end will find room, whenever that comes; how it ended before is kept until it runs.
 
     Raises:
         QsupError: there is no room.
     """
-    _save(recall(layout, name) or _NONE, _path(layout, name))
+    _save(recall(layout, loaded.name) or _nothing(loaded), _path(layout, loaded.name))
 
 
-def begin(layout: Layout, name: str) -> None:
+def begin(layout: Layout, loaded: LoadedUnit) -> None:
     """It runs: what was is no longer of interest, and its run record counted before anyway."""
     try:
-        _save(_NONE, _path(layout, name))
+        _save(_nothing(loaded), _path(layout, loaded.name))
     except QsupError as error:
-        _log.warning("what was kept of a VM's end is out of date", instance=name, why=error.message)
-        forget(layout, name)
+        _log.warning("what was kept of a VM's end is out of date", instance=loaded.name, why=error.message)
+        forget(layout, loaded.name)
+
+
+def _nothing(loaded: LoadedUnit) -> Ended:
+    """As if it had ended with another boot; as large as an end of it is."""
+    files = tuple(map(str, loaded.files))
+    return Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0, unit=values_of(loaded.unit), files=files)
 
 
 def _save(ended: Ended, path: Path) -> None:
@@ -149,6 +181,7 @@ def recall(layout: Layout, name: str) -> Ended | None:
         if Event(ended.event) not in _WAY_BACK.values():
             raise ValueError(f"event: {ended.event!r} is no end")
         ended.why()
+        ended.loaded(name)
     except StateFileError as error:
         if error.details.get("missing"):
             return None
@@ -156,6 +189,35 @@ def recall(layout: Layout, name: str) -> Ended | None:
     except ValueError as error:
         raise codec.refused(path, error) from error
     return ended if ended.boot_id == proc.boot_id() else None
+
+
+def unit_of(layout: Layout, name: str) -> LoadedUnit | None:
+    """The unit of a VM that is down, as it ran; ``None`` where that is not known."""
+    try:
+        ended = recall(layout, name)
+        return ended.loaded(name) if ended else None
+    except StateFileError:
+        return None
+
+
+def names(layout: Layout, *, besides: Container[str]) -> list[str]:
+    """The VMs that have ended in this boot, and those of whom that cannot be read; sorted.
+
+    Args:
+        besides: those that are known anyway, and are left out.
+    """
+    found = []
+    for path in sorted(_path(layout, "").parent.glob("[!.]*.json")):
+        name = path.name.removesuffix(".json")
+        if name in besides:
+            continue
+        try:
+            if recall(layout, name) is None:
+                continue
+        except StateFileError:
+            pass  # its driver says so
+        found.append(name)
+    return found
 
 
 def forget(layout: Layout, name: str) -> None:

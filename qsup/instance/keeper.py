@@ -19,6 +19,7 @@ from qsup.instance.position import Position
 from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
+from qsup.unit.load import LoadedUnit
 
 #: Seconds between two writes for what a guest can cause without end.
 _COUNT_EVERY = 1.0
@@ -87,14 +88,14 @@ class Keeper:
                 self._counted = now
         self.trouble = ""
 
-    def save_end(self, position: Position, operation: str | None) -> None:
+    def save_end(self, ran: LoadedUnit, position: Position, operation: str | None) -> None:
         """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""
         due = time.monotonic() + position.restart_delay if position.state is State.AUTO_RESTART else 0.0
         self.unsaved_end = False
         try:
             complete = ended.keep(
                 self._services.layout,
-                self._name,
+                ran,
                 state=position.state,
                 cause=position.cause,
                 since=position.since,

@@ -25,6 +25,7 @@ from qsup.host.records import IdentityRecord, RunRecord, new_uuid
 from qsup.host.rundir import InstanceDirectory
 from qsup.host.staging import StagedFile, stage_file
 from qsup.host.storage import open_in_thread
+from qsup.instance import ended
 from qsup.instance.images import open_images
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
@@ -99,7 +100,7 @@ async def prepare(
     record = _record(loaded, plan, identity, running)
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)
-    ended.reserve(services.layout, loaded.name)
+    ended.reserve(services.layout, loaded)
     handed = _Handed()
     try:
         claims = await _images(plan, identity, services, handed, resources)

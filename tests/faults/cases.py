@@ -111,7 +111,7 @@ CASES = {
         ),
         Case(
             name="random",
-            fault="daemon SIGKILLed at random moments of starts, stops, kills, pauses, resumes, restarts",
+            fault="daemon ended by SIGKILL or SIGTERM at random moments of starts, stops, pauses, restarts, crashes...",
             promise="0 lost, 0 orphans, 0 ghosts; what was asked for is done or said to have failed",
             tries=500,
         ),

@@ -66,3 +66,78 @@ def test_an_automatic_restart_that_the_daemons_end_cuts_short_is_made_again(
     held.open()
     daemon.start()
     restarted(daemon, "web")
+
+
+COMING = 'restart = "on-failure"\nrestart-delay = "1s"'
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_instance_of_a_template_that_is_down_is_not_forgotten(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, number: int
+) -> None:
+    """No file is named after it: it is known by its end, comes back by its policy, or stays failed with its cause."""
+    daemon.unit("again@", rom_unit(emulator, rom_guest, service=COMING))
+    daemon.unit("once@", rom_unit(emulator, rom_guest))
+    daemon.unit("web", rom_unit(emulator, rom_guest, unit='requires = ["again@1"]\nafter = ["again@1"]'))
+    pids = {name: daemon.do(name, "start")["pid"] for name in ("web", "again@1", "once@1", "once@2")}
+    daemon.do("once@2", "kill")
+    for name, substate in (("once@1", "crashed"), ("again@1", "auto-restart")):
+        kill_process(pids[name])
+        daemon.wait(name, substate)
+    daemon.restart(number)
+    assert daemon.view("once@1")["cause"]["text"] == "signal KILL"
+    assert daemon.view("once@2")["substate"] == "dead"
+    restarted(daemon, "again@1")
+    assert daemon.view("web")["pid"] == pids["web"]
+    assert daemon.ctl("status", "once@1", check=False).returncode == 3
+
+
+def test_a_vm_whose_unit_is_broken_comes_back_as_it_ran(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The daemon that starts then has never seen the unit whole; what is down for good is still shown, and why."""
+    texts = {
+        name: rom_unit(emulator, rom_guest, service=service, unit='description = "as it ran"')
+        for name, service in {"back": COMING, "down": "", "stopped": ""}.items()
+    }
+    for name, text in texts.items():
+        daemon.unit(name, text)
+        pid = daemon.do(name, "start")["pid"]
+        if name == "stopped":
+            daemon.do(name, "kill")
+        else:
+            kill_process(pid)
+    daemon.wait("down", "crashed")
+    daemon.wait("back", "auto-restart")
+    for name in texts:
+        (daemon.units / f"{name}.toml").write_text("[service]\nrestrat = 1\n")
+    daemon.restart()
+    restarted(daemon, "back")
+    assert daemon.view("back")["unit"]["description"] == "as it ran"
+    assert daemon.view("down")["cause"]["text"] == "signal KILL"
+    assert daemon.view("stopped")["cause"]["kind"] == "operator"
+    daemon.unit("down", texts["down"])
+    daemon.do("down", "start")
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["reloaded", "not reloaded"])
+@pytest.mark.parametrize("later", [True, False], ids=["by the next daemon", "by the same"])
+def test_a_vm_whose_unit_is_gone_comes_back_as_it_was_started(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, told: bool, later: bool
+) -> None:
+    """And not with what its files said before they went; once it is down for good it is no VM any more."""
+    text = rom_unit(emulator, rom_guest, service=COMING, unit='description = "as it was started"')
+    daemon.unit("web", text)
+    pid = daemon.do("web", "start")["pid"]
+    daemon.unit("web", text.replace("as it was started", "never started"))
+    (daemon.units / "web.toml").unlink()
+    if told:
+        daemon.post("/v1/reload")
+    kill_process(pid)
+    daemon.wait("web", "auto-restart")
+    if later:
+        daemon.restart()
+    restarted(daemon, "web")
+    assert daemon.view("web")["unit"]["description"] == "as it was started"
+    assert daemon.view("web")["unit"]["files"] == []
+    daemon.do("web", "kill")
+    daemon.restart()
+    assert daemon.get("/v1/instances")["instances"] == []

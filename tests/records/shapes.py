@@ -42,7 +42,7 @@ def shapes() -> dict[str, Any]:
     found: dict[str, Any] = {
         kind: {"schema": record.SCHEMA, "fields": _fields(record)} for kind, record in KINDS.items()
     }
-    found["running"]["unit"] = dict(_keys(Unit, ""))
+    found["running"]["unit"] = found["ended"]["unit"] = dict(_keys(Unit, ""))
     return found
 
 
