@@ -24,7 +24,7 @@ from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.operations import OperationTable
-from qsup.instance.state import Request, State
+from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.relations import relations
 from qsup.order.view import Relations
@@ -189,11 +189,7 @@ class DaemonBackend:
         """How the daemon is."""
         problems = [*self._damage, *self._resources.problems()]
         problems += map(str, self._store.diagnostics)
-        for driver in self._supervisor.drivers():
-            if driver.state is State.QUARANTINED and driver.view.cause:
-                problems.append(f"{driver.name}: {driver.view.cause.detail}")
-            if driver.trouble:
-                problems.append(f"{driver.name}: {driver.trouble}")
+        problems += self._supervisor.problems()
         return HealthView(
             problems=tuple(problems),
             uptime=time.monotonic() - self._began,

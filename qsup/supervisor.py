@@ -2,6 +2,7 @@
 
 Decides: which instances exist (units, and what runs); whether a request may begin, `qsup.order.requests` does.
 Must not: know the inside of a VM's life; its driver does. Nothing here waits for a VM, except who asked to.
+Long because how the daemon begins, each request and each reload meet in one table of drivers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qsup import access
 from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, QsupError, UnitError
 from qsup.host import proc
+from qsup.host.once import OncePerBoot
 from qsup.host.output import BoundedLog
 from qsup.instance import ended
 from qsup.instance.driver import Driver
@@ -26,9 +28,9 @@ from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State
+from qsup.order.autostart import Autostart
 from qsup.order.requests import PREEMPTING, Requests
 from qsup.order.shutdown import STOP_ALL, Shutdown
-from qsup.order.standing import is_there
 from qsup.order.transaction import STARTING, Transactions
 from qsup.order.turns import Turns
 from qsup.unit.compare import compare
@@ -75,6 +77,8 @@ class Supervisor:
         self._transactions = Transactions(self._drivers, self._services, self._turns, self._add)
         self._shutdown = Shutdown(self._drivers, self._services, self._transactions, seconds=shutdown_timeout)
         self._requests = Requests(self._services, self._transactions, self._shutdown, self._find)
+        once = OncePerBoot(services.layout.run, "autostarted")
+        self._autostart = Autostart(self._drivers, lambda: store.units, self._transactions, self._shutdown, once)
 
     # the daemon's life
 
@@ -108,7 +112,7 @@ class Supervisor:
             self._forget_the_gone(ran)
             task_status.started()
             if autostart:
-                nursery.start_soon(self._autostart)
+                nursery.start_soon(self._autostart.run)
             await trio.sleep_forever()
 
     async def _wait_adopted(self) -> None:
@@ -251,21 +255,6 @@ class Supervisor:
         )
         return self._find(name, request), left
 
-    async def _autostart(self) -> None:
-        names: list[str] = []
-        for name, loaded in () if self._shutdown.is_under_way else self._store.units.items():
-            # a cause says that it ended in this boot: then it is down by somebody's will, or by its policy
-            view = self._drivers[name].view
-            if loaded.unit.install.autostart and view.state is State.DEAD and view.cause is None:
-                names.append(name)
-        read = await self._transactions.read(names)
-        # each of them may have been started or removed meanwhile
-        left = [name for name in names if name in self._drivers and not is_there(self._drivers[name])]
-        try:
-            await self._transactions.begin(self._transactions.with_starts(left, read), read, uid=-1)
-        except QsupError as error:
-            _log.error("what starts by itself could not be started", why=str(error))
-
     # instances
 
     def driver(self, name: str) -> Driver:
@@ -292,6 +281,15 @@ class Supervisor:
         """Every VM's driver, sorted by name."""
         for name in sorted(self._drivers):
             yield self._drivers[name]
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with VMs, one sentence each."""
+        yield from self._autostart.problems()
+        for driver in self.drivers():
+            if driver.state is State.QUARANTINED and driver.view.cause:
+                yield f"{driver.name}: {driver.view.cause.detail}"
+            if driver.trouble:
+                yield f"{driver.name}: {driver.trouble}"
 
     def check_down(self, name: str, doing: str) -> None:
         """See that no VM of a unit runs, or of a template.

@@ -257,6 +257,11 @@ class Driver:
         """Put a request into the inbox; what the guest and the process do overtakes it there."""
         self._inbox.post(asked)
 
+    def refuse(self, error: QsupError) -> None:
+        """It is down, was to start by itself, and cannot: it is as after a start that failed."""
+        if self.body is not None:
+            self._inbox.post(LaunchEnded(life=self.body.number, error=error))
+
     def reexamine(self) -> None:
         """Look again at a run record that could not be read; somebody may have repaired or removed it."""
         if self.state is State.QUARANTINED and self.body is not None:

@@ -63,6 +63,12 @@ class Shutdown:
         self._seconds = seconds
         self._nursery: trio.Nursery | None = None
         self._present: str | None = None
+        self._was_asked = False
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether all VMs were to be stopped, be that over or not: nothing starts by itself any more."""
+        return self._was_asked
 
     @property
     def is_under_way(self) -> bool:
@@ -83,7 +89,7 @@ class Shutdown:
             return await operations.join(self._present, KeyUse(uid=uid, key=key, kind=STOP_ALL, timeout=timeout))
         seconds = self._seconds if timeout is None else timeout
         operation = operations.begin(STOP_ALL, "", uid=uid, key=key, timeout=timeout)
-        self._present = operation.id
+        self._present, self._was_asked = operation.id, True
         try:
             await operations.record(operation.id)
         except QsupError as error:
@@ -96,7 +102,7 @@ class Shutdown:
         """Go on with what an earlier daemon left unfinished, for what is left of the time."""
         given = self._seconds if operation.timeout is None else operation.timeout
         left = max(0.0, operation.created + given - time.time())
-        self._present = operation.id
+        self._present, self._was_asked = operation.id, True
         self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=min(left, given)))
 
     def _start(self, order: _Order) -> None:

@@ -129,30 +129,29 @@ class Transactions:
         names = [name for name in pulled.names if name not in there]
         return [*self._excluded(names, pulled), *(Step(name=name, request=Request.START) for name in names)]
 
-    def with_starts(self, roots: Iterable[str], read: Read) -> list[Step]:
-        """The steps of a start of as many of these as can be started; the log says why others are not."""
-        asked, left = tuple(roots), list[str]()
+    def with_starts(self, roots: Iterable[str], read: Read) -> tuple[list[Step], dict[str, QsupError]]:
+        """The steps of a start of as many of these as can be started, and why each of the others cannot."""
+        asked, left, refused = tuple(roots), list[str](), dict[str, QsupError]()
         try:
-            return self.with_start(asked, read)
+            return self.with_start(asked, read), refused
         except QsupError:
             pass  # somebody is in the way of all; each by itself tells who
         for root in asked:
             try:
                 self.with_start([root], read)
             except QsupError as error:
-                _log.error("could not start", instance=root, why=error.message)
+                refused[root] = error
             else:
                 left.append(root)
         while left:
             try:
-                return self.with_start(left, read)
+                return self.with_start(left, read), refused
             except DependencyError as error:
                 # each by itself could be: they stand in each other's way
                 dropped = {root for root in left if self._pulls(root, error.details.get("drop", ()), read)}
-                for root in sorted(dropped):
-                    _log.error("could not start", instance=root, why=error.message)
+                refused |= dict.fromkeys(dropped or left, error)
                 left = [root for root in left if dropped and root not in dropped]
-        return []
+        return [], refused
 
     def _pulls(self, root: str, others: object, read: Read) -> bool:
         return isinstance(others, list) and any(step.name in others for step in self.with_start([root], read))

@@ -131,7 +131,9 @@ async def test_of_those_that_start_by_themselves_as_many_start_as_can() -> None:
         }
     )
     read = await crowd.transactions.read("abcdefg")
-    steps = crowd.transactions.with_starts("abcdefg", read)
+    steps, refused = crowd.transactions.with_starts("abcdefg", read)
+    assert refused.keys() == set("abcdf")
+    assert "it requires gone" in refused["d"].message
     assert [step.name for step in steps] == ["e", "h", "g"] or [step.name for step in steps] == ["e", "g", "h"]
 
 

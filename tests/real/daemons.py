@@ -98,6 +98,11 @@ class Daemon:
         self.signal(number)
         self.start()
 
+    def forget_autostart(self) -> None:
+        """Let the next one be the first after a boot, as far as what starts by itself goes."""
+        for path in self.run.glob("autostarted.*"):
+            path.unlink()
+
     def close(self) -> None:
         """End all of it: VMs first, so that none is left to whoever comes next."""
         if self._process is not None and self._process.poll() is None:

@@ -208,8 +208,8 @@ def test_so_many_start_at_a_time_and_those_that_start_by_themselves_keep_the_ord
 
         poll_until(starting, "one has started", seconds=DEADLINE)
         first, then = "bd" if starting() == ["b"] else "db"
-        waiting = dict.fromkeys("abde", "waiting-deps") | dict.fromkeys("cf", "dead")
-        assert substates(daemon) == {**waiting, first: "waiting-ready"}
+        waiting = dict.fromkeys("abde", "waiting-deps") | {"f": "dead"}
+        assert substates(daemon) == {**waiting, first: "waiting-ready", "c": "start-failed"}
         waits_for(daemon, newest(daemon, then), "its turn, 1 at a time")
         waits_for(daemon, newest(daemon, "a"), "waiting for b (")
         waits_for(daemon, newest(daemon, "e"), "waiting for d (")
@@ -220,7 +220,13 @@ def test_so_many_start_at_a_time_and_those_that_start_by_themselves_keep_the_ord
             daemon.type(name, "go")
             daemon.wait(name, "running")
         daemon.wait("e", "running")
-        assert substates(daemon) == dict.fromkeys("abdef", "running") | {"c": "dead"}
-        assert "it requires gone" in daemon.log()
+        assert substates(daemon) == dict.fromkeys("abdef", "running") | {"c": "start-failed"}
+        # what cannot be started says so, to whoever looks at it or at the whole, and also under the next daemon
+        cause = daemon.view("c")["cause"]
+        assert (cause["kind"], "it requires gone" in cause["detail"]) == ("dependency", True)
+        (problem,) = daemon.get("/v1/health")["problems"]
+        assert problem == f"c: it was to start by itself: {cause['detail']}"
+        daemon.restart()
+        assert (daemon.view("c")["substate"], daemon.view("c")["cause"]) == ("start-failed", cause)
     finally:
         daemon.close()
