@@ -7,7 +7,6 @@ Long because how the daemon begins, each request and each reload meet in one tab
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -222,7 +221,7 @@ class Supervisor:
         if driver is None or operation.boot_id != proc.boot_id():
             return False
         force = operation.arguments["force_after"]
-        left = None if force is None else max(operation.created + force - time.time(), 0.0)
+        left = None if force is None else max(operation.uptime + force - proc.uptime(), 0.0)
         entry = str(operation.arguments["entry"])
         driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left))
         return True
@@ -249,7 +248,7 @@ class Supervisor:
         left = Unfinished(
             operation=operation.id,
             request=request,
-            created=operation.created,
+            asked=operation.uptime,
             timeout=operation.timeout,
             sent=operation.sent,
         )

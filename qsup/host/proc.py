@@ -123,6 +123,13 @@ def uid(pid: int) -> int | None:
         return None
 
 
+def uptime() -> float:
+    """Seconds since this boot, time asleep included (CLOCK_BOOTTIME): nobody sets that clock, and with the boot id it
+    orders what daemons have written down.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def may_inspect(pid: int) -> bool:
     """Whether /proc shows us all of a process: ``PTRACE_MODE_READ_FSCREDS`` of ptrace(2), zombies included."""
     try:

@@ -51,7 +51,8 @@ class RunRecord:
         unit_digest: digest of the unit it was started from.
         argv: QEMU's command line.
         machine: the versioned machine type.
-        started: wall clock, seconds since the epoch.
+        started: wall clock, seconds since the epoch, for people.
+        uptime: CLOCK_BOOTTIME seconds of the same moment, to compare.
         cgroups: directories of its cgroups.
         taps: names of its tap interfaces.
         bridges: bridges that go with their last port, if the daemon made them.
@@ -71,6 +72,7 @@ class RunRecord:
     argv: tuple[str, ...]
     machine: str
     started: float = field(validator=within(0, LATEST))
+    uptime: float = field(validator=within(0, LATEST))
     pid: int | None = field(default=None, validator=within(1, _PID_MAX))
     start_time: int | None = field(default=None, validator=within(0, _TICKS_MAX))
     cgroups: tuple[str, ...] = ()

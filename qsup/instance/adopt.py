@@ -67,7 +67,7 @@ class Found:
         wrote: its guest has run and could write to a console.
         ending: a stop that was under way.
         told_to_end: that stop had come further than asking the guest.
-        started: wall clock of when its process was, or was to be, started, seconds since the epoch.
+        started: CLOCK_BOOTTIME seconds of when its process was, or was to be, started; 0 for another boot.
     """
 
     life: Life | None
@@ -225,7 +225,7 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
         wrote=running.launched and running.plan.has_console,
         ending=running.ending.cause() if running.ending else None,
         told_to_end=running.told_to_end,
-        started=record.started,
+        started=record.uptime if record.boot_id == proc.boot_id() else 0.0,
         since=running.since,
         was_ready=running.was_ready,
         held=running.held,

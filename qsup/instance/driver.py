@@ -539,7 +539,9 @@ class Driver:
     def _go_back_to(self, body: Body, found: ended.Ended | None) -> None:
         """Go on where the VM was down, with a restart that is due if one was."""
         if found is not None:
-            self._position.recall(history=found.history(), since=found.since, due=found.due, now=time.monotonic())
+            self._position.recall(
+                history=found.history(), since=found.since, uptime=found.uptime, due=found.due, now=time.monotonic()
+            )
             self._apply(body, Event(found.event), found.why())
 
     # requests
@@ -718,7 +720,7 @@ class Driver:
             self._departures.life_over(body)
             self._go_back_to(body, known)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
-            since, again = known.since if known else 0.0, self.state is State.AUTO_RESTART
+            since, again = known.uptime if known else 0.0, self.state is State.AUTO_RESTART
             self._take_up(body, Remains(started=None, ended=since, ordered=ordered, again=again))
             self._settle(body)
             return

@@ -45,7 +45,8 @@ class Ended:
 
     Args:
         event: the edge that brings a driver from `State.DEAD` to where the VM was.
-        since: wall clock of the end, seconds since the epoch.
+        since: wall clock of the end, seconds since the epoch, for people.
+        uptime: CLOCK_BOOTTIME seconds of when the end was known, to compare.
         due: CLOCK_MONOTONIC seconds of the next automatic restart, 0 without one.
         output, console: what QEMU printed, and the guest wrote, last.
         unit: every key with its value, as it ran; what counts when its files are gone or broken.
@@ -59,6 +60,7 @@ class Ended:
     event: str
     cause: CauseRecord | None
     since: float
+    uptime: float
     due: float = 0.0
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
@@ -101,6 +103,7 @@ def keep(
     state: State,
     cause: Cause | None,
     since: float,
+    uptime: float,
     due: float,
     history: RestartHistory,
 ) -> bool:
@@ -120,6 +123,7 @@ def keep(
         event=_WAY_BACK[state].value,
         cause=CauseRecord.of(cause) if cause else None,
         since=since,
+        uptime=uptime,
         due=due,
         restarts=history.count,
         restart_times=history.recent,
@@ -158,7 +162,9 @@ def begin(layout: Layout, loaded: LoadedUnit) -> None:
 def _nothing(loaded: LoadedUnit) -> Ended:
     """As if it had ended with another boot; as large as an end of it is."""
     files = tuple(map(str, loaded.files))
-    return Ended(boot_id="", event=Event.ENDED.value, cause=None, since=0.0, unit=values_of(loaded.unit), files=files)
+    return Ended(
+        boot_id="", event=Event.ENDED.value, cause=None, since=0.0, uptime=0.0, unit=values_of(loaded.unit), files=files
+    )
 
 
 def _save(ended: Ended, path: Path) -> None:

@@ -99,6 +99,7 @@ class Keeper:
                 state=position.state,
                 cause=position.cause,
                 since=position.since,
+                uptime=position.uptime,
                 due=due,
                 history=position.history,
             )

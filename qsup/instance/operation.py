@@ -73,6 +73,7 @@ class Operation:
         joined: the keys of later requests that this operation answers, too.
         arguments: what was asked for besides, JSON values.
         pending: QEMU has taken it and the guest has to fulfil it; it holds the VM no more.
+        uptime: CLOCK_BOOTTIME seconds of when it was asked for.
         batch: the rest of what its own request began, where that named several VMs and this is the first.
     """
 
@@ -94,6 +95,7 @@ class Operation:
     joined: tuple[KeyUse, ...] = ()
     arguments: Mapping[str, Any] = field(factory=dict)
     pending: bool = False
+    uptime: float = 0.0
     batch: Batch | None = None
 
     @property

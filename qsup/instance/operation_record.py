@@ -97,6 +97,7 @@ class OperationRecord:
     arguments: Mapping[str, Any]
     pending: bool
     batch: BatchRecord | None
+    uptime: float = field(validator=within(0, LATEST))
 
     @classmethod
     def of(cls, operation: Operation) -> OperationRecord:
@@ -120,6 +121,7 @@ class OperationRecord:
             arguments=operation.arguments,
             pending=operation.pending,
             batch=None if operation.batch is None else BatchRecord.of(operation.batch),
+            uptime=operation.uptime,
         )
 
     def operation(self) -> Operation:
@@ -147,4 +149,5 @@ class OperationRecord:
             arguments=self.arguments,
             pending=self.pending,
             batch=None if self.batch is None else self.batch.batch(),
+            uptime=self.uptime,
         )

@@ -113,7 +113,8 @@ class OperationTable:
 
     def unfinished(self) -> list[Operation]:
         """Those that have not ended, in the order in which they were asked for."""
-        return sorted((o for o in self._operations.values() if not o.is_final), key=lambda o: o.created)
+        left = (o for o in self._operations.values() if not o.is_final)
+        return sorted(left, key=lambda o: (o.boot_id == proc.boot_id(), o.uptime))
 
     def _keep(self, operation: Operation) -> None:
         self._operations[operation.id] = operation
@@ -220,6 +221,7 @@ class OperationTable:
             timeout=timeout,
             arguments=arguments,
             batch=batch,
+            uptime=proc.uptime(),
         )
         self._keep(operation)
         return operation

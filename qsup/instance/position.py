@@ -12,6 +12,7 @@ from collections.abc import Callable
 import trio
 from attrs import field, frozen
 
+from qsup.host import proc
 from qsup.instance import restart
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
@@ -34,7 +35,8 @@ class Position:
         cause: why it is in its state, or ``None``.
         ending: why it is being stopped, from the beginning of the stop to the end of the process.
         was_ready: it has been ready since its process was started.
-        since: wall clock of the last change of state, seconds since the epoch.
+        since: wall clock of the last change of state, seconds since the epoch, for people.
+        uptime: CLOCK_BOOTTIME seconds of when a driver first came to this state.
         held: an operator wants it paused, so nobody else lets it go on.
         history: its automatic restarts.
         restart_delay: seconds until the next one, once it was judged.
@@ -46,10 +48,11 @@ class Position:
         self.was_ready = False
         self.held = False
         self.since = time.time()
+        self.uptime = proc.uptime()
         self.history = RestartHistory()
         self.restart_delay = 0.0
         self._state = State.DEAD
-        self._kept_since = 0.0
+        self._kept_since = self._kept_uptime = 0.0
         self._waiting: set[_Waiting] = set()
 
     @property
@@ -92,7 +95,7 @@ class Position:
         if moved:
             self._note_change()
         elif self._state is State.DEAD:
-            self._kept_since = 0.0  # it was recalled to where it was already
+            self._kept_since = self._kept_uptime = 0.0  # it was recalled to where it was already
         return transition
 
     def _is_news(self, cause: Cause) -> bool:
@@ -107,8 +110,9 @@ class Position:
     def _note_change(self) -> None:
         # a daemon's restart is no change of the VM's: the time stands until it is known again where the VM is
         self.since = self._kept_since or time.time()
+        self.uptime = self._kept_uptime or proc.uptime()
         if self._state is not State.UNREACHABLE:
-            self._kept_since = 0.0
+            self._kept_since = self._kept_uptime = 0.0
         for waiting in self._waiting:
             if waiting.satisfied(self._state):
                 waiting.came.set()
@@ -120,7 +124,7 @@ class Position:
         self.history, self.ending, self._kept_since, self.was_ready = history, ending, since, was_ready
         self.held = held
 
-    def recall(self, *, history: RestartHistory, since: float, due: float, now: float) -> None:
+    def recall(self, *, history: RestartHistory, since: float, uptime: float, due: float, now: float) -> None:
         """Go on from how the VM ended under an earlier daemon.
 
         Args:
@@ -129,6 +133,7 @@ class Position:
         """
         self.history, self.restart_delay = history, max(0.0, due - now)
         self.since = self._kept_since = since
+        self.uptime = self._kept_uptime = uptime
 
     def forget_restarts(self) -> None:
         """Somebody started it: automatic restarts count from here."""

@@ -149,6 +149,7 @@ def _record(loaded: LoadedUnit, plan: Plan, identity: IdentityRecord, running: R
         argv=(),
         machine=plan.machine,
         started=running.since,
+        uptime=proc.uptime(),
         bridges=tuple(bridges),
         state=codec.encode(running),
     )

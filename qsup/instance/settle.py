@@ -22,7 +22,7 @@ class Unfinished:
     """An operation that an earlier daemon left unfinished.
 
     Args:
-        created: wall clock when it was asked for, seconds since the epoch.
+        asked: CLOCK_BOOTTIME seconds when that was.
         timeout: seconds in place of the unit's ``stop-timeout``.
         sent: its command may have reached QEMU.
         waits: another VM is to stop before this one, and has not; so nothing of a stop has been done.
@@ -30,7 +30,7 @@ class Unfinished:
 
     operation: str
     request: Request
-    created: float
+    asked: float
     timeout: float | None = None
     sent: bool = False
     waits: bool = False
@@ -238,8 +238,8 @@ class Remains:
     """What is left of its VM.
 
     Args:
-        started: wall clock when the process that there is, or last was, was started; ``None``: nothing ran.
-        ended: wall clock of when the VM went down, ``None`` while it is not known to be down.
+        started: CLOCK_BOOTTIME seconds when the process that there is, or last was, was started; ``None``: nothing ran.
+        ended: the same of when the VM went down, ``None`` while it is not known to be down.
         ordered: it went down, or goes down, because an operator wanted it.
         again: it is down, and its policy is about to start it again.
     """
@@ -271,8 +271,8 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
     It is completed: whoever asked for it was told that it would be.
     """
     holder = Holder(operation=unfinished.operation, request=unfinished.request, begun=True, timeout=unfinished.timeout)
-    untouched = found.started is not None and found.started < unfinished.created
-    down_before = found.ended is not None and found.ended < unfinished.created
+    untouched = found.started is not None and found.started < unfinished.asked
+    down_before = found.ended is not None and found.ended < unfinished.asked
     match unfinished.request:
         case Request.STOP | Request.RESTART if unfinished.waits and untouched:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)

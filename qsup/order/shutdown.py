@@ -8,7 +8,6 @@ It is an operation of the daemon's, of no VM: it goes on when its client leaves,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import trio
 from attrs import frozen
 
 from qsup.errors import QsupError, StopError
+from qsup.host import proc
 from qsup.instance.driver import Driver
 from qsup.instance.operation import KeyUse, Operation
 from qsup.instance.services import Services
@@ -101,7 +101,7 @@ class Shutdown:
     def resume(self, operation: Operation) -> None:
         """Go on with what an earlier daemon left unfinished, for what is left of the time."""
         given = self._seconds if operation.timeout is None else operation.timeout
-        left = max(0.0, operation.created + given - time.time())
+        left = max(0.0, operation.uptime + given - proc.uptime())
         self._present, self._was_asked = operation.id, True
         self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=min(left, given)))
 

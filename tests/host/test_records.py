@@ -52,7 +52,16 @@ def test_unreadable_identity_is_not_replaced(tmp_path: Path) -> None:
 def test_numbers_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
     """A record with a pid that no process has, or a time that no clock shows, is not believed."""
     good = RunRecord(
-        name="web", uuid=WEB.uuid, boot_id="b", uid=1, unit_digest="", argv=(), machine="q35", started=1.0, pid=1
+        name="web",
+        uuid=WEB.uuid,
+        boot_id="b",
+        uid=1,
+        unit_digest="",
+        argv=(),
+        machine="q35",
+        started=1.0,
+        uptime=1.0,
+        pid=1,
     )
     assert codec.decode(RunRecord, codec.encode(good)) == good
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -30,6 +30,7 @@ RECORD = RunRecord(
     argv=("qemu", "-S"),
     machine="pc-q35-7.2",
     started=1.5,
+    uptime=1.5,
     claims=(Claim(path="a.qcow2", st_dev=1, st_ino=2, writable=True, shareable=False),),
     state={"substate": "running", "restarts": [1.0, 2.0]},
 )

@@ -117,7 +117,7 @@ def test_the_delay_begins_anew_after_a_long_run() -> None:
 def test_the_time_of_an_end_is_recalled(event: Event, state: State) -> None:
     """However it ended, it is down since then and not since the daemon's start; what happens next is new."""
     position = Position()
-    position.recall(history=RestartHistory(), since=1.0, due=0.0, now=0.0)
+    position.recall(history=RestartHistory(), since=1.0, uptime=1.0, due=0.0, now=0.0)
     position.move(event, BY_OPERATOR)
     assert (position.state, position.since, position.cause) == (state, 1.0, BY_OPERATOR)
     position.move(Event.RESTART_DUE if state is State.AUTO_RESTART else Event.START, None)

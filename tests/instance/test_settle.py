@@ -92,7 +92,7 @@ COMING_BACK = Remains(started=None, ended=NOW - 10, ordered=False, again=True)
 )
 def test_how_an_unfinished_operation_goes_on(request_: Request, found: Remains, expected: dict[str, bool]) -> None:
     """What is found of a VM says which half of what a dead daemon had accepted is still to be done."""
-    taken = take_up(Unfinished(operation="1", request=request_, created=NOW), found)
+    taken = take_up(Unfinished(operation="1", request=request_, asked=NOW), found)
     parts = dict(expected)
     holder = Holder(
         operation="1", request=request_, begun=parts.pop("begun"), start_next=parts.pop("start_next", False)
@@ -105,7 +105,7 @@ COMMANDS = (Request.PAUSE, Request.RESUME, Request.RESET, Request.POWERDOWN, Req
 
 def left(request: Request, *, sent: bool) -> Holder:
     """One command whose daemon died, as the next one takes it up."""
-    unfinished = Unfinished(operation="1", request=request, created=NOW, sent=sent, timeout=3.0)
+    unfinished = Unfinished(operation="1", request=request, asked=NOW, sent=sent, timeout=3.0)
     taken = take_up(unfinished, ALIVE)
     assert (taken.ask, taken.stopping, taken.holder.left, taken.holder.timeout) == (False, False, unfinished, 3.0)
     return taken.holder
@@ -162,7 +162,7 @@ def test_a_command_ends_with_the_life_it_was_for() -> None:
 
 def test_a_restart_that_goes_on_keeps_its_timeout() -> None:
     """What the guest is given does not become the unit's for a daemon's death."""
-    unfinished = Unfinished(operation="1", request=Request.RESTART, created=NOW, timeout=3.0)
+    unfinished = Unfinished(operation="1", request=Request.RESTART, asked=NOW, timeout=3.0)
     assert take_up(unfinished, ALIVE).holder.timeout == 3.0
 
 
@@ -175,7 +175,7 @@ def test_a_stop_is_under_way_before_the_monitor_is_reached() -> None:
 @pytest.mark.parametrize("request_", [Request.STOP, Request.RESTART], ids=str)
 def test_a_stop_that_waited_for_another_is_asked_for_again(request_: Request) -> None:
     """Nothing of it has been done, so the VM is not touched before its turn; what has ended meanwhile needs no turn."""
-    unfinished = Unfinished(operation="1", request=request_, created=NOW, waits=True)
+    unfinished = Unfinished(operation="1", request=request_, asked=NOW, waits=True)
     taken = take_up(unfinished, ALIVE)
     assert (taken.ask, taken.stopping, taken.holder.begun, taken.holder.start_next) == (True, False, False, False)
     for found in (evolve(ALIVE, started=NOW + 1), Remains(started=None, ended=NOW + 1, ordered=True)):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qsup.errors import KeyReusedError
+from qsup.host.proc import uptime
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, elapsed, kill_process, rom_unit, signal_process
 from tests.waiting import poll_until
@@ -123,7 +124,7 @@ def test_what_was_overtaken_stays_so(daemon: Daemon, emulator: Emulator, rom_gue
 def leave(daemon: Daemon, **changes: object) -> dict[str, Any]:
     """An operation under way in a dead daemon's journal: like the last one there, with changes."""
     last = json.loads(journal(daemon).splitlines()[-1])
-    left = last | {"id": uuid.uuid4().hex, "state": "running", "result": None, "created": time.time()} | changes
+    left = last | {"id": uuid.uuid4().hex, "state": "running", "result": None, "uptime": uptime()} | changes
     with (daemon.root / "state" / "operations.jsonl").open("a") as file:
         file.write(json.dumps(left) + "\n")
     return dict(left)
