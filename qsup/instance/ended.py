@@ -161,9 +161,14 @@ def begin(layout: Layout, loaded: LoadedUnit) -> None:
 
 def _nothing(loaded: LoadedUnit) -> Ended:
     """As if it had ended with another boot; as large as an end of it is."""
-    files = tuple(map(str, loaded.files))
     return Ended(
-        boot_id="", event=Event.ENDED.value, cause=None, since=0.0, uptime=0.0, unit=values_of(loaded.unit), files=files
+        boot_id="",
+        event=Event.ENDED.value,
+        cause=None,
+        since=0.0,
+        uptime=0.0,
+        unit=values_of(loaded.unit),
+        files=tuple(map(str, loaded.files)),
     )
 
 

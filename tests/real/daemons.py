@@ -73,14 +73,14 @@ class Daemon:
         assert self._process is not None, "the daemon was not started"
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.spawn()
+    def start(self, *, stderr: int | None = None) -> None:
+        """Start it and wait until it answers; its log goes to a file unless told otherwise."""
+        self.spawn(stderr=stderr)
         assert came_true(self._answers, seconds=DEADLINE), f"qsupd did not answer: {self.log()[-2000:]}"
 
-    def spawn(self) -> None:
+    def spawn(self, *, stderr: int | None = None) -> None:
         """Start it and wait for nothing."""
-        self._process = subprocess.Popen(self._command, stderr=self._log, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command, stderr=stderr or self._log, stdin=subprocess.DEVNULL)
 
     def _answers(self) -> bool:
         assert self._process is not None

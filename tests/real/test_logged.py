@@ -7,9 +7,12 @@ Must not: fix the words of any line.
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import signal
 import socket
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +130,27 @@ def test_lines_of_a_stop_that_fails_are_the_operations(daemon: Daemon, emulator:
     daemon.wait("web", "crashed")
     after = [line for line in lines_of(daemon) if line["event"] == "state changed"][-1]
     assert (after["state"], after.get("operation")) == ("crashed", None)
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_a_log_that_stands_still_holds_up_neither_vms_nor_answers(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, where: str
+) -> None:
+    """Ctrl-S on the daemon's terminal, or a pipe that nobody reads: it starts, answers and stops VMs all the same."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.signal(signal.SIGTERM)
+    reader, writer = pty.openpty() if where == "terminal" else os.pipe()
+    if where == "terminal":
+        termios.tcflow(writer, termios.TCOOFF)
+    daemon.start(stderr=writer)
+    written = 0
+    while written < 300:  # far more lines than a pipe or a terminal holds
+        daemon.do("web", "start")
+        daemon.do("web", "kill")
+        written += sum(bool(daemon.get("/v1/health")) for _ in range(20))
+    if where == "terminal":
+        termios.tcflow(writer, termios.TCOON)
+    for name in ("start", "kill"):
+        daemon.do("web", name)
+    os.close(reader)
+    os.close(writer)
