@@ -1,8 +1,8 @@
 """Setting up structlog: one line a record, for people on a terminal, for machines otherwise.
 
 Decides: the form of log lines and where they go (standard error, or the journal's native protocol under systemd).
-Must not: be imported by anything but the daemon (modules take ``structlog.get_logger()``), or wait for whoever reads the
-log: the daemon has one thread.
+Must not: be imported by anything but the daemon (modules take ``structlog.get_logger()``), or wait for whoever reads
+the log: the daemon has one thread.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Found:
         wrote: its guest has run and could write to a console.
         ending: a stop that was under way.
         told_to_end: that stop had come further than asking the guest.
+        stage_by, start_by: CLOCK_BOOTTIME seconds by when that is over, and by when it must be ready.
         started: CLOCK_BOOTTIME seconds of when its process was, or was to be, started; 0 for another boot.
     """
 
@@ -76,6 +77,8 @@ class Found:
     wrote: bool
     ending: Cause | None
     told_to_end: bool
+    stage_by: float | None
+    start_by: float | None
     started: float
     since: float
     was_ready: bool
@@ -225,6 +228,8 @@ def _found(life: Life | None, cause: Cause | None, record: RunRecord, running: R
         wrote=running.launched and running.plan.has_console,
         ending=running.ending.cause() if running.ending else None,
         told_to_end=running.told_to_end,
+        stage_by=running.stage_by,
+        start_by=running.start_by,
         started=record.uptime if record.boot_id == proc.boot_id() else 0.0,
         since=running.since,
         was_ready=running.was_ready,
@@ -387,6 +392,8 @@ def standing(life: Life, position: Position, resets: int) -> Running:
         held=position.held,
         ending=CauseRecord.of(position.ending) if position.ending else None,
         told_to_end=position.state in _TOLD_TO_END,
+        stage_by=position.stage_by,
+        start_by=position.start_by,
         restarts=position.history.count,
         restart_times=position.history.recent,
         resets=resets,

@@ -17,7 +17,7 @@ import trio
 from attrs import evolve, frozen
 
 from qsup.errors import DeniedError, DependencyError, QsupError
-from qsup.host import descriptors
+from qsup.host import descriptors, proc
 from qsup.host.output import BoundedLog, feed_of
 from qsup.instance import adopt, change, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
@@ -85,6 +85,7 @@ class Orders:
         was_ready: the VM has been ready since it was started.
         held: an operator wants it paused.
         stop_timeout: seconds in place of the unit's.
+        stage_by, start_by: CLOCK_BOOTTIME seconds by when the stage of a stop is over, and a start of another daemon's.
         agent_connected: somebody in the guest has the agent's port open.
         restart_delay: seconds until the next automatic restart.
         operation: id of the one that holds the VM, ``None`` for none.
@@ -96,9 +97,22 @@ class Orders:
     was_ready: bool
     held: bool
     stop_timeout: float | None
+    stage_by: float | None
+    start_by: float | None
     agent_connected: bool
     restart_delay: float
     operation: str | None
+
+    @property
+    def start_left(self) -> float:
+        """Seconds that the VM has to become ready."""
+        given = self.loaded.unit.service.start_timeout
+        return given if self.start_by is None else max(0.0, self.start_by - proc.uptime())
+
+    @property
+    def stage_left(self) -> float:
+        """Seconds that the stage of a stop has left."""
+        return 0.0 if self.stage_by is None else max(0.0, self.stage_by - proc.uptime())
 
 
 class Body:
@@ -346,19 +360,17 @@ class Body:
 
     def _launch(self, orders: Orders) -> None:
         self.number += 1
-        self._limit_start(orders)
+        self._limit_start(orders, orders.loaded.unit.service.start_timeout)
         self._jobs.start("launch", partial(self._launch_job, self.number, orders), operation=orders.operation)
 
-    def _limit_start(self, orders: Orders) -> None:
+    def _limit_start(self, orders: Orders, left: float) -> None:
         seconds = orders.loaded.unit.service.start_timeout
         late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {seconds:g} s")
-        self._say_after("start-timeout", seconds, Event.START_TIMEOUT, late)
+        self._say_after("start-timeout", left, Event.START_TIMEOUT, late)
 
     def limit_guest(self, orders: Orders) -> None:
-        """A guest that an earlier daemon asked to shut down has its whole time once more, monitor or not."""
-        given = orders.stop_timeout
-        seconds = orders.loaded.unit.service.stop_timeout if given is None else given
-        self._say_after("stage", seconds, Event.STAGE_TIMEOUT)
+        """A guest that an earlier daemon asked to shut down has what is left of its time, monitor or not."""
+        self._say_after("stage", orders.stage_left, Event.STAGE_TIMEOUT)
 
     async def _launch_job(self, number: int, orders: Orders) -> None:
         ended = LaunchEnded(life=number)
@@ -382,12 +394,13 @@ class Body:
     def _await_ready(self, orders: Orders) -> None:
         if self.life is not None and self.monitor is not None:
             if not self._jobs.is_running("start-timeout") and not ready.may_have_been_missed(self.life):
-                self._limit_start(orders)  # an earlier daemon's deadline is not known; it has all of it once more
+                self._limit_start(orders, orders.start_left)
             if self.life.unit.service.ready.on == "running":
                 # it does already, and a job to say so would only let the record be written twice
                 self._post(Happened(life=self.number, event=Event.READY))
                 return
-            wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, self._post)
+            longest = orders.start_left if ready.may_have_been_missed(self.life) else math.inf
+            wait = partial(ready.wait_ready, self.life, self.monitor, self._console, self.guest, longest, self._post)
             self._jobs.start("ready", wait, operation=orders.operation)
 
     def _cancel_ready(self, orders: Orders) -> None:
@@ -397,7 +410,8 @@ class Body:
         if self.life is not None and self.monitor is not None:
             guest = self.guest if orders.agent_connected else None
             service = orders.loaded.unit.service
-            ask = partial(stop.ask_guest, self.life, service, self.monitor, guest, orders.stop_timeout, self._post)
+            times = orders.stop_timeout, orders.stage_left
+            ask = partial(stop.ask_guest, self.life, service, self.monitor, guest, *times, self._post)
             self._jobs.start("stage", ask, operation=orders.operation)
 
     def _quit(self, orders: Orders) -> None:
@@ -407,7 +421,7 @@ class Body:
 
     def _term(self, orders: Orders) -> None:
         if self.life is not None:
-            end = partial(stop.terminate, self.life, orders.loaded.unit.service, self._post)
+            end = partial(stop.terminate, self.life, orders.loaded.unit.service, orders.stage_left, self._post)
             self._jobs.start("stage", end, operation=orders.operation)
 
     def _kill(self, orders: Orders) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -23,8 +23,9 @@ from attrs import evolve, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from qsup.errors import DeniedError, DependencyError, NoSuchUnit, QsupError, StateFileError, UndefinedTransition
+from qsup.host import proc
 from qsup.host.output import BoundedLog
-from qsup.instance import adopt, ended, evidence
+from qsup.instance import adopt, ended, evidence, stop
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
@@ -68,6 +69,8 @@ _LAST_OF_A_MONITOR = (Event.DYING, Event.MONITOR_LOST)
 _OUT_OF_REACH = (State.UNRESPONSIVE, State.UNREACHABLE)
 #: What ends QEMU.
 _ENDING = frozenset({Effect.QUIT, Effect.TERM, Effect.KILL})
+#: Seconds in which a restarted daemon must find a guest ready whose time to start was over before.
+_LOOK = 2.0
 #: Seconds until what could not be written, or was not yet, is written again.
 _SAVE_AGAIN = 2.0
 #: Levels in which no start is under way.
@@ -412,6 +415,7 @@ class Driver:
             self._tell(before, event)
         elif self.state in _OUT_OF_REACH and self._position.cause != cause_before:
             self._tell(before, event)  # it is known now, or another part of it stands still
+        self._limit_stage(transition.effects, agent=self._observed.agent_connected)
         orders = self._orders()
         if not _ENDING.isdisjoint(transition.effects):
             self._save()  # however soon this daemon dies, the next one knows that the end was wanted, and why
@@ -421,6 +425,11 @@ class Driver:
             self._end_panicked(body)
         if self.state is State.IO_ERROR and self._position.held:
             self._apply(body, Event.HELD, adopt.held_by(self._position.cause))
+
+    def _limit_stage(self, effects: Iterable[Effect], *, agent: bool) -> None:
+        given = self.holder.timeout if self.holder else None
+        if (seconds := stop.longest(effects, self.loaded.unit.service, given=given, agent=agent)) is not None:
+            self._position.limit_stage(seconds)
 
     def _end_panicked(self, body: Body) -> None:
         """A panicked guest stands still to be looked at, unless its policy wants it started again."""
@@ -436,6 +445,8 @@ class Driver:
             was_ready=self._position.was_ready,
             held=self._position.held,
             stop_timeout=self.holder.timeout if self.holder else None,
+            stage_by=self._position.stage_by,
+            start_by=self._position.start_by,
             agent_connected=self._observed.agent_connected,
             restart_delay=self._position.restart_delay,
             operation=self._operation,
@@ -726,7 +737,13 @@ class Driver:
             return
         ending = self._take_up(body, Remains(started=found.started, ended=None, ordered=False)) or found.ending
         self._position.resume(
-            history=found.history, ending=ending, since=found.since, was_ready=found.was_ready, held=found.held
+            history=found.history,
+            ending=ending,
+            since=found.since,
+            was_ready=found.was_ready,
+            held=found.held,
+            stage_by=found.stage_by,
+            start_by=None if found.was_ready else self._start_by(found),
         )
         if found.life is None:
             written = self.console.history_since(self.console.last_start()) if found.wrote else b""
@@ -737,8 +754,15 @@ class Driver:
         self._departures.go_on(body)
         self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
         if ending is not None and not found.told_to_end:
+            self._limit_stage([Effect.ASK_GUEST], agent=found.life.summary.has_agent)
             body.limit_guest(self._orders())
         self._settle(body)
+
+    def _start_by(self, found: adopt.Found) -> float:
+        """By when a VM must be ready that an earlier daemon started: by its own time, or once it was looked at."""
+        given, now = self.loaded.unit.service.start_timeout, proc.uptime()
+        by = found.started + given if found.start_by is None else found.start_by
+        return by if by > now else now + min(_LOOK, given)
 
     def _take_up(self, body: Body, found: Remains) -> Cause | None:
         """Go on with what an earlier daemon left unfinished; the cause, when for that the process is to end."""

@@ -19,6 +19,9 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, Level, State, Transition, step
 from qsup.unit.model import ServiceSection
 
+#: By these a stop that an earlier daemon began goes on where it was.
+_GOES_ON = (Event.FOUND, Event.FOUND_STOPPING, Event.ADOPTED_STOPPING)
+
 
 @frozen(kw_only=True, eq=False)
 class _Waiting:
@@ -34,6 +37,8 @@ class Position:
     Attributes:
         cause: why it is in its state, or ``None``.
         ending: why it is being stopped, from the beginning of the stop to the end of the process.
+        stage_by: CLOCK_BOOTTIME seconds by when the stage of that stop is over, ``None`` where none has begun.
+        start_by: the same by when it must be ready, where an earlier daemon has begun its start.
         was_ready: it has been ready since its process was started.
         since: wall clock of the last change of state, seconds since the epoch, for people.
         uptime: CLOCK_BOOTTIME seconds of when a driver first came to this state.
@@ -45,6 +50,8 @@ class Position:
     def __init__(self) -> None:
         self.cause: Cause | None = None
         self.ending: Cause | None = None
+        self.stage_by: float | None = None
+        self.start_by: float | None = None
         self.was_ready = False
         self.held = False
         self.since = time.time()
@@ -81,6 +88,10 @@ class Position:
         transition = step(self._state, event)
         before, self._state = self._state, transition.target
         moved = self._state is not before
+        if moved and event not in _GOES_ON:
+            self.stage_by = None
+        if self._state is State.SPAWNING:
+            self.start_by = None
         self.was_ready = (self.was_ready and self._state is not State.SPAWNING) or self._state is State.RUNNING
         if self._state.level is Level.DEACTIVATING:
             # the first reason is the reason, and what the guest does then does not replace it; an operator's word does
@@ -117,10 +128,24 @@ class Position:
             if waiting.satisfied(self._state):
                 waiting.came.set()
 
+    def limit_stage(self, seconds: float) -> None:
+        """A stage of a stop is over in so many seconds, or when an earlier daemon's would have been."""
+        by = proc.uptime() + seconds
+        self.stage_by = by if self.stage_by is None else min(by, self.stage_by)
+
     def resume(
-        self, *, history: RestartHistory, ending: Cause | None, since: float, was_ready: bool, held: bool = False
+        self,
+        *,
+        history: RestartHistory,
+        ending: Cause | None,
+        since: float,
+        was_ready: bool,
+        held: bool = False,
+        stage_by: float | None = None,
+        start_by: float | None = None,
     ) -> None:
         """Go on from what an earlier daemon wrote down."""
+        self.stage_by, self.start_by = stage_by, start_by
         self.history, self.ending, self._kept_since, self.was_ready = history, ending, since, was_ready
         self.held = held
 

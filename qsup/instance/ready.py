@@ -7,7 +7,6 @@ while nobody listened: after a start timeout of its own it is taken as ready, wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import structlog
@@ -32,16 +31,24 @@ _TRY_TIMEOUT = 5.0
 
 
 async def wait_ready(
-    life: Life, monitor: Monitor, console: ConsoleHub, guest: GuestChannel, post: Callable[[Message], None]
+    life: Life,
+    monitor: Monitor,
+    console: ConsoleHub,
+    guest: GuestChannel,
+    longest: float,
+    post: Callable[[Message], None],
 ) -> None:
-    """Post `Event.READY` once what the unit's ``ready`` names has been seen."""
+    """Post `Event.READY` once what the unit's ``ready`` names has been seen.
+
+    Args:
+        longest: seconds after which a text that may have been missed is taken as seen.
+    """
     wanted = life.unit.service.ready
     cause = None
     match wanted.on:
         case "agent":
             await _agent_answers(guest)
         case "serial":
-            longest = life.unit.service.start_timeout if may_have_been_missed(life) else math.inf
             with trio.move_on_after(longest) as scope:
                 if not await console.wait_text(wanted.text.encode(), start=life.console_start):
                     return  # QEMU has closed the console: that is no readiness

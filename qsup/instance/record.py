@@ -56,6 +56,8 @@ class Running:
         held: an operator wants it paused.
         ending: a stop that is under way, by its cause.
         told_to_end: that stop has come further than asking the guest.
+        stage_by: CLOCK_BOOTTIME seconds by when that is over: asking the guest, or else waiting for QEMU's own end.
+        start_by: the same by when it must be ready, once a daemon has taken a start over.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
         resets: how often the guest has reset itself in this life.
     """
@@ -72,6 +74,8 @@ class Running:
     was_ready: bool = False
     ending: CauseRecord | None = None
     told_to_end: bool = False
+    stage_by: float | None = field(default=None, validator=within(0, LATEST))
+    start_by: float | None = field(default=None, validator=within(0, LATEST))
     restarts: int = 0
     restart_times: tuple[float, ...] = ()
     held: bool = False

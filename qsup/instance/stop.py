@@ -8,7 +8,7 @@ watcher (or by QEMU's SHUTDOWN event) and is cancelled by the driver, so it only
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -17,7 +17,7 @@ from qsup.errors import AgentError, MonitorError
 from qsup.instance.guest import GuestChannel
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
-from qsup.instance.state import Event
+from qsup.instance.state import Effect, Event
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.model import ServiceSection
@@ -36,12 +36,36 @@ def _failed(life: Life, post: Post) -> None:
     post(Happened(life=life.number, event=Event.STAGE_TIMEOUT))
 
 
+def longest(effects: Iterable[Effect], service: ServiceSection, *, given: float | None, agent: bool) -> float | None:
+    """Seconds that the stage which one of these effects begins may take, with those by which a later daemon goes on;
+    ``None``: none of them begins one.
+
+    Args:
+        given: what the guest is given for each way, in place of the unit's ``stop-timeout``.
+        agent: somebody in the guest has the agent's port open.
+    """
+    term = service.term_timeout if "term" in service.stop_methods else 0.0
+    for effect in effects:
+        match effect:
+            case Effect.ASK_GUEST:
+                ways = (agent and "agent" in service.stop_methods) + ("acpi" in service.stop_methods)
+                return ways * (service.stop_timeout if given is None else given)
+            case Effect.QUIT:
+                return (service.quit_timeout if "quit" in service.stop_methods else 0.0) + term
+            case Effect.TERM:
+                return term
+            case Effect.KILL:
+                return 0.0
+    return None
+
+
 async def ask_guest(
     life: Life,
     service: ServiceSection,
     monitor: Monitor,
     guest: GuestChannel | None,
     seconds: float | None,
+    left: float,
     post: Post,
 ) -> None:
     """Ask the guest to shut down: by its agent where one answers, else (or after that) by the ACPI power button.
@@ -50,12 +74,15 @@ async def ask_guest(
         service: as the unit's files say it now.
         guest: the way to the agent, ``None`` when nobody in the guest has its port open.
         seconds: what the guest is given for each way, in place of the unit's ``stop-timeout``.
+        left: seconds for all of it; less than it takes, where an earlier daemon began it.
     """
     given = service.stop_timeout if seconds is None else seconds
-    if guest is not None and "agent" in service.stop_methods and await _ask_agent(life, guest):
-        await trio.sleep(given)
-    if "acpi" in service.stop_methods and await _press_button(life, monitor):
-        await trio.sleep(given)
+    over = trio.current_time() + left
+    button = given if "acpi" in service.stop_methods else 0.0
+    if guest is not None and "agent" in service.stop_methods and left > button and await _ask_agent(life, guest):
+        await trio.sleep_until(over - button)
+    if button and await _press_button(life, monitor):
+        await trio.sleep_until(min(over, trio.current_time() + given))
     _failed(life, post)
 
 
@@ -89,11 +116,11 @@ async def quit_qemu(life: Life, service: ServiceSection, monitor: Monitor | None
     _failed(life, post)
 
 
-async def terminate(life: Life, service: ServiceSection, post: Post) -> None:
-    """SIGTERM, to which QEMU answers by an orderly exit."""
+async def terminate(life: Life, service: ServiceSection, left: float, post: Post) -> None:
+    """SIGTERM, to which QEMU answers by an orderly exit, for the seconds that are left."""
     if "term" in service.stop_methods:
         life.process.send_signal(signal.SIGTERM)
-        await trio.sleep(service.term_timeout)
+        await trio.sleep(left)
     _failed(life, post)
 
 

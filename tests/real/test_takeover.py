@@ -139,6 +139,58 @@ def test_a_guest_that_was_asked_to_shut_down_keeps_its_time(daemon: Daemon, qemu
     assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "succeeded"
 
 
+def test_a_stop_has_its_time_once_however_often_daemons_come(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """A deaf guest, and daemons that live less long than it is given: it is stopped when its time is over."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, service='stop-timeout = "4s"'))
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    operation = daemon.post("/v1/instances/web/stop")
+    seen = [daemon.wait("web", "stopping-guest")["substate"]]
+    while seen[-1] != "dead" and len(seen) < 20:
+        again(daemon)
+        seen.append(daemon.view("web")["substate"])
+    assert seen[:2] == ["stopping-guest", "stopping-guest"]
+    assert seen[-1] == "dead", seen
+    assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("ready", ["port", "text"])
+def test_a_start_has_its_time_once_however_often_daemons_come(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, ready: str
+) -> None:
+    """It is over, or a text that may have been missed is taken as said, however short each daemon lives."""
+    wanted = "{ port = 22 }" if ready == "port" else '{ serial = "no such text" }'
+    forward = f'[[nic]]\nid = "n"\nforward = ["{free_port()}:22"]'
+    service = f'ready = {wanted}\nstart-timeout = "4s"'
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=service, tables=forward))
+    operation = daemon.post("/v1/instances/web/start")
+    seen = [daemon.wait("web", "waiting-ready")["substate"]]
+    while seen[-1] in ("waiting-ready", "unreachable") and len(seen) < 20:
+        again(daemon)
+        seen.append(daemon.view("web")["substate"])
+    assert seen[:2] == ["waiting-ready", "waiting-ready"]
+    expected = "failed" if ready == "port" else "succeeded"
+    ended = daemon.get(f"/v1/operations/{operation['id']}/wait?timeout=10")
+    assert ended["state"] == expected, seen
+
+
+def test_a_qemu_that_does_not_end_is_killed_however_often_daemons_come(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """It stands still, and each daemon lives less long than `term-timeout`: SIGKILL follows when that is over."""
+    service = 'stop-methods = ["quit", "term", "kill"]\nquit-timeout = "500ms"\nterm-timeout = "4s"'
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=service))
+    os.kill(daemon.do("web", "start")["pid"], signal.SIGSTOP)
+    daemon.post("/v1/instances/web/stop")
+    seen = [daemon.wait("web", "stopping-term")["substate"]]
+    while seen[-1] != "dead" and len(seen) < 20:
+        again(daemon)
+        seen.append(daemon.view("web")["substate"])
+    assert seen[-1] == "dead", seen
+
+
 def test_a_stop_of_a_hung_qemu_goes_on_escalating(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """SIGSTOPped QEMU, `quit` sent, daemon restarted: SIGTERM and SIGKILL follow although no monitor answers."""
     service = 'stop-methods = ["quit", "term", "kill"]\nquit-timeout = "30s"\nterm-timeout = "200ms"'
