@@ -107,7 +107,7 @@ class _StandardError:
                     break
                 data = data[written:]
         except BlockingIOError:
-            pass
+            pass  # what is left is the answer
         except OSError:
             return b""  # the reader is gone, or the disk is full: there is nobody left to tell
         return data

@@ -38,6 +38,7 @@ from qsup.instance.messages import (
     Asked,
     Finished,
     Happened,
+    Hasten,
     LaunchEnded,
     Message,
     Noted,
@@ -265,6 +266,10 @@ class Driver:
         if self.body is not None:
             self._inbox.post(LaunchEnded(life=self.body.number, error=error))
 
+    def hasten(self, operation: str, cut_short: Callable[[], None]) -> None:
+        """Have a stop that holds the VM go on to QEMU's own end; see `Hasten`."""
+        self._inbox.post(Hasten(operation=operation, cut_short=cut_short))
+
     def reexamine(self) -> None:
         """Look again at a run record that could not be read; somebody may have repaired or removed it."""
         if self.state is State.QUARANTINED and self.body is not None:
@@ -323,6 +328,8 @@ class Driver:
                 self._end_operation(message.operation, message.result, message.error)
             case Waits():
                 self._on_waits(body, message)
+            case Hasten():
+                await self._on_hasten(body, message)
             case _ if message.life != body.number:
                 self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
             case LaunchEnded():
@@ -572,6 +579,20 @@ class Driver:
             except QsupError as error:
                 await self._refuse(asked, error)
             self._settle(body)
+
+    async def _on_hasten(self, body: Body, message: Hasten) -> None:
+        if self.holder is None or self.holder.operation != message.operation or self.holder.request is not Request.STOP:
+            return  # it was overtaken, or has ended
+        waited = not self.holder.begun
+        if waited:
+            body.cancel_turn()
+            await self._begin(body, Asked(operation=message.operation, request=Request.STOP, in_turn=True))
+        asked = self.state is State.STOPPING_GUEST
+        if asked:
+            self._apply(body, Event.STAGE_TIMEOUT)
+        if waited or asked:
+            message.cut_short()
+        self._settle(body)
 
     async def _refuse(self, asked: Asked, error: QsupError) -> None:
         """End an operation of which nothing has been done. A later daemon must not do it after all: that is on record

@@ -8,7 +8,7 @@ A message about one life of the VM carries that life's number; the driver drops 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -34,6 +34,18 @@ class Asked:
     request: Request
     loaded: LoadedUnit | None = None
     in_turn: bool = False
+
+
+@frozen(kw_only=True)
+class Hasten:
+    """The stop that holds the VM is to wait no more: neither for its turn nor for the guest.
+
+    Args:
+        cut_short: called when it did.
+    """
+
+    operation: str
+    cut_short: Callable[[], None]
 
 
 @frozen(kw_only=True)
@@ -136,4 +148,17 @@ class Told:
     data: Mapping[str, Any]
 
 
-Message = Asked | Happened | LaunchEnded | ProcessEnded | Finished | Waits | Unplugged | Settled | Noted | Seen | Told
+Message = (
+    Asked
+    | Hasten
+    | Happened
+    | LaunchEnded
+    | ProcessEnded
+    | Finished
+    | Waits
+    | Unplugged
+    | Settled
+    | Noted
+    | Seen
+    | Told
+)

@@ -75,6 +75,7 @@ class Operation:
         pending: QEMU has taken it and the guest has to fulfil it; it holds the VM no more.
         uptime: CLOCK_BOOTTIME seconds of when it was asked for.
         batch: the rest of what its own request began, where that named several VMs and this is the first.
+        until: CLOCK_BOOTTIME seconds by when all of it is to be over, where a later request has said so.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Operation:
     joined: tuple[KeyUse, ...] = ()
     arguments: Mapping[str, Any] = field(factory=dict)
     pending: bool = False
+    until: float | None = None
     uptime: float = 0.0
     batch: Batch | None = None
 

@@ -97,6 +97,7 @@ class OperationRecord:
     arguments: Mapping[str, Any]
     pending: bool
     batch: BatchRecord | None
+    until: float | None = field(validator=within(0, LATEST))
     uptime: float = field(validator=within(0, LATEST))
 
     @classmethod
@@ -121,6 +122,7 @@ class OperationRecord:
             arguments=operation.arguments,
             pending=operation.pending,
             batch=None if operation.batch is None else BatchRecord.of(operation.batch),
+            until=operation.until,
             uptime=operation.uptime,
         )
 
@@ -149,5 +151,6 @@ class OperationRecord:
             arguments=self.arguments,
             pending=self.pending,
             batch=None if self.batch is None else self.batch.batch(),
+            until=self.until,
             uptime=self.uptime,
         )

@@ -290,6 +290,18 @@ class OperationTable:
             # a later daemon asks QEMU for it once more, which changes nothing
             _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
 
+    async def limit(self, operation_id: str, until: float) -> None:
+        """Have it be over sooner than it was to be.
+
+        Args:
+            until: CLOCK_BOOTTIME seconds.
+        """
+        self._operations[operation_id] = evolve(self.get(operation_id), until=until)
+        try:
+            await self.record(operation_id)
+        except QsupError as error:
+            _log.error("a shorter time could not be recorded", operation=operation_id, why=error.message)
+
     def progress(self, operation_id: str, words: str) -> None:
         """Say where a running operation stands; one that has ended stays as it is."""
         operation = self._operations.get(operation_id)

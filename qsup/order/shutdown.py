@@ -1,19 +1,23 @@
 """Stopping every VM within a time, in the reverse of the order in which they start.
 
-Decides: which VMs that concerns, what becomes of those that are not down when the time is over, and what is told.
+Decides: which VMs that concerns, who of them is cut short and when, and what is told.
 Must not: stop one by itself: each has an operation of its own, whose driver knows how and waits for its turn.
 
 It is an operation of the daemon's, of no VM: it goes on when its client leaves, and in the next daemon.
+
+Who does not shut down in time (`qsup.order.haste`) is cut short: QEMU is told to quit, and killed if it does not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from qsup.errors import QsupError, StopError
 from qsup.host import proc
@@ -23,6 +27,7 @@ from qsup.instance.services import Services
 from qsup.instance.settle import DOWN
 from qsup.instance.state import Request, State
 from qsup.instance.stop import KILL_TIMEOUT
+from qsup.order.haste import chain, last_moments
 from qsup.order.standing import is_up, words
 from qsup.order.transaction import Step, Transactions
 
@@ -45,6 +50,30 @@ class _Order:
     seconds: float
 
 
+@define(kw_only=True)
+class _Leaving:
+    """How far it is.
+
+    Args:
+        names: all that is to be stopped.
+        began: seconds of trio's clock.
+        links: see `chain`.
+        pending: those that are not down, and the operation that each ends by.
+        hastened: those that were told to quit.
+        killed: those that were killed, and when.
+        late: those that did not shut down by themselves in the time.
+    """
+
+    order: _Order
+    names: list[str]
+    began: float
+    links: int
+    pending: dict[str, str] = field(factory=dict)
+    hastened: set[str] = field(factory=set)
+    killed: dict[str, float] = field(factory=dict)
+    late: set[str] = field(factory=set)
+
+
 class Shutdown:
     """Stops all VMs of a daemon.
 
@@ -64,6 +93,8 @@ class Shutdown:
         self._nursery: trio.Nursery | None = None
         self._present: str | None = None
         self._was_asked = False
+        self._until = math.inf
+        self._changed = trio.Event()
 
     @property
     def was_asked(self) -> bool:
@@ -86,6 +117,8 @@ class Shutdown:
         if known is not None:
             return known
         if self._present is not None:
+            if timeout is not None:
+                await self._shorten(self._present, timeout)
             return await operations.join(self._present, KeyUse(uid=uid, key=key, kind=STOP_ALL, timeout=timeout))
         seconds = self._seconds if timeout is None else timeout
         operation = operations.begin(STOP_ALL, "", uid=uid, key=key, timeout=timeout)
@@ -98,15 +131,29 @@ class Shutdown:
         self._start(_Order(operation=operation.id, uid=uid, seconds=seconds))
         return operation
 
+    async def _shorten(self, operation: str, seconds: float) -> None:
+        """The shorter time counts of two that ask for it."""
+        until = trio.current_time() + seconds
+        if until < self._until:
+            self._until = until
+            self._wake()
+            await self._operations.limit(operation, proc.uptime() + seconds)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
     def resume(self, operation: Operation) -> None:
         """Go on with what an earlier daemon left unfinished, for what is left of the time."""
         given = self._seconds if operation.timeout is None else operation.timeout
-        left = max(0.0, operation.uptime + given - proc.uptime())
+        until = operation.uptime + given if operation.until is None else operation.until
         self._present, self._was_asked = operation.id, True
-        self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=min(left, given)))
+        seconds = min(max(0.0, until - proc.uptime()), given)
+        self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=seconds))
 
     def _start(self, order: _Order) -> None:
         assert self._nursery is not None, "the supervisor runs"
+        self._until = trio.current_time() + order.seconds
         self._nursery.start_soon(self._run, order)
 
     async def _run(self, order: _Order) -> None:
@@ -119,50 +166,89 @@ class Shutdown:
             self._operations.finish(order.operation, error=QsupError("the daemon failed at it by a bug"))
 
     async def _stop_all(self, order: _Order) -> None:
-        deadline = trio.current_time() + order.seconds
+        began = trio.current_time()
         with trio.move_on_after(_ADOPTION_WAIT):
             for driver in list(self._drivers.values()):
                 await driver.wait_adopted()
         names = [name for name, driver in sorted(self._drivers.items()) if is_up(driver)]
         _log.info("stopping all", vms=names, seconds=order.seconds, operation=order.operation)
-        await self._carry_out(Request.STOP, names, order, deadline)
-        late = self._up(names)
-        if late:
-            _log.warning("killed at the end of the time", vms=late, operation=order.operation)
-            await self._carry_out(Request.KILL, late, order, trio.current_time() + _KILLED_WAIT)
-        self._finish(order, names, late)
+        leaving = _Leaving(order=order, names=names, began=began, links=chain(names, self._transactions.graph))
+        async with trio.open_nursery() as nursery:
+            await self._begin(Request.STOP, names, leaving, nursery)
+            while leaving.pending:
+                now = trio.current_time()
+                wake, late = self._cut_short(leaving, now)
+                if late:
+                    _log.warning("killed at the end of the time", vms=late, operation=order.operation)
+                    leaving.late.update(late)
+                    leaving.killed.update(dict.fromkeys(late, now))
+                    await self._begin(Request.KILL, late, leaving, nursery)
+                elif wake == math.inf:
+                    break  # the kernel keeps what is left
+                else:
+                    with trio.move_on_at(wake):
+                        await self._changed.wait()
+            nursery.cancel_scope.cancel()
+        self._finish(order, names, sorted(leaving.late))
 
-    async def _carry_out(self, request: Request, names: list[str], order: _Order, deadline: float) -> None:
-        """Stop or kill these; returns when all of these operations have ended, or at the deadline."""
-        ending = (Request.KILL,) if request is Request.KILL else (Request.STOP, Request.KILL)
-        pending: dict[str, str] = {}
+    def _cut_short(self, leaving: _Leaving, now: float) -> tuple[float, list[str]]:
+        """Hasten those whose time has come. Returns when to look again, and who is to be killed."""
+        graph, links = self._transactions.graph, leaving.links
+        moments = last_moments(leaving.pending, graph, links=links, began=leaving.began, until=self._until)
+        wake, late = math.inf, list[str]()
+        for name, moment in moments.items():
+            if name in leaving.killed:
+                given_up = leaving.killed[name] + _KILLED_WAIT
+                wake = min(wake, given_up if given_up > now else math.inf)
+            elif moment.kill <= now:
+                late.append(name)
+            elif moment.quit > now:
+                wake = min(wake, moment.quit)
+            else:
+                wake = min(wake, moment.kill)
+                if name not in leaving.hastened and name in self._drivers:
+                    leaving.hastened.add(name)
+                    self._drivers[name].hasten(leaving.pending[name], partial(leaving.late.add, name))
+        return wake, late
+
+    async def _begin(self, request: Request, names: list[str], leaving: _Leaving, nursery: trio.Nursery) -> None:
+        """Stop or kill these, and follow their operations."""
         steps = []
         for name in names:
-            holder = self._drivers[name].holder
-            if holder is not None and holder.request in ending:
-                pending[name] = holder.operation
-            else:
+            leaving.pending[name] = ""  # what it had until now is overtaken
+            holder = self._drivers[name].holder if name in self._drivers else None
+            if holder is not None and holder.request in (request, Request.KILL):
+                leaving.pending[name] = holder.operation
+            elif name in self._drivers:
                 steps.append(Step(name=name, request=request))
-        for step, operation in zip(steps, await self._transactions.begin(steps, {}, uid=order.uid), strict=True):
-            pending[step.name] = operation.id
-        self._tell(order, names, pending)
-        with trio.move_on_at(deadline):
-            async with trio.open_nursery() as nursery:
-                for name, operation_id in list(pending.items()):
-                    nursery.start_soon(self._await_one, name, operation_id, order, names, pending)
+        begun = await self._transactions.begin(steps, {}, uid=leaving.order.uid)
+        for step, operation in zip(steps, begun, strict=True):
+            leaving.pending[step.name] = operation.id
+        self._tell(leaving)
+        for name in names:
+            nursery.start_soon(self._follow, name, leaving.pending[name], leaving)
 
-    async def _await_one(
-        self, name: str, operation_id: str, order: _Order, names: list[str], pending: dict[str, str]
-    ) -> None:
-        await self._operations.wait_ended(operation_id)
-        del pending[name]
-        self._tell(order, names, pending)
+    async def _follow(self, name: str, operation: str, leaving: _Leaving) -> None:
+        """Until its operation has ended, or whoever has overtaken that, and means the same."""
+        while True:
+            await self._operations.wait_ended(operation)
+            if leaving.pending.get(name) != operation:
+                return  # it is killed by now
+            holder = self._drivers[name].holder if name in self._drivers else None
+            if holder is None or holder.request not in (Request.STOP, Request.KILL):
+                break
+            operation = leaving.pending[name] = holder.operation
+        del leaving.pending[name]
+        self._tell(leaving)
+        self._wake()
 
-    def _tell(self, order: _Order, names: list[str], pending: Iterable[str]) -> None:
-        left = [f"{name} ({self._drivers[name].state.substate})" for name in sorted(pending) if name in self._drivers]
+    def _tell(self, leaving: _Leaving) -> None:
+        pending = (name for name in sorted(leaving.pending) if name in self._drivers)
+        left = [f"{name} ({self._drivers[name].state.substate})" for name in pending]
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         waiting = f", waiting for {', '.join(left[:_SHOWN])}{more}" if left else ""
-        self._operations.progress(order.operation, f"{len(names) - len(left)} of {len(names)} stopped{waiting}")
+        count = len(leaving.names)
+        self._operations.progress(leaving.order.operation, f"{count - len(left)} of {count} stopped{waiting}")
 
     def _up(self, names: Iterable[str]) -> list[str]:
         """Those of the VMs that are not down; one without a unit has gone by then."""

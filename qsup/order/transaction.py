@@ -67,6 +67,11 @@ class Transactions:
         self._turns = turns
         self._add = add
 
+    @property
+    def graph(self) -> Graph:
+        """The relations of all VMs as their units say now."""
+        return self._turns.graph
+
     # what is brought along
 
     async def read(self, roots: Iterable[str]) -> Read:

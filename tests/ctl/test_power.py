@@ -166,7 +166,7 @@ async def test_stopping_all_is_one_request_and_names_what_was_killed(served: Dae
     """The daemon knows the order; ``--timeout`` is for all of it."""
     served.backend.deaf.add("db")
     assert await ctl("stop", "--all", "--timeout", "2min") == Result(
-        code=0, out="", err="qsupctl: db: killed: it was not down in time\n"
+        code=1, out="", err="qsupctl: db: killed: it was not down in time\n"
     )
     (operation,) = served.backend.operations()
     assert (operation.kind, served.backend.timeouts[operation.id]) == ("stop-all", 120.0)

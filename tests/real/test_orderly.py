@@ -17,7 +17,7 @@ import pytest
 
 from qsup.errors import DaemonUnreachable, DeniedError, QsupError
 from tests.guests import Emulator
-from tests.real.daemons import DEADLINE, Daemon, kill_process
+from tests.real.daemons import DEADLINE, Daemon, kill_process, signal_process
 from tests.real.injected import killed_at
 from tests.real.together import AT_A_WORD, Write, changes, ended, substates, waits_for, writer
 from tests.waiting import poll_until
@@ -144,18 +144,51 @@ def test_all_are_stopped_in_reverse_order(daemon: Daemon, write: Write) -> None:
 
 
 def test_a_guest_that_ignores_the_power_button_is_killed_at_the_end_of_the_time(daemon: Daemon, write: Write) -> None:
-    """And named; what waited for it is killed with it, what did not was stopped gracefully."""
+    """And named; what waited for it is asked before the time is over, and obeys, as what waits for nobody does."""
     chain(write)
     daemon.do("shop", "start")
     daemon.do("alone", "start")
     daemon.type("web", "D")
-    done = daemon.ctl("stop", "--all", "--timeout", "2s")
-    late = [f"qsupctl: {name}: killed: it was not down in time" for name in ("db", "web")]
-    assert done.stderr.splitlines() == late
+    with daemon.events() as events:
+        done = daemon.ctl("stop", "--all", "--timeout", "4s", check=False)
+        seen = changes(events, ("db", "dead"), ("alone", "dead"))
+    assert (done.returncode, done.stderr) == (1, "qsupctl: web: killed: it was not down in time\n")
+    # QEMU was told to quit, which it does, and db's guest was asked and did the rest
+    assert [substate for name, substate in seen if name == "web"] == ["stopping-guest", "stopping-quit", "dead"]
+    assert [substate for name, substate in seen if name == "db"] == ["stopping-guest", "stopping-quit", "dead"]
     operations = daemon.get("/v1/operations")["operations"]
     (told,) = (each for each in operations if each["kind"] == "stop-all")
-    assert told["result"] == {"changed": True, "stopped": ["alone", "shop"], "killed": ["db", "web"], "quarantined": []}
+    stopped = ["alone", "db", "shop"]
+    assert told["result"] == {"changed": True, "stopped": stopped, "killed": ["web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
+
+
+def test_a_qemu_that_stands_still_keeps_nobody_from_being_asked(daemon: Daemon, write: Write) -> None:
+    """It does not quit either, and is killed while there is time for who waits for it."""
+    chain(write)
+    daemon.do("shop", "start")
+    signal_process(daemon.view("web")["pid"], signal.SIGSTOP)
+    with daemon.events() as events:
+        done = daemon.ctl("stop", "--all", "--timeout", "6s", check=False)
+        seen = changes(events, ("db", "dead"))
+    assert (done.returncode, done.stderr) == (1, "qsupctl: web: killed: it was not down in time\n")
+    assert [substate for name, substate in seen if name == "db"] == ["stopping-guest", "stopping-quit", "dead"]
+    assert ("web", "stopping-kill") in seen
+    assert set(substates(daemon).values()) == {"dead"}
+
+
+def test_the_shorter_of_two_times_counts(daemon: Daemon, write: Write) -> None:
+    """Who asks again with less time gets it, and the next daemon keeps it; with more, nothing changes."""
+    write("web", service='stop-timeout = "300s"')
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    operation = daemon.post("/v1/stop-all", {"timeout": 300.0})
+    daemon.wait("web", "stopping-guest")
+    for seconds in (3.0, 300.0):
+        assert daemon.post("/v1/stop-all", {"timeout": seconds})["id"] == operation["id"]
+    daemon.restart()
+    told = ended(daemon, operation)
+    assert (told["state"], told["result"]["killed"]) == ("succeeded", ["web"])
 
 
 def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: Daemon, write: Write) -> None:
@@ -174,7 +207,7 @@ def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: 
     daemon.wait("web", "stopping-guest")
     assert daemon.view("db")["pid"] == pid
     told = ended(daemon, operation)
-    assert told["result"] == {"changed": True, "stopped": [], "killed": ["db", "web"], "quarantined": []}
+    assert told["result"] == {"changed": True, "stopped": ["db"], "killed": ["web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
 
 

@@ -225,7 +225,7 @@ ENDPOINTS = (
         role=Role.OPERATE,
         summary="Stop every VM that runs, in the reverse of the order in which they start",
         doc="Each has the time of its unit; what is left after `timeout` seconds in all is killed. While it is under "
-        "way, a repetition gets the same operation.",
+        "way, a repetition gets the same operation, and the shorter time counts. `killed` names who was cut short.",
         query=(WAIT,),
         headers=KEY,
         body=Body(shape=wire.StopAllRequest, optional=True),

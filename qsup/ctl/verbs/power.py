@@ -109,12 +109,13 @@ def _stop_all(client: Client, options: Options) -> int:
             raise
     if options.output != "table":
         sys.stdout.write(documents([operation], options.output, "operations"))
-    complain(*(f"qsupctl: {clean(name)}: killed: it was not down in time" for name in told(operation, "killed")))
+    killed = told(operation, "killed")
+    complain(*(f"qsupctl: {clean(name)}: killed: it was not down in time" for name in killed))
     left = told(operation, "quarantined")
     complain(*(f"qsupctl: {clean(name)}: left as it is: a record of it cannot be read" for name in left))
     if operation["error"] is not None:
         raise error_from(operation["error"])
-    return EXIT_FAILURE if left else EXIT_OK
+    return EXIT_FAILURE if left or killed else EXIT_OK
 
 
 def told(operation: Operation, what: str) -> list[str]:
