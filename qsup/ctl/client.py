@@ -7,15 +7,17 @@ Must not: know a verb, or print.
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 
 from qsup.api.protocol import BODY_MAX, JSON, quote
-from qsup.ctl.connection import Connection, Deadline, NotAnswered, Stream
-from qsup.errors import DaemonProtocolError, QsupError, RequestError
+from qsup.ctl.connection import Connection, Deadline, NotAnswered, Stream, TooLate
+from qsup.errors import DaemonProtocolError, DaemonUnreachable, QsupError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from qsup.ctl.connection import Address
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 #: Seconds the daemon has for an ordinary answer. Its reads never wait for a VM; raw QMP and the agent add their own.
 ANSWER_TIMEOUT = 30.0
+#: Seconds that a daemon which was there has to come back: restarted, or upgraded.
+RETURN_TIMEOUT = 30.0
+#: Seconds between two tries to reach it, and after which somebody is told.
+_RETRY, _TELL = 0.1, 2.0
 
 
 def decode(data: bytes) -> Any:
@@ -70,14 +76,30 @@ class Client:
     """The daemon as a set of resources. Documents are `qsup.api.wire` shapes.
 
     Every method raises `DaemonUnreachable`, `DaemonProtocolError`, or the error that the daemon answered with.
+
+    Args:
+        tell: told in words that the daemon is waited for.
+        returns: seconds that one which was there has to come back, for a request that may be sent again.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(
+        self, address: Address, *, tell: Callable[[str], None] | None = None, returns: float = RETURN_TIMEOUT
+    ) -> None:
         self.address = address
+        self._tell = tell
+        self._returns = returns
+        self._met = False
         self._idle: Connection | None = None
 
-    def get(self, path: str, *, timeout: float = ANSWER_TIMEOUT) -> Any:
-        """A document. ``timeout``: seconds for the whole answer."""
+    def get(self, path: str, *, timeout: float = ANSWER_TIMEOUT, outlast: bool = False) -> Any:
+        """A document.
+
+        Args:
+            timeout: seconds for the whole answer.
+            outlast: a daemon that goes meanwhile is waited for, and its successor asked; else it is asked once more.
+        """
+        if outlast:
+            return decode(self._outlasting("GET", path, timeout=timeout))
         return decode(self.exchange("GET", path, timeout=timeout))
 
     def post(self, path: str, document: object = None, *, key: str = "", timeout: float = ANSWER_TIMEOUT) -> Any:
@@ -85,10 +107,32 @@ class Client:
 
         Args:
             document: the JSON body, ``None`` for none.
-            key: an ``Idempotency-Key``. With one, a request whose connection ends unanswered is sent again, once.
+            key: an ``Idempotency-Key``. With one, a daemon that goes before it has answered is waited for, and its
+                successor is sent the same request.
         """
         body = b"" if document is None else json.dumps(document).encode()
-        return decode(self.exchange("POST", path, body=body, key=key, timeout=timeout))
+        if key:
+            return decode(self._outlasting("POST", path, body=body, key=key, timeout=timeout))
+        return decode(self.exchange("POST", path, body=body, timeout=timeout))
+
+    def _outlasting(self, method: str, path: str, *, timeout: float, body: bytes = b"", key: str = "") -> bytes:
+        """`exchange`, also with a daemon that is restarted meanwhile; one that never was there is not waited for."""
+        lost, told = math.inf, False
+        while True:
+            began = time.monotonic()
+            try:
+                return self.exchange(method, path, body=body, key=key, timeout=timeout)
+            except DaemonUnreachable as error:
+                now = time.monotonic()
+                if now - began > _TELL:
+                    lost, told = math.inf, False  # it was back meanwhile
+                lost = min(lost, now)
+                if not self._met or isinstance(error, TooLate) or now - lost > self._returns:
+                    raise
+            if self._tell is not None and not told and now - lost > _TELL:
+                self._tell(f"the daemon is gone; it is waited for, {self._returns:g} s at most")
+                told = True
+            time.sleep(_RETRY)
 
     def patch(self, path: str, document: object, *, key: str = "", timeout: float = ANSWER_TIMEOUT) -> Any:
         """Change something; arguments as for `post`."""
@@ -176,6 +220,7 @@ class Client:
             connection = None
         if connection is None:
             connection = Connection(self.address, deadline)
+        self._met = True
         try:
             connection.send(request, deadline)
             return connection, connection.receive_head(deadline)

@@ -75,6 +75,10 @@ class NotAnswered(DaemonUnreachable):
     """The connection ended before one byte of the answer came."""
 
 
+class TooLate(DaemonUnreachable):
+    """It did not answer in time."""
+
+
 class Deadline:
     """A point in monotonic time, ``None`` seconds away for never."""
 
@@ -95,9 +99,9 @@ class Deadline:
             raise self.missed()
         sock.settimeout(left)
 
-    def missed(self) -> DaemonUnreachable:
+    def missed(self) -> TooLate:
         """The error that says so."""
-        return DaemonUnreachable(f"the daemon did not answer within {self._seconds:g} s")
+        return TooLate(f"the daemon did not answer within {self._seconds:g} s")
 
 
 class Connection:

@@ -141,11 +141,12 @@ def _carry_out(module: ModuleType, options: Options) -> int:
 
     from qsup.ctl.client import Client
     from qsup.ctl.connection import find_address
+    from qsup.ctl.failures import complain
 
     address = find_address(
         socket_path=options.socket, root=options.root, user=options.user, environ=os.environ, uid=os.geteuid()
     )
-    client = Client(address)
+    client = Client(address, tell=lambda words: complain(f"qsupctl: {words}"))
     try:
         code: int = module.run(client, options)
     finally:

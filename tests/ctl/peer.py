@@ -48,7 +48,7 @@ def peer(directory: Path, *connections: Script) -> Iterator[Peer]:
     path = str(directory / "peer.sock")
     listener.bind(path)
     listener.listen()
-    served = Peer(client=Client(Address(path, "start the peer")))
+    served = Peer(client=Client(Address(path, "start the peer"), returns=0.5))
     open_sockets: list[socket.socket] = []
 
     def serve() -> None:

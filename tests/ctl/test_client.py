@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from qsup.errors import (
 )
 from qsup.host.rundir import Layout
 from tests.ctl.peer import answer, peer
+from tests.waiting import poll_until
 
 OK = answer('{"a": 1}')
 
@@ -69,6 +71,45 @@ def test_a_change_is_repeated_only_with_its_key(tmp_path: Path) -> None:
     with peer(tmp_path, [b""], [OK]) as daemon, pytest.raises(DaemonUnreachable):
         daemon.client.post("/1")
     assert len(daemon.requests) == 1
+
+
+def test_a_daemon_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
+    """What has a key, and what waits for an operation, goes to the next daemon; an ordinary read fails soon."""
+    came_back = [OK, b""], [b""], [b""], [OK]
+    with peer(tmp_path, *came_back) as daemon:
+        assert daemon.client.get("/1") == daemon.client.get("/2", outlast=True) == {"a": 1}
+    with peer(tmp_path, *came_back) as daemon:
+        assert daemon.client.get("/1") == daemon.client.post("/2", key="k") == {"a": 1}
+    with peer(tmp_path, [OK]) as daemon:
+        client = daemon.client
+        assert client.get("/1") == {"a": 1}
+    for lost in (
+        partial(client.get, "/2", outlast=True),
+        partial(client.post, "/2", key="k"),
+        partial(client.get, "/2"),
+    ):
+        with pytest.raises(DaemonUnreachable, match="no daemon listens"):
+            lost()
+    with peer(tmp_path, [OK]):
+        assert client.get("/3", outlast=True) == {"a": 1}
+    client.close()
+
+
+def test_a_daemon_that_never_was_there_is_not_waited_for(tmp_path: Path) -> None:
+    """And somebody who waits for one that was is told so."""
+    told: list[str] = []
+    client = Client(Address(str(tmp_path / "peer.sock"), ""), tell=told.append, returns=1e6)
+    with pytest.raises(DaemonUnreachable, match="no daemon listens"):
+        client.post("/1", key="k")
+    with peer(tmp_path, [OK]):
+        assert client.get("/1") == {"a": 1}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, "/2", outlast=True)
+        poll_until(lambda: bool(told), "it is told", seconds=20)
+        with peer(tmp_path, [OK]):
+            assert waiting.result(20) == {"a": 1}
+    client.close()
+    assert told == ["the daemon is gone; it is waited for, 1e+06 s at most"]
 
 
 def test_lists_come_in_pages(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 
 import pytest
 
 from qsup.ctl.connection import Deadline
+from qsup.errors import DaemonUnreachable
 from tests.ctl.running import COMMAND, Terminal, terminal
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit, signal_process
@@ -220,3 +221,28 @@ def test_the_prompt_completes_from_the_vms_own_schema(daemon: Daemon, qemu: Emul
         prompt.type(b"\x04")
         assert prompt.end() == 0
         assert prompt.is_restored
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to end"])
+@pytest.mark.parametrize("verb", [("stop", "--all"), ("stop", "web"), ("restart", "web")], ids=" ".join)
+def test_a_daemon_may_be_restarted_under_a_command(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, verb: tuple[str, ...], number: signal.Signals
+) -> None:
+    """Also while nobody listens for a moment: the command ends when the next daemon has done what was asked."""
+    service = 'stop-timeout = "60s"\nready = {serial = "ready"}'
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=service))
+    daemon.do("web", "start")
+    daemon.type("web", "D")
+    with Popen([*COMMAND, "--root", str(daemon.root), *verb], stdout=PIPE, stderr=PIPE) as command:
+        daemon.wait("web", "stopping-guest")
+        daemon.signal(number)
+        with pytest.raises(DaemonUnreachable):
+            daemon.get("/v1")
+        with pytest.raises(TimeoutExpired):
+            command.wait(0.5)
+        daemon.start()
+        daemon.wait("web", "stopping-guest")
+        daemon.type("web", "O", after="")
+        out, err = command.communicate(timeout=DEADLINE)
+    assert (command.returncode, out, err) == (0, b"", b"")
+    assert daemon.view("web")["substate"] == ("running" if verb[0] == "restart" else "dead")

@@ -151,5 +151,5 @@ def wait_operation(client: Client, operation: Operation, deadline: Deadline) -> 
             )
         step = _WAIT_STEP if left is None else min(left, _WAIT_STEP)
         path = f"{PREFIX}/operations/{operation['id']}/wait?timeout={step:g}"
-        operation = client.get(path, timeout=step + ANSWER_TIMEOUT)
+        operation = client.get(path, timeout=step + ANSWER_TIMEOUT, outlast=True)
     return operation
