@@ -263,6 +263,8 @@ _CONTROLLERS = ("scsi", "usb")
 
 
 def _controller(bus: str, board: Board, summary: PlanSummary) -> Part:
+    if not board.has_pci:
+        raise UnsupportedError(f"a {summary.family} machine takes no {bus} controller while it runs")
     # what there is one of has a slot of its own wherever the root bus takes hotplug
     place = free_slot(summary, "device") if board.family == "q35" else board.place(bus)
     device: Properties = {"driver": board.virtio_device("scsi"), "id": "scsi", **place}

@@ -63,7 +63,7 @@ def attach(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any
 
 
 def change(daemon: Daemon, vm: str, **changes: object) -> dict[str, Any]:
-    """Change a VM that runs by sections and keys, and wait: the finished operation."""
+    """Change a VM as a drop-in would say it, and wait: the finished operation."""
     with daemon.client() as client:
         path = f"/v1/instances/{vm}?wait=60"
         operation: dict[str, Any] = client.patch(path, {"changes": changes}, timeout=70.0)
@@ -91,3 +91,11 @@ def agree(daemon: Daemon, vm: str) -> bool:
 
 def _hyphens(entry: dict[str, object]) -> dict[str, object]:
     return {name.replace("_", "-"): value for name, value in entry.items()}
+
+
+def in_guest(daemon: Daemon, vm: str, script: str) -> str:
+    """What a shell in the guest writes."""
+    request = {"command": "exec", "path": "/bin/sh", "arguments": ["-c", script], "timeout": 20.0}
+    result = daemon.post(f"/v1/instances/{vm}/agent", request)["result"]
+    assert result["exit_code"] == 0, result
+    return str(result["stdout"])
