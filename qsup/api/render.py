@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
@@ -69,6 +69,8 @@ def instance(view: InstanceView) -> wire.Instance:
                 "type": disk.type,
                 "bus": disk.bus,
                 "read_only": disk.read_only,
+                "throttle": dict(view.limits.get(disk.id, {})),
+                "tray": cast("Any", view.trays.get(disk.id, "")),
             }
             for disk in view.disks
         ],

@@ -70,7 +70,11 @@ class MemoryWire(TypedDict):
 
 
 class DiskWire(TypedDict):
-    """One disk."""
+    """One disk.
+
+    ``throttle``: the limits that there are, as the unit names them, lengths in seconds. ``tray``: of a CD drive while
+    it runs: ``locked`` is closed, and the guest keeps it so; else, and while it is not known, empty.
+    """
 
     id: str
     path: str
@@ -78,6 +82,8 @@ class DiskWire(TypedDict):
     type: str
     bus: str
     read_only: bool
+    throttle: dict[str, int]
+    tray: Literal["", "open", "closed", "locked"]
 
 
 class NicWire(TypedDict):

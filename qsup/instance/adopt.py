@@ -33,6 +33,7 @@ from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
 from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
+from qsup.instance.live import throttle
 from qsup.instance.position import Position
 from qsup.instance.record import CauseRecord, Running
 from qsup.instance.restart import RestartHistory
@@ -311,6 +312,7 @@ async def _ask(
         cause = ending
     elif status.status == "prelaunch" and not launched:
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
+        await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
         await join_cgroup(life.cgroup, life.process)
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)

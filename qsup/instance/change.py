@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import frozen
 
-from qsup.errors import ChangeError, NoSuchDevice, QmpCommandError, UnitError
+from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, UnitError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
 from qsup.instance.context import Context, LiveKeys
@@ -27,6 +27,7 @@ from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
 from qsup.instance.images import open_images
+from qsup.instance.live import throttle
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
@@ -39,7 +40,7 @@ from qsup.unit.compose import amend, pick
 from qsup.unit.model import Unit
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = (NicKeys(),)
+LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), NicKeys())
 
 
 @frozen(kw_only=True)
@@ -150,6 +151,19 @@ async def _attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
     left = [entry for entry in entries if not await _take_up(entry, context)]
     if left:
         await _attach_new(left, unit, context)
+    await _limit(entries, unit, context)
+
+
+async def _limit(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    """Impose the limits of disks that came; none stays without them."""
+    disks = [disk for disk in throttle.limited(unit) if f"disk.{disk.id}" in entries]
+    try:
+        await throttle.impose(disks, context.hardware.summary, context.monitor)
+    except MonitorError:
+        for entry in entries:
+            context.hardware.mark(entry, "leaving")
+        await remind(context)
+        raise
 
 
 async def _take_up(entry: str, context: Context) -> bool:

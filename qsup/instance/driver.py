@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 import trio
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from qsup.errors import DeniedError, DependencyError, NoSuchUnit, QsupError, StateFileError, UndefinedTransition
@@ -91,6 +91,7 @@ class Observed:
     agent_connected: bool = False
     memory_actual: int | None = None
     threads: tuple[int, ...] = ()
+    trays: Mapping[str, str] = field(factory=dict)
     resets: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -155,6 +156,7 @@ class Driver:
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
                 threads=self._observed.threads,
+                trays=self._observed.trays,
                 resets=self._observed.resets,
                 warnings=self._observed.warnings,
                 console_watchers=self.console.watchers,

@@ -37,6 +37,7 @@ from qsup.host.process import Credentials, Process
 from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
 from qsup.instance.life import Life, last_words
+from qsup.instance.live import throttle
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -251,6 +252,7 @@ async def _bring_up(
         console_start = console.connect(_connect_console(prepared), begins=True)
         nursery.start_soon(console.pump)
     await unplug_links(loaded.unit.nics, monitor)
+    await throttle.impose(throttle.limited(loaded.unit), prepared.running.plan, monitor)
     await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)

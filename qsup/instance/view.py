@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from qsup.instance.cause import Cause
 from qsup.instance.state import State
@@ -25,6 +25,8 @@ class InstanceView:
         resets: how often the guest has reset itself since QEMU was started, as far as a daemon was there to hear of it.
         files: of its unit, none when they are gone (or masked) while it runs.
         threads: host thread ids of the vCPUs, by CPU index; empty while not running.
+        limits: what the guest may do with disks, by the disk's id and the limit's name in a unit.
+        trays: of CD drives, by id: ``open``, ``closed`` or ``locked``; empty while that is not known.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
         console: the console's type, ``none`` for no console.
         display: the display's type.
@@ -61,6 +63,8 @@ class InstanceView:
     memory_size: int
     memory_actual: int | None
     disks: tuple[DiskPlan, ...]
+    limits: Mapping[str, Mapping[str, int]] = field(factory=dict)
+    trays: Mapping[str, str] = field(factory=dict)
     nics: tuple[NicPlan, ...]
     devices: tuple[tuple[str, str], ...]
     agent_enabled: bool

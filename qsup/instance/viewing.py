@@ -6,6 +6,8 @@ Must not: read anything but its arguments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import frozen
 
 from qsup.instance.cause import Cause
@@ -17,6 +19,7 @@ from qsup.plan.spec import DiskPlan, NicPlan
 from qsup.unit.compare import compare, needs_restart
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit, effective_bus
+from qsup.unit.throttle import said
 
 
 @frozen(kw_only=True)
@@ -37,6 +40,7 @@ class Moving:
     agent_connected: bool
     memory_actual: int | None
     threads: tuple[int, ...]
+    trays: Mapping[str, str]
     resets: int
     warnings: tuple[str, ...]
     console_watchers: int
@@ -80,6 +84,8 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         memory_size=unit.memory.size,
         memory_actual=moving.memory_actual,
         disks=summary.disks if summary else _disks(unit),
+        limits={disk.id: said(disk.throttle) for disk in unit.disks},
+        trays=moving.trays,
         nics=summary.nics if summary else _nics(unit, moving.uuid),
         devices=tuple((device.id, device.type) for device in unit.devices),
         agent_enabled=unit.agent.enabled,

@@ -158,6 +158,16 @@ async def query_block(monitor: Monitor, *, timeout: float) -> tuple[BlockInfo, .
     return await _list(monitor, "query-block", BlockInfo.parse, timeout)
 
 
+async def block_set_io_throttle(monitor: Monitor, drive: str, limits: Mapping[str, int], *, timeout: float) -> None:
+    """``block_set_io_throttle``: what the guest may do with a drive, in place of what it might before.
+
+    Args:
+        drive: as ``query-block`` has it in ``qdev``.
+        limits: QAPI's BlockIOThrottle, all averages among them.
+    """
+    await monitor.execute("block_set_io_throttle", {"id": drive, **limits}, timeout=timeout)
+
+
 async def query_blockstats(monitor: Monitor, *, timeout: float) -> tuple[BlockStats, ...]:
     """``query-blockstats``: what went through them."""
     return await _list(monitor, "query-blockstats", BlockStats.parse, timeout)

@@ -69,6 +69,15 @@ class CpuInfoFast:
         )
 
 
+#: Members of QAPI's BlockIOThrottle.
+_LIMITS = tuple(
+    f"{kind}{direction}{suffix}"
+    for kind in ("iops", "bps")
+    for direction in ("", "_rd", "_wr")
+    for suffix in ("", "_max", "_max_length")
+)
+
+
 @attrs.frozen(kw_only=True)
 class BlockInfo:
     """One drive of ``query-block``.
@@ -81,6 +90,8 @@ class BlockInfo:
         read_only: whether it is.
         virtual_size: what the guest sees, in bytes.
         actual_size: what the image takes on the host, in bytes; -1 where QEMU does not know.
+        limits: what the guest may do with it, by the names of QAPI's BlockIOThrottle; those that are set.
+        tray: ``open``, ``closed``, or ``locked`` where the guest keeps it closed; ``""`` of a disk.
     """
 
     qdev: str
@@ -90,6 +101,8 @@ class BlockInfo:
     read_only: bool
     virtual_size: int
     actual_size: int
+    limits: Mapping[str, int] = attrs.field(factory=dict)
+    tray: str = ""
 
     @classmethod
     def parse(cls, value: object) -> BlockInfo:
@@ -104,7 +117,25 @@ class BlockInfo:
             read_only=member(inserted, "ro", bool, False),
             virtual_size=member(image, "virtual-size", int, 0),
             actual_size=member(image, "actual-size", int, -1),
+            limits={name: limit for name in _LIMITS if (limit := member(inserted, name, int, 0))},
+            tray=_tray(value),
         )
+
+    def is_of(self, device: str) -> bool:
+        """Whether it is that of a device, which the drive may be a part of.
+
+        Args:
+            device: its id.
+        """
+        return self.qdev == device or self.qdev.startswith(f"/machine/peripheral/{device}/")
+
+
+def _tray(value: object) -> str:
+    if not isinstance(value, dict) or "tray_open" not in value:
+        return ""
+    if member(value, "tray_open", bool):
+        return "open"
+    return "locked" if member(value, "locked", bool, False) else "closed"
 
 
 #: Members of QAPI's BlockDeviceStats: bytes, operations and nanoseconds since QEMU's start.

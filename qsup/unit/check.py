@@ -29,6 +29,7 @@ from qsup.unit.model import (
     machine_family,
 )
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, shown
+from qsup.unit.throttle import contradictions
 from qsup.unit.tree import Key
 
 #: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
@@ -206,6 +207,13 @@ def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
             yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
 
 
+def _throttles(unit: Unit) -> Iterator[Finding]:
+    """A limit for reads and writes together excludes one for either; a burst is no slower than the average it is of."""
+    for disk in unit.disks:
+        for message, names in contradictions(disk.throttle):
+            yield Finding(message, [("disk", disk.id, "throttle", name) for name in names])
+
+
 def _images(unit: Unit) -> Iterator[tuple[Key, DiskSection | BackingSection]]:
     """Every image that is named, of each disk from the top of its chain."""
     for disk in unit.disks:
@@ -349,6 +357,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _ids,
     _boot_order,
     _disks,
+    _throttles,
     _paths,
     _chains,
     _formats,

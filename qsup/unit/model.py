@@ -334,6 +334,51 @@ class BackingSection:
     format: str = _key(kinds.choice("raw", "qcow2"), "Its format; never guessed.")
 
 
+#: Most operations or bytes a second that QEMU can limit anything to (THROTTLE_VALUE_MAX).
+THROTTLE_MAX = 10**15
+
+
+def _rate(what: str, qemu: str, kind: Kind) -> Any:
+    return _key(kind, f"{what} a second on average; 0: no limit.", default=0, qemu=qemu, applies=Applies.LIVE)
+
+
+def _burst(qemu: str, kind: Kind) -> Any:
+    words = "As many a second while a burst lasts; 0: a tenth of a second's worth above the average at once."
+    return _key(kind, words, default=0, qemu=qemu, applies=Applies.LIVE)
+
+
+def _length(qemu: str) -> Any:
+    words = "How long a burst may last, in whole seconds."
+    return _key(kinds.duration(1.0, 1e6), words, default=1.0, qemu=qemu, applies=Applies.LIVE)
+
+
+_OPERATIONS, _BYTES = kinds.integer(0, THROTTLE_MAX), kinds.size(0, THROTTLE_MAX)
+
+
+@frozen(kw_only=True)
+class ThrottleSection:
+    """``[disk.throttle]``: how much the guest may do with a disk (QAPI ``BlockIOThrottle``)."""
+
+    iops: int = _rate("Operations", "iops", _OPERATIONS)
+    iops_max: int = _burst("iops_max", _OPERATIONS)
+    iops_max_length: float = _length("iops_max_length")
+    iops_read: int = _rate("Reads", "iops_rd", _OPERATIONS)
+    iops_read_max: int = _burst("iops_rd_max", _OPERATIONS)
+    iops_read_max_length: float = _length("iops_rd_max_length")
+    iops_write: int = _rate("Writes", "iops_wr", _OPERATIONS)
+    iops_write_max: int = _burst("iops_wr_max", _OPERATIONS)
+    iops_write_max_length: float = _length("iops_wr_max_length")
+    bps: int = _rate("Bytes", "bps", _BYTES)
+    bps_max: int = _burst("bps_max", _BYTES)
+    bps_max_length: float = _length("bps_max_length")
+    bps_read: int = _rate("Bytes read", "bps_rd", _BYTES)
+    bps_read_max: int = _burst("bps_rd_max", _BYTES)
+    bps_read_max_length: float = _length("bps_rd_max_length")
+    bps_write: int = _rate("Bytes written", "bps_wr", _BYTES)
+    bps_write_max: int = _burst("bps_wr_max", _BYTES)
+    bps_write_max_length: float = _length("bps_wr_max_length")
+
+
 DISK_BUSES = ("virtio", "scsi", "nvme", "sata", "ide", "usb")
 
 
@@ -388,6 +433,9 @@ class DiskSection:
     serial: str = _key(kinds.STRING, "The serial number the guest sees.", default="", qemu="serial")
     bootindex: int = _key(
         kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"
+    )
+    throttle: ThrottleSection = _section(
+        ThrottleSection, "How much the guest may do with it; without limits by default."
     )
     backing: tuple[BackingSection, ...] = _section(
         BackingSection,

@@ -98,7 +98,7 @@ In every text, except where the value is one of a few words:
 
 ## Sections and keys
 
-*Applies* says when a changed key takes effect on a VM that runs: {applies}. No key is changed live or at a reset yet.
+*Applies* says when a changed key takes effect on a VM that runs: {applies}.
 `qsupctl diff VM` compares the files with what the VM was started with, and `qsupctl reload` shows the same of units
 that changed; neither restarts anything.
 """

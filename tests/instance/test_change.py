@@ -1,4 +1,4 @@
-"""Which keys are changed while a VM runs."""
+"""Changes of a VM that runs, by key."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from qsup.instance.change import LIVE
 from qsup.unit.model import Applies, Unit, keys_of, sections_of
 
 
-def keys(cls: type[Any], place: str = "") -> Iterator[tuple[str, Applies]]:
-    """Every key as a change names it, and when the model says that it counts."""
-    for name, (_, facts) in keys_of(cls).items():
-        yield f"{place}{name}", facts.applies
+def keys(cls: type[Any], path: str = "") -> Iterator[tuple[str, Applies]]:
+    """Every key as a change names it, and when it applies; entries of arrays are called ``x.y``."""
+    yield from ((f"{path}{name}", facts.applies) for name, (_, facts) in keys_of(cls).items())
     for name, (_, nested, section) in sections_of(cls).items():
-        entry = "one." if section.many and "id" in keys_of(nested) else ""
-        yield from keys(nested, f"{place}{name}.{entry}")
+        if not section.many or "id" in keys_of(nested):
+            yield from keys(nested, f"{path}{name}.{'x.y.' if section.many else ''}")
 
 
-def test_what_the_model_calls_live_is_carried_out_and_nothing_else_is() -> None:
-    """Each live key has one who carries it out; a key that needs a restart has none."""
+def test_each_live_key_is_somebodys() -> None:
+    """What the model says to be changed live is carried out by one, and nobody carries out anything else."""
     for key, applies in keys(Unit):
-        concerned = [each for each in LIVE if each.concerns(key)]
-        assert len(concerned) == (applies is Applies.LIVE), key
+        whose = [each for each in LIVE if each.concerns(key)]
+        assert len(whose) == (1 if applies is Applies.LIVE else 0), key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ def test_disks_of_each_bus(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGue
         operation = attach(daemon, "web", "disks", id=bus, path=f"{bus}.img", bus=bus, serial=f"s-{bus}")
         assert operation["state"] == "succeeded", operation
         if bus in SHOWN:
-            sectors = (SIZE + number * 4096) // 512
-            poll_until(lambda b=bus, s=sectors: seen(daemon, b, s), f"the guest sees a {bus} disk", seconds=15)
+            shown = partial(seen, daemon, bus, (SIZE + number * 4096) // 512)
+            poll_until(shown, f"the guest sees a {bus} disk", seconds=15)
     assert agree(daemon, "web")
     assert peripherals(daemon, "web") - there == {"disk-virtio", "scsi", "disk-scsi", "disk-nvme", "usb", "disk-usb"}
     # a second disk needs no second controller
@@ -81,7 +82,7 @@ def test_a_chain_of_images(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGue
 def overlay(qemu: Emulator, daemon: Daemon, name: str, base: Path) -> Path:
     """A qcow2 image on a raw one."""
     path = daemon.images / name
-    command = [qemu.img, "create", "-q", "-f", "qcow2", "-b", base.name, "-F", "raw", str(path)]
+    command = [str(qemu.img), "create", "-q", "-f", "qcow2", "-b", base.name, "-F", "raw", str(path)]
     subprocess.run(command, check=True, cwd=daemon.images)
     return path
 

@@ -143,6 +143,8 @@ def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
 
 def _disk(disk: DiskWire) -> str:
     extra = [disk["type"], disk["format"], disk["bus"], "read-only" if disk["read_only"] else ""]
+    extra += [f"tray {disk['tray']}" if disk["tray"] else ""]
+    extra += [f"{name} {limit}" for name, limit in disk["throttle"].items()]
     return f"{disk['id']}: {disk['path'] or 'empty'} ({', '.join(part for part in extra if part)})"
 
 

@@ -24,7 +24,7 @@ from qsup.unit.compare import Change
 from qsup.unit.kinds import Forward
 from qsup.unit.model import NicSection, Unit
 
-_KEY = re.compile(r"nic\.(?P<nic>[^.]+)\.(?P<what>link|forward)")
+_KEY = re.compile(r"nic\.(?P<nic>.+)\.(?P<what>link|forward)")
 #: Seconds for one command.
 _TIMEOUT = 5.0
 
@@ -61,7 +61,7 @@ class NicKeys:
 
 
 def _of(unit: Unit, key: str) -> NicSection:
-    name = key.split(".")[1]
+    name = key.removeprefix("nic.").rpartition(".")[0]
     return next(nic for nic in unit.nics if nic.id == name)
 
 
