@@ -368,6 +368,12 @@ class ChangeRequest(TypedDict):
     changes: dict[str, Any]
 
 
+class DiskRequest(TypedDict):
+    """What is to be changed of a disk. ``size``: as a unit would say it, such as ``20G``; never less than it has."""
+
+    size: str
+
+
 class QmpRequest(TypedDict):
     """One raw QMP command."""
 

@@ -29,6 +29,7 @@ from qsup.instance.hotplug import Piece
 from qsup.instance.images import open_images
 from qsup.instance.live import throttle
 from qsup.instance.live.nics import NicKeys
+from qsup.instance.resize import resize
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import hotplug
@@ -61,7 +62,7 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
 
     Args:
         arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; ``entry``,
-            ``force`` and ``force_after`` of ``detach``.
+            ``force`` and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -71,6 +72,8 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
     """
     if request is Request.DETACH:
         return await _detach(arguments, context)
+    if request is Request.RESIZE:
+        return await resize(arguments, context)
     return await _amend(request, arguments["changes"], context)
 
 

@@ -295,7 +295,7 @@ def take_up(unfinished: Unfinished, found: Remains) -> TakenUp:
             return TakenUp(holder=evolve(holder, begun=False), ask=True)
         case Request.PAUSE | Request.RESUME | Request.RESET | Request.POWERDOWN | Request.NMI:
             return TakenUp(holder=evolve(holder, left=unfinished))
-        case Request.ATTACH | Request.DETACH | Request.SET:
+        case Request.ATTACH | Request.DETACH | Request.SET | Request.RESIZE:
             return TakenUp(holder=evolve(holder, left=unfinished))
         case _:
             return TakenUp(holder=holder)

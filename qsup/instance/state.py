@@ -466,10 +466,11 @@ class Request(enum.Enum):
     ATTACH = "attach"
     DETACH = "detach"
     SET = "set"
+    RESIZE = "resize"
 
 
 #: Requests that change the hardware of a VM that runs.
-CHANGES = (Request.ATTACH, Request.DETACH, Request.SET)
+CHANGES = (Request.ATTACH, Request.DETACH, Request.SET, Request.RESIZE)
 
 
 class Verdict(enum.Enum):

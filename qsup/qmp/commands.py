@@ -168,6 +168,11 @@ async def block_set_io_throttle(monitor: Monitor, drive: str, limits: Mapping[st
     await monitor.execute("block_set_io_throttle", {"id": drive, **limits}, timeout=timeout)
 
 
+async def block_resize(monitor: Monitor, node: str, size: int, *, timeout: float) -> None:
+    """``block_resize``: make an image as large as ``size`` bytes; the guest is told."""
+    await monitor.execute("block_resize", {"node-name": node, "size": size}, timeout=timeout)
+
+
 async def query_blockstats(monitor: Monitor, *, timeout: float) -> tuple[BlockStats, ...]:
     """``query-blockstats``: what went through them."""
     return await _list(monitor, "query-blockstats", BlockStats.parse, timeout)

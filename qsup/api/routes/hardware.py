@@ -33,6 +33,7 @@ from qsup.errors import (
     UnsupportedError,
 )
 from qsup.instance.state import Request as Verb
+from qsup.unit.quantity import parse_size
 
 #: The nouns of entries that can come and go, and their sections of a unit.
 _NOUNS = {"disks": "disk", "nics": "nic", "devices": "device"}
@@ -86,6 +87,14 @@ async def _detach(section: str, call: Call) -> Answer:
         "force_after": call.query["force-after"],
     }
     return await _begin(call, Verb.DETACH, arguments)
+
+
+async def _resize(call: Call) -> Answer:
+    try:
+        size = parse_size(call.body["size"])
+    except ValueError as error:
+        raise RequestError(f"'size': {error}") from error
+    return await _begin(call, Verb.RESIZE, {"disk": call.request.params["id"], "size": size})
 
 
 def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
@@ -148,6 +157,20 @@ ENDPOINTS = (
         query=(WAIT,),
         headers=KEY,
         body=Body(shape=wire.ChangeRequest),
+        replies=REPLIES,
+        errors=_ERRORS,
+    ),
+    Endpoint(
+        id="resizeDisk",
+        method="PATCH",
+        pattern=f"{INSTANCE}/disks/{{id}}",
+        handler=_resize,
+        role=Role.ADMIN,
+        summary="Make a disk of a VM that runs larger",
+        doc="The guest is told. `result` has the `size` that QEMU says then, in bytes. A disk is never made smaller.",
+        query=(WAIT,),
+        headers=KEY,
+        body=Body(shape=wire.DiskRequest),
         replies=REPLIES,
         errors=_ERRORS,
     ),

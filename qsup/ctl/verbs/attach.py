@@ -46,8 +46,7 @@ def options(parser: Parser, verb: str) -> None:
         parser.add_argument("--force", action="store_true", help="also what the VM boots from")
         meaning = "reset the guest when it has not let it go by then, which ends it"
         parser.add_argument("--force-after", type=seconds, metavar="TIME", help=meaning)
-    parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
-    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
+    add_waiting(parser)
 
 
 def run(client: Client, options: Options) -> int:
@@ -59,6 +58,17 @@ def run(client: Client, options: Options) -> int:
         operation: Operation = client.post(path, entry(options.values), key=new_token())
     else:
         operation = client.delete(_path(client, options) + _query(options), key=new_token())
+    return see_through(client, operation, options)
+
+
+def add_waiting(parser: Parser) -> None:
+    """Declare ``[--no-block] [--timeout TIME]``."""
+    parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
+
+
+def see_through(client: Client, operation: Operation, options: Options) -> int:
+    """Wait for an operation's end where that is wanted; the exit code."""
     operations = {options.name: operation}
     code = EXIT_OK
     if not options.no_block:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qsup.errors import ChangeError
 from qsup.instance.context import Context
+from qsup.instance.drives import find_drives
 from qsup.instance.hardware import entry_of
 from qsup.plan.spec import PlanSummary
 from qsup.qmp import commands
@@ -38,26 +39,17 @@ async def impose(disks: Sequence[DiskSection], summary: PlanSummary, monitor: Mo
     """
     if not disks:
         return {}
-    for id_, drive in (await _drives(disks, summary, monitor)).items():
+    names = [disk.id for disk in disks]
+    for id_, drive in (await find_drives(names, summary, monitor)).items():
         if drive.node_name:
             disk = next(disk for disk in disks if disk.id == id_)
             await commands.block_set_io_throttle(monitor, drive.qdev, arguments(disk.throttle), timeout=_TIMEOUT)
-    return await _drives(disks, summary, monitor)
+    return await find_drives(names, summary, monitor)
 
 
 def limited(unit: Unit) -> Sequence[DiskSection]:
     """The disks that have limits."""
     return [disk for disk in unit.disks if said(disk.throttle)]
-
-
-async def _drives(disks: Sequence[DiskSection], summary: PlanSummary, monitor: Monitor) -> dict[str, BlockInfo]:
-    devices = {plan.id: plan.device for plan in summary.disks}
-    known = await commands.query_block(monitor, timeout=_TIMEOUT)
-    found = {}
-    for disk in disks:
-        if drive := next((each for each in known if each.is_of(devices.get(disk.id, ""))), None):
-            found[disk.id] = drive
-    return found
 
 
 class Throttle:
