@@ -374,6 +374,23 @@ class DiskRequest(TypedDict):
     size: str
 
 
+class InsertRequest(TypedDict):
+    """A medium for a CD drive: the image as a unit would say it.
+
+    ``force``: take what is in the drive from a guest that has locked its tray.
+    """
+
+    path: str
+    format: NotRequired[Literal["raw", "qcow2"]]
+    force: NotRequired[bool]
+
+
+class EjectRequest(TypedDict, total=False):
+    """``force``: take the medium from a guest that has locked the tray."""
+
+    force: bool
+
+
 class QmpRequest(TypedDict):
     """One raw QMP command."""
 

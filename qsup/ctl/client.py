@@ -139,10 +139,6 @@ class Client:
         body = json.dumps(document).encode()
         return decode(self.exchange("PATCH", path, body=body, key=key, timeout=timeout))
 
-    def patch(self, path: str, document: object, *, key: str = "") -> Any:
-        """Change something. ``key``: as for `post`."""
-        return decode(self.exchange("PATCH", path, body=json.dumps(document).encode(), key=key))
-
     def delete(self, path: str, *, key: str = "") -> Any:
         """Remove or cancel something; ``None`` when the daemon has nothing to say. ``key``: as for `post`."""
         answer = self.exchange("DELETE", path, key=key)

@@ -34,6 +34,8 @@ VERBS = {
     "attach": ("attach", "Attach a disk, NIC or device to a VM that runs"),
     "detach": ("attach", "Detach one, and wait until the guest has let it go"),
     "devices": ("attach", "Show every device of a VM that runs"),
+    "insert": ("disk", "Put a medium into a CD drive of a VM that runs"),
+    "eject": ("disk", "Take the medium out of one"),
     "resize": ("disk", "Make a disk of a VM that runs larger"),
     "wait": ("wait", "Wait until VMs reach a state"),
     "console": ("console", "Attach the terminal to a VM's serial console (Ctrl-] detaches)"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, UnitError
 from qsup.host import descriptors
@@ -28,6 +28,8 @@ from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
 from qsup.instance.images import open_images
 from qsup.instance.live import throttle
+from qsup.instance.live.caching import Caching
+from qsup.instance.live.medium import Medium, check_drive
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.resize import resize
 from qsup.instance.state import Request
@@ -38,10 +40,10 @@ from qsup.plan.spec import ImageFd, PlanSummary, TapFd
 from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
-from qsup.unit.model import Unit
+from qsup.unit.model import Applies, Unit
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), NicKeys())
+LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys())
 
 
 @frozen(kw_only=True)
@@ -62,7 +64,8 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
 
     Args:
         arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; ``entry``,
-            ``force`` and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``.
+            ``force`` and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``;
+            ``drive``, a CD drive that a ``set`` is about, and ``force`` against its guest's will.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -70,6 +73,9 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
     Raises:
         QsupError: why it was not done; the VM is as it was, unless the words say otherwise.
     """
+    context = evolve(context, force=bool(arguments.get("force")))
+    if drive := arguments.get("drive"):
+        check_drive(str(drive), context)
     if request is Request.DETACH:
         return await _detach(arguments, context)
     if request is Request.RESIZE:
@@ -120,7 +126,8 @@ def _choose(changes: Sequence[Change]) -> list[tuple[LiveKeys, list[Change]]]:
     Raises:
         ChangeError: one cannot be made while the VM runs.
     """
-    planned = [(keys, [change for change in changes if keys.concerns(change.key)]) for keys in LIVE]
+    live = [change for change in changes if change.needs is Applies.LIVE]
+    planned = [(keys, [change for change in live if keys.concerns(change.key)]) for keys in LIVE]
     known = {change.key for _, theirs in planned for change in theirs}
     if others := [change for change in changes if change.key not in known]:
         raise _refusal(others)

@@ -30,6 +30,7 @@ class Context:
         guest: its agent.
         keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
         progress: tells where the operation stands.
+        force: whoever asked wants it done against the guest's will.
     """
 
     life: Life
@@ -39,6 +40,7 @@ class Context:
     services: Services
     keep: Callable[[], None]
     progress: Callable[[str], None]
+    force: bool = False
 
     @property
     def name(self) -> str:

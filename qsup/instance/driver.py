@@ -46,6 +46,7 @@ from qsup.instance.messages import (
     Seen,
     Settled,
     Told,
+    TrayMoved,
     Unplugged,
     Waits,
 )
@@ -342,6 +343,8 @@ class Driver:
                 await self._on_event(body, message)
             case Unplugged():
                 self._on_unplugged(body, message)
+            case TrayMoved():
+                self._on_tray(message)
             case Settled():
                 self._on_settled(body, message)
             case Seen():
@@ -727,6 +730,12 @@ class Driver:
         elif self.life is not None:
             self._departures.refused(self.life.hardware, message.device, body)
             self.touch()
+
+    def _on_tray(self, message: TrayMoved) -> None:
+        disks = self.life.summary.disks if self.life is not None else ()
+        if name := next((disk.id for disk in disks if disk.device == message.drive), ""):
+            trays = {**self._observed.trays, name: "open" if message.open else "closed"}
+            self._on_noted(Noted(life=message.life, changes={"trays": trays}))
 
     def _on_settled(self, body: Body, message: Settled) -> None:
         if self.life is not None:

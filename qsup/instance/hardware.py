@@ -78,6 +78,17 @@ class Hardware:
         nics = tuple(nic if each.id == nic.id else each for each in self.summary.nics)
         self.summary = evolve(self.summary, nics=nics)
 
+    def replace(self, attached: Attached) -> None:
+        """An entry that is there has other back ends, another image and other claims now, in its place."""
+        entry = attached.part.entry
+        parts = tuple(attached.part if part.entry == entry else part for part in self.summary.parts)
+        disks = tuple(
+            attached.disk if attached.disk is not None and disk.id == attached.disk.id else disk
+            for disk in self.summary.disks
+        )
+        self.summary = evolve(self.summary, parts=parts, disks=disks)
+        self.claims = (*(claim for claim in self.claims if claim.entry != entry), *attached.claims)
+
     def mark(self, entry: str, state: str) -> None:
         """An entry's part is ``there``, ``coming`` or ``leaving``; nothing happens where there is none."""
         part = self.part(entry)

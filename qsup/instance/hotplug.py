@@ -72,6 +72,25 @@ async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, 
         hardware.mark(piece.attached.part.entry, "there")
 
 
+async def bring_backends(part: Part, monitor: Monitor, numbers: Mapping[str, int]) -> None:
+    """Give QEMU what is to stand below a device that it has, all of it or nothing.
+
+    Raises:
+        QmpCommandError: QEMU refused something; everything before it was undone.
+        MonitorError: QEMU did not answer in time.
+    """
+    made: list[BackendPlan] = []
+    try:
+        for command in itertools.chain(*hotplug.backend_steps(part)):
+            await _send(command, monitor, numbers)
+            if isinstance(command.makes, BackendPlan):
+                made.append(command.makes)
+    except QmpCommandError as error:
+        error.message = f"{part.subject}: {error.message}"
+        await give_up(PartPlan(entry=part.entry, devices=(), backends=tuple(dict.fromkeys(made))), monitor)
+        raise
+
+
 def _waves(pieces: Sequence[Piece]) -> list[list[tuple[Piece, Command]]]:
     """What is done side by side: the first step of all, then the second..., devices last."""
     waves: list[list[tuple[Piece, Command]]] = []

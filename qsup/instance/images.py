@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from qsup.errors import ImageError
 from qsup.host.claims import Claim
 from qsup.host.image import OpenImage, open_image
 from qsup.host.storage import open_in_thread
@@ -37,6 +38,27 @@ async def open_images(
         )
         claims.append(claim)
     return tuple(claims)
+
+
+async def reopen_images(
+    requests: Sequence[ImageFd], services: Services, claims: Sequence[Claim], numbers: dict[str, int]
+) -> None:
+    """Open images anew that a VM has.
+
+    Args:
+        claims: its.
+        numbers: as for `open_images`.
+
+    Raises:
+        ImageError: one cannot be opened, or is another file now.
+    """
+    known = {claim.key for claim in claims}
+    for request in requests:
+        image = await open_in_thread(partial(_open, request, services), close=OpenImage.close)
+        numbers.update(_numbers(request, image))
+        if (image.st_dev, image.st_ino) not in known:
+            words = f"disk image {request.path} is another file than the one in use"
+            raise ImageError(words, rule="replaced", path=request.path)
 
 
 def _open(request: ImageFd, services: Services) -> OpenImage:

@@ -128,6 +128,15 @@ class Unplugged:
 
 
 @frozen(kw_only=True)
+class TrayMoved:
+    """The tray of a CD drive was opened or closed; ``drive`` is QEMU's id of it."""
+
+    life: int
+    drive: str
+    open: bool
+
+
+@frozen(kw_only=True)
 class Settled:
     """What QEMU has was looked at anew; entries that are gone are so entirely."""
 
@@ -157,6 +166,7 @@ Message = (
     | Finished
     | Waits
     | Unplugged
+    | TrayMoved
     | Settled
     | Noted
     | Seen

@@ -17,9 +17,10 @@ import trio
 from qsup.errors import MonitorClosed, MonitorError, MonitorTimeout
 from qsup.host.pidfd import ExitStatus
 from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.drives import find_drives
 from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
-from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told, Unplugged
+from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told, TrayMoved, Unplugged
 from qsup.instance.runstate import ANSWERED, WATCHDOG, judge_status
 from qsup.instance.silence import explain
 from qsup.instance.state import Event
@@ -187,6 +188,8 @@ class _Interpreter:
                 self._look_again()
             case events.DeviceDeletedEvent() if notice.device:
                 self._post(Unplugged(life=number, device=notice.device[:128]))
+            case events.DeviceTrayMovedEvent():
+                self._post(TrayMoved(life=number, drive=notice.id[:128], open=notice.tray_open))
             case events.DeviceUnplugGuestErrorEvent() if notice.device:
                 self._post(Unplugged(life=number, device=notice.device[:128], refused=True))
             case events.BalloonChangeEvent():
@@ -252,6 +255,7 @@ async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post:
     How the guest is comes along with each answer, so that what no event told is learnt all the same.
     """
     silent = False
+    await _look_at_trays(life, connection, post)
     while connection.close_reason is None:
         # on whole seconds: the daemon wakes once for all whose turn it is, which costs it a third of waking for each
         await trio.sleep_until(math.floor(trio.current_time() + HEARTBEAT_INTERVAL))
@@ -273,6 +277,20 @@ async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post:
                 post(Seen(life=life.number, guest=guest, cause=cause))
             silent = False
             await _sample(life, connection, sampler)
+            await _look_at_trays(life, connection, post)
+
+
+async def _look_at_trays(life: Life, connection: Monitor, post: Post) -> None:
+    """Where the trays of CD drives are; that a guest locks one no event tells."""
+    names = [disk.id for disk in life.summary.disks if disk.type == "cdrom"]
+    if not names:
+        return
+    try:
+        drives = await find_drives(names, life.summary, connection, timeout=HEARTBEAT_TIMEOUT)
+    except MonitorError as error:
+        _log.debug("could not look at the trays", instance=life.record.name, why=error.message)
+    else:
+        post(Noted(life=life.number, changes={"trays": {name: drive.tray for name, drive in drives.items()}}))
 
 
 async def _sample(life: Life, connection: Monitor, sampler: DiskSampler) -> None:

@@ -90,21 +90,23 @@ class Image:
         }
 
 
-def image_chain(disk: DiskSection, fdsets: Iterator[int]) -> tuple[Image, ...]:
+def image_chain(disk: DiskSection, fdsets: Iterator[int], *, spare: bool = False) -> tuple[Image, ...]:
     """The disk's image and the declared files below it, nearest first; none for an empty drive.
 
     Args:
         fdsets: numbers of descriptor sets not used yet.
+        spare: call the nodes so that they can be beside those of the drive's present medium.
     """
     files = [(disk.path, disk.format), *((backing.path, backing.format) for backing in disk.backing)]
     if not disk.path:
         return ()
+    mark = ".spare" if spare else ""
     return tuple(
         Image(
             request=_request(disk, depth, files),
             fdset=next(fdsets),
-            node=node_name(f"base{depth}" if depth else "disk", disk.id),
-            file_node=node_name(f"basefile{depth}" if depth else "file", disk.id),
+            node=node_name((f"base{depth}" if depth else "disk") + mark, disk.id),
+            file_node=node_name((f"basefile{depth}" if depth else "file") + mark, disk.id),
         )
         for depth in range(len(files))
     )

@@ -17,7 +17,7 @@ from qsup.plan.board import Board, Place
 from qsup.plan.part import Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan
 from qsup.unit.families import FAMILIES
-from qsup.unit.model import DiskSection, Unit, effective_bus
+from qsup.unit.model import WRITE_THROUGH, DiskSection, Unit, effective_bus
 
 _MODELS = {
     ("disk", "scsi"): "scsi-hd",
@@ -33,7 +33,6 @@ _MODELS = {
 #: Disks on one bus; virtio and NVMe disks have slots of the board instead.
 _ROOM = {"sata": 6, "ide": 4, "scsi": 256, "usb": 14}
 _SHORT_SERIAL = 20  # characters (NVM Express, Identify Controller; QEMU's SCSI device_id)
-_WRITE_THROUGH = ("writethrough", "directsync")
 
 
 @frozen(kw_only=True)
@@ -162,7 +161,7 @@ def _behaviour(disk: DiskSection, bus: str, bootindex: int | None) -> Properties
     """The device's properties besides its place and its image."""
     properties: dict[str, object] = {}
     if not is_read_only(disk):
-        properties["write-cache"] = "off" if disk.cache in _WRITE_THROUGH else "on"
+        properties["write-cache"] = "off" if disk.cache in WRITE_THROUGH else "on"
         if bus != "nvme":
             # a full file system pauses the guest until there is room; other errors are the guest's to handle
             properties |= {"werror": "enospc", "rerror": "report"}

@@ -19,12 +19,14 @@ from typing import Final
 from attrs import evolve, frozen
 
 from qsup.errors import UnsupportedError
+from qsup.plan.blockdev import chain_nodes, image_backends, image_chain
 from qsup.plan.board import BOARDS, Board, Place
 from qsup.plan.devices import device_part
 from qsup.plan.disks import check_disk, disk_part
+from qsup.plan.identity import node_name
 from qsup.plan.network import nic_part, nic_role
 from qsup.plan.part import Backend, Part, Properties
-from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
+from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
 from qsup.unit.model import DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
 ROOT_PORT: Final = "pcie-root-port"
@@ -257,6 +259,57 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     place = _place(disk, bus, summary)
     planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
     return [*found, Attachment(part=planned.part, disk=planned.plan)]
+
+
+def plan_medium(disk: DiskSection, summary: PlanSummary, *, beside: str) -> Part:
+    """Plan a medium for a drive that there is; of an empty one there is nothing to it.
+
+    Args:
+        beside: the node of the medium that is in it, ``""`` for none.
+    """
+    chain = image_chain(disk, next_fdset(summary), spare=beside == node_name("disk", disk.id))
+    return Part(
+        subject=f"the medium of {disk.id!r}",
+        entry=f"disk.{disk.id}",
+        backends=image_backends(chain_nodes(disk, chain), *chain),
+        fds=tuple(image.request for image in chain),
+    )
+
+
+def plan_reopen(disk: DiskSection, part: PartPlan, plan: DiskPlan) -> Reopening:
+    """Plan to have the nodes of a disk that there is be as another version of it says.
+
+    Args:
+        part: of the disk as it is.
+        plan: what is known of it.
+    """
+    sets = list(dict.fromkeys(int(each.name) for each in part.backends if each.kind == "fdset"))
+    chain = image_chain(disk, iter(sets), spare=plan.node != node_name("disk", disk.id))
+    members = [
+        Command(command="add-fd", arguments=member.properties, fd=member.fd)
+        for image in chain
+        for member in image.descriptors()
+    ]
+    return Reopening(
+        nodes=tuple(chain_nodes(disk, chain)),
+        images=tuple(image.request for image in chain),
+        members=tuple(members),
+    )
+
+
+@frozen(kw_only=True)
+class Reopening:
+    """How the nodes of a disk become others while it is in use.
+
+    Args:
+        nodes: all of them, as QAPI's ``blockdev-reopen`` takes them; what it is not told it sets back.
+        images: to be opened anew where their descriptors must be others.
+        members: commands that bring these.
+    """
+
+    nodes: tuple[Properties, ...]
+    images: tuple[ImageFd, ...]
+    members: tuple[Command, ...]
 
 
 _CONTROLLERS = ("scsi", "usb")

@@ -168,6 +168,31 @@ async def block_set_io_throttle(monitor: Monitor, drive: str, limits: Mapping[st
     await monitor.execute("block_set_io_throttle", {"id": drive, **limits}, timeout=timeout)
 
 
+async def blockdev_open_tray(monitor: Monitor, drive: str, *, force: bool, timeout: float) -> None:
+    """``blockdev-open-tray``; of a tray that the guest has locked it only asks the guest, unless ``force`` is set."""
+    await monitor.execute("blockdev-open-tray", {"id": drive, "force": force}, timeout=timeout)
+
+
+async def blockdev_close_tray(monitor: Monitor, drive: str, *, timeout: float) -> None:
+    """``blockdev-close-tray``."""
+    await monitor.execute("blockdev-close-tray", {"id": drive}, timeout=timeout)
+
+
+async def blockdev_remove_medium(monitor: Monitor, drive: str, *, timeout: float) -> None:
+    """``blockdev-remove-medium``, from an open tray."""
+    await monitor.execute("blockdev-remove-medium", {"id": drive}, timeout=timeout)
+
+
+async def blockdev_insert_medium(monitor: Monitor, drive: str, node: str, *, timeout: float) -> None:
+    """``blockdev-insert-medium``, into an open tray."""
+    await monitor.execute("blockdev-insert-medium", {"id": drive, "node-name": node}, timeout=timeout)
+
+
+async def blockdev_reopen(monitor: Monitor, nodes: Sequence[Mapping[str, object]], *, timeout: float) -> None:
+    """``blockdev-reopen``: have nodes be as these say, all of them or none."""
+    await monitor.execute("blockdev-reopen", {"options": list(nodes)}, timeout=timeout)
+
+
 async def block_resize(monitor: Monitor, node: str, size: int, *, timeout: float) -> None:
     """``block_resize``: make an image as large as ``size`` bytes; the guest is told."""
     await monitor.execute("block_resize", {"node-name": node, "size": size}, timeout=timeout)
@@ -262,9 +287,20 @@ async def add_fd(
     return await _ask(monitor, "add-fd", AddfdInfo.parse, timeout, arguments, (fd,))
 
 
-async def remove_fd(monitor: Monitor, fdset_id: int, *, timeout: float) -> None:
-    """``remove-fd``: close a set; what uses it now keeps its own copies."""
-    await monitor.execute("remove-fd", {"fdset-id": fdset_id}, timeout=timeout)
+async def query_fdsets(monitor: Monitor, *, timeout: float) -> Mapping[int, tuple[int, ...]]:
+    """``query-fdsets``: QEMU's own numbers of the descriptors in each set."""
+
+    def parse(value: object) -> tuple[int, tuple[int, ...]]:
+        members = tuple(member(each, "fd", int) for each in member(value, "fds", list))
+        return member(value, "fdset-id", int), members
+
+    return dict(await _list(monitor, "query-fdsets", parse, timeout))
+
+
+async def remove_fd(monitor: Monitor, fdset_id: int, *, timeout: float, fd: int | None = None) -> None:
+    """``remove-fd``: close a set, or one member of it; what uses it now keeps its own copies."""
+    arguments = {"fdset-id": fdset_id} | ({} if fd is None else {"fd": fd})
+    await monitor.execute("remove-fd", arguments, timeout=timeout)
 
 
 async def add_client_vnc(monitor: Monitor, fd: int, *, timeout: float) -> None:

@@ -134,6 +134,14 @@ class DeviceUnplugGuestErrorEvent(QmpEvent):
 
 
 @attrs.frozen(kw_only=True)
+class DeviceTrayMovedEvent(QmpEvent):
+    """DEVICE_TRAY_MOVED: the tray of drive ``id`` was opened or closed, by the guest or by a command."""
+
+    id: str
+    tray_open: bool
+
+
+@attrs.frozen(kw_only=True)
 class JobStatusChangeEvent(QmpEvent):
     """JOB_STATUS_CHANGE: the job ``id`` is now in ``status``, one of QAPI's JobStatus."""
 
@@ -185,6 +193,7 @@ _TYPED: Mapping[str, tuple[type[QmpEvent], _Members]] = {
     "VSERPORT_CHANGE": (VserportChangeEvent, (("id", str, None), ("open", bool, None))),
     "DEVICE_DELETED": (DeviceDeletedEvent, (("device", str, ""), ("path", str, None))),
     "DEVICE_UNPLUG_GUEST_ERROR": (DeviceUnplugGuestErrorEvent, (("device", str, ""), ("path", str, None))),
+    "DEVICE_TRAY_MOVED": (DeviceTrayMovedEvent, (("id", str, None), ("tray-open", bool, None))),
     "JOB_STATUS_CHANGE": (JobStatusChangeEvent, (("id", str, None), ("status", str, None))),
     "BALLOON_CHANGE": (BalloonChangeEvent, (("actual", int, None),)),
 }

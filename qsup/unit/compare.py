@@ -62,7 +62,7 @@ def _sections(cls: type[Any], old: Any, new: Any, path: tuple[str, ...]) -> Iter
         before, after = getattr(old, attribute.name), getattr(new, attribute.name)
         if before != after:
             values = facts.kind.format(before), facts.kind.format(after)
-            yield _change((*path, name), *values, facts.applies)
+            yield _change((*path, name), *values, facts.needs(old, new))
     for name, (attribute, nested, section) in sections_of(cls).items():
         before, after, inner = getattr(old, attribute.name), getattr(new, attribute.name), (*path, name)
         if before == after:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -36,6 +36,10 @@ class Applies(enum.Enum):
     RESTART = "restart"
 
 
+def _always(before: Any, after: Any) -> bool:
+    return True
+
+
 @frozen(kw_only=True)
 class Key:
     """What is known of one key besides its value.
@@ -45,12 +49,20 @@ class Key:
         doc: its meaning, in the words of the unit reference.
         qemu: QEMU's name for it, such as ``-smp maxcpus=``, or ``""``.
         applies: when a change takes effect.
+        only: of which entries of its section it does so, in words; of the others a restart is needed.
+        holds: whether it does, by the entry before and after the change.
     """
 
     kind: Kind
     doc: str
     qemu: str = ""
     applies: Applies = Applies.RESTART
+    only: str = ""
+    holds: Callable[[Any, Any], bool] = _always
+
+    def needs(self, before: Any, after: Any) -> Applies:
+        """When a change takes effect that makes an entry of its section ``after``."""
+        return self.applies if self.holds(before, after) else Applies.RESTART
 
 
 @frozen(kw_only=True)
@@ -73,9 +85,17 @@ _SECTION = "qsup.section"
 
 
 def _key(
-    kind: Kind, doc: str, *, default: Any = attrs.NOTHING, qemu: str = "", applies: Applies = Applies.RESTART
+    kind: Kind,
+    doc: str,
+    *,
+    default: Any = attrs.NOTHING,
+    qemu: str = "",
+    applies: Applies = Applies.RESTART,
+    only: str = "",
+    holds: Callable[[Any, Any], bool] = _always,
 ) -> Any:
-    return field(default=default, metadata={_KEY: Key(kind=kind, doc=doc, qemu=qemu, applies=applies)})
+    key = Key(kind=kind, doc=doc, qemu=qemu, applies=applies, only=only, holds=holds)
+    return field(default=default, metadata={_KEY: key})
 
 
 def _section(cls: type[Any], doc: str, *, name: str = "") -> Any:
@@ -379,6 +399,23 @@ class ThrottleSection:
     bps_write_max_length: float = _length("bps_wr_max_length")
 
 
+def _are_drives(before: Any, after: Any) -> bool:
+    return bool(before.type == after.type == "cdrom")
+
+
+#: Cache modes in which the guest sees no write cache; which of them it is fixes the device.
+WRITE_THROUGH = ("writethrough", "directsync")
+
+
+def _keep_the_device(before: Any, after: Any) -> bool:
+    return bool((before.cache in WRITE_THROUGH) == (after.cache in WRITE_THROUGH))
+
+
+def _medium_key(kind: Kind, doc: str, *, default: str, qemu: str = "") -> Any:
+    live = Applies.LIVE
+    return _key(kind, doc, default=default, qemu=qemu, applies=live, only="of a `cdrom`", holds=_are_drives)
+
+
 DISK_BUSES = ("virtio", "scsi", "nvme", "sata", "ide", "usb")
 
 
@@ -387,12 +424,12 @@ class DiskSection:
     """``[[disk]]``: a disk or a CD drive."""
 
     id: str = _key(kinds.NAME, "Its name within the VM.")
-    path: str = _key(
+    path: str = _medium_key(
         kinds.STRING,
         "The image or block device; relative to the first pool. A `cdrom` without one is an empty drive.",
         default="",
     )
-    format: str = _key(
+    format: str = _medium_key(
         kinds.choice("raw", "qcow2"), "The image's format; never guessed.", default="raw", qemu="blockdev driver"
     )
     type: str = _key(kinds.choice("disk", "cdrom"), "What the guest sees.", default="disk")
@@ -407,6 +444,9 @@ class DiskSection:
         "How the host caches the image.",
         default="writeback",
         qemu="cache.direct, cache.no-flush, write-cache",
+        applies=Applies.LIVE,
+        only="unless to or from `writethrough` or `directsync`",
+        holds=_keep_the_device,
     )
     aio: str = _key(
         kinds.choice("threads", "native", "io_uring"),
@@ -415,13 +455,18 @@ class DiskSection:
         qemu="aio",
     )
     discard: str = _key(
-        kinds.choice("ignore", "unmap"), "Whether the guest's discards free space.", default="unmap", qemu="discard"
+        kinds.choice("ignore", "unmap"),
+        "Whether the guest's discards free space.",
+        default="unmap",
+        qemu="discard",
+        applies=Applies.LIVE,
     )
     detect_zeroes: str = _key(
         kinds.choice("off", "on", "unmap"),
         "Whether writes of zeroes are made cheap.",
         default="off",
         qemu="detect-zeroes",
+        applies=Applies.LIVE,
     )
     read_only: bool = _key(kinds.BOOLEAN, "The guest cannot write to it.", default=False, qemu="read-only")
     shareable: bool = _key(

@@ -142,7 +142,11 @@ def _row(name: str, attribute: attrs.Attribute[Any], facts: Key) -> str:
         default = f"`{toml_value(value)}`" if value != "" else ""
     cells = (f"`{name}`", _kind(facts.kind.word), default, facts.doc, facts.qemu and f"`{facts.qemu}`")
     # a bar inside code ends a cell too
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, facts.applies.value)) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, _applies(facts))) + " |"
+
+
+def _applies(facts: Key) -> str:
+    return f"{facts.applies.value} {facts.only}, else {Applies.RESTART.value}" if facts.only else facts.applies.value
 
 
 def _kind(word: str) -> str:

@@ -50,7 +50,8 @@ def test_administrators_alone_reach_files_and_qmp() -> None:
     """What writes unit files, or reaches into QEMU, takes an administrator."""
     admins = {endpoint.id for endpoint in ENDPOINTS if endpoint.role is Role.ADMIN}
     changing = {f"{verb}{noun}" for verb in ("attach", "detach") for noun in ("Disk", "Nic", "Device")}
-    assert admins == {"putUnit", "deleteUnit", "enableUnit", "disableUnit", "executeQmp", "changeInstance", *changing}
+    changing |= {"changeInstance", "resizeDisk", "insertMedium", "ejectMedium"}
+    assert admins == {"putUnit", "deleteUnit", "enableUnit", "disableUnit", "executeQmp", *changing}
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.id)

@@ -97,6 +97,23 @@ async def _resize(call: Call) -> Answer:
     return await _begin(call, Verb.RESIZE, {"disk": call.request.params["id"], "size": size})
 
 
+async def _insert(call: Call) -> Answer:
+    medium = {"path": call.body["path"], "format": call.body.get("format", "raw")}
+    if not medium["path"]:
+        raise RequestError("'path' is empty", hint="eject leaves the drive empty")
+    return await _change_medium(call, medium)
+
+
+async def _eject(call: Call) -> Answer:
+    return await _change_medium(call, {"path": ""})
+
+
+async def _change_medium(call: Call, medium: Mapping[str, Any]) -> Answer:
+    drive = call.request.params["id"]
+    changes = {"disk": [{"id": drive, **medium}]}
+    return await _begin(call, Verb.SET, {"changes": changes, "drive": drive, "force": call.body.get("force", False)})
+
+
 def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
     name = section.capitalize()
     return (
@@ -135,6 +152,8 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
     )
 
 
+_MEDIUM = "A change of the disk's `path` and `format`. A guest that has locked the tray is asked, and has five seconds."
+
 ENDPOINTS = (
     Endpoint(
         id="listDevices",
@@ -157,6 +176,34 @@ ENDPOINTS = (
         query=(WAIT,),
         headers=KEY,
         body=Body(shape=wire.ChangeRequest),
+        replies=REPLIES,
+        errors=_ERRORS,
+    ),
+    Endpoint(
+        id="insertMedium",
+        method="POST",
+        pattern=f"{INSTANCE}/disks/{{id}}/insert",
+        handler=_insert,
+        role=Role.ADMIN,
+        summary="Put a medium into a CD drive of a VM that runs",
+        doc=f"{_MEDIUM} One that is in the drive is taken out, and is put back where the new one does not go in.",
+        query=(WAIT,),
+        headers=KEY,
+        body=Body(shape=wire.InsertRequest),
+        replies=REPLIES,
+        errors=_ERRORS,
+    ),
+    Endpoint(
+        id="ejectMedium",
+        method="POST",
+        pattern=f"{INSTANCE}/disks/{{id}}/eject",
+        handler=_eject,
+        role=Role.ADMIN,
+        summary="Take the medium out of a CD drive of a VM that runs",
+        doc=f"{_MEDIUM} The tray is left open.",
+        query=(WAIT,),
+        headers=KEY,
+        body=Body(shape=wire.EjectRequest, optional=True),
         replies=REPLIES,
         errors=_ERRORS,
     ),
