@@ -34,6 +34,8 @@ from qsup.supervisor import Supervisor
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
 
 _NONE: Mapping[str, Any] = {}
+#: Seconds for an operation that was cancelled to end.
+_CANCEL_WAIT = 5.0
 
 
 class DaemonBackend:
@@ -124,8 +126,12 @@ class DaemonBackend:
 
     async def cancel_operation(self, operation_id: str) -> Operation:
         """End a cancellable one; `DeniedError` otherwise."""
-        await trio.lowlevel.checkpoint()
-        return self._operations.cancel(operation_id)
+        operation = self._operations.get(operation_id)
+        if not operation.cancellable:
+            await trio.lowlevel.checkpoint()
+            raise self._operations.uncancellable(operation)
+        await self._supervisor.driver(operation.target).cancel_work(operation_id)
+        return await self._operations.wait_final(operation_id, _CANCEL_WAIT)
 
     # units
 

@@ -23,7 +23,8 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     ├── GoneError                   it existed and is no longer kept                gone                 410
     ├── PreconditionFailed          If-Match or If-None-Match                       precondition-failed  412
     ├── DeniedError                 not allowed in the VM's present state           not-allowed          409
-    │   └── BusyError               another operation holds the VM                  busy                 409
+    │   ├── BusyError               another operation holds the VM                  busy                 409
+    │   └── OperationCancelled      somebody ended it, or a later one took its place cancelled           409
     ├── ChangeError                 a change of a running VM is not possible        change-refused       409
     │   └── GuestRefused            the guest does not let a device go              guest-refused        409
     ├── DependencyError             other VMs stand in the way                      dependency           409
@@ -225,6 +226,12 @@ class BusyError(DeniedError):
     """Another operation holds the VM; ``details["operation"]`` names it."""
 
     code = "busy"
+
+
+class OperationCancelled(DeniedError):
+    """Somebody has ended the operation, or a later one has taken its place; what it had done by then stays."""
+
+    code = "cancelled"
 
 
 class ChangeError(QsupError):

@@ -62,12 +62,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        services: Services,
-        store: UnitStore,
-        *,
-        start_concurrency: int,
-        shutdown_timeout: float,
+        self, services: Services, store: UnitStore, *, start_concurrency: int, shutdown_timeout: float
     ) -> None:
         self._store = store
         self._drivers: dict[str, Driver] = {}
@@ -220,9 +215,11 @@ class Supervisor:
         driver = self._drivers.get(operation.target)
         if driver is None or operation.boot_id != proc.boot_id():
             return False
-        force = operation.arguments["force_after"]
+        if (changes := operation.arguments.get("changes")) is not None:
+            driver.resume_work(operation.id, changes)
+            return True
+        entry, force = str(operation.arguments["entry"]), operation.arguments["force_after"]
         left = None if force is None else max(operation.uptime + force - proc.uptime(), 0.0)
-        entry = str(operation.arguments["entry"])
         driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left))
         return True
 

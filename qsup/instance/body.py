@@ -29,12 +29,13 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, LaunchEnded, Message, Noted, Settled, Waits
+from qsup.instance.messages import Asked, Finished, Happened, Lasts, LaunchEnded, Message, Noted, Settled, Waits
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.silence import stillness
 from qsup.instance.state import CHANGES, Effect, Event, State
 from qsup.instance.taps import release_bridges
+from qsup.instance.works import Works
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -155,6 +156,7 @@ class Body:
         self._settling = trio.Lock()
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
+        self.works = Works(name, self._jobs, services.operations, self._context_now, self._post)
 
     def _post(self, message: Message) -> None:
         # requests that were carried out come after whatever QEMU said meanwhile
@@ -234,6 +236,10 @@ class Body:
                 outcome = await change.carry_out(asked.request, arguments, context)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
+            if isinstance(outcome, change.Lasting):
+                await operations.pend(operation, "acknowledged")
+                self._post(Lasts(operation=operation, goals=outcome.goals, result=outcome.result))
+                return
             if isinstance(outcome, change.Waiting):
                 await operations.pend(operation, "acknowledged")
                 force = outcome.force_after
@@ -255,7 +261,15 @@ class Body:
             services=self._services,
             keep=self._keep,
             progress=partial(self._services.operations.progress, operation),
+            note=lambda changes: self._post(Noted(life=life.number, changes=changes)),
+            overtake=self.works.overtake,
         )
+
+    async def _context_now(self, operation: str) -> Context | None:
+        """For what works on while others change the VM, too; ``None`` while its monitor is out of reach."""
+        if self.life is None or self.monitor is None:
+            return None
+        return await self._context(self.life, self.monitor, operation)
 
     def await_release(self, waits: Waits) -> None:
         """Say of a device that does not go soon what it waits for, and reset the guest when that is wanted."""

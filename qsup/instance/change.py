@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, UnitError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
-from qsup.instance.context import Context, LiveKeys
+from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
@@ -31,6 +31,7 @@ from qsup.instance.live import throttle
 from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium, check_drive
 from qsup.instance.live.nics import NicKeys
+from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.resize import resize
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
@@ -41,9 +42,12 @@ from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
 from qsup.unit.model import Applies, Unit
+from qsup.unit.write import values_of
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys())
+LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), Vcpus())
+#: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
+GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus}
 
 
 @frozen(kw_only=True)
@@ -59,7 +63,22 @@ class Waiting:
     force_after: float | None
 
 
-async def carry_out(request: Request, arguments: Mapping[str, Any], context: Context) -> Mapping[str, Any] | Waiting:
+@frozen(kw_only=True)
+class Lasting:
+    """QEMU has taken all of a change, and the guest works on it.
+
+    Args:
+        goals: what is to come true.
+        result: of what is true already.
+    """
+
+    goals: tuple[Goal, ...]
+    result: Mapping[str, Any]
+
+
+async def carry_out(
+    request: Request, arguments: Mapping[str, Any], context: Context
+) -> Mapping[str, Any] | Waiting | Lasting:
     """Do it.
 
     Args:
@@ -83,14 +102,14 @@ async def carry_out(request: Request, arguments: Mapping[str, Any], context: Con
     return await _amend(request, arguments["changes"], context)
 
 
-async def _amend(request: Request, changes: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
+async def _amend(request: Request, changes: Mapping[str, Any], context: Context) -> Mapping[str, Any] | Lasting:
     hardware = context.hardware
     unit = _amended(changes, context)
     found = [change for change in compare(hardware.unit, unit) if "." in change.key]
     coming = [change.key for change in found if change.old is None and entry_of(unit, change.key) is not None]
     if request is Request.ATTACH:
         _check_new(changes, coming)
-    planned = _choose([change for change in found if change.key not in coming])
+    planned = _choose([*(change for change in found if change.key not in coming), *_again(changes, found, unit)])
     for keys, theirs in planned:
         for change in theirs:
             keys.check(change, unit, context)
@@ -104,7 +123,34 @@ async def _amend(request: Request, changes: Mapping[str, Any], context: Context)
         told.update(await keys.apply(theirs, unit, context))
         # what was done stays true when what comes next is not possible
         hardware.set_unit(_only(hardware.unit, changes, [change.key for change in theirs], context))
-    return {"changed": bool(found)} | ({"keys": told} if request is Request.SET else {})
+    changed = bool(found) or bool(context.goals)
+    result = {"changed": changed} | ({"keys": told} if request is Request.SET else {})
+    return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
+
+
+def _again(changes: Mapping[str, Any], found: Sequence[Change], unit: Unit) -> list[Change]:
+    """Keys that are named and are so by the unit, but may not be by QEMU: what they ask of the guest may be left."""
+    known = {change.key for change in found}
+    values = values_of(unit)
+    named = [key for key in GOALS if key not in known and _value(changes, key) is not None]
+    return [Change(key=key, old=_value(values, key), new=_value(values, key), needs=Applies.LIVE) for key in named]
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    found = values.get(section)
+    return found.get(name) if isinstance(found, Mapping) else None
+
+
+def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Goal, ...]:
+    """What a change that an earlier daemon began asks of the guest.
+
+    Args:
+        changes: as for `carry_out`.
+        hardware: what the VM consists of.
+    """
+    unit = amend(hardware.unit, changes, name).unit or hardware.unit
+    return tuple(make(unit, hardware) for key, make in GOALS.items() if _value(changes, key) is not None)
 
 
 def _amended(changes: Mapping[str, Any], context: Context) -> Unit:

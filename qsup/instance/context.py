@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from qsup.instance.guest import GuestChannel
 from qsup.instance.hardware import Hardware
@@ -19,6 +19,41 @@ from qsup.plan.spec import Capabilities
 from qsup.qmp.connection import Monitor
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
+
+
+class Goal(Protocol):
+    """Something that QEMU can be asked for and the guest has to fulfil, in its own time or never.
+
+    Attributes:
+        key: of the unit that it makes true, such as ``memory.size``.
+    """
+
+    key: str
+
+    async def step(self, context: Context) -> str:
+        """Do what can be done for it now.
+
+        Returns:
+            Where it stands, in words; ``""`` once it is reached.
+
+        Raises:
+            MonitorError: QEMU did not answer; it goes on later.
+            QsupError: it will not be reached; the unit says what is.
+        """
+
+    async def result(self, context: Context) -> Mapping[str, Any]:
+        """What the caller should know of it once it is reached, JSON values."""
+
+    async def stop(self, context: Context) -> None:
+        """Ask for no more of it; what the guest has given or taken stays so, and the unit says that.
+
+        Raises:
+            QsupError: QEMU has not heard of it.
+        """
+
+
+def _ignore(_: Any) -> None:
+    """Nobody wants to know."""
 
 
 @frozen(kw_only=True, eq=False)
@@ -31,6 +66,9 @@ class Context:
         keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
         progress: tells where the operation stands.
         force: whoever asked wants it done against the guest's will.
+        note: tells what is seen of the VM; fields of `qsup.instance.driver.Observed`.
+        overtake: an earlier operation gives up its goal of a key.
+        goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
     """
 
     life: Life
@@ -41,6 +79,9 @@ class Context:
     keep: Callable[[], None]
     progress: Callable[[str], None]
     force: bool = False
+    note: Callable[[Mapping[str, Any]], None] = _ignore
+    overtake: Callable[[str], None] = _ignore
+    goals: list[Goal] = field(factory=list)
 
     @property
     def name(self) -> str:

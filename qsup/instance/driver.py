@@ -22,10 +22,18 @@ import trio
 from attrs import evolve, field, frozen
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from qsup.errors import DeniedError, DependencyError, NoSuchUnit, QsupError, StateFileError, UndefinedTransition
+from qsup.errors import (
+    ChangeError,
+    DeniedError,
+    DependencyError,
+    NoSuchUnit,
+    QsupError,
+    StateFileError,
+    UndefinedTransition,
+)
 from qsup.host import proc
 from qsup.host.output import BoundedLog
-from qsup.instance import adopt, ended, evidence, stop
+from qsup.instance import adopt, change, ended, evidence, stop
 from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
@@ -39,6 +47,7 @@ from qsup.instance.messages import (
     Finished,
     Happened,
     Hasten,
+    Lasts,
     LaunchEnded,
     Message,
     Noted,
@@ -119,6 +128,7 @@ class Driver:
         self._teller = Teller(loaded.name, services.publish)
         self._unfinished: Unfinished | None = None
         self._departures = Departures(loaded.name, self._end_operation)
+        self._left_works: dict[str, Mapping[str, Any]] = {}
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
@@ -333,6 +343,8 @@ class Driver:
                 self._on_waits(body, message)
             case Hasten():
                 await self._on_hasten(body, message)
+            case Lasts():
+                self._on_lasts(body, message)
             case _ if message.life != body.number:
                 self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
             case LaunchEnded():
@@ -523,6 +535,7 @@ class Driver:
         life = body.let_go()
         self._ran = self.loaded if life is None else _as_it_runs(life)
         self._departures.life_over(body)
+        self._end_works(body)
         self._apply(body, event, reason)
         self._keep_end()
         await body.clean_up(life)
@@ -724,6 +737,35 @@ class Driver:
         body.await_release(message)
         body.settle_hardware()  # it may have gone before QEMU's answer came
 
+    def resume_work(self, operation: str, changes: Mapping[str, Any]) -> None:
+        """See on to what an earlier daemon asked of the guest."""
+        self._left_works[operation] = changes
+
+    def _resume_works(self, body: Body) -> None:
+        for operation, changes in self._left_works.items():
+            life = body.life
+            goals = () if life is None else change.goals(changes, life.hardware, self.name)
+            body.works.begin(operation, goals, {"changed": True})
+        self._left_works.clear()
+
+    def _end_works(self, body: Body) -> None:
+        """The VM has ended, and what its guest was to do is not done."""
+        words = "the VM ended before its guest had done what was asked of it"
+        for operation in body.works.life_over():
+            self._end_operation(operation, error=ChangeError(words, instance=self.name))
+
+    def _on_lasts(self, body: Body, message: Lasts) -> None:
+        """The guest's part of a change holds nobody."""
+        if self._services.operations.is_under_way(message.operation):
+            self.release(message.operation)
+            body.works.begin(message.operation, message.goals, message.result)
+
+    async def cancel_work(self, operation: str) -> None:
+        """Have the guest left alone with what was asked of it; `DeniedError` where that cannot be."""
+        if self.body is None:
+            raise DeniedError("it is not known yet what is left of it", instance=self.name, hint="try again")
+        await self.body.works.stop(operation)
+
     def _on_unplugged(self, body: Body, message: Unplugged) -> None:
         if not message.refused:
             body.settle_hardware()
@@ -761,6 +803,8 @@ class Driver:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
             self._departures.life_over(body)
+            self._resume_works(body)
+            self._end_works(body)
             self._go_back_to(body, known)
             ordered = known is not None and known.cause is not None and known.cause.kind == CauseKind.OPERATOR.value
             since, again = known.uptime if known else 0.0, self.state is State.AUTO_RESTART
@@ -778,12 +822,14 @@ class Driver:
             start_by=None if found.was_ready else self._start_by(found),
         )
         if found.life is None:
+            self._resume_works(body)
             written = self.console.history_since(self.console.last_start()) if found.wrote else b""
             await self._on_end(body, found.cause or Cause(kind=CauseKind.EXIT_UNKNOWN), written=written)
             return
         self._take(body, found.life)
         self._keeper.found(found.life.running)
         self._departures.go_on(body)
+        self._resume_works(body)
         self._apply(body, Event.FOUND_STOPPING if found.told_to_end else Event.FOUND)
         if ending is not None and not found.told_to_end:
             self._limit_stage([Effect.ASK_GUEST], agent=found.life.summary.has_agent)

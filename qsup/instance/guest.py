@@ -7,7 +7,7 @@ Must not: hold up anything else; the agent has a lock and deadlines of its own.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qsup.errors import AgentUnavailable
@@ -59,6 +59,14 @@ class GuestChannel:
     async def shutdown(self, seconds: float) -> None:
         """Have the guest shut itself down; `AgentError` when it refuses or nobody listens."""
         await guest.shutdown(self._present(), timeout=seconds)
+
+    async def vcpus(self, seconds: float) -> tuple[guest.GuestVcpu, ...]:
+        """The processors that the guest knows, by its own numbers."""
+        return await guest.get_vcpus(self._present(), timeout=seconds)
+
+    async def set_vcpus(self, numbers: Sequence[int], online: bool, seconds: float) -> int:
+        """Put processors online or offline; how many were."""
+        return await guest.set_vcpus(self._present(), numbers, online, timeout=seconds)
 
     async def info(self, seconds: float) -> Mapping[str, Any]:
         """The agent's version and the commands it takes."""

@@ -96,6 +96,10 @@ class Hardware:
             parts = tuple(evolve(each, state=state) if each is part else each for each in self.summary.parts)
             self.summary = evolve(self.summary, parts=parts)
 
+    def count_vcpus(self, number: int) -> None:
+        """QEMU makes so many more, or has not made one after all."""
+        self.summary = evolve(self.summary, vcpus_made=self.summary.vcpus_made + number)
+
     def in_state(self, state: str) -> tuple[PartPlan, ...]:
         """The parts that are ``there``, ``coming`` or ``leaving``."""
         return tuple(part for part in self.summary.parts if part.state == state)

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from qsup.errors import QsupError
 from qsup.instance.cause import Cause
+from qsup.instance.context import Goal
 from qsup.instance.life import Life
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event, Request
@@ -119,6 +120,20 @@ class Waits:
 
 
 @frozen(kw_only=True)
+class Lasts:
+    """What was asked of QEMU was taken, and the guest works on it.
+
+    Args:
+        goals: what is to come true.
+        result: what is known of the rest of the operation.
+    """
+
+    operation: str
+    goals: tuple[Goal, ...]
+    result: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
 class Unplugged:
     """A device has gone, or its guest does not let it go; of a device without an id there is only ``path``."""
 
@@ -165,6 +180,7 @@ Message = (
     | ProcessEnded
     | Finished
     | Waits
+    | Lasts
     | Unplugged
     | TrayMoved
     | Settled

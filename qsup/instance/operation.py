@@ -15,6 +15,9 @@ from attrs import field, frozen
 
 from qsup.errors import QsupError
 
+#: The kinds that can be ended while the guest works on them.
+LASTING = frozenset({"set"})
+
 
 class OperationState(enum.Enum):
     """How far an operation is. All but `RUNNING` are final."""
@@ -59,11 +62,11 @@ class Operation:
         id: a UUID's 32 hexadecimal digits.
         kind: the verb, such as ``start``.
         target: the instance's name, ``""`` for what concerns all.
-        progress: where it stands: ``accepted``, the VM's substate from then on or what it waits for, ``done`` or
-            ``failed``.
+        progress: where it stands: ``accepted``, the VM's substate from then on or what it waits for, ``done``,
+            ``failed`` or ``cancelled``.
         created, updated: wall clock, seconds since the epoch; it may have been set meanwhile.
         boot_id: the boot of the host in which it was asked for, which no clock tells.
-        cancellable: whether ``DELETE`` can end it; none can yet.
+        cancellable: whether ``DELETE`` can end it: a change that the guest works on.
         result: what came out, JSON values; ``None`` until it succeeded.
         error: why it failed or was cancelled.
         requested_by: uid of the caller, -1 for the daemon itself.

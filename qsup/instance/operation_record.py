@@ -14,7 +14,7 @@ from attrs import field, frozen
 from qsup.errors import QsupError
 from qsup.host import codec
 from qsup.host.records import LATEST, within
-from qsup.instance.operation import Batch, KeyUse, Operation, OperationState
+from qsup.instance.operation import LASTING, Batch, KeyUse, Operation, OperationState
 
 
 class RecordedError(QsupError):
@@ -74,7 +74,7 @@ class BatchRecord:
 
 @frozen(kw_only=True)
 class OperationRecord:
-    """An `Operation` in plain values; none that is kept can be cancelled."""
+    """An `Operation` in plain values; whether it can be cancelled follows from them."""
 
     SCHEMA: ClassVar[int] = 1
     UPGRADES: ClassVar[codec.Upgrades] = {}
@@ -153,4 +153,5 @@ class OperationRecord:
             batch=None if self.batch is None else self.batch.batch(),
             until=self.until,
             uptime=self.uptime,
+            cancellable=self.pending and self.state == OperationState.RUNNING.value and self.kind in LASTING,
         )

@@ -18,9 +18,16 @@ import structlog
 import trio
 from attrs import evolve
 
-from qsup.errors import DeniedError, KeyReusedError, NoSuchOperation, OverloadedError, QsupError
+from qsup.errors import (
+    DeniedError,
+    KeyReusedError,
+    NoSuchOperation,
+    OperationCancelled,
+    OverloadedError,
+    QsupError,
+)
 from qsup.host import codec, proc
-from qsup.instance.operation import Batch, Begun, KeyUse, Operation, OperationState, new_id
+from qsup.instance.operation import LASTING, Batch, Begun, KeyUse, Operation, OperationState, new_id
 from qsup.instance.operation_record import OperationRecord
 
 _log = structlog.get_logger()
@@ -283,7 +290,10 @@ class OperationTable:
         operation = self._operations.get(operation_id)
         if operation is None or operation.is_final:
             return
-        pending = self._operations[operation_id] = evolve(operation, pending=True, progress=words, updated=time.time())
+        # what a guest works on can be left so; a device that is on its way out cannot be called back
+        cancellable = operation.kind in LASTING
+        pending = evolve(operation, pending=True, progress=words, updated=time.time(), cancellable=cancellable)
+        self._operations[operation_id] = pending
         try:
             await self._journal.append(codec.encode(OperationRecord.of(pending)), flush=False)
         except QsupError as why:
@@ -369,16 +379,10 @@ class OperationTable:
         if (finished := self._finished.get(operation_id)) is not None:
             await finished.wait()
 
-    def cancel(self, operation_id: str) -> Operation:
-        """End a cancellable operation, which no kind is yet.
-
-        Raises:
-            NoSuchOperation: there is none of that id.
-            DeniedError: it cannot be cancelled.
-        """
-        operation = self.get(operation_id)
-        raise DeniedError(
-            f"operation {operation_id} ({operation.kind}) "
+    def uncancellable(self, operation: Operation) -> DeniedError:
+        """Why an operation that is not cancellable is not."""
+        return DeniedError(
+            f"operation {operation.id} ({operation.kind}) "
             + ("has ended" if operation.is_final else "cannot be cancelled"),
             instance=operation.target,
             hint="" if operation.is_final else _INSTEAD.get(operation.kind, "stop or kill the VM to end it"),
@@ -391,10 +395,13 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _ended(operation: Operation, result: Mapping[str, Any] | None, error: QsupError | None) -> Operation:
+    state = OperationState.SUCCEEDED if error is None else OperationState.FAILED
+    if isinstance(error, OperationCancelled):
+        state = OperationState.CANCELLED
     return evolve(
         operation,
-        state=OperationState.SUCCEEDED if error is None else OperationState.FAILED,
-        progress="done" if error is None else "failed",
+        state=state,
+        progress="done" if error is None else state.value,
         updated=time.time(),
         result=(result or {}) if error is None else None,
         error=error,

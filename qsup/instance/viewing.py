@@ -78,7 +78,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         cpu_model=summary.cpu_model if summary else unit.cpu.model,
         emulator=summary.emulator if summary else unit.machine.emulator,
         firmware=unit.machine.firmware,
-        vcpus=unit.cpu.vcpus,
+        vcpus=len(moving.threads) or unit.cpu.vcpus,
         max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
         threads=moving.threads,
         memory_size=unit.memory.size,

@@ -33,6 +33,9 @@ _log = structlog.get_logger()
 
 Post = Callable[[Message], None]
 
+#: ACPI's _OST: a device is asked for, and the guest is at it (ACPI 6.5, 6.3.5).
+_EJECTION, _EJECTING = 3, 0x84
+
 #: Seconds between two heartbeats, and what QEMU has to answer one. With the question that follows a silence they bound
 #: how long a silent VM goes unnoticed.
 HEARTBEAT_INTERVAL = 5.0
@@ -192,8 +195,18 @@ class _Interpreter:
                 self._post(TrayMoved(life=number, drive=notice.id[:128], open=notice.tray_open))
             case events.DeviceUnplugGuestErrorEvent() if notice.device:
                 self._post(Unplugged(life=number, device=notice.device[:128], refused=True))
+            case events.AcpiDeviceOstEvent() if notice.info.get("source") == _EJECTION:
+                self._on_ejection(notice.info)
             case events.BalloonChangeEvent():
                 self._post(Noted(life=number, changes={"memory_actual": notice.actual}))
+
+    def _on_ejection(self, info: Mapping[str, object]) -> None:
+        """What a guest says of a vCPU that it was asked for; a memory module has events of its own besides."""
+        device = info.get("device")
+        if info.get("status") == 0:
+            self._look_again()
+        elif info.get("status") != _EJECTING and isinstance(device, str):
+            self._post(Unplugged(life=self._life.number, device=device[:128], refused=True))
 
     def _on_watchdog(self, action: str) -> None:
         """By QAPI's WatchdogAction; ``reset`` is told by its own event, and the others let the guest go on."""

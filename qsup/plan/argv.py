@@ -72,6 +72,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         cpu_model=model,
         variables=firmware.variables,
         family=chosen.family,
+        vcpus_made=unit.cpu.vcpus,
         parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),

@@ -312,6 +312,7 @@ class PlanSummary:
 
     Args:
         family: of machine types, such as ``q35``.
+        vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
         parts: every device, and what it stands on.
     """
 
@@ -320,6 +321,7 @@ class PlanSummary:
     accel: str
     cpu_model: str
     family: str = ""
+    vcpus_made: int = 1
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
@@ -345,6 +347,7 @@ class Plan:
         accel: ``kvm`` or ``tcg``.
         cpu_model: what ``-cpu`` says.
         family: of machine types, such as ``q35``.
+        vcpus_made: how many vCPUs there are at the start.
         parts: every device, and what it stands on.
         warnings: what the user should know, one sentence each.
     """
@@ -359,6 +362,7 @@ class Plan:
     machine_alias: str = ""
     variables: VariableStore | None = None
     family: str = ""
+    vcpus_made: int = 1
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()

@@ -23,6 +23,7 @@ from qsup.qmp.results import (
     BlockStats,
     ChardevInfo,
     CpuInfoFast,
+    HotpluggableCpu,
     JobInfo,
     KvmInfo,
     StatusInfo,
@@ -151,6 +152,12 @@ async def query_uuid(monitor: Monitor, *, timeout: float) -> uuid.UUID:
 async def query_cpus_fast(monitor: Monitor, *, timeout: float) -> tuple[CpuInfoFast, ...]:
     """``query-cpus-fast``: the vCPUs and their threads, without disturbing them."""
     return await _list(monitor, "query-cpus-fast", CpuInfoFast.parse, timeout)
+
+
+async def query_hotpluggable_cpus(monitor: Monitor, *, timeout: float) -> tuple[HotpluggableCpu, ...]:
+    """``query-hotpluggable-cpus``: every place for a vCPU, in the order of the topology (QEMU's own is the reverse)."""
+    found = await _list(monitor, "query-hotpluggable-cpus", HotpluggableCpu.parse, timeout)
+    return found[::-1]
 
 
 async def query_block(monitor: Monitor, *, timeout: float) -> tuple[BlockInfo, ...]:

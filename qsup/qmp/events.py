@@ -142,6 +142,28 @@ class DeviceTrayMovedEvent(QmpEvent):
 
 
 @attrs.frozen(kw_only=True)
+class AcpiDeviceOstEvent(QmpEvent):
+    """ACPI_DEVICE_OST: the guest says what became of a vCPU or memory module; ``info`` is QAPI's ACPIOSTInfo."""
+
+    info: Mapping[str, object]
+
+
+@attrs.frozen(kw_only=True)
+class MemUnplugErrorEvent(QmpEvent):
+    """MEM_UNPLUG_ERROR: the guest does not let the memory module ``device`` go."""
+
+    device: str
+    msg: str
+
+
+@attrs.frozen(kw_only=True)
+class MemoryDeviceSizeChangeEvent(QmpEvent):
+    """MEMORY_DEVICE_SIZE_CHANGE: a virtio-mem device holds ``size`` bytes now."""
+
+    size: int
+
+
+@attrs.frozen(kw_only=True)
 class JobStatusChangeEvent(QmpEvent):
     """JOB_STATUS_CHANGE: the job ``id`` is now in ``status``, one of QAPI's JobStatus."""
 
@@ -194,6 +216,9 @@ _TYPED: Mapping[str, tuple[type[QmpEvent], _Members]] = {
     "DEVICE_DELETED": (DeviceDeletedEvent, (("device", str, ""), ("path", str, None))),
     "DEVICE_UNPLUG_GUEST_ERROR": (DeviceUnplugGuestErrorEvent, (("device", str, ""), ("path", str, None))),
     "DEVICE_TRAY_MOVED": (DeviceTrayMovedEvent, (("id", str, None), ("tray-open", bool, None))),
+    "ACPI_DEVICE_OST": (AcpiDeviceOstEvent, (("info", dict, None),)),
+    "MEM_UNPLUG_ERROR": (MemUnplugErrorEvent, (("device", str, None), ("msg", str, ""))),
+    "MEMORY_DEVICE_SIZE_CHANGE": (MemoryDeviceSizeChangeEvent, (("size", int, None),)),
     "JOB_STATUS_CHANGE": (JobStatusChangeEvent, (("id", str, None), ("status", str, None))),
     "BALLOON_CHANGE": (BalloonChangeEvent, (("actual", int, None),)),
 }

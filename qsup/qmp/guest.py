@@ -81,6 +81,24 @@ class GuestInterface:
 
 
 @attrs.frozen(kw_only=True)
+class GuestVcpu:
+    """One of ``guest-get-vcpus``: a processor by the guest's own number."""
+
+    number: int
+    online: bool
+    can_offline: bool
+
+    @classmethod
+    def parse(cls, value: object) -> GuestVcpu:
+        """Read one element of the answer."""
+        return cls(
+            number=member(value, "logical-id", int),
+            online=member(value, "online", bool),
+            can_offline=member(value, "can-offline", bool, False),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class ExecResult:
     """What a program in the guest gave.
 
@@ -132,6 +150,30 @@ async def network_get_interfaces(agent: GuestAgent, *, timeout: float) -> tuple[
         lambda answer: tuple(GuestInterface.parse(item) for item in elements(answer)),
         timeout,
     )
+
+
+async def get_vcpus(agent: GuestAgent, *, timeout: float) -> tuple[GuestVcpu, ...]:
+    """``guest-get-vcpus``: the processors that the guest knows, by its numbers."""
+    found = await _ask(
+        agent, "guest-get-vcpus", lambda answer: [GuestVcpu.parse(item) for item in elements(answer)], timeout
+    )
+    return tuple(sorted(found, key=lambda vcpu: vcpu.number))
+
+
+async def set_vcpus(agent: GuestAgent, numbers: Sequence[int], online: bool, *, timeout: float) -> int:
+    """``guest-set-vcpus``: put some online or offline, in order, until one cannot be.
+
+    Returns:
+        How many were.
+    """
+    vcpus = [{"logical-id": number, "online": online} for number in numbers]
+
+    def parse(answer: object) -> int:
+        if not isinstance(answer, int) or isinstance(answer, bool):
+            raise UnexpectedTypeError("no number", type(answer).__name__)
+        return answer
+
+    return await _ask(agent, "guest-set-vcpus", parse, timeout, {"vcpus": vcpus})
 
 
 async def shutdown(agent: GuestAgent, *, timeout: float, mode: str = "powerdown") -> None:

@@ -79,6 +79,30 @@ _LIMITS = tuple(
 
 
 @attrs.frozen(kw_only=True)
+class HotpluggableCpu:
+    """One place for a vCPU of ``query-hotpluggable-cpus``.
+
+    Args:
+        type: QEMU's name of the device that goes there.
+        props: QAPI's CpuInstanceProperties, to be given back verbatim in ``device_add``.
+        qom_path: of the vCPU that is there, ``""`` for none.
+    """
+
+    type: str
+    props: Mapping[str, object]
+    qom_path: str
+
+    @classmethod
+    def parse(cls, value: object) -> HotpluggableCpu:
+        """Read one element of the answer."""
+        return cls(
+            type=member(value, "type", str),
+            props=member(value, "props", dict),
+            qom_path=member(value, "qom-path", str, ""),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class BlockInfo:
     """One drive of ``query-block``.
 

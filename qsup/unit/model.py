@@ -331,7 +331,13 @@ class CpuSection:
         default="",
         qemu="-cpu",
     )
-    vcpus: int = _key(kinds.integer(1, 4096), "Virtual CPUs at start.", default=1, qemu="-smp cpus=")
+    vcpus: int = _key(
+        kinds.integer(1, 4096),
+        "Virtual CPUs. While the VM runs there can be more, up to `max-vcpus`, and fewer, if the guest lets them go.",
+        default=1,
+        qemu="-smp cpus=, device_add",
+        applies=Applies.LIVE,
+    )
     max_vcpus: int = _key(
         kinds.integer(0, 4096), "Virtual CPUs at most; 0: as many as `vcpus`.", default=0, qemu="-smp maxcpus="
     )

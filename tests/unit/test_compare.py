@@ -39,7 +39,7 @@ def test_keys_are_compared_one_by_one() -> None:
         "unit.description": ("", "a web server", "at once"),
         "service.stop-timeout": ("1min 30s", "2min", "at once"),
         "service.ready": ("running", {"port": 22}, "at once"),
-        "cpu.vcpus": (1, 2, "restart"),
+        "cpu.vcpus": (1, 2, "live"),
         "cpu.max-vcpus": (1, 2, "restart"),
         "cpu.topology.cores": (1, 2, "restart"),
         "memory.size": ("512M", "1G", "restart"),

@@ -12,7 +12,7 @@ from qsup.api.protocol import PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_key
 from qsup.api.routes.parameters import PAGING, seconds
-from qsup.errors import DeniedError, GoneError, NoSuchOperation
+from qsup.errors import DeniedError, GoneError, NoSuchOperation, QmpCommandError
 
 #: How long a wait lasts when the client does not say, in seconds.
 _WAIT_DEFAULT = 30.0
@@ -77,10 +77,11 @@ ENDPOINTS = (
         pattern=_OPERATION,
         handler=_cancel,
         role=Role.OPERATE,
-        summary="End an operation that is `cancellable`, which no kind is yet",
-        doc="Stop or kill the VM instead: both overtake what is under way.",
+        summary="End an operation that is `cancellable`: a change that the guest works on",
+        doc="What the guest has given or taken by then stays so. Of everything else, stop or kill the VM instead: both "
+        "overtake what is under way.",
         replies=(Reply(shape=wire.Operation, doc="The operation as it is then."),),
-        errors=(NoSuchOperation, DeniedError),
+        errors=(NoSuchOperation, DeniedError, QmpCommandError),
     ),
     Endpoint(
         id="waitOperation",

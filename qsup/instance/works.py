@@ -1,0 +1,164 @@
+"""Changes that QEMU has taken and the guest works on: more or less memory, fewer vCPUs.
+
+Decides: how often QEMU is asked how far the guest is, and how such an operation ends: reached, impossible, ended by
+somebody, or overtaken by a later one of the same key.
+Must not: hold the VM, or know what a goal is about.
+
+A goal asks QEMU afresh each time and keeps nothing that matters, so whoever comes after a killed daemon goes on with
+one that it makes from the operation's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+from attrs import define, field
+
+from qsup.errors import DeniedError, MonitorError, OperationCancelled, QmpCommandError, QsupError
+from qsup.instance.context import Context, Goal
+from qsup.instance.jobs import Jobs
+from qsup.instance.messages import Finished
+from qsup.instance.operations import OperationTable
+
+_log = structlog.get_logger()
+
+#: Seconds until the first look at how far the guest is, and at most between two; what it can do at once it does within
+#: a tenth of a second.
+_FIRST, _LONGEST = 0.02, 1.0
+#: Seconds for QEMU to be told that no more is wanted.
+_STOP_TIMEOUT = 15.0
+
+MakeContext = Callable[[str], Awaitable[Context | None]]
+
+
+@define(eq=False)
+class _Work:
+    """One operation's.
+
+    Args:
+        goals: those that are left.
+        result: what is true already.
+    """
+
+    operation: str
+    goals: list[Goal]
+    result: dict[str, Any]
+    told: dict[str, Any] = field(factory=dict)
+
+
+class Works:
+    """All such operations of one VM.
+
+    Args:
+        jobs: where they live.
+        context: makes what an operation works on; ``None`` while QEMU cannot be asked.
+        post: tells how an operation has ended.
+    """
+
+    def __init__(
+        self, name: str, jobs: Jobs, operations: OperationTable, context: MakeContext, post: Callable[[Finished], None]
+    ) -> None:
+        self._name = name
+        self._jobs = jobs
+        self._operations = operations
+        self._context = context
+        self._post = post
+        self._works: dict[str, _Work] = {}
+
+    def begin(self, operation: str, goals: Sequence[Goal], result: Mapping[str, Any]) -> None:
+        """From now on the guest is seen to it; of an earlier daemon's operation, from where it had come."""
+        self._works[operation] = work = _Work(operation, list(goals), dict(result))
+        self._start(work)
+
+    def _start(self, work: _Work) -> None:
+        self._jobs.start(f"work:{work.operation}", partial(self._run, work), operation=work.operation)
+
+    async def _run(self, work: _Work) -> None:
+        pause = _FIRST
+        try:
+            while work.goals:
+                await trio.sleep(pause)
+                pause = min(pause * 1.5, _LONGEST)
+                context = await self._context(work.operation)
+                if context is not None:
+                    await self._step(work, context)
+        except QsupError as error:
+            error.instance = self._name
+            await self._end(work, error)
+        else:
+            await self._end(work)
+
+    async def _step(self, work: _Work, context: Context) -> None:
+        words = []
+        try:
+            for goal in list(work.goals):
+                if said := await goal.step(context):
+                    words.append(said)
+                else:
+                    work.told[goal.key] = await goal.result(context)
+                    work.goals.remove(goal)
+        except QmpCommandError:
+            raise
+        except MonitorError as error:
+            _log.info("QEMU does not say how far the guest is", instance=self._name, why=error.message)
+        if words:
+            context.progress("; ".join(words))
+
+    async def _end(self, work: _Work, error: QsupError | None = None) -> None:
+        if self._works.pop(work.operation, None) is None:
+            return  # somebody else has ended it meanwhile
+        result = None if error else {**work.result, "keys": {**work.result.get("keys", {}), **work.told}}
+        await self._operations.foretell(work.operation, result=result, error=error)
+        self._post(Finished(operation=work.operation, result=result, error=error))
+
+    def overtake(self, key: str) -> None:
+        """A later operation asks for something else: what was wanted of a key is given up."""
+        for work in list(self._works.values()):
+            work.goals = [goal for goal in work.goals if goal.key != key]
+            self._jobs.cancel(f"work:{work.operation}")
+            if work.goals or work.told:
+                self._start(work)
+            else:
+                self._works.pop(work.operation)
+                error = OperationCancelled(f"overtaken by a later change of {key}", instance=self._name)
+                self._post(Finished(operation=work.operation, error=error))
+
+    async def stop(self, operation: str) -> None:
+        """End one: the guest keeps what it has.
+
+        Raises:
+            DeniedError: it is none of these, or QEMU cannot be told; then it goes on.
+        """
+        work = self._works.get(operation)
+        if work is None:
+            raise DeniedError(f"operation {operation} has come too far to be cancelled", instance=self._name)
+        self._jobs.cancel(f"work:{operation}")
+        try:
+            with trio.fail_after(_STOP_TIMEOUT):
+                if (context := await self._context(operation)) is None:
+                    raise DeniedError("QEMU cannot be told now", instance=self._name, hint="wait for its monitor")
+                for goal in work.goals:
+                    await goal.stop(context)
+                context.keep()
+        except (QsupError, trio.TooSlowError) as error:
+            if operation in self._works:
+                self._start(work)
+            if isinstance(error, QsupError):
+                raise
+            raise DeniedError("QEMU does not answer", instance=self._name, hint="try again later") from None
+        await self._end(work, OperationCancelled("cancelled", instance=self._name))
+
+    def life_over(self) -> tuple[str, ...]:
+        """The VM has ended, and so have they.
+
+        Returns:
+            The operations.
+        """
+        operations = tuple(self._works)
+        self._works.clear()
+        self._jobs.cancel(*(f"work:{operation}" for operation in operations))
+        return operations

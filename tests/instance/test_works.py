@@ -1,0 +1,199 @@
+"""What the guest works on while others change its VM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, OperationCancelled, QmpCommandError
+from qsup.instance.context import Context
+from qsup.instance.jobs import Jobs
+from qsup.instance.messages import Finished
+from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operations import OperationTable
+from qsup.instance.works import Works
+
+
+class _Memory:
+    """A journal that keeps nothing."""
+
+    async def append(self, *records: dict[str, Any], flush: bool = True) -> None:
+        """Take it."""
+        await trio.lowlevel.checkpoint()
+
+
+class _Context:
+    """What a goal works on, as far as these tests look at it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.kept = 0
+
+    def progress(self, words: str) -> None:
+        """It stands so."""
+        self.said.append(words)
+
+    def keep(self) -> None:
+        """It is written down."""
+        self.kept += 1
+
+
+class _Goal:
+    """Reached after some steps; each of `answers` is said, or raised, in turn."""
+
+    def __init__(self, key: str, *answers: str | Exception) -> None:
+        self.key = key
+        self.answers = list(answers)
+        self.stopped = False
+
+    async def step(self, context: Context) -> str:
+        """The next answer."""
+        await trio.lowlevel.checkpoint()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def result(self, context: Context) -> Mapping[str, Any]:
+        """What has come of it."""
+        await trio.lowlevel.checkpoint()
+        return {"reached": True}
+
+    async def stop(self, context: Context) -> None:
+        """Give it up."""
+        await trio.lowlevel.checkpoint()
+        self.stopped = True
+
+
+class _Vm:
+    """The works of one VM, and what becomes of them."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.context: _Context | None = _Context()
+        self.operations = OperationTable(_Memory())
+        self._post, self._ended = trio.open_memory_channel[Finished](10)
+        self.works = Works("web", Jobs(nursery), self.operations, self._make, self._post.send_nowait)
+
+    async def _make(self, operation: str) -> Context | None:
+        await trio.lowlevel.checkpoint()
+        return cast(Context | None, self.context)
+
+    def begin(self, *goals: _Goal) -> Operation:
+        """A new operation with these goals."""
+        operation = self.operations.begin("set", "web", uid=0)
+        self.works.begin(operation.id, goals, {"changed": True, "keys": {"done.already": {}}})
+        return operation
+
+    async def outcome(self) -> Finished:
+        """How the next of them ends."""
+        with trio.fail_after(60):
+            return await self._ended.receive()
+
+    async def lasts(self) -> bool:
+        """Whether none of them ends within half a minute."""
+        with trio.move_on_after(30) as scope:
+            await self._ended.receive()
+        return scope.cancelled_caught
+
+
+async def test_it_ends_once_all_is_reached(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """Each goal is told by its key, beside what was true before; where it stands is told meanwhile."""
+    vm = _Vm(nursery)
+    operation = vm.begin(_Goal("memory.size", "half", ""), _Goal("cpu.vcpus", "one left", "none left", ""))
+    ended = await vm.outcome()
+    assert (ended.operation, ended.error) == (operation.id, None)
+    keys = {"done.already": {}, "memory.size": {"reached": True}, "cpu.vcpus": {"reached": True}}
+    assert ended.result == {"changed": True, "keys": keys}
+    assert vm.context is not None
+    assert vm.context.said == ["half; one left", "none left"]
+
+
+async def test_a_silent_qemu_ends_nothing(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """It is asked again, also after its monitor was out of reach."""
+    vm = _Vm(nursery)
+    context, vm.context = vm.context, None
+    vm.begin(_Goal("memory.size", MonitorTimeout("no answer"), ""))
+    assert await vm.lasts()
+    vm.context = context
+    assert (await vm.outcome()).error is None
+
+
+@pytest.mark.parametrize(
+    "error", [GuestRefused("no"), QmpCommandError("device_del", "GenericError", "no", instance="")]
+)
+async def test_a_refusal_ends_it(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, error: Exception
+) -> None:
+    """The guest's and QEMU's alike."""
+    vm = _Vm(nursery)
+    vm.begin(_Goal("memory.size", error))
+    assert (await vm.outcome()).error is error
+
+
+async def test_it_can_be_stopped(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """QEMU is told, that is written down, and it ends as cancelled; a second time there is nothing to stop."""
+    vm = _Vm(nursery)
+    goal = _Goal("memory.size", "half")
+    operation = vm.begin(goal)
+    assert await vm.lasts()
+    await vm.works.stop(operation.id)
+    assert isinstance((await vm.outcome()).error, OperationCancelled)
+    assert vm.context is not None
+    assert (goal.stopped, vm.context.kept) == (True, 1)
+    with pytest.raises(DeniedError):
+        await vm.works.stop(operation.id)
+
+
+async def test_what_qemu_cannot_be_told_goes_on(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """A stop that fails stops nothing."""
+    vm = _Vm(nursery)
+    operation = vm.begin(_Goal("memory.size", "half", "half", ""))
+    context, vm.context = vm.context, None
+    with pytest.raises(DeniedError, match="cannot be told"):
+        await vm.works.stop(operation.id)
+    vm.context = context
+    assert (await vm.outcome()).error is None
+
+
+async def test_a_later_change_overtakes_its_key_alone(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """An operation that has nothing left ends as cancelled, another goes on with the rest."""
+    vm = _Vm(nursery)
+    one = vm.begin(_Goal("memory.size", "half"))
+    both = vm.begin(_Goal("memory.size", "half"), _Goal("cpu.vcpus", "one left", ""))
+    vm.works.overtake("memory.size")
+    first, second = await vm.outcome(), await vm.outcome()
+    assert (first.operation, type(first.error)) == (one.id, OperationCancelled)
+    assert (second.operation, second.error) == (both.id, None)
+    assert second.result is not None
+    assert second.result["keys"].keys() == {"done.already", "cpu.vcpus"}
+
+
+async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """They are named to whoever ends their operations, and nothing of them goes on."""
+    vm = _Vm(nursery)
+    operation = vm.begin(_Goal("memory.size", "half"))
+    assert vm.works.life_over() == (operation.id,)
+    assert vm.works.life_over() == ()
+    assert await vm.lasts()
+
+
+async def test_what_lasts_can_be_cancelled_by_a_later_daemon_too() -> None:
+    """An operation says so itself, from when QEMU has taken it until its end."""
+    table = OperationTable(_Memory())
+    operation = table.begin("set", "web", uid=0)
+    assert "cannot be cancelled" in table.uncancellable(operation).message
+    await table.pend(operation.id, "acknowledged")
+    assert table.get(operation.id).cancellable
+    detach = table.begin("detach", "web", uid=0)
+    await table.pend(detach.id, "acknowledged")
+    assert not table.get(detach.id).cancellable
+    table.finish(operation.id, error=OperationCancelled("cancelled", instance="web"))
+    ended = table.get(operation.id)
+    assert (ended.state, ended.progress, ended.cancellable) == (OperationState.CANCELLED, "cancelled", False)
+    assert "has ended" in table.uncancellable(ended).message
