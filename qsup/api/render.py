@@ -85,7 +85,7 @@ def instance(view: InstanceView) -> wire.Instance:
             }
             for nic in view.nics
         ],
-        "devices": [{"id": device, "type": kind} for device, kind in view.devices],
+        "devices": [{"id": each.id, "type": each.type, "socket": each.socket} for each in view.devices],
         "agent": {"enabled": view.agent_enabled, "connected": view.agent_connected},
         "console": {
             "type": view.console,

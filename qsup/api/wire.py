@@ -98,10 +98,11 @@ class NicWire(TypedDict):
 
 
 class DeviceWire(TypedDict):
-    """One further device."""
+    """One further device; ``socket``: where programs of the host connect to it while it runs, empty for nowhere."""
 
     id: str
     type: str
+    socket: str
 
 
 class SlotsWire(TypedDict):

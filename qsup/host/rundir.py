@@ -304,6 +304,13 @@ class InstanceDirectory:
             raise from_oserror(error, f"could not listen on {self.path / name}") from error
         return listener.detach()
 
+    def unlink(self, name: str) -> None:
+        """Remove an entry, if it is there; `HostError`."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise from_oserror(error, f"could not remove {self.path / name}") from error
+
     def write_record(self, record: RunRecord) -> None:
         """Write the run record. It survives the daemon, and need not survive the machine.
 

@@ -22,6 +22,7 @@ from attrs import evolve, frozen
 from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, UnitError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
+from qsup.instance import outside
 from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
@@ -32,6 +33,7 @@ from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium, check_drive
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
+from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
@@ -45,7 +47,7 @@ from qsup.unit.model import Applies, Unit
 from qsup.unit.write import values_of
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), Vcpus())
+LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), WatchdogKeys(), Vcpus())
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
 GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus}
 
@@ -247,6 +249,7 @@ def _forget(entry: str, context: Context) -> None:
     context.hardware.remove(entry)
     context.services.claims.release_entry(context.name, entry)
     release_bridges(nics)
+    outside.release(entry, context.life.directory)
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
@@ -269,10 +272,15 @@ async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> N
 
 async def _give(planned: Sequence[Attachment], context: Context) -> None:
     """Open what it needs of the host, write down that it comes, and give it to QEMU."""
-    requests = [fd for attachment in planned for fd in attachment.part.fds if isinstance(fd, ImageFd)]
+    wanted = [fd for attachment in planned for fd in attachment.part.fds]
+    requests, others = (
+        [fd for fd in wanted if isinstance(fd, ImageFd)],
+        [fd for fd in wanted if not isinstance(fd, ImageFd)],
+    )
     numbers: dict[str, int] = {}
     with ExitStack() as stack:
-        stack.enter_context(descriptors.reserved(2 * len(requests), "attach it", beside=descriptors.KEPT))
+        needed = 2 * len(requests) + len(others)
+        stack.enter_context(descriptors.reserved(needed, "attach it", beside=descriptors.KEPT))
         stack.callback(_close, numbers)
         claims = await open_images(requests, context.services, context.name, numbers)
         pieces = []
@@ -286,6 +294,7 @@ async def _give(planned: Sequence[Attachment], context: Context) -> None:
         # a bridge that is made stays when we go, and whoever comes next must know whose it is
         context.keep()
         _make_taps(planned, context, numbers)
+        outside.open_listeners(others, context.life.directory, numbers)
         await wiring.attach(pieces, context.hardware, context.monitor, numbers)
 
 

@@ -26,6 +26,8 @@ _log = structlog.get_logger()
 
 #: Seconds for one command; storage that does not answer holds QEMU's main loop in `blockdev-add`.
 STEP_TIMEOUT = 10.0
+#: Seconds for QEMU to free a device that is gone, and between two attempts to remove what it stood on.
+_FREED_WITHIN, _FREED_PAUSE = 2.0, 0.005
 
 
 @frozen(kw_only=True)
@@ -157,8 +159,7 @@ async def _undo(
         if isinstance(thing, BackendPlan) and id(piece) in held:
             continue  # its device must go first
         try:
-            command = hotplug.removal(thing)
-            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+            await _remove(thing, monitor)
         except QmpCommandError as error:
             _log.error("could not undo a part of an attach", part=piece.part.subject, why=error.message)
         except MonitorError as error:
@@ -209,9 +210,8 @@ async def give_up(part: PartPlan, monitor: Monitor) -> bool:
         MonitorError: QEMU did not answer; what is left is done the next time.
     """
     for backend in reversed(part.backends):
-        command = hotplug.removal(backend)
         try:
-            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+            await _remove(backend, monitor)
         except QmpCommandError as error:
             if not _is_gone(error):
                 _log.info("what a device stood on is in use", part=part.entry, name=backend.name, why=error.message)
@@ -223,3 +223,22 @@ def _is_gone(error: QmpCommandError) -> bool:
     """Whether a removal failed because there is nothing (left) to remove; some commands say so in words alone."""
     words = ("not found", "Failed to find node", "Cannot find", "does not exist")
     return error.error_class == "DeviceNotFound" or any(each in error.message for each in words)
+
+
+async def _remove(thing: BackendPlan | DevicePlan, monitor: Monitor) -> None:
+    """Remove one thing, once QEMU is rid of the device that had it.
+
+    What a device stands on is its device's until QEMU has freed that, some milliseconds after it is gone: a bus gives
+    up its children after a grace period of RCU (bus_remove_child in QEMU's hw/core/qdev.c), and each frees its own.
+    """
+    command = hotplug.removal(thing)
+    deadline = trio.current_time() + _FREED_WITHIN
+    while True:
+        try:
+            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
+            return
+        except QmpCommandError as error:
+            is_held = error.message.endswith("is busy") or "in use" in error.message
+            if not is_held or trio.current_time() > deadline:
+                raise
+        await trio.sleep(_FREED_PAUSE)

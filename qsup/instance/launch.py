@@ -131,7 +131,7 @@ async def launch(
 
 def _descriptors_of(unit: Unit) -> int:
     """How many a start may have open at once."""
-    return 12 + 4 * len(unit.disks) + 2 * len(unit.nics)
+    return 12 + 4 * len(unit.disks) + 2 * len(unit.nics) + len(unit.devices)
 
 
 async def _give_back(resources: AsyncExitStack) -> None:

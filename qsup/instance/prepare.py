@@ -27,12 +27,13 @@ from qsup.host.staging import StagedFile, stage_file
 from qsup.host.storage import open_in_thread
 from qsup.instance import ended
 from qsup.instance.images import open_images
+from qsup.instance.outside import open_listeners
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.taps import check_forwards, make_tap
 from qsup.plan.argv import build_plan
-from qsup.plan.spec import ImageFd, ListenerFd, Plan, TapFd
+from qsup.plan.spec import ImageFd, Plan, TapFd
 from qsup.unit.load import LoadedUnit
 from qsup.unit.write import values_of
 
@@ -107,9 +108,7 @@ async def prepare(
         for nic in plan.nics:
             check_forwards(nic)
         taps = _taps(plan, identity, handed, resources)
-        for request in plan.fds:
-            if isinstance(request, ListenerFd):
-                handed.numbers[request.name] = directory.bind_listener(request.name)
+        open_listeners(plan.fds, directory, handed.numbers)
         await _stage(plan, services, identity, handed)
         cgroup = services.cgroups.create(loaded.name)
         resources.push_async_callback(cgroup.end)

@@ -17,6 +17,19 @@ from qsup.plan.spec import DiskPlan, NicPlan
 
 
 @frozen(kw_only=True)
+class DeviceView:
+    """One entry of ``[[device]]``.
+
+    Args:
+        socket: where programs of the host connect to it while it runs, ``""`` for nowhere.
+    """
+
+    id: str
+    type: str
+    socket: str = ""
+
+
+@frozen(kw_only=True)
 class InstanceView:
     """One VM as it is known now.
 
@@ -66,7 +79,7 @@ class InstanceView:
     limits: Mapping[str, Mapping[str, int]] = field(factory=dict)
     trays: Mapping[str, str] = field(factory=dict)
     nics: tuple[NicPlan, ...]
-    devices: tuple[tuple[str, str], ...]
+    devices: tuple[DeviceView, ...]
     agent_enabled: bool
     agent_connected: bool
     console: str

@@ -12,13 +12,14 @@ from attrs import frozen
 
 from qsup.instance.cause import Cause
 from qsup.instance.life import Life
+from qsup.instance.outside import socket_of
 from qsup.instance.state import State
-from qsup.instance.view import InstanceView
+from qsup.instance.view import DeviceView, InstanceView
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DiskPlan, NicPlan
 from qsup.unit.compare import compare, needs_restart
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import Unit, effective_bus
+from qsup.unit.model import DeviceSection, Unit, effective_bus
 from qsup.unit.throttle import said
 
 
@@ -87,7 +88,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
         trays=moving.trays,
         nics=summary.nics if summary else _nics(unit, moving.uuid),
-        devices=tuple((device.id, device.type) for device in unit.devices),
+        devices=tuple(_device(device, life) for device in unit.devices),
         agent_enabled=unit.agent.enabled,
         agent_connected=moving.agent_connected,
         console=unit.console.type,
@@ -99,6 +100,10 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         waits_for=moving.waits_for,
         warnings=(*summary.warnings, *moving.warnings) if summary else (),
     )
+
+
+def _device(device: DeviceSection, life: Life | None) -> DeviceView:
+    return DeviceView(id=device.id, type=device.type, socket=socket_of(device, life.directory) if life else "")
 
 
 def _disks(unit: Unit) -> tuple[DiskPlan, ...]:

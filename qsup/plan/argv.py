@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from qsup.errors import UnsupportedError
-from qsup.plan import devices, disks, machine, network
+from qsup.plan import devices, disks, machine, network, others
 from qsup.plan.board import BOARDS, Board
 from qsup.plan.firmware import firmware_part, kernel_part
 from qsup.plan.part import Part, escape
@@ -125,10 +125,7 @@ def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities) -> lis
         devices.agent_part(unit),
         devices.balloon_part(unit, board, capabilities),
         devices.usb_part(unit, board, needed=on_usb),
-        *(
-            devices.device_part(device, board.place_one_of("device", index), board, capabilities)
-            for index, device in enumerate(unit.devices)
-        ),
+        *others.device_parts(unit, board, capabilities),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a VM has besides disks and NICs: console, agent channel, balloon, random numbers, screen, USB.
+"""What a VM has besides disks, NICs and what its unit calls devices: console, agent, balloon, screen, USB.
 
 Decides: which devices these are on each board.
 Must not: decide where they hang (`qsup.plan.board`).
@@ -7,20 +7,18 @@ Must not: decide where they hang (`qsup.plan.board`).
 from __future__ import annotations
 
 from qsup.errors import UnsupportedError
-from qsup.plan.board import Board, Place
-from qsup.plan.part import Backend, Part, Properties
-from qsup.plan.spec import Argument, Capabilities, FdArgument, ListenerFd
+from qsup.plan.board import Board
+from qsup.plan.part import Part, chardev_on_listener
+from qsup.plan.spec import Argument, Capabilities, ListenerFd
 from qsup.unit.families import FAMILIES
-from qsup.unit.model import DeviceSection, Unit, effective_video
+from qsup.unit.model import AGENT_PORT, Unit, effective_video
 
 _VIDEO = {"std": "VGA", "virtio": "virtio-vga", "qxl": "qxl-vga"}
-#: The name that qemu-guest-agent looks for.
-AGENT_PORT = "org.qemu.guest_agent.0"
 
 
 def listener_chardev(name: str) -> tuple[Argument, ...]:
     """A character device on a listening socket that is handed over; its client may come and go."""
-    return ("-chardev", FdArgument(before=f"socket,id={name},fd=", fd=name, after=",server=on,wait=off"))
+    return chardev_on_listener(name).render()
 
 
 def monitor_part() -> Part:
@@ -61,7 +59,8 @@ def agent_part(unit: Unit) -> Part:
 
 def serial_controller(unit: Unit, board: Board) -> Part:
     """The controller of virtio consoles and channels, where there are any."""
-    if unit.console.type != "virtio" and not unit.agent.enabled:
+    channels = any(device.type == "serial" for device in unit.devices)
+    if unit.console.type != "virtio" and not unit.agent.enabled and not channels:
         return Part(subject="virtio serial ports")
     controller = {"driver": board.virtio_device("serial"), "id": "serial", **board.place("serial")}
     return Part(subject="virtio serial ports", devices=(controller,))
@@ -86,24 +85,6 @@ def panic_part(capabilities: Capabilities) -> Part:
         devices=(device,) if seen else (),
         warnings=() if seen else ("a panic of the guest's kernel will not be noticed: this QEMU has no pvpanic",),
     )
-
-
-def device_part(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
-    """One entry of ``[[device]]``."""
-    source = _random_source(f"rng-{device.id}", capabilities)
-    rng = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}", **place.properties, "rng": source["id"]}
-    return Part(
-        subject=f"device {device.id!r}",
-        entry=f"device.{device.id}",
-        backends=(Backend(kind="object", properties=source),),
-        devices=(*place.ports, rng),
-    )
-
-
-def _random_source(name: str, capabilities: Capabilities) -> Properties:
-    if "rng-builtin" in capabilities.objects:
-        return {"qom-type": "rng-builtin", "id": name}
-    return {"qom-type": "rng-random", "id": name, "filename": "/dev/urandom"}
 
 
 def display_part(unit: Unit, board: Board) -> Part:

@@ -21,22 +21,31 @@ from attrs import evolve, frozen
 from qsup.errors import UnsupportedError
 from qsup.plan.blockdev import chain_nodes, image_backends, image_chain
 from qsup.plan.board import BOARDS, Board, Place
-from qsup.plan.devices import device_part
 from qsup.plan.disks import check_disk, disk_part
 from qsup.plan.identity import node_name
 from qsup.plan.network import nic_part, nic_role
+from qsup.plan.others import device_part, needs_slot, place_on_bus
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
 from qsup.unit.model import DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
 ROOT_PORT: Final = "pcie-root-port"
 
-_ADD = {"fdset": "add-fd", "blockdev": "blockdev-add", "object": "object-add", "netdev": "netdev_add"}
+_ADD = {
+    "fdset": "add-fd",
+    "blockdev": "blockdev-add",
+    "object": "object-add",
+    "netdev": "netdev_add",
+    "chardev": "chardev-add",
+    "watchdog": "watchdog-set-action",
+}
 _REMOVE: dict[str, Callable[[str], tuple[str, Properties]]] = {
     "fdset": lambda name: ("remove-fd", {"fdset-id": int(name)}),
     "blockdev": lambda name: ("blockdev-del", {"node-name": name}),
     "object": lambda name: ("object-del", {"id": name}),
     "netdev": lambda name: ("netdev_del", {"id": name}),
+    "chardev": lambda name: ("chardev-remove", {"id": name}),
+    "watchdog": lambda name: ("watchdog-set-action", {"action": "reset"}),  # as QEMU begins
 }
 
 
@@ -91,9 +100,22 @@ def device_steps(part: Part) -> list[list[Command]]:
 def _add(backend: Backend) -> Command:
     made = BackendPlan(kind=backend.kind, name=backend.name)
     arguments = dict(backend.properties)
-    if backend.fd and backend.kind != "fdset":
+    if backend.kind == "chardev":
+        arguments = {"id": backend.name, "backend": _socket(backend)}
+    elif backend.fd and backend.kind != "fdset":
         arguments["fd"] = backend.fd  # as it is called once `getfd` has brought it
     return Command(command=_ADD[backend.kind], arguments=arguments, fd=backend.fd, makes=made)
+
+
+def _socket(backend: Backend) -> Properties:
+    """A character device on a socket, as QAPI's ChardevBackend has it."""
+    data: dict[str, object] = {
+        "addr": {"type": "fd", "data": {"str": backend.fd}},
+        "server": backend.properties["server"],
+    }
+    if data["server"]:
+        data["wait"] = False
+    return {"type": "socket", "data": data}
 
 
 def removal(made: BackendPlan | DevicePlan) -> Command:
@@ -198,7 +220,7 @@ def free_slot(summary: PlanSummary, role: str) -> Properties:
     """
     board = BOARDS[summary.family]
     if not board.has_pci:
-        raise UnsupportedError(f"a {summary.family} machine takes no devices while it runs", hint="restart the VM")
+        raise _takes_nothing(board)
     if summary.family == "q35":
         for port in _free_ports(summary):
             return {"bus": port.id, "addr": "0x0"}
@@ -213,6 +235,10 @@ def free_slot(summary: PlanSummary, role: str) -> Properties:
         if (place["bus"], place["addr"]) not in used:
             return place
     raise UnsupportedError(f"there is no free slot for it: all {board.several[role].size} are taken")
+
+
+def _takes_nothing(board: Board) -> UnsupportedError:
+    return UnsupportedError(f"a {board.family} machine takes no devices while it runs", hint="restart the VM")
 
 
 def next_fdset(summary: PlanSummary) -> Iterator[int]:
@@ -252,10 +278,8 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     check_disk(disk, bus, board, vm.capabilities)
     if bus in ("sata", "ide"):
         raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
-    if bus in _CONTROLLERS and not any(device.id == bus for device in devices_of(summary)):
-        controller = _controller(bus, board, summary)
-        found.append(Attachment(part=controller))
-        summary = with_part(summary, controller.plan())
+    if bus in ("scsi", "usb"):
+        found, summary = _with_controller(bus, board, summary)
     place = _place(disk, bus, summary)
     planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
     return [*found, Attachment(part=planned.part, disk=planned.plan)]
@@ -312,15 +336,20 @@ class Reopening:
     members: tuple[Command, ...]
 
 
-_CONTROLLERS = ("scsi", "usb")
+def _with_controller(bus: str, board: Board, summary: PlanSummary) -> tuple[list[Attachment], PlanSummary]:
+    """The controller of a bus, where there is none yet, and the plan with it."""
+    if any(device.id == bus for device in devices_of(summary)):
+        return [], summary
+    controller = _controller(bus, board, summary)
+    return [Attachment(part=controller)], with_part(summary, controller.plan())
 
 
 def _controller(bus: str, board: Board, summary: PlanSummary) -> Part:
     if not board.has_pci:
-        raise UnsupportedError(f"a {summary.family} machine takes no {bus} controller while it runs")
+        raise _takes_nothing(board)
     # what there is one of has a slot of its own wherever the root bus takes hotplug
     place = free_slot(summary, "device") if board.family == "q35" else board.place(bus)
-    device: Properties = {"driver": board.virtio_device("scsi"), "id": "scsi", **place}
+    device: Properties = {"driver": board.virtio_device(bus), "id": bus, **place}
     if bus == "usb":
         device = {"driver": "qemu-xhci", "id": "usb", **place, "p2": 15, "p3": 15}
     return Part(subject=f"the {bus} controller", entry=f"controller.{bus}", devices=(device,))
@@ -355,8 +384,14 @@ def attach_nic(unit: Unit, nic: NicSection, summary: PlanSummary, vm: Vm) -> lis
 
 def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
     """Plan another device that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
-    place = Place(properties=free_slot(summary, "device"))
-    return [Attachment(part=device_part(device, place, BOARDS[summary.family], vm.capabilities))]
+    board = BOARDS[summary.family]
+    found: list[Attachment] = []
+    if needs_slot(device):
+        place = Place(properties=free_slot(summary, "device"))
+    else:
+        found, summary = _with_controller("serial", board, summary)
+        place = place_on_bus(device)
+    return [*found, Attachment(part=device_part(device, place, board, vm.capabilities))]
 
 
 def check_entry(entry: str, summary: PlanSummary, names: Sequence[str]) -> None:

@@ -20,7 +20,14 @@ Properties = Mapping[str, object]
 # Stands for a descriptor's number in JSON until `split_at_fd` cuts there; no text of a unit holds a control character.
 _FD = "\x00fd"
 #: Where a backend's properties hold its name, by kind.
-_NAMES = {"fdset": "fdset-id", "blockdev": "node-name", "object": "id", "netdev": "id"}
+_NAMES = {
+    "fdset": "fdset-id",
+    "blockdev": "node-name",
+    "object": "id",
+    "netdev": "id",
+    "chardev": "id",
+    "watchdog": "action",
+}
 
 
 @frozen(kw_only=True)
@@ -28,8 +35,10 @@ class Backend:
     """Something that a device stands on.
 
     Args:
-        kind: ``fdset`` (a descriptor in a descriptor set), ``blockdev``, ``object`` or ``netdev``.
-        properties: as QAPI has them; of an ``fdset`` its ``fdset-id``.
+        kind: ``fdset`` (a descriptor in a descriptor set), ``blockdev``, ``object``, ``netdev``, ``chardev`` (on a
+            socket) or ``watchdog`` (what happens when one expires).
+        properties: as QAPI has them; of an ``fdset`` its ``fdset-id``, of a ``chardev`` its ``id`` and whether it is
+            a ``server``.
         fd: name of the descriptor that belongs to it, ``""`` for none; of a ``netdev`` it is its property ``fd``.
     """
 
@@ -46,6 +55,11 @@ class Backend:
         """As options."""
         if self.kind == "fdset":
             return ("-add-fd", FdArgument(before="fd=", fd=self.fd, after=f",set={self.name}"))
+        if self.kind == "chardev":
+            after = ",server=on,wait=off" if self.properties["server"] else ""
+            return ("-chardev", FdArgument(before=f"socket,id={self.name},fd=", fd=self.fd, after=after))
+        if self.kind == "watchdog":
+            return ("-action", f"watchdog={self.name}")
         if self.fd:
             return fd_option(self.kind, self.properties, "fd", self.fd)
         return option(self.kind, self.properties)
@@ -90,6 +104,11 @@ class Part:
             # the descriptors of one set are one
             backends=tuple(dict.fromkeys(found)),
         )
+
+
+def chardev_on_listener(name: str) -> Backend:
+    """A character device on a listening socket that is handed over; its client may come and go."""
+    return Backend(kind="chardev", properties={"id": name, "server": True}, fd=name)
 
 
 def _device_plan(device: Properties) -> DevicePlan:

@@ -277,6 +277,11 @@ async def closefd(monitor: Monitor, name: str, *, timeout: float) -> None:
     await monitor.execute("closefd", {"fdname": name}, timeout=timeout)
 
 
+async def watchdog_set_action(monitor: Monitor, action: str, *, timeout: float) -> None:
+    """``watchdog-set-action``: what happens when a watchdog expires (QAPI WatchdogAction)."""
+    await monitor.execute("watchdog-set-action", {"action": action}, timeout=timeout)
+
+
 async def add_fd(
     monitor: Monitor, fd: int, *, timeout: float, fdset_id: int | None = None, opaque: str = ""
 ) -> AddfdInfo:

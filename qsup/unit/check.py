@@ -17,15 +17,20 @@ from typing import NamedTuple
 from qsup.unit.families import FAMILIES, unplanned
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
 from qsup.unit.model import (
+    AGENT_PORT,
+    DEVICE_KEYS,
     DISK_BUSES,
     UEFI_FIRMWARE,
     BackingSection,
+    DeviceSection,
     DiskSection,
     NicSection,
     Unit,
+    channel_name,
     effective_bus,
     effective_max_vcpus,
     effective_video,
+    keys_of,
     machine_family,
 )
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, shown
@@ -34,6 +39,9 @@ from qsup.unit.tree import Key
 
 #: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
 MAX_SERIAL = {"virtio": 20, "nvme": 20, "sata": 20, "ide": 20, "scsi": 36, "usb": 36}
+#: Of the 31 ports of a virtio-serial controller the first is kept for a console and one is the agent's
+#: (VIRTIO_PCI_QUEUE_MAX / 2 - 1 in QEMU's source).
+MAX_CHANNELS = 29
 # a raw image can have any name; one named so is far more likely a forgotten format
 _QCOW2_SUFFIXES = (".qcow2", ".qcow")
 
@@ -336,6 +344,30 @@ def _holder(owners: dict[str, str], address: str) -> str:
     return owners.get(address) or owners.get("0.0.0.0", "")
 
 
+def _devices(unit: Unit) -> Iterator[Finding]:
+    """A device has only keys of its type; there is one `watchdog`, and each `serial` has a name of its own."""
+    owners: dict[str, str] = {AGENT_PORT: "the guest agent"} if unit.agent.enabled else {}
+    watchdog = ""
+    for device in unit.devices:
+        key = ("device", device.id)
+        for name, (attribute, _) in keys_of(DeviceSection).items():
+            strange = name not in ("id", "type", *DEVICE_KEYS[device.type])
+            if strange and getattr(device, attribute.name) != attribute.default:
+                yield Finding(f"{device.type} has no {name}", [(*key, name), (*key, "type")])
+        if device.type == "watchdog":
+            if watchdog:
+                yield Finding(f"device {watchdog!r} is a watchdog already: a VM has one", [(*key, "type")])
+            watchdog = watchdog or device.id
+        if device.type == "serial":
+            owner = owners.setdefault(channel_name(device), f"device {device.id!r}")
+            if owner != f"device {device.id!r}":
+                message = f"the name {channel_name(device)!r} is that of {owner}"
+                yield Finding(message, [(*key, "name"), (*key, "id")])
+    channels = sum(device.type == "serial" for device in unit.devices)
+    if channels > MAX_CHANNELS:
+        yield Finding(f"a VM has at most {MAX_CHANNELS} serial channels, not {channels}", [("device",)])
+
+
 def _screen(unit: Unit) -> Iterator[Finding]:
     """A display has a graphics card to show; `microvm` has neither."""
     type_, video, name = unit.display.type, effective_video(unit), machine_family(unit.machine.type)
@@ -365,5 +397,6 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _nics,
     _macs,
     _forwards,
+    _devices,
     _screen,
 )

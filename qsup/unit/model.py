@@ -548,12 +548,52 @@ class NicSection:
     )
 
 
+#: The name of the channel that qemu-guest-agent looks for.
+AGENT_PORT = "org.qemu.guest_agent.0"
+#: What each type of device has besides an id and a type.
+DEVICE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "rng": ("max-bytes", "period"),
+    "watchdog": ("action",),
+    "serial": ("name",),
+}
+
+
 @frozen(kw_only=True)
 class DeviceSection:
     """``[[device]]``: any other device."""
 
     id: str = _key(kinds.NAME, "Its name within the VM.")
-    type: str = _key(kinds.choice("rng"), "`rng`: a virtio random number generator fed by the host.", qemu="virtio-rng")
+    type: str = _key(
+        kinds.choice(*DEVICE_KEYS),
+        "`rng`: a virtio random number generator fed by the host. `watchdog`: a timer that the guest must keep from "
+        "expiring. `serial`: a channel by which programs of the host and of the guest talk.",
+        qemu="virtio-rng, i6300esb, virtserialport",
+    )
+    max_bytes: int = _key(
+        kinds.size(0, 1 << 62),
+        "`rng`: how much the guest gets within each `period`; 0B: no limit.",
+        default=0,
+        qemu="max-bytes",
+    )
+    period: float = _key(
+        kinds.duration(0.001, 86400.0), "`rng`: the time over which `max-bytes` counts.", default=1.0, qemu="period"
+    )
+    action: str = _key(
+        kinds.choice("reset", "shutdown", "poweroff", "pause", "inject-nmi", "none"),
+        "`watchdog`: what happens when it expires. `reset`: the guest is reset. `shutdown`: the power button is "
+        "pressed. `poweroff`: the VM ends at once. `pause`: the guest stands still, to be looked at. `inject-nmi`: the "
+        "guest gets an NMI. `none`: it is told, and no more. `[service] restart` counts the middle three as failures.",
+        default="reset",
+        qemu="watchdog-set-action",
+        applies=Applies.LIVE,
+    )
+    name: str = _key(
+        kinds.optional(kinds.NAME),
+        "`serial`: what the guest finds it by, as `/dev/virtio-ports/NAME`; by default its id. The host's end is a "
+        "Unix socket, whose path the VM's devices show while it runs; one program at a time is connected.",
+        default="",
+        qemu="name",
+    )
 
 
 @frozen(kw_only=True)
@@ -654,6 +694,11 @@ def effective_bus(unit: Unit, disk: DiskSection) -> str:
 def effective_video(unit: Unit) -> str:
     """The graphics card: ``video``, else ``std`` with a display and ``none`` without."""
     return unit.display.video or ("none" if unit.display.type == "none" else "std")
+
+
+def channel_name(device: DeviceSection) -> str:
+    """What the guest finds a serial channel by: its ``name``, else its id."""
+    return device.name or device.id
 
 
 def effective_max_vcpus(unit: Unit) -> int:

@@ -37,7 +37,7 @@ from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
-from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import DeviceView, EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.view import Relation, Relations
 from qsup.plan.hotplug import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
@@ -104,7 +104,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         nics=(
             NicPlan(id="lan", type="user", model="virtio", mac="52:54:00:12:34:56", forward=("127.0.0.1:2222:22/tcp",)),
         ),
-        devices=(("rng0", "rng"),),
+        devices=(DeviceView(id="rng0", type="rng"),),
         agent_enabled=True,
         agent_connected=True,
         console="serial",

@@ -89,6 +89,12 @@ def agree(daemon: Daemon, vm: str) -> bool:
     return came_true(lambda: shown(daemon, vm) == peripherals(daemon, vm), seconds=5.0)
 
 
+def guest(daemon: Daemon, vm: str, command: str) -> str:
+    """What a command in the guest prints."""
+    body = {"command": "exec", "path": "/bin/sh", "arguments": ["-c", command], "timeout": 10}
+    return str(daemon.post(f"/v1/instances/{vm}/agent", body)["result"]["stdout"]).strip()
+
+
 def _hyphens(entry: dict[str, object]) -> dict[str, object]:
     return {name.replace("_", "-"): value for name, value in entry.items()}
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, free_port, linux_unit, rom_unit
-from tests.real.hotplug import agree, attach, change, detach, peripherals, qmp, shown
+from tests.real.hotplug import agree, attach, change, detach, guest, peripherals, qmp, shown
 from tests.waiting import came_true, poll_until
 
 pytestmark = [pytest.mark.real]
@@ -23,12 +23,6 @@ def netdevs(daemon: Daemon, vm: str) -> set[str]:
     """The names of QEMU's network back ends."""
     text: str = qmp(daemon, vm, "human-monitor-command", **{"command-line": "info network"})
     return {line.strip(" \\").split(":")[0] for line in text.splitlines() if "type=user" in line or "type=tap" in line}
-
-
-def guest(daemon: Daemon, vm: str, command: str) -> str:
-    """What a command in the guest prints."""
-    body = {"command": "exec", "path": "/bin/sh", "arguments": ["-c", command], "timeout": 10}
-    return str(daemon.post(f"/v1/instances/{vm}/agent", body)["result"]["stdout"]).strip()
 
 
 def accepts(port: int) -> bool:

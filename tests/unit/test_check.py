@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qsup.unit.check import MAX_SERIAL, RULES, check
+from qsup.unit.check import MAX_CHANNELS, MAX_SERIAL, RULES, check
 from qsup.unit.load import check_text
 from qsup.unit.model import DISK_BUSES, DiskSection, MachineSection, Unit, effective_bus, machine_family
 from qsup.unit.specifier import SpecifierContext
@@ -49,6 +49,9 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[[disk]]\nid = "a"\npath = "./a:b"\n[[disk]]\nid = "b"\npath = "a/../../b"\n',
         '[[disk]]\nid = "a"\ntype = "cdrom"\n[[disk]]\nid = "b"\npath = "."\n',
         '[unit]\nafter = ["db"]\nrequires = ["db"]\nconflicts = ["old"]\n',
+        '[[device]]\nid = "a"\ntype = "rng"\nmax-bytes = "1K"\naction = "reset"\n',
+        '[[device]]\nid = "a"\ntype = "serial"\nname = "x"\n[[device]]\nid = "x"\ntype = "serial"\nname = "a"\n',
+        '[agent]\nenabled = false\n[[device]]\nid = "a"\ntype = "serial"\nname = "org.qemu.guest_agent.0"\n',
     ],
 )
 def test_units_without_contradictions(text: str) -> None:
@@ -159,3 +162,35 @@ def test_every_rule_has_its_sentence() -> None:
     """Each rule's docstring is one line of the reference; a unit that says nothing breaks none."""
     assert check(Unit(), "web") == []
     assert all(rule.__doc__ and rule.__doc__.endswith(".") and "\n" not in rule.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('id = "a"\ntype = "rng"\naction = "pause"\n', "web.toml:4: device.a.action: rng has no action"),
+        ('id = "a"\ntype = "watchdog"\nname = "x"\n', "web.toml:4: device.a.name: watchdog has no name"),
+        (
+            'id = "a"\ntype = "watchdog"\n[[device]]\nid = "b"\ntype = "watchdog"\n',
+            "web.toml:6: device.b.type: device 'a' is a watchdog already: a VM has one",
+        ),
+        (
+            'id = "a"\ntype = "serial"\n[[device]]\nid = "b"\ntype = "serial"\nname = "a"\n',
+            "web.toml:7: device.b.name: the name 'a' is that of device 'a'",
+        ),
+        (
+            'id = "a"\ntype = "serial"\nname = "org.qemu.guest_agent.0"\n',
+            "web.toml:4: device.a.name: the name 'org.qemu.guest_agent.0' is that of the guest agent",
+        ),
+    ],
+)
+def test_devices_have_what_their_types_have(text: str, expected: str) -> None:
+    """A key of another type, a second watchdog, and a channel that the guest could not tell from another."""
+    assert errors(f"[[device]]\n{text}") == [expected]
+
+
+def test_channels_are_counted() -> None:
+    """A controller has only so many ports."""
+    channels = "".join(f'[[device]]\nid = "c{number}"\ntype = "serial"\n' for number in range(MAX_CHANNELS))
+    assert errors(channels) == []
+    (found,) = errors(f'{channels}[[device]]\nid = "more"\ntype = "serial"\n')
+    assert f"at most {MAX_CHANNELS} serial channels, not {MAX_CHANNELS + 1}" in found

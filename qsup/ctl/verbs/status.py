@@ -96,7 +96,8 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
     for nic in instance["nics"]:
         yield "NIC", clean(_nic(nic))
     for device in instance["devices"]:
-        yield "Device", clean(f"{device['id']}: {device['type']}")
+        socket = f", at {device['socket']}" if device["socket"] else ""
+        yield "Device", clean(f"{device['id']}: {device['type']}{socket}")
     if instance["pid"] is not None:
         yield from _channel_facts(instance)
     if instance["operation"]:

@@ -1,0 +1,104 @@
+"""The devices of ``[[device]]``: what each type is made of.
+
+Decides: the properties of each, and what it stands on.
+Must not: decide where it hangs (`qsup.plan.board` at a start, `qsup.plan.hotplug` later), or make any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qsup.errors import UnsupportedError
+from qsup.plan.board import Board, Place
+from qsup.plan.part import Backend, Part, Properties, chardev_on_listener
+from qsup.plan.spec import Capabilities, ListenerFd
+from qsup.unit.model import DeviceSection, Unit, channel_name
+
+#: The bus that devices of a type are on that need no slot of their own.
+_BUSES = {"serial": "serial.0"}
+
+
+def needs_slot(device: DeviceSection) -> bool:
+    """Whether it is on the machine's own bus."""
+    return device.type not in _BUSES
+
+
+def device_parts(unit: Unit, board: Board, capabilities: Capabilities) -> list[Part]:
+    """All of a unit's; those in slots are numbered among themselves.
+
+    Raises:
+        UnsupportedError: this machine or this QEMU cannot have one of them.
+    """
+    slots = {device.id: index for index, device in enumerate(filter(needs_slot, unit.devices))}
+    return [device_part(device, _place(device, slots, board), board, capabilities) for device in unit.devices]
+
+
+def _place(device: DeviceSection, slots: Mapping[str, int], board: Board) -> Place:
+    if device.id in slots:
+        return board.place_one_of("device", slots[device.id])
+    return place_on_bus(device)
+
+
+def place_on_bus(device: DeviceSection) -> Place:
+    """Where one goes that needs no slot."""
+    return Place(properties={"bus": _BUSES[device.type]})
+
+
+def device_part(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    """One entry of ``[[device]]``."""
+    return _TYPES[device.type](device, place, board, capabilities)
+
+
+def _subject(device: DeviceSection) -> str:
+    return f"device {device.id!r}"
+
+
+def _rng(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    source = _random_source(f"rng-{device.id}", capabilities)
+    limit = {"max-bytes": device.max_bytes, "period": round(device.period * 1000)} if device.max_bytes else {}
+    name = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}"}
+    return Part(
+        subject=_subject(device),
+        entry=f"device.{device.id}",
+        backends=(Backend(kind="object", properties=source),),
+        devices=(*place.ports, {**name, **place.properties, "rng": source["id"], **limit}),
+    )
+
+
+def _random_source(name: str, capabilities: Capabilities) -> Properties:
+    if "rng-builtin" in capabilities.objects:
+        return {"qom-type": "rng-builtin", "id": name}
+    return {"qom-type": "rng-random", "id": name, "filename": "/dev/urandom"}
+
+
+def _watchdog(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    if not board.has_pci:
+        raise UnsupportedError(f"{_subject(device)}: a {board.family} machine has no PCI bus for a watchdog")
+    timer = {"driver": "i6300esb", "id": f"device-{device.id}", **place.properties}
+    return Part(
+        subject=_subject(device),
+        entry=f"device.{device.id}",
+        # QEMU has one action for all watchdogs of a VM, and it must stand before the timer can expire
+        backends=(Backend(kind="watchdog", properties={"action": device.action}),),
+        devices=(*place.ports, timer),
+    )
+
+
+def channel_socket(device: str) -> str:
+    """The name of a serial channel's socket, and of QEMU's character device."""
+    return f"channel-{device}"
+
+
+def _serial(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    socket = channel_socket(device.id)
+    port = {"driver": "virtserialport", "id": f"device-{device.id}", **place.properties}
+    return Part(
+        subject=_subject(device),
+        entry=f"device.{device.id}",
+        backends=(chardev_on_listener(socket),),
+        devices=({**port, "chardev": socket, "name": channel_name(device)},),
+        fds=(ListenerFd(name=socket),),
+    )
+
+
+_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial}
