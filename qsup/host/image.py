@@ -109,6 +109,28 @@ def open_image(
     return image
 
 
+def find_directory(path: str, pools: Sequence[Path]) -> Path:
+    """A directory inside the pools, by a path without symbolic links. Blocks for the disk.
+
+    Raises:
+        ImageError: it breaks the rules for images, or is no directory.
+    """
+    try:
+        handle = _Place(path, pools=pools, devices=(), own=False).open()
+        try:
+            if not stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise _refusal(path, "file-type", "is no directory")
+            return Path(os.readlink(f"/proc/self/fd/{handle}"))
+        finally:
+            os.close(handle)
+    except ImageError as error:
+        error.message = error.message.replace("disk image", "shared directory", 1)
+        raise
+    except OSError as error:
+        words = os.strerror(error.errno or 0)
+        raise ImageError(f"could not open shared directory {path}: {words}", rule="open", path=path) from error
+
+
 def _make_direct(image: OpenImage) -> None:
     """Only now: the header was read without the alignment that ``O_DIRECT`` wants (open(2))."""
     try:

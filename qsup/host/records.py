@@ -22,8 +22,9 @@ from qsup.plan.spec import Identity
 
 #: Seconds since the epoch at the end of the year 9999, the last that has a name in RFC 3339.
 LATEST = 253_402_300_799
-_PID_MAX = 1 << 22  # PID_LIMIT in linux/threads.h
-_TICKS_MAX = 1 << 63
+#: The largest pid, and what no start time reaches.
+PID_MAX = 1 << 22  # PID_LIMIT in linux/threads.h
+TICKS_MAX = 1 << 63
 
 
 def within(low: float, high: float) -> Callable[[object, Any, Any], None]:
@@ -73,8 +74,8 @@ class RunRecord:
     machine: str
     started: float = field(validator=within(0, LATEST))
     uptime: float = field(validator=within(0, LATEST))
-    pid: int | None = field(default=None, validator=within(1, _PID_MAX))
-    start_time: int | None = field(default=None, validator=within(0, _TICKS_MAX))
+    pid: int | None = field(default=None, validator=within(1, PID_MAX))
+    start_time: int | None = field(default=None, validator=within(0, TICKS_MAX))
     cgroups: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ from qsup.instance import room, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
+from qsup.instance.helpers import Helpers
 from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
 from qsup.instance.live import throttle
@@ -163,6 +164,9 @@ async def _identify(
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
     resources.push_async_callback(cgroup.end)
+    helpers = Helpers(directory)
+    resources.push_async_callback(helpers.aclose)
+    helpers.adopt(running.helpers, record.boot_id)
     child = None
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
@@ -190,6 +194,7 @@ async def _identify(
         running=running,
         output=output,
         cgroup=cgroup,
+        helpers=helpers,
         monitor=None,
         launched=running.launched,
         threads=(),
@@ -388,6 +393,7 @@ def standing(life: Life, position: Position, resets: int) -> Running:
         life.running,
         unit=life.hardware.values,
         plan=life.summary,
+        helpers=life.helpers.records(),
         since=position.since,
         launched=True,
         was_ready=position.was_ready,

@@ -29,7 +29,19 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
-from qsup.instance.messages import Asked, Finished, Happened, Lasts, LaunchEnded, Message, Noted, Settled, Waits
+from qsup.instance.messages import (
+    HELPER_ENDED,
+    Asked,
+    Finished,
+    Happened,
+    Lasts,
+    LaunchEnded,
+    Message,
+    Noted,
+    Settled,
+    Told,
+    Waits,
+)
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.silence import stillness
@@ -178,9 +190,13 @@ class Body:
             life = evolve(life, console_start=adopt.attach_console(life, self._nursery, self._console))
         self.life, self._launched = life, life.launched
         self.guest.attach(life)
+        life.helpers.watch(self._nursery, partial(self._tell_helper, life))
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
+
+    def _tell_helper(self, life: Life, entry: str, words: str) -> None:
+        self._post(Told(life=life.number, type=HELPER_ENDED, data={"entry": entry, "detail": words}))
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()

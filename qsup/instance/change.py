@@ -239,17 +239,17 @@ async def _take_up(entry: str, context: Context) -> bool:
         context.hardware.mark(entry, "leaving")
         await wiring.ask_to_go(part, context.monitor)
         raise ChangeError(f"a part of {entry} was attached when a daemon ended, and goes again", hint="try again then")
-    _forget(entry, context)
+    await _forget(entry, context)
     return False
 
 
-def _forget(entry: str, context: Context) -> None:
+async def _forget(entry: str, context: Context) -> None:
     """Nothing of it is left in QEMU: give up what it had of the host."""
     nics = [nic for nic in context.hardware.summary.nics if entry == f"nic.{nic.id}"]
     context.hardware.remove(entry)
     context.services.claims.release_entry(context.name, entry)
     release_bridges(nics)
-    outside.release(entry, context.life.directory)
+    await outside.release(entry, context.life.directory, context.life.helpers)
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
@@ -264,7 +264,7 @@ async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> N
         for attachment in planned:
             # what QEMU took and cannot give back at once is on its way out, and still has what it had of the host
             if (part := context.hardware.part(attachment.part.entry)) is None or part.state == "coming":
-                _forget(attachment.part.entry, context)
+                await _forget(attachment.part.entry, context)
                 release_bridges(filter(None, [attachment.nic]))
         raise
     await unplug_links([entry_of(unit, entry) for entry in entries if entry.startswith("nic.")], context.monitor)
@@ -294,8 +294,16 @@ async def _give(planned: Sequence[Attachment], context: Context) -> None:
         # a bridge that is made stays when we go, and whoever comes next must know whose it is
         context.keep()
         _make_taps(planned, context, numbers)
-        outside.open_listeners(others, context.life.directory, numbers)
-        await wiring.attach(pieces, context.hardware, context.monitor, numbers)
+        life, pools = context.life, context.services.layout.pools
+        await outside.open_outside(others, life.directory, pools, life.helpers, numbers)
+        context.keep()  # with the programs that were started
+        try:
+            await wiring.attach(pieces, context.hardware, context.monitor, numbers)
+        except QmpCommandError as error:
+            for attachment in planned:
+                if words := await life.helpers.failure(attachment.part.entry):
+                    error.message = f"{error.message} ({words})"
+            raise
 
 
 def _make_taps(planned: Sequence[Attachment], context: Context, numbers: dict[str, int]) -> None:
@@ -372,8 +380,9 @@ async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
     for entry in hardware.match(there):
         if (part := hardware.part(entry)) is None:
             continue
+        context.life.helpers.dismiss(entry)
         if await wiring.give_up(part, context.monitor):
-            _forget(entry, context)
+            await _forget(entry, context)
             gone.append(entry)
         else:
             hardware.mark(entry, "leaving")

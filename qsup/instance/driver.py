@@ -42,6 +42,7 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.keeper import Keeper
 from qsup.instance.life import Life
 from qsup.instance.messages import (
+    HELPER_ENDED,
     RESET,
     Asked,
     Finished,
@@ -413,6 +414,8 @@ class Driver:
             self._observed = evolve(self._observed, resets=self._observed.resets + bool(data["guest"]))
             self.touch()
             data["resets"] = self._observed.resets
+        elif message.type == HELPER_ENDED:
+            self.touch()  # the view warns of it
         self._teller.happened(message.type, data)
 
     def _on_finished(self, message: Finished) -> None:

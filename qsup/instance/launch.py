@@ -119,6 +119,7 @@ async def launch(
         running=prepared.running,
         output=prepared.output,
         cgroup=prepared.cgroup,
+        helpers=prepared.helpers,
         monitor=up.monitor,
         launched=True,
         threads=up.threads,
@@ -131,7 +132,7 @@ async def launch(
 
 def _descriptors_of(unit: Unit) -> int:
     """How many a start may have open at once."""
-    return 12 + 4 * len(unit.disks) + 2 * len(unit.nics) + len(unit.devices)
+    return 12 + 4 * len(unit.disks) + 2 * len(unit.nics) + 6 * len(unit.devices)
 
 
 async def _give_back(resources: AsyncExitStack) -> None:
@@ -202,7 +203,7 @@ async def _unless_it_dies(
                     await child.wait_exit()
         nursery.cancel_scope.cancel()
     if child.status is not None:
-        raise _died(child, prepared, start) from failure
+        raise _died(child, prepared, start, await prepared.helpers.failure()) from failure
     if isinstance(failure, MonitorError):
         raise StartError(failure.message, hint=failure.hint) from failure
     if failure is not None:
@@ -210,12 +211,12 @@ async def _unless_it_dies(
     return result[0]
 
 
-def _died(child: Process, prepared: Prepared, start: int) -> StartError:
+def _died(child: Process, prepared: Prepared, start: int, said: str = "") -> StartError:
     assert child.status is not None
     plan = prepared.plan
     prepared.output.drain()
     text = prepared.output.text_since(start)
-    words = process.launch_failure(child.status, text) or last_words(text)
+    words = said or process.launch_failure(child.status, text) or last_words(text)
     how = child.status.describe()
     if how == "signal KILL" and prepared.cgroup.oom_kills():
         return StartError(OUT_OF_MEMORY, hint="give its cgroup or the host more memory, or the guest less", exit=how)

@@ -17,6 +17,7 @@ from qsup.host.process import Process
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.hardware import Hardware
+from qsup.instance.helpers import Helpers
 from qsup.instance.record import Running
 from qsup.plan.spec import PlanSummary
 from qsup.qmp.connection import Monitor
@@ -34,6 +35,7 @@ class Life:
     Args:
         number: grows by one with each life of this VM in this daemon.
         hardware: what it consists of, which changes.
+        helpers: programs that serve its devices.
         monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
         launched: its guest has been let run, by whichever daemon.
         threads: host thread ids of the vCPUs at birth.
@@ -51,6 +53,7 @@ class Life:
     running: Running
     output: Output
     cgroup: Cgroup
+    helpers: Helpers
     monitor: Monitor | None
     launched: bool
     threads: tuple[int, ...]

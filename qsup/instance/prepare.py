@@ -26,8 +26,9 @@ from qsup.host.rundir import InstanceDirectory
 from qsup.host.staging import StagedFile, stage_file
 from qsup.host.storage import open_in_thread
 from qsup.instance import ended
+from qsup.instance.helpers import Helpers
 from qsup.instance.images import open_images
-from qsup.instance.outside import open_listeners
+from qsup.instance.outside import open_outside
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -58,6 +59,7 @@ class Prepared:
     cgroup: Cgroup
     record: RunRecord
     running: Running
+    helpers: Helpers
 
     def close_fds(self) -> None:
         """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
@@ -103,12 +105,15 @@ async def prepare(
     directory.write_record(record)
     ended.reserve(services.layout, loaded)
     handed = _Handed()
+    helpers = Helpers(directory)
+    resources.push_async_callback(helpers.aclose)
     try:
         claims = await _images(plan, identity, services, handed, resources)
         for nic in plan.nics:
             check_forwards(nic)
         taps = _taps(plan, identity, handed, resources)
-        open_listeners(plan.fds, directory, handed.numbers)
+        await open_outside(plan.fds, directory, services.layout.pools, helpers, handed.numbers)
+        running = evolve(running, helpers=helpers.records())
         await _stage(plan, services, identity, handed)
         cgroup = services.cgroups.create(loaded.name)
         resources.push_async_callback(cgroup.end)
@@ -133,6 +138,7 @@ async def prepare(
         cgroup=cgroup,
         record=record,
         running=running,
+        helpers=helpers,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from qsup.host import codec
-from qsup.host.records import LATEST, within
+from qsup.host.records import LATEST, PID_MAX, TICKS_MAX, within
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.plan.spec import PlanSummary
@@ -44,6 +44,15 @@ class CauseRecord:
 
 
 @frozen(kw_only=True)
+class HelperRecord:
+    """A program that serves an entry of the unit, such as ``device.data``: its process (`qsup.host.proc`)."""
+
+    entry: str
+    pid: int = field(validator=within(1, PID_MAX))
+    start_time: int = field(validator=within(0, TICKS_MAX))
+
+
+@frozen(kw_only=True)
 class Running:
     """One life of one VM.
 
@@ -58,6 +67,7 @@ class Running:
         told_to_end: that stop has come further than asking the guest.
         stage_by: CLOCK_BOOTTIME seconds by when that is over: asking the guest, or else waiting for QEMU's own end.
         start_by: the same by when it must be ready, once a daemon has taken a start over.
+        helpers: programs that serve its devices.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
         resets: how often the guest has reset itself in this life.
     """
@@ -80,6 +90,7 @@ class Running:
     restart_times: tuple[float, ...] = ()
     held: bool = False
     resets: int = field(default=0, validator=within(0, _RESETS_MAX))
+    helpers: tuple[HelperRecord, ...] = ()
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""

@@ -12,11 +12,13 @@ from qsup.errors import UnsupportedError
 from qsup.plan import devices, disks, machine, network, others
 from qsup.plan.board import BOARDS, Board
 from qsup.plan.firmware import firmware_part, kernel_part
-from qsup.plan.part import Part, escape
+from qsup.plan.part import Backend, Part, escape
 from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
-from qsup.unit.model import Unit, effective_bus, effective_video
+from qsup.unit.model import Unit, effective_bus, effective_video, shares_memory
 
 _MIB = 1 << 20
+#: The object that holds the guest's memory, where others are given it.
+_RAM = "ram"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -48,7 +50,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         devices.monitor_part(),
         machine.machine_part(unit.machine, chosen, accel, {**_machine_settings(unit), **firmware.settings}),
         machine.cpu_part(unit, chosen, model),
-        Part(subject="[memory]", arguments=("-m", _memory(unit.memory.size))),
+        _memory_part(unit),
         firmware.part,
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
@@ -80,6 +82,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         has_agent=unit.agent.enabled,
         has_vnc=unit.display.type == "vnc",
         has_video=effective_video(unit) != "none",
+        shared_memory=shares_memory(unit),
         warnings=(*accel_warnings, *(warning for part in parts for warning in part.warnings)),
     )
 
@@ -102,7 +105,15 @@ def _process_part(name: str, uuid: str, capabilities: Capabilities) -> Part:
 def _machine_settings(unit: Unit) -> dict[str, str]:
     # without a screen, BIOS and boot loader talk on the serial console (SeaBIOS's sercon)
     talks = unit.console.type == "serial" and effective_video(unit) == "none"
-    return {"graphics": "off"} if talks else {}
+    settings = {"graphics": "off"} if talks else {}
+    return settings | ({"memory-backend": _RAM} if shares_memory(unit) else {})
+
+
+def _memory_part(unit: Unit) -> Part:
+    size = unit.memory.size
+    shared = {"qom-type": "memory-backend-memfd", "id": _RAM, "size": size, "share": True}
+    backends = (Backend(kind="object", properties=shared),) if shares_memory(unit) else ()
+    return Part(subject="[memory]", arguments=("-m", _memory(size)), backends=backends)
 
 
 def _memory(size: int) -> str:

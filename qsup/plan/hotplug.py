@@ -27,7 +27,7 @@ from qsup.plan.network import nic_part, nic_role
 from qsup.plan.others import device_part, needs_slot, place_on_bus
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
-from qsup.unit.model import DeviceSection, DiskSection, NicSection, Unit, effective_bus
+from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
 ROOT_PORT: Final = "pcie-root-port"
 
@@ -386,6 +386,11 @@ def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: V
     """Plan another device that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
     board = BOARDS[summary.family]
     found: list[Attachment] = []
+    if device.type in SHARING_DEVICES and not summary.shared_memory:
+        words = (
+            f"device {device.id!r}: a {device.type} needs memory that can be shared, and this VM was started without"
+        )
+        raise UnsupportedError(words, hint="say shared = true in [memory], and restart the VM")
     if needs_slot(device):
         place = Place(properties=free_slot(summary, "device"))
     else:

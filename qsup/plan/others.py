@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board, Place
-from qsup.plan.part import Backend, Part, Properties, chardev_on_listener
-from qsup.plan.spec import Capabilities, ListenerFd
-from qsup.unit.model import DeviceSection, Unit, channel_name
+from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, connected_chardev
+from qsup.plan.spec import Capabilities, ListenerFd, ShareFd
+from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
 
 #: The bus that devices of a type are on that need no slot of their own.
 _BUSES = {"serial": "serial.0"}
@@ -101,4 +101,16 @@ def _serial(device: DeviceSection, place: Place, board: Board, capabilities: Cap
     )
 
 
-_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial}
+def _share(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+    name, entry = f"share-{device.id}", f"device.{device.id}"
+    driver = {"driver": board.virtio_device("fs").replace("virtio", "vhost-user"), "id": f"device-{device.id}"}
+    return Part(
+        subject=_subject(device),
+        entry=entry,
+        backends=(connected_chardev(name),),
+        devices=(*place.ports, {**driver, **place.properties, "chardev": name, "tag": mount_tag(device)}),
+        fds=(ShareFd(name=name, entry=entry, path=device.path, read_only=device.read_only),),
+    )
+
+
+_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial, "share": _share}

@@ -111,6 +111,11 @@ def chardev_on_listener(name: str) -> Backend:
     return Backend(kind="chardev", properties={"id": name, "server": True}, fd=name)
 
 
+def connected_chardev(name: str) -> Backend:
+    """A character device on a connected socket that is handed over."""
+    return Backend(kind="chardev", properties={"id": name, "server": False}, fd=name)
+
+
 def _device_plan(device: Properties) -> DevicePlan:
     def text(key: str) -> str:
         return str(device.get(key, ""))

@@ -5,7 +5,7 @@ Must not: read any of it from the host; `qsup.host` fills the facts in and carri
 
 A plan is a pure function of the unit, the identity, the host's facts and QEMU's capabilities. File descriptor numbers
 and staged file names are not known when it is made, so arguments hold references (`FdArgument`, `FileArgument`) that
-`Plan.command` replaces.
+`Plan.command` replaces. Long because it is one list of plain values.
 """
 
 from __future__ import annotations
@@ -174,7 +174,24 @@ class TapFd:
     create_bridge: bool
 
 
-FdRequest = ListenerFd | ImageFd | TapFd
+@frozen(kw_only=True)
+class ShareFd:
+    """A connection to a file server of its own, which shares a directory by vhost-user.
+
+    Args:
+        name: unique within the plan, such as ``share-data``.
+        entry: of the unit that it serves, such as ``device.data``.
+        path: as the unit says it; resolved in the pools.
+        read_only: nobody can write to it.
+    """
+
+    name: str
+    entry: str
+    path: str
+    read_only: bool
+
+
+FdRequest = ListenerFd | ImageFd | TapFd | ShareFd
 
 
 @frozen(kw_only=True)
@@ -314,6 +331,7 @@ class PlanSummary:
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
         parts: every device, and what it stands on.
+        shared_memory: other programs can be given the guest's memory.
     """
 
     emulator: str
@@ -329,6 +347,7 @@ class PlanSummary:
     has_agent: bool = False
     has_vnc: bool = False
     has_video: bool = False
+    shared_memory: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -349,6 +368,7 @@ class Plan:
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs there are at the start.
         parts: every device, and what it stands on.
+        shared_memory: other programs can be given the guest's memory.
         warnings: what the user should know, one sentence each.
     """
 
@@ -370,6 +390,7 @@ class Plan:
     has_agent: bool = False
     has_vnc: bool = False
     has_video: bool = False
+    shared_memory: bool = False
     warnings: tuple[str, ...] = ()
 
     def summary(self) -> PlanSummary:

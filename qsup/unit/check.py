@@ -4,7 +4,7 @@ Decides: which combinations are contradictions on every host and every QEMU.
 Must not: look at the host, at QEMU's capabilities or at other units; what depends on those is `qsup.plan`'s to refuse.
 
 Each rule is a function in `RULES` that yields one `Finding` per contradiction; its docstring is its line in the unit
-reference.
+reference. Long because it is the list of all rules.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from qsup.unit.model import (
     effective_video,
     keys_of,
     machine_family,
+    mount_tag,
 )
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, shown
 from qsup.unit.throttle import contradictions
@@ -39,6 +40,8 @@ from qsup.unit.tree import Key
 
 #: The longest serial number the guest can be shown whole, by bus (virtio-blk: VIRTIO_BLK_ID_BYTES, ATA and NVMe: 20).
 MAX_SERIAL = {"virtio": 20, "nvme": 20, "sata": 20, "ide": 20, "scsi": 36, "usb": 36}
+#: The longest tag of a share (struct virtio_fs_config in linux/virtio_fs.h).
+MAX_TAG = 36
 #: Of the 31 ports of a virtio-serial controller the first is kept for a console and one is the agent's
 #: (VIRTIO_PCI_QUEUE_MAX / 2 - 1 in QEMU's source).
 MAX_CHANNELS = 29
@@ -345,8 +348,9 @@ def _holder(owners: dict[str, str], address: str) -> str:
 
 
 def _devices(unit: Unit) -> Iterator[Finding]:
-    """A device has only keys of its type; there is one `watchdog`, and each `serial` has a name of its own."""
+    """A device has only keys of its type; there is one `watchdog`; each `serial` and each `share` can be told apart."""
     owners: dict[str, str] = {AGENT_PORT: "the guest agent"} if unit.agent.enabled else {}
+    tags: dict[str, str] = {}
     watchdog = ""
     for device in unit.devices:
         key = ("device", device.id)
@@ -363,9 +367,24 @@ def _devices(unit: Unit) -> Iterator[Finding]:
             if owner != f"device {device.id!r}":
                 message = f"the name {channel_name(device)!r} is that of {owner}"
                 yield Finding(message, [(*key, "name"), (*key, "id")])
+        if device.type == "share":
+            yield from _share(device, key, tags)
     channels = sum(device.type == "serial" for device in unit.devices)
     if channels > MAX_CHANNELS:
         yield Finding(f"a VM has at most {MAX_CHANNELS} serial channels, not {channels}", [("device",)])
+
+
+def _share(device: DeviceSection, key: Key, tags: dict[str, str]) -> Iterator[Finding]:
+    tag = mount_tag(device)
+    if not device.path:
+        yield Finding("a share needs a path", [(*key, "path"), (*key, "type")])
+    if begins_outside(device.path):
+        yield Finding("leaves its pool by '..'", [(*key, "path")])
+    if len(tag) > MAX_TAG:
+        yield Finding(f"a tag has at most {MAX_TAG} characters, not {len(tag)}", [(*key, "tag"), (*key, "id")])
+    owner = tags.setdefault(tag, device.id)
+    if owner != device.id:
+        yield Finding(f"the tag {tag!r} is that of device {owner!r}", [(*key, "tag"), (*key, "id")])
 
 
 def _screen(unit: Unit) -> Iterator[Finding]:

@@ -350,6 +350,13 @@ class MemorySection:
 
     size: int = _key(kinds.size(1 * MIB, 1 << 46), "The guest's memory.", default=512 * MIB, qemu="-m size=")
     balloon: bool = _key(kinds.BOOLEAN, "Give the guest a memory balloon.", default=True, qemu="virtio-balloon")
+    shared: bool = _key(
+        kinds.BOOLEAN,
+        "Keep the guest's memory so that other programs can be given it, for devices of type `share` that come while "
+        "it runs; a unit that has one from the start needs not say it.",
+        default=False,
+        qemu="memory-backend-memfd share=",
+    )
 
 
 @frozen(kw_only=True)
@@ -555,7 +562,10 @@ DEVICE_KEYS: Mapping[str, tuple[str, ...]] = {
     "rng": ("max-bytes", "period"),
     "watchdog": ("action",),
     "serial": ("name",),
+    "share": ("path", "tag", "read-only"),
 }
+#: Types whose programs read and write the guest's memory themselves.
+SHARING_DEVICES = ("share",)
 
 
 @frozen(kw_only=True)
@@ -566,8 +576,9 @@ class DeviceSection:
     type: str = _key(
         kinds.choice(*DEVICE_KEYS),
         "`rng`: a virtio random number generator fed by the host. `watchdog`: a timer that the guest must keep from "
-        "expiring. `serial`: a channel by which programs of the host and of the guest talk.",
-        qemu="virtio-rng, i6300esb, virtserialport",
+        "expiring. `serial`: a channel by which programs of the host and of the guest talk. `share`: a directory of "
+        "the host, by virtiofs.",
+        qemu="virtio-rng, i6300esb, virtserialport, vhost-user-fs",
     )
     max_bytes: int = _key(
         kinds.size(0, 1 << 62),
@@ -594,6 +605,16 @@ class DeviceSection:
         default="",
         qemu="name",
     )
+    path: str = _key(
+        kinds.STRING, "`share`: the directory; relative to the first pool, absolute inside one.", default=""
+    )
+    tag: str = _key(
+        kinds.optional(kinds.NAME),
+        "`share`: what the guest mounts it by, `mount -t virtiofs TAG /mnt`; by default its id.",
+        default="",
+        qemu="tag",
+    )
+    read_only: bool = _key(kinds.BOOLEAN, "`share`: the guest cannot write to it.", default=False)
 
 
 @frozen(kw_only=True)
@@ -694,6 +715,16 @@ def effective_bus(unit: Unit, disk: DiskSection) -> str:
 def effective_video(unit: Unit) -> str:
     """The graphics card: ``video``, else ``std`` with a display and ``none`` without."""
     return unit.display.video or ("none" if unit.display.type == "none" else "std")
+
+
+def mount_tag(device: DeviceSection) -> str:
+    """What the guest mounts a share by: its ``tag``, else its id."""
+    return device.tag or device.id
+
+
+def shares_memory(unit: Unit) -> bool:
+    """Whether other programs than QEMU can be given the guest's memory."""
+    return unit.memory.shared or any(device.type in SHARING_DEVICES for device in unit.devices)
 
 
 def channel_name(device: DeviceSection) -> str:

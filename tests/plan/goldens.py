@@ -35,6 +35,7 @@ from qsup.plan.spec import (
     ImageFd,
     ListenerFd,
     Plan,
+    ShareFd,
     TapFd,
 )
 from qsup.unit.load import load_unit
@@ -217,6 +218,8 @@ def _describe(request: FdRequest) -> str:
             return f"listener {request.name}"
         case TapFd():
             return f"tap {request.name} on {request.bridge}{' (made if absent)' if request.create_bridge else ''}"
+        case ShareFd():
+            return f"file server {request.name}: {request.path}{' (read-only)' if request.read_only else ''}"
         case ImageFd():
             marks = {
                 "rw": request.writable,

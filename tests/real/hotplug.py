@@ -35,6 +35,11 @@ def peripherals(daemon: Daemon, vm: str) -> set[str]:
     return {child["name"] for child in children if child["type"].startswith("child<")}
 
 
+def chardevs(daemon: Daemon, vm: str) -> set[str]:
+    """The names of QEMU's character devices."""
+    return {each["label"] for each in qmp(daemon, vm, "query-chardev")}
+
+
 def nodes(daemon: Daemon, vm: str) -> set[str]:
     """The names of QEMU's block nodes."""
     return {node["node-name"] for node in qmp(daemon, vm, "query-named-block-nodes", flat=True)}

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import attrs
 
-from qsup.plan.spec import FileRequest, ImageFd, ListenerFd, Plan, TapFd
+from qsup.errors import UnsupportedError
+from qsup.host.vhostuser import file_server, find_file_server
+from qsup.plan.spec import FileRequest, ImageFd, ListenerFd, Plan, ShareFd, TapFd
 from tests.bare import BareConnection
 from tests.guests import Emulator, linux_guest, rom_guest
 from tests.plan.goldens import fd_names
@@ -96,6 +98,8 @@ def _resources(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[dict
                     numbers[request.name] = stack.enter_context(_listener(directory / request.name)).fileno()
                 case TapFd():
                     numbers[request.name] = _closing(stack, open_tap())
+                case ShareFd():
+                    numbers[request.name] = _closing(stack, _file_server(request, directory, stack))
                 case ImageFd():
                     path = _image(plan, request, directory, emulator, stack)
                     direct = os.O_DIRECT if request.direct else 0
@@ -115,6 +119,19 @@ def _listener(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(1)
     return listener
+
+
+def _file_server(request: ShareFd, directory: Path, stack: contextlib.ExitStack) -> int:
+    """A connection to a file server, which ends when that does."""
+    with _listener(directory / request.name) as listener, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(directory / request.name))
+        fd = listener.fileno()
+        shared = directory / f"{request.name}.d"
+        shared.mkdir()
+        command = file_server(find_file_server(), str(shared), fd, read_only=request.read_only)
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[fd])
+        stack.callback(server.wait, _DEADLINE)
+        return os.dup(connection.fileno())
 
 
 def _image(plan: Plan, request: ImageFd, directory: Path, emulator: Emulator, stack: contextlib.ExitStack) -> Path:
@@ -205,10 +222,19 @@ def _uefi_obstacle(*features: str) -> str:
     return "" if fitting else "no UEFI firmware is installed"
 
 
+def _virtiofsd_obstacle() -> str:
+    try:
+        find_file_server()
+    except UnsupportedError as error:
+        return str(error)
+    return "" if os.geteuid() == 0 else "virtiofsd needs root"
+
+
 _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "kvm-device": _kvm_obstacle,
     "vmx": _vmx_obstacle,
     "tap": _tap_obstacle,
+    "virtiofsd": _virtiofsd_obstacle,
     "loop-device": _loop_obstacle,
     "uefi": functools.partial(_uefi_obstacle, "uefi"),
     "uefi-secure": functools.partial(_uefi_obstacle, "uefi", "secure-boot", "enrolled-keys"),

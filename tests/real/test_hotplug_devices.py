@@ -11,15 +11,10 @@ import pytest
 from qsup.errors import QmpCommandError, UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
-from tests.real.hotplug import agree, attach, change, detach, guest, peripherals, qmp
+from tests.real.hotplug import agree, attach, change, chardevs, detach, guest, peripherals, qmp
 from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real]
-
-
-def chardevs(daemon: Daemon, vm: str) -> set[str]:
-    """The names of QEMU's character devices."""
-    return {each["label"] for each in qmp(daemon, vm, "query-chardev")}
 
 
 def removes(daemon: Daemon, chardev: str) -> bool:

@@ -177,6 +177,16 @@ def test_every_rule_has_its_sentence() -> None:
             'id = "a"\ntype = "serial"\n[[device]]\nid = "b"\ntype = "serial"\nname = "a"\n',
             "web.toml:7: device.b.name: the name 'a' is that of device 'a'",
         ),
+        ('id = "a"\ntype = "share"\n', "web.toml:3: device.a.type: a share needs a path"),
+        ('id = "a"\ntype = "share"\npath = "../b"\n', "web.toml:4: device.a.path: leaves its pool by '..'"),
+        (
+            f'id = "a"\ntype = "share"\npath = "b"\ntag = "{37 * "t"}"\n',
+            "web.toml:5: device.a.tag: a tag has at most 36 characters, not 37",
+        ),
+        (
+            'id = "a"\ntype = "share"\npath = "b"\n[[device]]\nid = "b"\ntype = "share"\npath = "b"\ntag = "a"\n',
+            "web.toml:9: device.b.tag: the tag 'a' is that of device 'a'",
+        ),
         (
             'id = "a"\ntype = "serial"\nname = "org.qemu.guest_agent.0"\n',
             "web.toml:4: device.a.name: the name 'org.qemu.guest_agent.0' is that of the guest agent",
