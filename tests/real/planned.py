@@ -57,7 +57,7 @@ def paused(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[Paused]:
             if isinstance(request, ListenerFd):
                 # QEMU removes what it listens on when it quits
                 stack.callback((directory / request.name).unlink, missing_ok=True)
-        with _resources(plan, directory, emulator) as numbers, errors.open("wb") as output:
+        with _resources(plan, directory, emulator, stack) as numbers, errors.open("wb") as output:
             argv = plan.command(numbers, {file.name: str(_file(file)) for file in plan.files})
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=tuple(numbers.values())
@@ -88,8 +88,14 @@ def _file(request: FileRequest) -> Path:
 
 
 @contextlib.contextmanager
-def _resources(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[dict[str, int]]:
-    """Descriptor numbers for everything that the plan asks for."""
+def _resources(
+    plan: Plan, directory: Path, emulator: Emulator, afterwards: contextlib.ExitStack
+) -> Iterator[dict[str, int]]:
+    """Descriptor numbers for everything that the plan asks for.
+
+    Args:
+        afterwards: closed once QEMU has ended.
+    """
     with contextlib.ExitStack() as stack:
         numbers: dict[str, int] = {}
         for request in plan.fds:
@@ -99,7 +105,7 @@ def _resources(plan: Plan, directory: Path, emulator: Emulator) -> Iterator[dict
                 case TapFd():
                     numbers[request.name] = _closing(stack, open_tap())
                 case ShareFd():
-                    numbers[request.name] = _closing(stack, _file_server(request, directory, stack))
+                    numbers[request.name] = _closing(stack, _file_server(request, directory, afterwards))
                 case ImageFd():
                     path = _image(plan, request, directory, emulator, stack)
                     direct = os.O_DIRECT if request.direct else 0
@@ -121,7 +127,7 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
-def _file_server(request: ShareFd, directory: Path, stack: contextlib.ExitStack) -> int:
+def _file_server(request: ShareFd, directory: Path, afterwards: contextlib.ExitStack) -> int:
     """A connection to a file server, which ends when that does."""
     with _listener(directory / request.name) as listener, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(directory / request.name))
@@ -130,7 +136,7 @@ def _file_server(request: ShareFd, directory: Path, stack: contextlib.ExitStack)
         shared.mkdir()
         command = file_server(find_file_server(), str(shared), fd, read_only=request.read_only)
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[fd])
-        stack.callback(server.wait, _DEADLINE)
+        afterwards.callback(server.wait, _DEADLINE)
         return os.dup(connection.fileno())
 
 
