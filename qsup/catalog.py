@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import trio
 from attrs import evolve
 
 from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError, UnitError, from_oserror
-from qsup.host.atomic import write_atomic
+from qsup.host.atomic import rehearse, write_atomic
 from qsup.host.rundir import Layout
+from qsup.unit.dropin import CHANGES, changed_text
 from qsup.unit.files import unit_name_of
 from qsup.unit.info import Precondition, ReloadResult, UnitInfo
 from qsup.unit.kinds import is_template_name
@@ -140,7 +142,8 @@ class UnitStore:
             ) from None
         except OSError as error:
             raise from_oserror(error, f"could not delete {self._file(name)}", instance=name) from error
-        await self._remove_dropin(name)
+        for dropin in (_AUTOSTART, CHANGES):
+            await self._remove(self._dropin(name, dropin), name)
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
         """Have ``install.autostart`` say so: by the rest of the unit where that suffices, else by a drop-in.
@@ -158,21 +161,63 @@ class UnitStore:
             loaded = self.read(name)
             if loaded.unit.install.autostart is not enabled:
                 # one that says the opposite is in the way, and one that repeats the unit would hide its next change
-                await self._remove_dropin(name)
+                await self._remove(self._dropin(name, _AUTOSTART), name)
                 loaded = self.read(name)
             if loaded.unit.install.autostart is not enabled or (enabled and not _has_own_file(loaded)):
-                await self._write(self._dropin(name), dropin_text({("install", "autostart"): enabled}))
+                await self._write(self._dropin(name, _AUTOSTART), dropin_text({("install", "autostart"): enabled}))
             return self.info(name)
+
+    def is_ours(self, files: Sequence[str]) -> bool:
+        """Whether a unit's own file is in the administrator's directory: then changes of its VM are to last."""
+        return bool(files) and Path(files[0]).parent == self._dirs[-1]
+
+    async def persist(
+        self, name: str, changes: Mapping[str, Any], *, replaced: Sequence[str] = (), rehearsal: bool = False
+    ) -> LoadedUnit:
+        """Have a unit's files say what was changed of its VM, by a drop-in of the daemon's own; again changes nothing.
+
+        Args:
+            changes: as a drop-in would say them.
+            replaced: entries of which the changes say all there is.
+            rehearsal: see only that it can be done.
+
+        Returns:
+            The unit as its files say it then.
+
+        Raises:
+            NoSuchUnit, UnitError, ChangeError: see `qsup.unit.dropin.changed_text`.
+            NoSpaceError, HostError: it cannot be written.
+        """
+        path = self._dropin(name, CHANGES)
+        text_of = partial(changed_text, path, name, self._dirs, self.context(name), changes, replaced)
+        async with self._writing:
+            text = await trio.to_thread.run_sync(text_of)
+            if text != await trio.to_thread.run_sync(_text_of, path):
+                if rehearsal:
+                    await trio.to_thread.run_sync(_rehearse, path, text)
+                elif text:
+                    await self._write(path, text)
+                else:
+                    await self._remove(path, name)
+            loaded = self.read(name)
+            if not rehearsal:
+                self._take(loaded)
+            return loaded
+
+    def _take(self, loaded: LoadedUnit) -> None:
+        """Remember a unit as it is read outside of a reload."""
+        units = {other: unit for other, unit in self._catalog.units.items() if other != loaded.name}
+        if _has_own_file(loaded):
+            units[loaded.name] = loaded
+        self._catalog = evolve(self._catalog, units=units)
 
     def _file(self, name: str) -> Path:
         return self._dirs[-1] / f"{name}.toml"
 
-    def _dropin(self, name: str) -> Path:
-        return self._dirs[-1] / f"{name}.toml.d" / _AUTOSTART
+    def _dropin(self, name: str, file: str) -> Path:
+        return self._dirs[-1] / f"{name}.toml.d" / file
 
-    async def _remove_dropin(self, name: str) -> None:
-        path = self._dropin(name)
-
+    async def _remove(self, path: Path, name: str) -> None:
         def remove() -> None:
             try:
                 path.unlink()
@@ -188,10 +233,7 @@ class UnitStore:
 
     async def _write(self, path: Path, text: str) -> None:
         def write() -> None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise from_oserror(error, f"could not make {path.parent}") from error
+            _make_folder(path.parent)
             write_atomic(path, text.encode(), mode=0o644)
 
         await trio.to_thread.run_sync(write)
@@ -212,6 +254,33 @@ class UnitStore:
                 instance=name,
                 hint="read it again, then repeat the change",
             )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_oserror(error, f"could not make {folder}") from error
+
+
+def _text_of(path: Path) -> str:
+    """A drop-in's text, ``""`` when there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise from_oserror(error, f"could not read {path}") from error
+
+
+def _rehearse(path: Path, text: str) -> None:
+    """See that a drop-in could be written; a folder that was made for that goes again."""
+    _make_folder(path.parent)
+    try:
+        rehearse(path, text.encode())
+    finally:
+        with suppress(OSError):
+            path.parent.rmdir()  # where something is in it, it stays
 
 
 def _has_own_file(loaded: LoadedUnit) -> bool:

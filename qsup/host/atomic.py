@@ -118,6 +118,24 @@ def _put_in_place(spare: Path, path: Path) -> None:
         os.rename(spare, path)  # there is nothing to change names with, or no way to: this reserve is used up
 
 
+def rehearse(path: Path, data: bytes) -> None:
+    """See that `write_atomic` of the same would succeed, as far as that can be known: nothing is left of it.
+
+    Raises:
+        NoSpaceError, HostError: as for `write_atomic`.
+    """
+    temporary = f".{path.name}.new"
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _write_new(directory, temporary, data, 0o600, False)
+            os.unlink(temporary, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise from_oserror(error, f"could not write {path}") from error
+
+
 def _write_new(directory: int, name: str, data: bytes, mode: int, durable: bool) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(name, flags, mode, dir_fd=directory)

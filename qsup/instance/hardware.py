@@ -17,7 +17,9 @@ from attrs import evolve, frozen
 from qsup.host.claims import Claim
 from qsup.plan import hotplug
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
-from qsup.unit.model import Unit, sections_of
+from qsup.unit.entries import entry_of as entry_of
+from qsup.unit.entries import without_entry
+from qsup.unit.model import Unit
 from qsup.unit.write import values_of
 
 
@@ -137,20 +139,3 @@ class Hardware:
             for part in kept
             if part.entry and part.state != "coming" and not any(d.id in there for d in hotplug.unplugged(part))
         )
-
-
-def without_entry(unit: Unit, entry: str) -> Unit:
-    """A unit without one entry of an array of tables, such as ``disk.data``; as it is when it has none of that name."""
-    section, _, name = entry.partition(".")
-    attribute = sections_of(Unit)[section][0].name
-    changes: dict[str, Any] = {attribute: tuple(each for each in getattr(unit, attribute) if each.id != name)}
-    return evolve(unit, **changes)
-
-
-def entry_of(unit: Unit, entry: str) -> Any:
-    """The entry itself, ``None`` when the unit has none of that name."""
-    section, _, name = entry.partition(".")
-    known = sections_of(Unit).get(section)
-    if known is None or not known[2].many:
-        return None
-    return next((each for each in getattr(unit, known[0].name) if each.id == name), None)

@@ -20,7 +20,7 @@ from qsup.unit.document import Document
 from qsup.unit.model import Unit
 from qsup.unit.parse import MAX_ERRORS, Builder, parse_document, parse_values, too_many
 from qsup.unit.specifier import SpecifierContext
-from qsup.unit.tree import Key, Table, broken_keys, merge, origin_of
+from qsup.unit.tree import Key, Table, broken_keys, merge, origin_of, without_absent
 from qsup.unit.write import values_of
 
 
@@ -48,6 +48,17 @@ def compose(documents: Sequence[Document], context: SpecifierContext) -> Compose
         context: what specifiers stand for; its name is the VM's.
     """
     return _build(documents, [parse_document(document, context) for document in documents], context.name)
+
+
+def raw(documents: Sequence[Document], context: SpecifierContext) -> Unit:
+    """What documents say, by no rule between keys, and with the entries that are not ``present``.
+
+    What is wrong or missing in them is left out: it is for `compose` to tell.
+    """
+    merged = functools.reduce(merge, (parse_document(document, context)[0] for document in documents))
+    unit = Builder().build(Unit, merged, ())
+    assert isinstance(unit, Unit)
+    return unit
 
 
 def amend(unit: Unit, changes: Mapping[str, Any], name: str) -> Composed:
@@ -95,7 +106,7 @@ def _picked(values: Mapping[str, Any], place: str, keys: tuple[str, ...]) -> dic
 def _build(
     documents: Sequence[Document], parsed: Sequence[tuple[Table, tuple[Diagnostic, ...]]], name: str
 ) -> Composed:
-    merged = functools.reduce(merge, (table for table, _ in parsed))
+    merged = without_absent(functools.reduce(merge, (table for table, _ in parsed)))
     builder = Builder()
     unit = builder.build(Unit, merged, ())
     found = [diagnostic for _, diagnostics in parsed for diagnostic in diagnostics]

@@ -135,6 +135,15 @@ _SECTIONS: dict[type[Any], dict[str, tuple[attrs.Attribute[Any], type[Any], Sect
 _S = Applies.SUPERVISOR
 
 
+def _present() -> Any:
+    return _key(
+        kinds.BOOLEAN,
+        "`false`: the VM does not have it, as if no file named it. A drop-in says so of what another file has "
+        "(`qsupctl detach --persist`).",
+        default=True,
+    )
+
+
 @frozen(kw_only=True)
 class UnitSection:
     """``[unit]``: what the VM is and how it relates to others."""
@@ -437,6 +446,7 @@ class DiskSection:
     """``[[disk]]``: a disk or a CD drive."""
 
     id: str = _key(kinds.NAME, "Its name within the VM.")
+    present: bool = _present()
     path: str = _medium_key(
         kinds.STRING,
         "The image or block device; relative to the first pool. A `cdrom` without one is an empty drive.",
@@ -510,6 +520,7 @@ class NicSection:
     """``[[nic]]``: a network interface."""
 
     id: str = _key(kinds.NAME, "Its name within the VM; the MAC derives from it and from the VM's UUID.")
+    present: bool = _present()
     type: str = _key(
         kinds.choice("user", "tap", "bridge"),
         "`user`: behind the host's own address, no privilege needed. `tap`: a tap made by the daemon on `bridge`, "
@@ -573,6 +584,7 @@ class DeviceSection:
     """``[[device]]``: any other device."""
 
     id: str = _key(kinds.NAME, "Its name within the VM.")
+    present: bool = _present()
     type: str = _key(
         kinds.choice(*DEVICE_KEYS),
         "`rng`: a virtio random number generator fed by the host. `watchdog`: a timer that the guest must keep from "

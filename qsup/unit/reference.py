@@ -75,6 +75,9 @@ Directories are searched in this order; a file in a later one replaces the file 
   names; of several with one name, the one in the latest directory counts. They merge key by key, the later one wins.
   Arrays of tables (`[[disk]]`) merge by `id`: an entry with a known id changes that one, with a new id it adds one.
   `disk = []` drops what earlier files said of all disks. `[[disk.backing]]` has no ids and is replaced as a whole.
+* **What is changed of a VM** (`qsupctl set`, `attach`, `detach`) is written to `web.toml.d/90-changes.toml` in the last
+  of these directories, by `qsupd` alone: just what the other files do not say. What another file has, and is detached
+  for good, it calls `present = false`.
 * **Masking**: an empty file, or a symbolic link to `/dev/null`, makes a unit or a drop-in of that name absent.
 * **Templates**: `web@.toml` is a template. `web@blue` comes from `web@blue.toml` where that exists, else from the
   template; the drop-ins of `web@.toml.d` and of `web@blue.toml.d` apply, the latter's winning over the same file name.

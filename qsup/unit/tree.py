@@ -89,6 +89,20 @@ def _merge_node(earlier: Node, later: Node) -> Node:
     return later
 
 
+def without_absent(table: Table) -> Table:
+    """The same without the entries of arrays of tables that are not ``present``."""
+    items: dict[str, Node] = dict(table.items)
+    for name, node in table.items.items():
+        if isinstance(node, Entries):
+            items[name] = evolve(node, items={id_: entry for id_, entry in node.items.items() if not _is_absent(entry)})
+    return evolve(table, items=items)
+
+
+def _is_absent(entry: Table) -> bool:
+    present = entry.items.get("present")
+    return isinstance(present, Leaf) and present.value is False
+
+
 def origin_of(table: Table, key: Key) -> tuple[Origin, bool]:
     """Where ``key`` was said, and whether it was: else the origin is that of the nearest table around it."""
     node: Node | None = table

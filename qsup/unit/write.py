@@ -8,7 +8,7 @@ Must not: write files, or keep the comments and the order of a file that a perso
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qsup.unit.model import Unit, keys_of, sections_of
@@ -34,6 +34,49 @@ def section_values(cls: type[Any], section: Any) -> dict[str, Any]:
             [section_values(nested, entry) for entry in inner] if facts.many else section_values(nested, inner)
         )
     return values
+
+
+def difference(rest: Unit, wanted: Unit) -> dict[str, Any]:
+    """What a drop-in must say for a unit to become another one: no more, and nothing where both are the same.
+
+    Args:
+        rest: without that drop-in; entries that are not ``present`` in it may be among its own.
+    """
+    return _difference(Unit, rest, wanted)
+
+
+def _difference(cls: type[Any], rest: Any, wanted: Any) -> dict[str, Any]:
+    """Of one section; what no file says of a new entry has its default. ``rest``: ``None`` for a new one."""
+    values: dict[str, Any] = {}
+    for name, (attribute, facts) in keys_of(cls).items():
+        value = getattr(wanted, attribute.name)
+        if value != (attribute.default if rest is None else getattr(rest, attribute.name)):
+            values[name] = facts.kind.format(value)
+    for name, (attribute, nested, section) in sections_of(cls).items():
+        after = getattr(wanted, attribute.name)
+        before = None if rest is None else getattr(rest, attribute.name)
+        inner: Any
+        if not section.many:
+            inner = _difference(nested, before, after) or None
+        elif "id" in keys_of(nested):
+            inner = _changed_entries(nested, before or (), after) or None
+        else:
+            inner = [section_values(nested, entry) for entry in after] if after != (before or ()) else None
+        if inner is not None:
+            values[name] = inner
+    return values
+
+
+def _changed_entries(cls: type[Any], before: Sequence[Any], after: Sequence[Any]) -> list[dict[str, Any]]:
+    known = {entry.id: entry for entry in before}
+    found = []
+    for entry in after:
+        rest = known.pop(entry.id, None)
+        if rest is None or (values := _difference(cls, rest, entry)):
+            found.append({"id": entry.id, **(_difference(cls, None, entry) if rest is None else values)})
+    # what another file has can only be taken away in words
+    found += [{"id": entry.id, "present": False} for entry in known.values() if entry.present]
+    return found
 
 
 def unit_text(values: Mapping[str, Any]) -> str:

@@ -1,0 +1,87 @@
+"""What the daemon's own drop-in says of a unit.
+
+Decides: its name, and its text: what the unit's other files do not say already, so that nobody's own file is touched
+and what is changed back leaves it.
+Must not: write it (`qsup.catalog` does).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from qsup.errors import ChangeError, UnitError
+from qsup.unit.compare import compare
+from qsup.unit.compose import amend, compose, raw
+from qsup.unit.document import Document, read_document
+from qsup.unit.entries import without_entry
+from qsup.unit.files import printable
+from qsup.unit.load import read_unit
+from qsup.unit.model import Unit
+from qsup.unit.specifier import SpecifierContext
+from qsup.unit.write import difference, unit_text
+
+#: The drop-in of a unit that changes of its VM are written to.
+CHANGES = "90-changes.toml"
+_HEADER = "# What was changed by `qsupctl set`, `attach` and `detach`. qsupd writes this file anew at each change.\n\n"
+
+
+def changed_text(
+    path: Path,
+    name: str,
+    dirs: Sequence[Path],
+    context: SpecifierContext,
+    changes: Mapping[str, Any],
+    replaced: Sequence[str] = (),
+) -> str:
+    """What a drop-in must say for its unit to be changed.
+
+    Args:
+        path: the drop-in, there or not.
+        name: the unit's.
+        dirs: the search path.
+        context: what specifiers stand for.
+        changes: as for `qsup.unit.compose.amend`.
+        replaced: entries, such as ``disk.data``, of which the changes say all there is.
+
+    Returns:
+        Its text, ``""`` when the other files say all of it.
+
+    Raises:
+        NoSuchUnit: there is no such unit.
+        UnitError: it has errors, or would have some.
+        ChangeError: another file has the last word.
+    """
+    context = evolve(context, name=name)
+    documents = read_unit(name, dirs).documents
+    now = compose(documents, context)
+    base = _valid(now.unit, now.diagnostics, name)
+    wanted = amend(functools.reduce(without_entry, replaced, base), changes, name)
+    unit = _valid(wanted.unit, wanted.diagnostics, name)
+    others = [document for document in documents if document.file != printable(path)]
+    values = difference(raw(others, context), unit)
+    text = _HEADER + unit_text(values) if values else ""
+    _check(others, path, text, unit, context)
+    return text
+
+
+def _valid(unit: Unit | None, diagnostics: tuple[Any, ...], name: str) -> Unit:
+    if unit is None:
+        raise UnitError(diagnostics, instance=name, hint="nothing was changed")
+    return unit
+
+
+def _check(others: Sequence[Document], path: Path, text: str, wanted: Unit, context: SpecifierContext) -> None:
+    """See that the unit's files, the drop-in among them in its place, say what is wanted."""
+    place = 1 + sum(1 for document in others[1:] if Path(document.file).name < path.name)
+    ours = [read_document(printable(path), text.encode())] if text else []
+    found = compose([*others[:place], *ours, *others[place:]], context)
+    unit = _valid(found.unit, found.diagnostics, context.name)
+    if other := [change.key for change in compare(unit, wanted) if "." in change.key]:
+        files = ", ".join(document.file for document in others[place:]) or "a file that it hides"
+        words = f"{', '.join(other)}: {files} has the last word, after {path.name}"
+        raise ChangeError(words, instance=context.name, hint="change it there")
