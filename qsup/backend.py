@@ -92,8 +92,14 @@ class DaemonBackend:
         idempotency_key: str = "",
         arguments: Mapping[str, Any] = _NONE,
     ) -> Operation:
-        """Begin a power verb or a change; see `Supervisor.request`."""
+        """Begin a power verb or a change; see `Supervisor.request`.
+
+        Args:
+            arguments: whose ``persist`` may be ``None``: as is usual for the VM.
+        """
         key = idempotency_key
+        if arguments.get("persist", ...) is None:
+            arguments = {**arguments, "persist": self._supervisor.is_lasting(name)}
         return await self._supervisor.request(
             name, request, uid=uid, timeout=timeout, idempotency_key=key, arguments=arguments
         )

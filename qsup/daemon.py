@@ -183,6 +183,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
     services = Services(
         layout=layout,
         load=store.load,
+        persist=store.persist,
         facts=partial(read_host_facts, firmware=firmware),
         capabilities=Prober(layout.state / "capabilities").probe,
         claims=Claims(),

@@ -215,12 +215,13 @@ class Supervisor:
         driver = self._drivers.get(operation.target)
         if driver is None or operation.boot_id != proc.boot_id():
             return False
-        if (changes := operation.arguments.get("changes")) is not None:
-            driver.resume_work(operation.id, changes)
+        if operation.kind != Request.DETACH.value:
+            driver.resume_work(operation.id, operation.arguments["changes"])
             return True
         entry, force = str(operation.arguments["entry"]), operation.arguments["force_after"]
         left = None if force is None else max(operation.uptime + force - proc.uptime(), 0.0)
-        driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left))
+        persist = bool(operation.arguments["persist"])
+        driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left, persist=persist))
         return True
 
     def _left_of(self, operation: Operation) -> tuple[Driver, Unfinished] | None:
@@ -340,8 +341,8 @@ class Supervisor:
         return await self._shutdown.begin(uid=uid, timeout=timeout, key=idempotency_key)
 
     def _find(self, name: str, request: Request) -> Driver:
-        """An instance of a template, or a unit that came after the last reload, exists from its first start on."""
-        if name in self._drivers or request not in STARTING:
+        """An instance of a template, or a unit that came after the last reload, is there from its first use on."""
+        if name in self._drivers or request not in (*STARTING, Request.SET):
             return self.driver(name)
         try:
             return self._add(self._store.read(name))
@@ -349,6 +350,11 @@ class Supervisor:
             raise NoSuchInstance(error.message, hint=error.hint) from error
 
     # units
+
+    def is_lasting(self, name: str) -> bool:
+        """Whether changes of a VM are written to its unit where nobody says otherwise."""
+        driver = self._drivers.get(name)
+        return self._store.is_ours((driver.loaded if driver is not None else self._store.read(name)).files)
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again. Running VMs go on as they were started."""

@@ -360,13 +360,15 @@ class StopAllRequest(TypedDict, total=False):
     timeout: float
 
 
-class ChangeRequest(TypedDict):
-    """What is to be changed of a VM, as a drop-in for its unit would say it.
+class ChangeRequest(TypedDict, total=False):
+    """What is to be changed of a VM, one of the two.
 
-    ``changes``: sections and keys; of arrays of tables the entries that change, or come, by ``id``.
+    ``changes``: sections and keys as a drop-in for its unit would say them; of arrays of tables the entries that
+    change, or come, by ``id``. ``keys``: texts by the names of keys, such as ``vcpus`` or ``disk.data.cache``.
     """
 
     changes: dict[str, Any]
+    keys: dict[str, str]
 
 
 class DiskRequest(TypedDict):

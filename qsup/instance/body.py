@@ -24,6 +24,7 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Context
 from qsup.instance.control import WaitState, carry_out
+from qsup.instance.filing import Filing, file_only
 from qsup.instance.guest import GuestChannel
 from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
@@ -32,6 +33,7 @@ from qsup.instance.life import Life
 from qsup.instance.messages import (
     HELPER_ENDED,
     Asked,
+    Filed,
     Finished,
     Happened,
     Lasts,
@@ -249,7 +251,9 @@ class Body:
             if is_change:
                 arguments = operations.get(operation).arguments
                 context = await self._context(self.life, self.monitor, operation)
-                outcome = await change.carry_out(asked.request, arguments, context)
+                context = evolve(context, again=operations.was_left(operation))
+                filing = self._filing(wanted=bool(arguments.get("persist")))
+                outcome = await change.carry_out(asked.request, arguments, context, filing)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):
@@ -258,14 +262,36 @@ class Body:
                 return
             if isinstance(outcome, change.Waiting):
                 await operations.pend(operation, "acknowledged")
-                force = outcome.force_after
-                self._post(Waits(operation=operation, entry=outcome.entry, force_after=force))
+                force, persist = outcome.force_after, outcome.persist
+                self._post(Waits(operation=operation, entry=outcome.entry, force_after=force, persist=persist))
                 return
             finished = evolve(finished, result=outcome)
         except QsupError as error:
             error.instance = self._name
             finished = evolve(finished, error=error)
         await operations.foretell(operation, result=finished.result, error=finished.error)
+        self._post(finished)
+
+    def _filing(self, *, wanted: bool) -> Filing:
+        def on_filed(loaded: LoadedUnit) -> None:
+            self._post(Filed(loaded=loaded))
+
+        return Filing(name=self._name, wanted=wanted, persist=self._services.persist, on_filed=on_filed)
+
+    def file(self, asked: Asked) -> None:
+        """Change the unit of a VM that does not run; posts `Finished`."""
+        self._jobs.start("file", partial(self._file, asked), operation=asked.operation)
+
+    async def _file(self, asked: Asked) -> None:
+        operations, finished = self._services.operations, Finished(operation=asked.operation)
+        arguments = operations.get(asked.operation).arguments
+        try:
+            filing = self._filing(wanted=arguments["persist"])
+            finished = evolve(finished, result=await file_only(arguments, filing, running=False))
+        except QsupError as error:
+            error.instance = self._name
+            finished = evolve(finished, error=error)
+        await operations.foretell(asked.operation, result=finished.result, error=finished.error)
         self._post(finished)
 
     async def _context(self, life: Life, monitor: Monitor, operation: str = "") -> Context:

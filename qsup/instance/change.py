@@ -19,11 +19,12 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, UnitError
+from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
 from qsup.instance.context import Context, Goal, LiveKeys
+from qsup.instance.filing import Filing, absent, file_only
 from qsup.instance.hardware import Attached, Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT as STEP_TIMEOUT
 from qsup.instance.hotplug import Piece
@@ -35,6 +36,7 @@ from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
+from qsup.instance.setting import Means, amended, coming_of, set_keys, with_only
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import hotplug
@@ -42,7 +44,7 @@ from qsup.plan.hotplug import Attachment, Vm
 from qsup.plan.spec import ImageFd, PlanSummary, TapFd
 from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
-from qsup.unit.compose import amend, pick
+from qsup.unit.compose import amend
 from qsup.unit.model import Applies, Unit
 from qsup.unit.write import values_of
 
@@ -59,10 +61,12 @@ class Waiting:
     Args:
         entry: that is on its way out.
         force_after: seconds from the request until the guest is reset, which ends it; ``None`` for never.
+        persist: its unit is not to have it any more, either.
     """
 
     entry: str
     force_after: float | None
+    persist: bool
 
 
 @frozen(kw_only=True)
@@ -79,14 +83,15 @@ class Lasting:
 
 
 async def carry_out(
-    request: Request, arguments: Mapping[str, Any], context: Context
+    request: Request, arguments: Mapping[str, Any], context: Context, filing: Filing
 ) -> Mapping[str, Any] | Waiting | Lasting:
     """Do it.
 
     Args:
-        arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; ``entry``,
-            ``force`` and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``;
-            ``drive``, a CD drive that a ``set`` is about, and ``force`` against its guest's will.
+        arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them, with
+            ``dry_run`` and ``next_start`` of ``set``; ``entry``, ``force`` and ``force_after`` of ``detach``; ``disk``
+            and ``size`` of ``resize``; ``drive``, a CD drive that a ``set`` is about, and ``force`` against its
+            guest's will.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -97,37 +102,38 @@ async def carry_out(
     context = evolve(context, force=bool(arguments.get("force")))
     if drive := arguments.get("drive"):
         check_drive(str(drive), context)
-    if request is Request.DETACH:
-        return await _detach(arguments, context)
-    if request is Request.RESIZE:
-        return await resize(arguments, context)
-    return await _amend(request, arguments["changes"], context)
+    match request:
+        case Request.DETACH:
+            return await _detach(arguments, context, filing)
+        case Request.RESIZE:
+            return await resize(arguments, context)
+        case Request.ATTACH:
+            return await _attach_alone(arguments["changes"], context, filing)
+        case _ if arguments.get("next_start"):
+            return await file_only(arguments, filing, running=True)
+    means = Means(live=LIVE, plan=_check_plan, attach=_attach, again=_again)
+    dry_run = bool(arguments.get("dry_run"))
+    result = await set_keys(arguments["changes"], context, filing, means, dry_run=dry_run)
+    return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
 
 
-async def _amend(request: Request, changes: Mapping[str, Any], context: Context) -> Mapping[str, Any] | Lasting:
+async def _attach_alone(changes: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any]:
     hardware = context.hardware
-    unit = _amended(changes, context)
-    found = [change for change in compare(hardware.unit, unit) if "." in change.key]
-    coming = [change.key for change in found if change.old is None and entry_of(unit, change.key) is not None]
-    if request is Request.ATTACH:
-        _check_new(changes, coming)
-    planned = _choose([*(change for change in found if change.key not in coming), *_again(changes, found, unit)])
-    for keys, theirs in planned:
-        for change in theirs:
-            keys.check(change, unit, context)
+    unit = amended(changes, context)
+    found = compare(hardware.unit, unit)
+    coming = coming_of(found, unit)
+    named = [f"{section}.{entry['id']}" for section, entries in changes.items() for entry in entries]
+    # whoever takes it up may find that it was done, and not told
+    if (known := [entry for entry in named if entry not in coming]) and not (context.again and not found):
+        raise ChangeError(f"it has {known[0]} already", hint="choose another id, or detach that first")
+    await filing.rehearse(changes, named)
     if coming:
         before = hardware.unit
         await _attach(coming, unit, context)
-        whole = not planned and hardware.unit is before
-        hardware.set_unit(unit if whole else _only(hardware.unit, changes, coming, context))
-    told: dict[str, Any] = {}
-    for keys, theirs in planned:
-        told.update(await keys.apply(theirs, unit, context))
-        # what was done stays true when what comes next is not possible
-        hardware.set_unit(_only(hardware.unit, changes, [change.key for change in theirs], context))
-    changed = bool(found) or bool(context.goals)
-    result = {"changed": changed} | ({"keys": told} if request is Request.SET else {})
-    return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
+        # what went meanwhile does not come back
+        hardware.set_unit(unit if hardware.unit is before else with_only(hardware.unit, changes, coming, context))
+    await filing.write(changes, named, done=f"{', '.join(named)} is there")
+    return {"changed": True}
 
 
 def _again(changes: Mapping[str, Any], found: Sequence[Change], unit: Unit) -> list[Change]:
@@ -153,44 +159,6 @@ def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Go
     """
     unit = amend(hardware.unit, changes, name).unit or hardware.unit
     return tuple(make(unit, hardware) for key, make in GOALS.items() if _value(changes, key) is not None)
-
-
-def _amended(changes: Mapping[str, Any], context: Context) -> Unit:
-    composed = amend(context.hardware.unit, changes, context.name)
-    if composed.unit is None:
-        raise UnitError(composed.diagnostics, instance=context.name, hint="nothing was changed")
-    return composed.unit
-
-
-def _only(unit: Unit, changes: Mapping[str, Any], keys: Sequence[str], context: Context) -> Unit:
-    """A unit with those of the changes that concern some keys; what went meanwhile does not come back."""
-    composed = amend(unit, pick(changes, keys), context.name)
-    return unit if composed.unit is None else composed.unit
-
-
-def _choose(changes: Sequence[Change]) -> list[tuple[LiveKeys, list[Change]]]:
-    """Who carries out which changes.
-
-    Raises:
-        ChangeError: one cannot be made while the VM runs.
-    """
-    live = [change for change in changes if change.needs is Applies.LIVE]
-    planned = [(keys, [change for change in live if keys.concerns(change.key)]) for keys in LIVE]
-    known = {change.key for _, theirs in planned for change in theirs}
-    if others := [change for change in changes if change.key not in known]:
-        raise _refusal(others)
-    return [(keys, theirs) for keys, theirs in planned if theirs]
-
-
-def _check_new(changes: Mapping[str, Any], coming: Sequence[str]) -> None:
-    named = [f"{section}.{entry['id']}" for section, entries in changes.items() for entry in entries]
-    if known := [entry for entry in named if entry not in coming]:
-        raise ChangeError(f"it has {known[0]} already", hint="choose another id, or detach that first")
-
-
-def _refusal(changes: Sequence[Change]) -> ChangeError:
-    keys = ", ".join(change.key for change in changes)
-    return ChangeError(f"{keys} cannot be changed while it runs", hint="change the unit, and restart the VM")
 
 
 # coming
@@ -253,8 +221,7 @@ async def _forget(entry: str, context: Context) -> None:
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    vm = Vm(uuid=context.life.record.uuid, capabilities=context.capabilities)
-    planned = _plan(entries, unit, context.hardware.summary, vm)
+    planned = _plan(entries, unit, context.hardware.summary, _vm(context))
     for attachment in planned:
         if attachment.nic is not None:
             check_forwards(attachment.nic)
@@ -319,6 +286,15 @@ def _close(numbers: Mapping[str, int]) -> None:
         os.close(fd)
 
 
+def _vm(context: Context) -> Vm:
+    return Vm(uuid=context.life.record.uuid, capabilities=context.capabilities)
+
+
+def _check_plan(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    """See that entries can come, all together; what `_plan` raises."""
+    _plan(entries, unit, context.hardware.summary, _vm(context))
+
+
 def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> list[Attachment]:
     """Plan all of them, each with the places of those before it taken.
 
@@ -341,13 +317,14 @@ def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> l
 # going
 
 
-async def _detach(arguments: Mapping[str, Any], context: Context) -> Waiting:
+async def _detach(arguments: Mapping[str, Any], context: Context, filing: Filing) -> Waiting:
     entry, hardware = str(arguments["entry"]), context.hardware
     part = hardware.part(entry)
     if part is None or part.state == "coming":
         raise NoSuchDevice(f"it has no {entry}", instance=context.name, hint="`qsupctl devices` shows what it has")
     if not arguments["force"] and entry == boot_disk(hardware):
         raise ChangeError(f"{entry} is what the VM boots from", hint="say --force to detach it all the same")
+    await filing.rehearse(absent(entry))
     hardware.mark(entry, "leaving")
     try:
         context.keep()
@@ -355,7 +332,7 @@ async def _detach(arguments: Mapping[str, Any], context: Context) -> Waiting:
     except QmpCommandError as error:
         hardware.mark(entry, "there")
         raise ChangeError(f"QEMU does not detach {entry}: {error.message}", instance=context.name) from error
-    return Waiting(entry=entry, force_after=arguments["force_after"])
+    return Waiting(entry=entry, force_after=arguments["force_after"], persist=filing.wanted)
 
 
 def boot_disk(hardware: Hardware) -> str:

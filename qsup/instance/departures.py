@@ -9,7 +9,7 @@ somebody removed it by hand. An answer to ``device_del`` ends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from qsup.errors import ChangeError, GuestRefused, QsupError
@@ -39,11 +39,13 @@ class Departures:
 
     Args:
         end: ends an operation.
+        forget: has the VM's unit have an entry no more.
     """
 
-    def __init__(self, name: str, end: EndOperation) -> None:
+    def __init__(self, name: str, end: EndOperation, forget: Callable[[str], Awaitable[None]]) -> None:
         self._name = name
         self._end = end
+        self._forget = forget
         self._waiting: dict[str, Waits] = {}
 
     def add(self, waits: Waits) -> None:
@@ -69,20 +71,35 @@ class Departures:
             hardware.mark(entry, "there")
         words = f"the guest does not let {', '.join(held)} go"
         error = GuestRefused(words, instance=self._name, hint="its console may say why: it may be in use")
-        self._finish(clock, lambda waits: waits.entry in held, error)
+        for waits in self._take(lambda waits: waits.entry in held, clock):
+            self._end(waits.operation, None, error)
 
-    def settled(self, hardware: Hardware, clock: Clock) -> None:
+    async def settled(self, hardware: Hardware, clock: Clock) -> None:
         """What QEMU has is known: those whose devices are gone are over."""
-        self._finish(clock, lambda waits: hardware.part(waits.entry) is None)
+        for waits in self._take(lambda waits: hardware.part(waits.entry) is None, clock):
+            await self._gone(waits)
 
-    def life_over(self, clock: Clock) -> None:
-        """The VM has ended."""
-        words = "the VM ended before its guest had let the device go"
-        self._finish(clock, lambda _: True, ChangeError(words, instance=self._name))
+    async def life_over(self, clock: Clock) -> None:
+        """The VM has ended: what its unit is not to have any more does not come back with the next start."""
+        for waits in self._take(lambda _: True, clock):
+            if waits.persist:
+                await self._gone(waits)
+            else:
+                words = "the VM ended before its guest had let the device go"
+                self._end(waits.operation, None, ChangeError(words, instance=self._name))
 
-    def _finish(self, clock: Clock, which: Callable[[Waits], bool], error: QsupError | None = None) -> None:
-        for operation, waits in list(self._waiting.items()):
-            if which(waits):
-                del self._waiting[operation]
-                clock.end_release(operation)
-                self._end(operation, None if error else {"changed": True}, error)
+    def _take(self, which: Callable[[Waits], bool], clock: Clock) -> list[Waits]:
+        taken = [waits for waits in self._waiting.values() if which(waits)]
+        for waits in taken:
+            del self._waiting[waits.operation]
+            clock.end_release(waits.operation)
+        return taken
+
+    async def _gone(self, waits: Waits) -> None:
+        try:
+            if waits.persist:
+                await self._forget(waits.entry)
+        except QsupError as error:
+            self._end(waits.operation, None, error)
+        else:
+            self._end(waits.operation, {"changed": True})

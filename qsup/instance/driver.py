@@ -38,6 +38,7 @@ from qsup.instance.body import Body, Orders
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.departures import Departures
+from qsup.instance.filing import Filing, absent
 from qsup.instance.inbox import Inbox
 from qsup.instance.keeper import Keeper
 from qsup.instance.life import Life
@@ -45,6 +46,7 @@ from qsup.instance.messages import (
     HELPER_ENDED,
     RESET,
     Asked,
+    Filed,
     Finished,
     Happened,
     Hasten,
@@ -128,7 +130,7 @@ class Driver:
         self._keeper = Keeper(loaded.name, services)
         self._teller = Teller(loaded.name, services.publish)
         self._unfinished: Unfinished | None = None
-        self._departures = Departures(loaded.name, self._end_operation)
+        self._departures = Departures(loaded.name, self._end_operation, self._forget_entry)
         self._left_works: dict[str, Mapping[str, Any]] = {}
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
@@ -346,6 +348,8 @@ class Driver:
                 await self._on_hasten(body, message)
             case Lasts():
                 self._on_lasts(body, message)
+            case Filed():
+                self._on_filed(message.loaded)
             case _ if message.life != body.number:
                 self._log.debug("message about an earlier life", message=type(message).__name__, life=message.life)
             case LaunchEnded():
@@ -359,7 +363,7 @@ class Driver:
             case TrayMoved():
                 self._on_tray(message)
             case Settled():
-                self._on_settled(body, message)
+                await self._on_settled(body, message)
             case Seen():
                 self._on_seen(body, message)
             case Noted():
@@ -537,7 +541,7 @@ class Driver:
         reason = await self._with_evidence(reason, printed, written)
         life = body.let_go()
         self._ran = self.loaded if life is None else _as_it_runs(life)
-        self._departures.life_over(body)
+        await self._departures.life_over(body)
         self._end_works(body)
         self._apply(body, event, reason)
         self._keep_end()
@@ -628,6 +632,9 @@ class Driver:
             self.set_unit(asked.loaded or await self._services.load(self.name))
         if self.holder is None or self.holder.operation != asked.operation:
             return  # overtaken while the files were read
+        if asked.request is Request.SET and self.state.level in DOWN:
+            body.file(asked)
+            return
         if asked.request in (Request.STOP, Request.RESTART) and not asked.in_turn:
             if self.state.level not in DOWN and not self._services.turns.may_stop(self.name):
                 body.await_stop_turn(asked)
@@ -782,12 +789,25 @@ class Driver:
             trays = {**self._observed.trays, name: "open" if message.open else "closed"}
             self._on_noted(Noted(life=message.life, changes={"trays": trays}))
 
-    def _on_settled(self, body: Body, message: Settled) -> None:
+    async def _on_settled(self, body: Body, message: Settled) -> None:
         if self.life is not None:
             for entry in message.gone:
                 self._teller.removed(entry)
             self.touch()
-            self._departures.settled(self.life.hardware, body)
+            await self._departures.settled(self.life.hardware, body)
+
+    # the unit's files
+
+    def _on_filed(self, loaded: LoadedUnit) -> None:
+        """A change was written down; it is known as after a reload."""
+        if loaded.etag != self.loaded.etag:
+            self.set_unit(loaded)
+            self._services.publish("units-reloaded", None, {"added": [], "changed": [self.name], "removed": []})
+
+    async def _forget_entry(self, entry: str) -> None:
+        """Have the unit have an entry no more, which the VM has not any more."""
+        filing = Filing(name=self.name, wanted=True, persist=self._services.persist, on_filed=self._on_filed)
+        await filing.write(absent(entry), done=f"{entry} is gone")
 
     # adoption
 
@@ -805,7 +825,7 @@ class Driver:
         if self.state is State.QUARANTINED:
             self._apply(body, Event.RECORD_REPAIRED)
         if found is None:
-            self._departures.life_over(body)
+            await self._departures.life_over(body)
             self._resume_works(body)
             self._end_works(body)
             self._go_back_to(body, known)

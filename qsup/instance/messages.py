@@ -112,11 +112,20 @@ class Waits:
     Args:
         entry: of the unit that is on its way out.
         force_after: seconds from the request until the guest is reset, ``None`` for never.
+        persist: its unit is not to have it any more, either.
     """
 
     operation: str
     entry: str
     force_after: float | None
+    persist: bool = False
+
+
+@frozen(kw_only=True)
+class Filed:
+    """The unit's files were changed by a request; what they say now."""
+
+    loaded: LoadedUnit
 
 
 @frozen(kw_only=True)
@@ -183,6 +192,7 @@ Message = (
     | ProcessEnded
     | Finished
     | Waits
+    | Filed
     | Lasts
     | Unplugged
     | TrayMoved

@@ -70,6 +70,7 @@ class OperationTable:
         self._finished: dict[str, trio.Event] = {}
         self._by_key: dict[tuple[int, str], str] = {}
         self._ended: dict[str, None] = {}
+        self._left: set[str] = set()
         self._wakeup = trio.Event()
 
     async def run(self) -> None:
@@ -115,6 +116,8 @@ class OperationTable:
                 continue
             self._operations.pop(operation.id, None)
             self._keep(operation)
+            if not operation.is_final:
+                self._left.add(operation.id)
         left = {"written by a newer qsupd, which knows what became of them": newer, "no operations": foreign}
         return [f"left out, and kept as they are: {_some(ids)}: {why}" for why, ids in left.items() if ids]
 
@@ -369,6 +372,10 @@ class OperationTable:
             with trio.move_on_after(seconds):
                 await finished.wait()
         return self.get(operation_id)
+
+    def was_left(self, operation_id: str) -> bool:
+        """Whether an earlier daemon left it unfinished, and may have done some of it."""
+        return operation_id in self._left
 
     def is_under_way(self, operation_id: str) -> bool:
         """Whether an operation has not ended; also of one that is no longer kept."""

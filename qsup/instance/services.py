@@ -6,7 +6,7 @@ Must not: do anything itself.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,15 @@ class Publish(Protocol):
 
     def __call__(self, event_type: str, instance: str | None, data: Mapping[str, Any]) -> None:
         """Add an event; never waits."""
+
+
+class Persist(Protocol):
+    """Have a unit's files say what was changed; see `qsup.catalog.UnitStore.persist`."""
+
+    async def __call__(
+        self, name: str, changes: Mapping[str, Any], *, replaced: Sequence[str] = (), rehearsal: bool = False
+    ) -> LoadedUnit:
+        """The unit as its files say it then."""
 
 
 class Turns(Protocol):
@@ -67,6 +76,7 @@ class Services:
 
     Args:
         load: a unit by its instance's name, read afresh; `UnitError`, `NoSuchUnit`.
+        persist: has a unit's files say what was changed.
         facts: what planning needs to know of the host, read afresh.
         capabilities: what a QEMU binary can do, probed once.
         block_devices: globs of block devices that units may use.
@@ -77,6 +87,7 @@ class Services:
 
     layout: Layout
     load: Callable[[str], Awaitable[LoadedUnit]]
+    persist: Persist
     facts: Callable[[], HostFacts]
     capabilities: Callable[[str], Awaitable[Capabilities]]
     claims: Claims

@@ -144,6 +144,8 @@ def _settle_left(left: Unfinished, standing: Standing) -> Settled | None:
     state, request = standing.state, left.request
     if state in _UNHEARD:
         return None
+    if request is Request.SET and state.level in DOWN:
+        return Settled(ask=True)  # what is to be changed is its unit then
     if _is_over(state):
         obeyed = standing.cause is not None and standing.cause.kind is CauseKind.GUEST_SHUTDOWN
         if request is Request.POWERDOWN and left.sent and obeyed:

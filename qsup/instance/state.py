@@ -556,6 +556,8 @@ _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
     Request.NMI: frozenset({State.RUNNING, State.WAITING_READY}),
     Request.RESET_FAILED: frozenset(_FORGETTABLE),
     **dict.fromkeys(CHANGES, frozenset(_REACHED)),
+    # what does not run is changed by its unit
+    Request.SET: frozenset({*_REACHED, *_DOWN}),
 }
 
 

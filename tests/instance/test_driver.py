@@ -41,6 +41,7 @@ def driver(told: list[str]) -> Driver:
     services = Services(
         layout=Layout.for_root(Path("/nowhere")),
         load=_unused,
+        persist=_unused,
         facts=_unused,
         capabilities=_unused,
         claims=Claims(),

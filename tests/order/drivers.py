@@ -84,6 +84,7 @@ class Crowd:
         self.services = Services(
             layout=Layout.for_root(Path("/nowhere")),
             load=self._load,
+            persist=_unused,
             facts=_unused,
             capabilities=_unused,
             claims=Claims(),

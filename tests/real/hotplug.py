@@ -82,6 +82,18 @@ def detach(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str =
     return operation
 
 
+def set_keys(daemon: Daemon, vm: str, query: str = "", **keys: str) -> dict[str, Any]:
+    """Change keys, as ``qsupctl set`` names them, and wait: the finished operation."""
+    return patch(daemon, vm, {"keys": {name.replace("__", "."): text for name, text in keys.items()}}, query)
+
+
+def patch(daemon: Daemon, vm: str, body: dict[str, Any], query: str = "") -> dict[str, Any]:
+    """Change a VM by a PATCH and wait: the finished operation."""
+    with daemon.client() as client:
+        operation: dict[str, Any] = client.patch(f"/v1/instances/{vm}?wait=30{query}", body)
+    return operation
+
+
 def finished(daemon: Daemon, operation: dict[str, Any], *, seconds: float = 20.0) -> dict[str, Any]:
     """An operation once it has ended."""
     found: dict[str, Any] = daemon.get(f"/v1/operations/{operation['id']}/wait?timeout={seconds:g}")

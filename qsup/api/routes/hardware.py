@@ -33,6 +33,7 @@ from qsup.errors import (
     UnsupportedError,
 )
 from qsup.instance.state import Request as Verb
+from qsup.unit.assign import changes_of
 from qsup.unit.quantity import parse_size
 
 #: The nouns of entries that can come and go, and their sections of a unit.
@@ -55,6 +56,14 @@ _ERRORS = (
 )
 
 
+_PERSIST = flag(
+    "persist",
+    "Write it to the VM's unit, too, by a drop-in in the administrator's directory. Without it: if the unit's own file "
+    "is in that directory.",
+    default=None,
+)
+
+
 async def _devices(call: Call) -> Answer:
     return json_response(render.devices(*call.backend.devices(call.instance())))
 
@@ -73,11 +82,23 @@ async def _begin(call: Call, verb: Verb, arguments: Mapping[str, Any]) -> Answer
 async def _attach(section: str, call: Call) -> Answer:
     if not isinstance(call.body.get("id"), str):
         raise RequestError(f"the body lacks an 'id' for the {section}")
-    return await _begin(call, Verb.ATTACH, {"changes": {section: [call.body]}})
+    return await _begin(call, Verb.ATTACH, {"changes": {section: [call.body]}, "persist": call.query["persist"]})
 
 
 async def _change(call: Call) -> Answer:
-    return await _begin(call, Verb.SET, {"changes": call.body["changes"]})
+    if len(call.body) != 1:
+        raise RequestError("the body must have either 'changes' or 'keys'")
+    changes = call.body["changes"] if "changes" in call.body else changes_of(call.body["keys"])
+    next_start, persist = call.query["next-start"], call.query["persist"]
+    if next_start and persist is False:
+        raise RequestError("what is to count at the next start must be written down", hint="leave persist=0 out")
+    arguments = {
+        "changes": changes,
+        "persist": True if next_start else persist,
+        "dry_run": call.query["dry-run"],
+        "next_start": next_start,
+    }
+    return await _begin(call, Verb.SET, arguments)
 
 
 async def _detach(section: str, call: Call) -> Answer:
@@ -85,6 +106,7 @@ async def _detach(section: str, call: Call) -> Answer:
         "entry": f"{section}.{call.request.params['id']}",
         "force": call.query["force"],
         "force_after": call.query["force-after"],
+        "persist": call.query["persist"],
     }
     return await _begin(call, Verb.DETACH, arguments)
 
@@ -125,7 +147,7 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
             role=Role.ADMIN,
             summary=f"Attach a {section} to a VM that runs",
             doc=f"The body is a `[[{section}]]` of a unit as JSON. The operation ends when QEMU has it, all of it.",
-            query=(WAIT,),
+            query=(WAIT, _PERSIST),
             headers=KEY,
             body=Body(shape=dict[str, Any]),
             replies=REPLIES,
@@ -144,6 +166,7 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
                 WAIT,
                 flag("force", "Detach also what the VM boots from."),
                 seconds("force-after", "Reset the guest when it has not let it go by then."),
+                _PERSIST,
             ),
             headers=KEY,
             replies=REPLIES,
@@ -171,9 +194,17 @@ ENDPOINTS = (
         pattern=INSTANCE,
         handler=_change,
         role=Role.ADMIN,
-        summary="Change a VM that runs",
-        doc="All keys are checked first; when one of them is not possible nothing is done.",
-        query=(WAIT,),
+        summary="Change keys of a VM, and of its unit",
+        doc="All keys are checked first; when one of them is refused nothing is done, and the error's `keys` says of "
+        "each what would have become of it. The result has `keys`, too: `old`, `new` and `applied`, which is `live`, "
+        "`reset` (at the guest's next reset), `start` (at the VM's next start) or `daemon` (at once, by the daemon "
+        "alone). A VM that is down is changed by its unit alone.",
+        query=(
+            WAIT,
+            _PERSIST,
+            flag("dry-run", "Change nothing: only say what would become of each key."),
+            flag("next-start", "Leave the VM that runs as it is, and change its unit."),
+        ),
         headers=KEY,
         body=Body(shape=wire.ChangeRequest),
         replies=REPLIES,

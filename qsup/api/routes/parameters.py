@@ -97,8 +97,8 @@ def seconds(name: str, doc: str, *, default: float | None = None) -> Parameter:
     return Parameter(name=name, doc=doc, parse=parse, schema=schema, default=default)
 
 
-def flag(name: str, doc: str) -> Parameter:
-    """Off unless it is ``1`` or ``true``."""
+def flag(name: str, doc: str, *, default: bool | None = False) -> Parameter:
+    """On if it is ``1`` or ``true``; without it off, or ``None`` where that means something else than either."""
     words = {"1": True, "true": True, "0": False, "false": False}
 
     def parse(text: str) -> bool:
@@ -106,7 +106,8 @@ def flag(name: str, doc: str) -> Parameter:
             raise ValueError("0 or 1")
         return words[text]
 
-    return Parameter(name=name, doc=doc, parse=parse, schema={"enum": [*words], "default": "0"}, default=False)
+    schema: dict[str, Any] = {"enum": [*words]} | ({} if default is None else {"default": "0"})
+    return Parameter(name=name, doc=doc, parse=parse, schema=schema, default=default)
 
 
 def choice(name: str, doc: str, *words: str) -> Parameter:

@@ -1,0 +1,110 @@
+"""What of a change is to outlast the VM's present life: written to its unit's files, or refused beforehand.
+
+Decides: that a change is rehearsed before the VM hears of it, and what is said of one that is not written down.
+Must not: know how a file is written (`qsup.catalog` does), or what can be changed while a VM runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from qsup.errors import ChangeError, QsupError
+from qsup.instance.services import Persist
+from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said, result_of
+from qsup.unit.compare import compare
+from qsup.unit.compose import amend
+from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Applies, Unit
+
+_ONLY_RUNNING = "with --runtime only the VM is changed, until it ends"
+
+
+@frozen(kw_only=True, eq=False)
+class Filing:
+    """The files of one VM's unit.
+
+    Args:
+        name: the VM's.
+        wanted: whether a change is to be written down at all.
+        on_filed: told the unit as its files say it from now on.
+    """
+
+    name: str
+    wanted: bool
+    persist: Persist
+    on_filed: Callable[[LoadedUnit], None]
+
+    async def rehearse(self, changes: Mapping[str, Any], replaced: Sequence[str] = ()) -> Unit | None:
+        """See that a change can be written down: the unit as its files say it now, ``None`` where nothing is wanted.
+
+        Args:
+            replaced: entries of which the changes say all there is.
+
+        Raises:
+            QsupError: why it cannot.
+        """
+        if not self.wanted:
+            return None
+        try:
+            return (await self.persist(self.name, changes, replaced=replaced, rehearsal=True)).unit
+        except QsupError as error:
+            error.hint = f"{error.hint}; {_ONLY_RUNNING}" if error.hint else _ONLY_RUNNING
+            raise
+
+    async def write(self, changes: Mapping[str, Any], replaced: Sequence[str] = (), *, done: str = "") -> None:
+        """Write a change down, if that is wanted; the same once more changes nothing.
+
+        Args:
+            done: what is true of the VM already, for the words of a failure.
+
+        Raises:
+            QsupError: it could not be written, and where that leaves the VM.
+        """
+        if not self.wanted:
+            return
+        try:
+            loaded = await self.persist(self.name, changes, replaced=replaced)
+        except QsupError as error:
+            if done:
+                error.message = f"{done}, but that could not be written down: {error.message}"
+                error.hint = "it is so until the VM ends; say it once more when its unit can be written"
+            raise
+        self.on_filed(loaded)
+
+
+def absent(entry: str) -> dict[str, Any]:
+    """The change by which a unit has an entry no more."""
+    section, _, name = entry.partition(".")
+    return {section: [{"id": name, "present": False}]}
+
+
+async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bool) -> Mapping[str, Any]:
+    """Change a VM's unit and nothing else: it does not run, or is to be changed at its next start.
+
+    Args:
+        arguments: of ``set``; see `qsup.instance.change.carry_out`.
+        running: it runs, so what the daemon alone acts on counts at once.
+
+    Returns:
+        The operation's result.
+
+    Raises:
+        QsupError: why it was not done.
+    """
+    changes = arguments["changes"]
+    if not filing.wanted:
+        words = "it does not run, so there is nothing to change but its unit"
+        raise ChangeError(words, instance=filing.name, hint="start it first, or say --persist")
+    before = await filing.rehearse(changes)
+    assert before is not None
+    after = amend(before, changes, filing.name).unit
+    found = [] if after is None else keys_said(compare(before, after), changes)
+    said = [
+        Said.of(change, AT_ONCE if running and change.needs is Applies.SUPERVISOR else AT_START) for change in found
+    ]
+    if not arguments["dry_run"]:
+        await filing.write(changes)
+    return result_of(said, changed=bool(found), dry_run=arguments["dry_run"], persisted=True)

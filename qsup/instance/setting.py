@@ -1,0 +1,185 @@
+"""Changing keys of a VM that runs: each is judged first, then all are carried out.
+
+Decides: what becomes of each key, in which order they are carried out, and what is so after one that failed.
+Must not: know how something is attached or a key is changed (`qsup.instance.change` brings the means).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from qsup.errors import ChangeError, QsupError, UnitError
+from qsup.instance import verdict
+from qsup.instance.context import Context, LiveKeys
+from qsup.instance.filing import Filing
+from qsup.instance.hardware import entry_of
+from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
+from qsup.unit.compare import Change, compare
+from qsup.unit.compose import amend, pick
+from qsup.unit.model import Applies, Unit
+
+
+@frozen(kw_only=True)
+class Means:
+    """How a VM that runs can be changed.
+
+    Args:
+        live: who changes which keys.
+        plan: see that entries can come, all together; `UnsupportedError`, `ChangeError`.
+        attach: attaches them, all or none.
+        again: what is named and is so by the unit, but may not be by QEMU: changes, what differs, the unit.
+    """
+
+    live: Sequence[LiveKeys]
+    plan: Callable[[Sequence[str], Unit, Context], None]
+    attach: Callable[[Sequence[str], Unit, Context], Awaitable[None]]
+    again: Callable[[Mapping[str, Any], Sequence[Change], Unit], Sequence[Change]]
+
+
+async def set_keys(
+    changes: Mapping[str, Any], context: Context, filing: Filing, means: Means, *, dry_run: bool
+) -> Mapping[str, Any]:
+    """Change keys of a VM that runs; entries that come are attached.
+
+    Args:
+        dry_run: only say what would become of each.
+
+    Returns:
+        The operation's result.
+
+    Raises:
+        QsupError: why it was not done, with what is said of every key.
+    """
+    unit = amended(changes, context)
+    found = keys_said(compare(context.hardware.unit, unit), changes)
+    found = [*found, *means.again(changes, found, unit)]
+    coming = coming_of(found, unit)
+    why_not = _not_attachable(coming, unit, context, means)
+    said = [_judge(change, unit, context, filing, means, why_not) for change in found]
+    check_none_refused(said)
+    before = await filing.rehearse(changes, coming)
+    if before is not None:
+        # what the VM has already, and its unit has not
+        known = {change.key for change in found}
+        after = amend(before, changes, context.name).unit or before
+        news = keys_said(compare(before, after), changes)
+        said += [Said.of(change, verdict.LIVE) for change in news if change.key not in known]
+    if dry_run:
+        return result_of(said, changed=False, dry_run=True, persisted=filing.wanted)
+    live = [change for change in found if any(s.key == change.key and s.applied == verdict.LIVE for s in said)]
+    told = await _apply(changes, live, said, unit, context, means)
+    done = ", ".join(change.key for change in live)
+    try:
+        await filing.write(changes, coming, done=f"{done} was changed while it runs" if done else "")
+    except QsupError as error:
+        raise tell_all(error, said) from error
+    at_once = [each.key for each in said if each.applied == verdict.AT_ONCE]
+    context.hardware.set_unit(with_only(context.hardware.unit, changes, at_once, context))
+    return result_of(said, changed=bool(said), dry_run=False, persisted=filing.wanted, told=told)
+
+
+async def _apply(
+    changes: Mapping[str, Any], live: Sequence[Change], said: Sequence[Said], unit: Unit, context: Context, means: Means
+) -> dict[str, Any]:
+    """Have the VM do what can be done while it runs.
+
+    Returns:
+        What else is known of a key, by key.
+
+    Raises:
+        QsupError: something was not possible; its words and details say what was done before.
+    """
+    hardware, told, done = context.hardware, dict[str, Any](), list[str]()
+
+    def is_done(keys: Sequence[str]) -> None:
+        # what was done stays true when what comes next is not possible
+        hardware.set_unit(with_only(hardware.unit, changes, keys, context))
+        done.extend(keys)
+
+    try:
+        if coming := coming_of(live, unit):
+            await means.attach(coming, unit, context)
+            is_done(coming)
+        for keys in means.live:
+            if theirs := [change for change in live if keys.concerns(change.key) and change.key not in coming]:
+                told.update(await keys.apply(theirs, unit, context))
+                is_done([change.key for change in theirs])
+    except QsupError as error:
+        if done:
+            error.message = f"{', '.join(done)} was changed, then: {error.message}"
+        raise tell_all(error, [each if each.key in done else each.given_up(error) for each in said]) from error
+    return told
+
+
+def amended(changes: Mapping[str, Any], context: Context) -> Unit:
+    """The unit that runs, with changes; `UnitError`."""
+    composed = amend(context.hardware.unit, changes, context.name)
+    if composed.unit is None:
+        raise UnitError(composed.diagnostics, instance=context.name, hint="nothing was changed")
+    return composed.unit
+
+
+def with_only(unit: Unit, changes: Mapping[str, Any], keys: Sequence[str], context: Context) -> Unit:
+    """A unit with those of the changes that concern some keys; what went meanwhile does not come back."""
+    composed = amend(unit, pick(changes, keys), context.name)
+    return unit if composed.unit is None else composed.unit
+
+
+def coming_of(found: Sequence[Change], unit: Unit) -> list[str]:
+    """The entries that come, of some changes."""
+    return [change.key for change in found if change.old is None and entry_of(unit, change.key) is not None]
+
+
+def _judge(
+    change: Change, unit: Unit, context: Context, filing: Filing, means: Means, why_not: Mapping[str, QsupError | None]
+) -> Said:
+    """What becomes of one change.
+
+    Args:
+        why_not: for each entry that comes, why it cannot while the VM runs.
+    """
+    error: QsupError | None
+    try:
+        if change.key in why_not:
+            error = why_not[change.key]
+        elif change.new is None and entry_of(context.hardware.unit, change.key) is not None:
+            words = f"{change.key} is there, and goes only when the guest lets it go"
+            return Said.refused(change, ChangeError(words, hint=f"detach {change.key}"))
+        elif change.needs is Applies.LIVE and (keys := _whose(change, means)):
+            keys.check(change, unit, context)
+            error = None
+        elif change.needs is Applies.SUPERVISOR and filing.wanted:
+            return Said.of(change, verdict.AT_ONCE)
+        elif change.needs is Applies.SUPERVISOR:
+            words = f"{change.key} is for the daemon, which goes by the unit's files"
+            error = ChangeError(words, hint="say --persist")
+        else:
+            words = f"{change.key} cannot be changed while it runs"
+            error = ChangeError(words, hint="change the unit (--persist), and restart the VM")
+    except QsupError as refusal:
+        return Said.refused(change, refusal)
+    if error is None:
+        return Said.of(change, verdict.LIVE)
+    return Said.of(change, verdict.AT_START, error.message) if filing.wanted else Said.refused(change, error)
+
+
+def _whose(change: Change, means: Means) -> LiveKeys | None:
+    return next((keys for keys in means.live if keys.concerns(change.key)), None)
+
+
+def _not_attachable(entries: Sequence[str], unit: Unit, context: Context, means: Means) -> dict[str, QsupError | None]:
+    """Why each entry cannot come while the VM runs, ``None`` for one that can, beside those before it."""
+    why_not: dict[str, QsupError | None] = {}
+    for entry in entries:
+        able = [other for other, why in why_not.items() if why is None]
+        try:
+            if context.hardware.part(entry) is None:  # else it is half there, which is taken up
+                means.plan([*able, entry], unit, context)
+        except QsupError as error:
+            why_not[entry] = error
+        else:
+            why_not[entry] = None
+    return why_not

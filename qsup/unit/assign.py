@@ -1,0 +1,149 @@
+"""``vcpus=4``, ``disk.data.cache=none``: assignments as people write them -> changes of a unit.
+
+Decides: which key a name means, be it short or whole, and how a text becomes a value of its key's kind.
+Must not: know units, or judge values beyond their own key.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qsup.errors import RequestError
+from qsup.unit.kinds import NAME, Kind
+from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.quantity import alternatives, did_you_mean, shown
+
+#: Names of sections that stand for the key that is meant by them.
+_ALIASES = {"memory": "memory.size"}
+_LONGEST = 200
+
+
+def changes_of(assignments: Mapping[str, str]) -> dict[str, Any]:
+    """Sections and keys as a drop-in would say them.
+
+    Args:
+        assignments: texts by the names of keys: ``cpu.vcpus`` or, where that is no other's name, ``vcpus``;
+            ``disk.data.cache`` for an entry of an array of tables, which has an ``id``.
+
+    Raises:
+        RequestError: a name means nothing, or may mean several keys; a text is no value of its key.
+    """
+    changes: dict[str, Any] = {}
+    said: dict[tuple[str, ...], str] = {}
+    for name, text in assignments.items():
+        path, kind = _find(name[:_LONGEST])
+        if path in said:
+            raise RequestError(f"{said[path]} and {name} are the same key", hint="say it once")
+        said[path] = name
+        try:
+            _put(changes, path, _value(kind, text))
+        except ValueError as error:
+            raise RequestError(f"{'.'.join(path)}: {error}") from error
+    return changes
+
+
+def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    section, *rest = path
+    if sections_of(Unit)[section][2].many:
+        id_, *rest = rest
+        entries = changes.setdefault(section, [])
+        table = next((entry for entry in entries if entry["id"] == id_), None)
+        if table is None:
+            entries.append(table := {"id": id_})
+    else:
+        table = changes.setdefault(section, {})
+    *tables, key = rest
+    for name in tables:
+        table = table.setdefault(name, {})
+    table[key] = value
+
+
+# names
+
+
+def _keys(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Kind]]:
+    """The keys of a section and of the sections in it that there is one of."""
+    for name, (_, facts) in keys_of(cls).items():
+        yield (*path, name), facts.kind
+    for name, (_, nested, section) in sections_of(cls).items():
+        if not section.many:
+            yield from _keys(nested, (*path, name))
+
+
+@functools.cache
+def _single() -> dict[str, tuple[tuple[str, ...], Kind]]:
+    """Every key that a unit has once, by its whole name."""
+    return {".".join(path): (path, kind) for path, kind in _keys(Unit)}
+
+
+@functools.cache
+def _entry_keys(section: str) -> dict[str, tuple[tuple[str, ...], Kind]]:
+    """The keys of an entry of an array of tables, without that of its name, by their names within it."""
+    found = {".".join(path): (path, kind) for path, kind in _keys(sections_of(Unit)[section][1])}
+    del found["id"]
+    return found
+
+
+def _find(name: str) -> tuple[tuple[str, ...], Kind]:
+    section, _, rest = name.partition(".")
+    if name in _single():
+        return _single()[name]
+    if name in _ALIASES:
+        return _single()[_ALIASES[name]]
+    if section in sections_of(Unit) and sections_of(Unit)[section][2].many:
+        return _find_of_entry(section, rest)
+    if len(found := [whole for whole in _single() if whole.endswith(f".{name}")]) == 1:
+        return _single()[found[0]]
+    if found:
+        raise RequestError(f"{name} may be {alternatives(found)}", hint="say which")
+    short = [whole.rpartition(".")[2] for whole in _single()]
+    near = did_you_mean(name, [*_single(), *short, *_ALIASES])
+    hint = "such as vcpus=4, or disk.data.cache=none for the disk whose id is data"
+    raise RequestError(f"there is no key {shown(name)}{near}", hint="" if near else hint)
+
+
+def _find_of_entry(section: str, rest: str) -> tuple[tuple[str, ...], Kind]:
+    """A key of an entry; its id may have dots, too."""
+    keys = _entry_keys(section)
+    for name in sorted(keys, key=len, reverse=True):
+        id_ = rest.removesuffix(f".{name}")
+        if id_ != rest:
+            try:
+                NAME.parse(id_)
+            except ValueError as error:
+                raise RequestError(f"{section}: {error}") from error
+            return (section, id_, *keys[name][0]), keys[name][1]
+    form = f"{section}.ID.KEY"
+    near = did_you_mean(rest.rpartition(".")[2], list(keys))
+    raise RequestError(f"{shown(f'{section}.{rest}')} is no {form}{near}", hint=f"such as {form} of {section}.ID")
+
+
+# values
+
+
+def _value(kind: Kind, text: str) -> Any:
+    """The text itself where its key takes that, else what it says as JSON, else what stands between its commas."""
+    refusal: ValueError | None = None
+    for value in _readings(text):
+        try:
+            kind.parse(value)
+        except ValueError as error:
+            # what is said of a number is worth more than that a text is none, and so it is with lists
+            fits = not isinstance(value, list) or kind.word.startswith("array")
+            refusal = error if refusal is None or fits else refusal
+        else:
+            return value
+    assert refusal is not None, "a text is its own first reading"
+    raise refusal
+
+
+def _readings(text: str) -> Iterator[Any]:
+    yield text
+    try:
+        yield json.loads(text)
+    except (ValueError, RecursionError):
+        pass  # it is no JSON, as most are not
+    yield [part.strip() for part in text.split(",")] if text else []
