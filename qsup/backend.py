@@ -16,7 +16,7 @@ import trio
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import DeniedError, Diagnostic
+from qsup.errors import DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit
 from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.host.resources import OwnResources
 from qsup.instance.console import Attachment
@@ -99,10 +99,21 @@ class DaemonBackend:
         """
         key = idempotency_key
         if arguments.get("persist", ...) is None:
-            arguments = {**arguments, "persist": self._supervisor.is_lasting(name)}
+            arguments = {**arguments, "persist": self._is_lasting(name)}
         return await self._supervisor.request(
             name, request, uid=uid, timeout=timeout, idempotency_key=key, arguments=arguments
         )
+
+    def _is_lasting(self, name: str) -> bool:
+        """Whether changes of a VM are written to its unit where nobody says otherwise; also before it first ran."""
+        try:
+            loaded = self._supervisor.driver(name).loaded
+        except NoSuchInstance as error:
+            try:
+                loaded = self._store.read(name)
+            except NoSuchUnit:
+                raise error from None
+        return self._store.is_ours(loaded.files)
 
     def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
         """What QEMU has of devices, and the room that is left; see `qsup.access.devices`."""

@@ -34,7 +34,7 @@ _AUTOSTART = "50-autostart.toml"
 
 
 class UnitStore:
-    """The units of a daemon's search path, as last read.
+    """The units of a daemon's search path, as last read. Long because each thing that the API may do has its method.
 
     Args:
         layout: says where unit files are.

@@ -351,11 +351,6 @@ class Supervisor:
 
     # units
 
-    def is_lasting(self, name: str) -> bool:
-        """Whether changes of a VM are written to its unit where nobody says otherwise."""
-        driver = self._drivers.get(name)
-        return self._store.is_ours((driver.loaded if driver is not None else self._store.read(name)).files)
-
     async def reload(self) -> ReloadResult:
         """Read all unit files again. Running VMs go on as they were started."""
         result = await self._store.reload()

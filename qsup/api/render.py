@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
@@ -64,6 +64,7 @@ def instance(view: InstanceView) -> wire.Instance:
         "disks": [
             {
                 "id": disk.id,
+                "state": _state(view, f"disk.{disk.id}"),
                 "path": disk.path,
                 "format": disk.format,
                 "type": disk.type,
@@ -77,6 +78,7 @@ def instance(view: InstanceView) -> wire.Instance:
         "nics": [
             {
                 "id": nic.id,
+                "state": _state(view, f"nic.{nic.id}"),
                 "type": nic.type,
                 "model": nic.model,
                 "mac": nic.mac,
@@ -85,7 +87,11 @@ def instance(view: InstanceView) -> wire.Instance:
             }
             for nic in view.nics
         ],
-        "devices": [{"id": each.id, "type": each.type, "socket": each.socket} for each in view.devices],
+        "devices": [
+            {"id": each.id, "state": _state(view, f"device.{each.id}"), "type": each.type, "socket": each.socket}
+            for each in view.devices
+        ],
+        "slots": None if view.slots is None else _slots(view.slots),
         "agent": {"enabled": view.agent_enabled, "connected": view.agent_connected},
         "console": {
             "type": view.console,
@@ -99,6 +105,14 @@ def instance(view: InstanceView) -> wire.Instance:
     }
 
 
+def _state(view: InstanceView, entry: str) -> wire.PartState:
+    return cast("wire.PartState", view.moving.get(entry, "there"))
+
+
+def _slots(slots: Slots) -> wire.SlotsWire:
+    return {"free": slots.free, "total": slots.total}
+
+
 def devices(parts: Iterable[PartPlan], slots: Slots) -> wire.PluggedList:
     """Every device of a VM, in the order in which they came."""
     return {
@@ -109,12 +123,12 @@ def devices(parts: Iterable[PartPlan], slots: Slots) -> wire.PluggedList:
                 "bus": device.bus,
                 "address": device.address,
                 "entry": part.entry,
-                "state": cast('Literal["there", "coming", "leaving"]', part.state),
+                "state": cast("wire.PartState", part.state),
             }
             for part in parts
             for device in part.devices
         ],
-        "slots": {"free": slots.free, "total": slots.total},
+        "slots": _slots(slots),
     }
 
 
@@ -188,6 +202,7 @@ def operation(value: Operation, request_id: str) -> wire.Operation:
         "id": value.id,
         "kind": value.kind,
         "target": value.target,
+        "arguments": dict(value.arguments),
         "state": value.state.value,
         "progress": value.progress,
         "created": timestamp(value.created),

@@ -69,14 +69,20 @@ class MemoryWire(TypedDict):
     actual: int | None
 
 
+#: Where an entry of a unit stands.
+PartState = Literal["there", "coming", "leaving"]
+
+
 class DiskWire(TypedDict):
     """One disk.
 
-    ``throttle``: the limits that there are, as the unit names them, lengths in seconds. ``tray``: of a CD drive while
-    it runs: ``locked`` is closed, and the guest keeps it so; else, and while it is not known, empty.
+    ``state``: one that is ``leaving`` waits for the guest to let it go. ``throttle``: the limits that there are, as the
+    unit names them, lengths in seconds. ``tray``: of a CD drive while it runs: ``locked`` is closed, and the guest
+    keeps it so; else, and while it is not known, empty.
     """
 
     id: str
+    state: PartState
     path: str
     format: str
     type: str
@@ -90,6 +96,7 @@ class NicWire(TypedDict):
     """One network interface."""
 
     id: str
+    state: PartState
     type: str
     model: str
     mac: str
@@ -101,6 +108,7 @@ class DeviceWire(TypedDict):
     """One further device; ``socket``: where programs of the host connect to it while it runs, empty for nowhere."""
 
     id: str
+    state: PartState
     type: str
     socket: str
 
@@ -124,7 +132,7 @@ class PluggedWire(TypedDict):
     bus: str
     address: str
     entry: str
-    state: Literal["there", "coming", "leaving"]
+    state: PartState
 
 
 class PluggedList(TypedDict):
@@ -174,7 +182,7 @@ class Instance(TypedDict):
     """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU was started.
 
     Both outlive the daemon. A reset while none runs is not counted. ``waits_for``: what its ``operation`` waits for,
-    such as ``db (waiting-ready)``; empty when it waits for nothing.
+    such as ``db (waiting-ready)``; empty when it waits for nothing. ``slots``: null while it does not run.
     """
 
     name: str
@@ -194,6 +202,7 @@ class Instance(TypedDict):
     disks: list[DiskWire]
     nics: list[NicWire]
     devices: list[DeviceWire]
+    slots: SlotsWire | None
     agent: AgentWire
     console: ConsoleWire
     display: DisplayWire
@@ -212,13 +221,15 @@ class InstanceList(TypedDict):
 class Operation(TypedDict):
     """A change that talks to QEMU. None is ``cancellable`` yet.
 
-    ``progress``: how far it is, by the VM's substate, or which other VMs it waits for. ``target``: the VM, or an empty
-    text for `stop-all`, whose ``result`` names VMs as ``stopped`` and ``killed``.
+    ``arguments``: what was asked for besides, of a change: ``changes`` or ``entry`` and more. ``progress``: how far it
+    is, by the VM's substate, or which other VMs it waits for. ``target``: the VM, or an empty text for `stop-all`,
+    whose ``result`` names VMs as ``stopped`` and ``killed``. The ``result`` of `set`, or its ``error``, has ``keys``.
     """
 
     id: str
     kind: str
     target: str
+    arguments: dict[str, Any]
     state: OperationState
     progress: str
     created: str

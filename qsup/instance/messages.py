@@ -169,7 +169,6 @@ class Settled:
 
 
 #: The type of the event that tells of a reset.
-HELPER_ENDED = "helper-ended"
 RESET = "guest-reset"
 #: A program that serves a device has ended.
 HELPER_ENDED = "helper-ended"

@@ -388,12 +388,14 @@ class OperationTable:
 
     def uncancellable(self, operation: Operation) -> DeniedError:
         """Why an operation that is not cancellable is not."""
-        return DeniedError(
-            f"operation {operation.id} ({operation.kind}) "
-            + ("has ended" if operation.is_final else "cannot be cancelled"),
-            instance=operation.target,
-            hint="" if operation.is_final else _INSTEAD.get(operation.kind, "stop or kill the VM to end it"),
-        )
+        words, hint = "cannot be cancelled", _INSTEAD.get(operation.kind, "stop or kill the VM to end it")
+        if operation.is_final:
+            words, hint = "has ended", ""
+        elif operation.pending:
+            words = "cannot be cancelled: QEMU does not take a request to unplug back"
+            hint = "the guest lets the device go, or refuses to; a reset of the guest, or its end, has it go"
+        words = f"operation {operation.id} ({operation.kind}) {words}"
+        return DeniedError(words, instance=operation.target, hint=hint)
 
 
 def _some(ids: Sequence[str]) -> str:

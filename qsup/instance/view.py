@@ -13,6 +13,7 @@ from attrs import field, frozen
 
 from qsup.instance.cause import Cause
 from qsup.instance.state import State
+from qsup.plan.hotplug import Slots
 from qsup.plan.spec import DiskPlan, NicPlan
 
 
@@ -41,6 +42,8 @@ class InstanceView:
         limits: what the guest may do with disks, by the disk's id and the limit's name in a unit.
         trays: of CD drives, by id: ``open``, ``closed`` or ``locked``; empty while that is not known.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
+        moving: where each entry stands that is ``coming`` or ``leaving``, such as ``disk.data``.
+        slots: places for devices that may come, ``None`` while not running.
         console: the console's type, ``none`` for no console.
         display: the display's type.
         video: whether there is a graphics card, so that a screenshot can be taken.
@@ -80,6 +83,8 @@ class InstanceView:
     trays: Mapping[str, str] = field(factory=dict)
     nics: tuple[NicPlan, ...]
     devices: tuple[DeviceView, ...]
+    moving: Mapping[str, str]
+    slots: Slots | None
     agent_enabled: bool
     agent_connected: bool
     console: str

@@ -15,6 +15,7 @@ from qsup.instance.life import Life
 from qsup.instance.outside import socket_of
 from qsup.instance.state import State
 from qsup.instance.view import DeviceView, InstanceView
+from qsup.plan.hotplug import slots
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DiskPlan, NicPlan
 from qsup.unit.compare import compare, needs_restart
@@ -89,6 +90,8 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         trays=moving.trays,
         nics=summary.nics if summary else _nics(unit, moving.uuid),
         devices=tuple(_device(device, life) for device in unit.devices),
+        moving={part.entry: part.state for part in summary.parts if part.state != "there"} if summary else {},
+        slots=slots(summary) if summary else None,
         agent_enabled=unit.agent.enabled,
         agent_connected=moving.agent_connected,
         console=unit.console.type,

@@ -105,6 +105,8 @@ def make_view(name: str, **changes: Any) -> InstanceView:
             NicPlan(id="lan", type="user", model="virtio", mac="52:54:00:12:34:56", forward=("127.0.0.1:2222:22/tcp",)),
         ),
         devices=(DeviceView(id="rng0", type="rng"),),
+        moving={},
+        slots=Slots(free=7, total=8),
         agent_enabled=True,
         agent_connected=True,
         console="serial",
@@ -259,7 +261,7 @@ class FakeBackend:
         judgement = judge(view.state, request)
         if judgement.verdict is Verdict.DENIED:
             raise DeniedError(judgement.reason, instance=name, hint=judgement.hint)
-        operation = self._begin(name, request, uid=uid, key=idempotency_key)
+        operation = self._begin(name, request, uid=uid, key=idempotency_key, arguments=arguments)
         self.arguments[operation.id] = arguments
         self.timeouts[operation.id] = timeout
         if name in self.held:
@@ -308,7 +310,7 @@ class FakeBackend:
         self._operations[operation.id] = operation
         return operation
 
-    def _begin(self, name: str, request: Request, *, uid: int, key: str) -> Operation:
+    def _begin(self, name: str, request: Request, *, uid: int, key: str, arguments: Mapping[str, Any]) -> Operation:
         operation = Operation(
             id=uuid.uuid4().hex,
             kind=request.value,
@@ -320,6 +322,7 @@ class FakeBackend:
             boot_id="this one",
             requested_by=uid,
             idempotency_key=key,
+            arguments=arguments,
         )
         self._operations[operation.id] = operation
         self._finished[operation.id] = trio.Event()

@@ -16,8 +16,8 @@ import qsup
 from qsup.api.protocol import EVENT_TYPES
 from qsup.api.routes.events import KEEP_ALIVE
 from qsup.errors import GoneError
+from qsup.instance import messages
 from qsup.instance.events import KEPT, OVERFLOW, EventRing
-from qsup.instance.messages import RESET
 from qsup.instance.state import State
 from tests.api.calling import Caller, Daemon, check_value, daemon
 from tests.api.serving import PATIENCE, request
@@ -128,7 +128,7 @@ def test_every_event_that_is_told_has_a_known_type() -> None:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             kinds = [word.value for word in node.keywords if word.arg == "type"] if called == "Told" else []
             kinds += node.args[:1] if called in ("publish", "_publish") else []
-            told |= {RESET if getattr(kind, "id", "") == "RESET" else getattr(kind, "value", "") for kind in kinds}
+            told |= {getattr(messages, getattr(kind, "id", ""), getattr(kind, "value", "")) for kind in kinds}
     assert told - {""} == set(EVENT_TYPES)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qsup.errors import ChangeError, RequestError, UnitError
+from qsup.errors import ChangeError, DeniedError, QmpCommandError, RequestError, UnitError
 from qsup.unit.dropin import CHANGES
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
@@ -22,6 +22,7 @@ from tests.real.hotplug import (
     nodes,
     patch,
     peripherals,
+    qmp,
     shown,
 )
 from tests.waiting import came_true
@@ -272,12 +273,60 @@ def test_whoever_takes_a_change_up_completes_it(daemon: Daemon, emulator: Emulat
     start(daemon, emulator, rom_guest, machine="hotplug-slots = 16")
     for number in range(6):
         image(daemon, f"d{number}.img")
+        # it is killed after that many seconds, whatever it is doing then
         with daemon.client() as client:
-            operation = client.patch("/v1/instances/web?wait=0", {"keys": {f"disk.d{number}.path": f"d{number}.img"}})
-            time.sleep(number * 0.004)  # whenever that is: the moments are what is tried
+            body = {"keys": {f"disk.d{number}.path": f"d{number}.img"}}
+            operation = client.patch(f"/v1/instances/web?wait={number * 0.004:g}", body)
         daemon.restart()
         assert finished(daemon, operation)["state"] == "succeeded", operation
         assert agree(daemon, "web")
         assert f'id = "d{number}"\npath = "d{number}.img"\n' in said(daemon)
     assert disks(daemon) == ["root", *(f"d{number}" for number in range(6))]
     assert not daemon.view("web")["unit"]["needs_restart"]
+
+
+def test_a_pending_detach_is_shown_and_cannot_be_taken_back(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """QEMU has no command for that, and asked a second time it goes on unplugging; a reset ends it."""
+    start(daemon, qemu, rom_guest)
+    total = daemon.view("web")["slots"]["total"]
+    operation = detach(daemon, "web", "disks/root", wait=0, query="&force=1")
+    assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=5)
+    assert operation["arguments"]["entry"] == "disk.root"
+    assert "disk.root" in daemon.ctl("operations").stdout
+    view = daemon.view("web")
+    assert ([disk["state"] for disk in view["disks"]], view["slots"]["total"]) == (["leaving"], total)
+    assert "leaving: the guest has yet to let it go" in daemon.ctl("status", "web").stdout
+    assert not daemon.get(f"/v1/operations/{operation['id']}")["cancellable"]
+    words = "QEMU does not take a request to unplug back"
+    with daemon.client() as client, pytest.raises(DeniedError, match=words) as no:
+        client.delete(f"/v1/operations/{operation['id']}")
+    assert "a reset of the guest" in no.value.hint
+    # what QEMU offers for devices, in its own words: nothing that would take it back
+    commands = {command["name"] for command in qmp(daemon, "web", "query-commands")}
+    known = {"device_add", "device_del", "device-list-properties", "device-sync-config"}
+    assert {name for name in commands if name.startswith("device")} <= known
+    # asked again, it says that it is at it, or takes it for the same
+    with suppress(QmpCommandError):
+        qmp(daemon, "web", "device_del", id="disk-root")
+    assert "disk-root" in peripherals(daemon, "web")
+    daemon.do("web", "reset")
+    assert finished(daemon, operation)["state"] == "succeeded"
+    assert "disk-root" not in peripherals(daemon, "web")
+
+
+def test_the_command_line_shows_what_became_of_each_key(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """And its exit code tells whether they were changed."""
+    start(daemon, emulator, rom_guest)
+    image(daemon, "data.img")
+    shown = daemon.ctl("set", "web", "disk.data.path=data.img", "restart=always", "rtc=localtime").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["KEY", "service.restart", "machine.rtc", "disk.data"]
+    assert shown[1].split()[1:] == ['"no"', '"always"', "now"]
+    assert "at the next start" in shown[2]
+    refused = daemon.ctl("set", "web", "--runtime", "vcpus=2", check=False)
+    assert refused.returncode == 1
+    assert "cpu.vcpus" in refused.stdout
+    assert "never" in refused.stdout
+    assert "cannot be changed while it runs" in refused.stderr
+    daemon.ctl("detach", "web", "data", "--force-after", "200ms")
+    daemon.ctl("attach", "web", "disk", "id=data", "path=data.img", "--runtime")
+    assert said(daemon).count("[[disk]]") == 0

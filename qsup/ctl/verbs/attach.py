@@ -12,6 +12,7 @@ from qsup.api.protocol import EXIT_OK, instance_path, quote
 from qsup.ctl.client import new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain
+from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name, name_of_vm
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean, document, documents, table
@@ -46,6 +47,7 @@ def options(parser: Parser, verb: str) -> None:
         parser.add_argument("--force", action="store_true", help="also what the VM boots from")
         meaning = "reset the guest when it has not let it go by then, which ends it"
         parser.add_argument("--force-after", type=seconds, metavar="TIME", help=meaning)
+    add_lasting(parser)
     add_waiting(parser)
 
 
@@ -54,10 +56,10 @@ def run(client: Client, options: Options) -> int:
     if options.verb == "devices":
         return _show(client, options)
     if options.verb == "attach":
-        path = instance_path(options.name, f"/{_NOUNS[options.kind]}")
+        path = instance_path(options.name, f"/{_NOUNS[options.kind]}{query(options)}")
         operation: Operation = client.post(path, entry(options.values), key=new_token())
     else:
-        operation = client.delete(_path(client, options) + _query(options), key=new_token())
+        operation = client.delete(_path(client, options) + query(options, *_wanted(options)), key=new_token())
     return see_through(client, operation, options)
 
 
@@ -126,10 +128,9 @@ def _path(client: Client, options: Options) -> str:
     return instance_path(options.name, f"/{_NOUNS[known[0]]}/{quote(options.id)}")
 
 
-def _query(options: Options) -> str:
+def _wanted(options: Options) -> list[str]:
     wanted = ["force=1"] if options.force else []
-    wanted += [f"force-after={options.force_after:g}"] if options.force_after is not None else []
-    return f"?{'&'.join(wanted)}" if wanted else ""
+    return wanted + ([f"force-after={options.force_after:g}"] if options.force_after is not None else [])
 
 
 def _show(client: Client, options: Options) -> int:
@@ -141,7 +142,7 @@ def _show(client: Client, options: Options) -> int:
     rows = _tree(devices) if options.tree else [(device["id"], device) for device in devices]
     sys.stdout.write(table(_HEADER, [_row(label, device) for label, device in rows]))
     slots = found["slots"]
-    sys.stdout.write(f"{slots['free']} of {slots['total']} slots are free\n")
+    sys.stdout.write(f"{slots['free']} of {slots['total']} hotplug slots free\n")
     return EXIT_OK
 
 

@@ -58,14 +58,14 @@ def describe(diff: Diff) -> str:
         words = "was started with another unit; a restart applies it"
     else:
         words = "was started with another unit; what differs counts without a restart"
-    rows = [(change["key"], _value(change["old"]), _value(change["new"]), change["needs"]) for change in changes]
+    rows = [(change["key"], spelled(change["old"]), spelled(change["new"]), change["needs"]) for change in changes]
     return f"{bold(clean(diff['instance']))} {words}\n" + table(_HEADER, rows)
 
 
-def _value(value: object) -> str:
+def spelled(value: object) -> str:
     """A value as a unit file spells it; of a whole entry what is more than nothing, ``-`` where there is none."""
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {_value(inner)}" for name, inner in value.items() if inner) + " }"
+        return "{ " + ", ".join(f"{name} = {spelled(inner)}" for name, inner in value.items() if inner) + " }"
     return document(value, "jsonl").rstrip()

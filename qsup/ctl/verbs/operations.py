@@ -13,11 +13,16 @@ from qsup.ctl.render import age, documents, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from qsup.api.wire import Operation
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
-_HEADER = ("ID", "VM", "KIND", "STATE", "STARTED", "PROGRESS")
+_HEADER = ("ID", "VM", "KIND", "SUBJECT", "STATE", "STARTED", "PROGRESS")
+#: How many keys are named of one that changes many.
+_NAMED = 3
 
 
 def options(parser: Parser, verb: str) -> None:
@@ -49,4 +54,25 @@ def _row(operation: Operation) -> tuple[str, ...]:
     error = operation["error"]
     progress = error["detail"] if error is not None else operation["progress"]
     started = f"{age(operation['created'])} ago"
-    return operation["id"], operation["target"], operation["kind"], operation["state"], started, progress
+    named = operation["id"], operation["target"], operation["kind"], subject(operation["arguments"])
+    return (*named, operation["state"], started, progress)
+
+
+def subject(arguments: Mapping[str, Any]) -> str:
+    """What of a VM a change is about: an entry of its unit, or keys, in as few words as say it.
+
+    >>> subject({"entry": "disk.data", "force": False})
+    'disk.data'
+    >>> subject({"changes": {"disk": [{"id": "data", "path": "a.img"}], "cpu": {"vcpus": 4}}})
+    'disk.data, cpu.vcpus'
+    """
+    if "entry" in arguments:
+        return str(arguments["entry"])
+    found = []
+    for section, said in (arguments.get("changes") or {}).items():
+        if isinstance(said, list):
+            found += [f"{section}.{entry.get('id')}" for entry in said if isinstance(entry, dict)]
+        else:
+            found += [f"{section}.{key}" for key in said] if isinstance(said, dict) else [section]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more

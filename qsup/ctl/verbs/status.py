@@ -97,7 +97,9 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "NIC", clean(_nic(nic))
     for device in instance["devices"]:
         socket = f", at {device['socket']}" if device["socket"] else ""
-        yield "Device", clean(f"{device['id']}: {device['type']}{socket}")
+        yield "Device", clean(f"{device['id']}: {device['type']}{socket}{_leaving(device['state'])}")
+    if instance["slots"] is not None and instance["slots"]["total"]:
+        yield "Slots", f"{instance['slots']['free']} of {instance['slots']['total']} hotplug slots free"
     if instance["pid"] is not None:
         yield from _channel_facts(instance)
     if instance["operation"]:
@@ -146,14 +148,20 @@ def _disk(disk: DiskWire) -> str:
     extra = [disk["type"], disk["format"], disk["bus"], "read-only" if disk["read_only"] else ""]
     extra += [f"tray {disk['tray']}" if disk["tray"] else ""]
     extra += [f"{name} {limit}" for name, limit in disk["throttle"].items()]
-    return f"{disk['id']}: {disk['path'] or 'empty'} ({', '.join(part for part in extra if part)})"
+    details = ", ".join(part for part in extra if part)
+    return f"{disk['id']}: {disk['path'] or 'empty'} ({details}){_leaving(disk['state'])}"
+
+
+def _leaving(state: str) -> str:
+    """What is said of an entry that is not simply there."""
+    return {"leaving": ", leaving: the guest has yet to let it go", "coming": ", just coming"}.get(state, "")
 
 
 def _nic(nic: NicWire) -> str:
     link = f"{nic['type']} {nic['bridge']}".rstrip()
     forwards = "".join(f", {forward}" for forward in nic["forward"])
     address = f", {nic['mac']}" if nic["mac"] else ""  # not known before the first start
-    return f"{nic['id']}: {link}, {nic['model']}{address}{forwards}"
+    return f"{nic['id']}: {link}, {nic['model']}{address}{forwards}{_leaving(nic['state'])}"
 
 
 def _channel_facts(instance: Instance) -> Iterator[tuple[str, str]]:
