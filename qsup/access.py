@@ -1,4 +1,4 @@
-"""Into a running VM: raw QMP, the guest agent, its screen, its counters.
+"""Into a running VM: raw QMP, the guest agent, its screen, its counters, what its unit says otherwise.
 
 Decides: what each of these needs of the VM, and how it is refused when that is not there.
 Must not: change the VM's state; what raw commands change comes back as events, and is queried again.
@@ -14,9 +14,10 @@ from typing import Any
 
 import trio
 
-from qsup.errors import DeniedError, HostError, RequestError, from_oserror
+from qsup.errors import DeniedError, HostError, QsupError, RequestError, from_oserror
 from qsup.host import codec, network, proc
 from qsup.host.records import RunRecord
+from qsup.instance import change
 from qsup.instance.console import Attachment
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
@@ -28,6 +29,7 @@ from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
+from qsup.unit.info import UnitChanges
 from qsup.unit.load import LoadedUnit
 from qsup.unit.parse import unit_from_values
 
@@ -155,6 +157,19 @@ def devices(driver: Driver) -> tuple[Sequence[PartPlan], Slots]:
     if driver.life is None:
         raise DeniedError("it does not run, so it has no devices", instance=driver.name, hint="start it first")
     return driver.life.summary.parts, slots(driver.life.summary)
+
+
+async def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:
+    """What differs between a VM as it runs and its unit."""
+    life = driver.life
+    if life is None or driver.body is None:
+        return UnitChanges(instance=driver.name, running=False, changes=())
+    try:
+        context = await driver.body.look()
+    except QsupError:
+        context = None  # its emulator cannot be asked for what it can do
+    changes = change.compared(life.unit, loaded.unit, context)
+    return UnitChanges(instance=driver.name, running=True, changes=changes)
 
 
 def stats(driver: Driver) -> StatsView:

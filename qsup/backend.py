@@ -184,9 +184,9 @@ class DaemonBackend:
         """Read all unit files again; running VMs go on as they were started."""
         return await self._supervisor.reload()
 
-    def diff(self, name: str) -> UnitChanges:
+    async def diff(self, name: str) -> UnitChanges:
         """A VM against its unit as the files say it now; see `Supervisor.diff`."""
-        return self._supervisor.diff(name)
+        return await self._supervisor.diff(name)
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:
         """``enable`` and ``disable``."""

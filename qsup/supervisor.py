@@ -32,7 +32,6 @@ from qsup.order.requests import PREEMPTING, Requests
 from qsup.order.shutdown import STOP_ALL, Shutdown
 from qsup.order.transaction import STARTING, Transactions
 from qsup.order.turns import Turns
-from qsup.unit.compare import compare
 from qsup.unit.files import template_of
 from qsup.unit.info import ReloadResult, UnitChanges
 from qsup.unit.kinds import is_instance_name
@@ -367,10 +366,10 @@ class Supervisor:
             {"added": list(result.added), "changed": list(result.changed), "removed": list(result.removed)},
         )
         changed = (driver for driver in self.drivers() if driver.loaded.etag != before.get(driver.name))
-        running = tuple(compared(driver, driver.loaded) for driver in changed if driver.life is not None)
+        running = tuple([await access.compared(driver, driver.loaded) for driver in changed if driver.life is not None])
         return evolve(result, running=running)
 
-    def diff(self, name: str) -> UnitChanges:
+    async def diff(self, name: str) -> UnitChanges:
         """A VM against its unit as the files say it now, read afresh.
 
         Raises:
@@ -382,7 +381,7 @@ class Supervisor:
         if driver.state is State.QUARANTINED:
             detail = driver.view.cause.detail if driver.view.cause else ""
             raise DeniedError(f"cannot compare: {detail}", instance=name, hint="repair the file, then reload")
-        return compared(driver, driver.loaded if driver.life is None else self._store.read(name))
+        return await access.compared(driver, driver.loaded if driver.life is None else self._store.read(name))
 
     def _reread(self, driver: Driver) -> None:
         """A VM that no file is named after, or whose unit has errors: one without a unit goes once it is down."""
@@ -393,10 +392,3 @@ class Supervisor:
                 driver.lose_unit()
         except QsupError:
             pass  # its last valid version counts
-
-
-def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:
-    """What differs between what a VM was started with and its unit."""
-    life = driver.life
-    changes = () if life is None else compare(life.unit, loaded.unit)
-    return UnitChanges(instance=driver.name, running=life is not None, changes=changes)

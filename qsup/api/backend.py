@@ -131,7 +131,7 @@ class Backend(Protocol):
     async def reload(self) -> ReloadResult:
         """Read all unit files again."""
 
-    def diff(self, name: str) -> UnitChanges:
+    async def diff(self, name: str) -> UnitChanges:
         """A VM against its unit as the files say it now; `NoSuchInstance`, `DeniedError`, `NoSuchUnit`, `UnitError`."""
 
     async def set_autostart(self, name: str, enabled: bool) -> UnitInfo:

@@ -34,6 +34,7 @@ VERBS = {
     "attach": ("attach", "Attach a disk, NIC or device to a VM that runs"),
     "detach": ("attach", "Detach one, and wait until the guest has let it go"),
     "set": ("set", "Change keys of a VM, while it runs where that is possible, and of its unit"),
+    "apply": ("set", "Have a VM that runs be as its unit says, as far as that is possible"),
     "devices": ("attach", "Show every device of a VM that runs"),
     "insert": ("disk", "Put a medium into a CD drive of a VM that runs"),
     "eject": ("disk", "Take the medium out of one"),

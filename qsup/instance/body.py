@@ -294,6 +294,12 @@ class Body:
         await operations.foretell(asked.operation, result=finished.result, error=finished.error)
         self._post(finished)
 
+    async def look(self) -> Context | None:
+        """What a change would work on now, to see what is possible; ``None`` while its monitor is not connected."""
+        if self.life is None or self.monitor is None:
+            return None
+        return await self._context(self.life, self.monitor)
+
     async def _context(self, life: Life, monitor: Monitor, operation: str = "") -> Context:
         return Context(
             life=life,

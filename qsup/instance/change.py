@@ -36,7 +36,7 @@ from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
-from qsup.instance.setting import Means, amended, coming_of, set_keys, with_only
+from qsup.instance.setting import Means, amended, coming_of, needs, set_keys, with_only
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import hotplug
@@ -46,7 +46,7 @@ from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend
 from qsup.unit.model import Applies, Unit
-from qsup.unit.write import values_of
+from qsup.unit.write import difference, values_of
 
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
 LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), WatchdogKeys(), Vcpus())
@@ -88,10 +88,10 @@ async def carry_out(
     """Do it.
 
     Args:
-        arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them, with
-            ``dry_run`` and ``next_start`` of ``set``; ``entry``, ``force`` and ``force_after`` of ``detach``; ``disk``
-            and ``size`` of ``resize``; ``drive``, a CD drive that a ``set`` is about, and ``force`` against its
-            guest's will.
+        arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; those of ``set``
+            may be ``None`` for what its unit says now, and it has ``dry_run`` and ``next_start``; ``entry``, ``force``
+            and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``; ``drive``, a CD drive that a
+            ``set`` is about, and ``force`` against its guest's will.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -111,10 +111,25 @@ async def carry_out(
             return await _attach_alone(arguments["changes"], context, filing)
         case _ if arguments.get("next_start"):
             return await file_only(arguments, filing, running=True)
-    means = Means(live=LIVE, plan=_check_plan, attach=_attach, again=_again)
-    dry_run = bool(arguments.get("dry_run"))
-    result = await set_keys(arguments["changes"], context, filing, means, dry_run=dry_run)
+    changes = arguments["changes"]
+    if changes is None:
+        changes = difference(context.hardware.unit, (await context.services.load(context.name)).unit)
+    result = await set_keys(changes, context, filing, _means(), dry_run=bool(arguments.get("dry_run")))
     return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
+
+
+def _means() -> Means:
+    return Means(live=LIVE, plan=_check_plan, attach=_attach, again=_again, sections=_PLANNERS)
+
+
+def compared(running: Unit, unit: Unit, context: Context | None = None) -> tuple[Change, ...]:
+    """What differs between a VM that runs and its unit, with what each key needs to count.
+
+    Args:
+        unit: as the files say it.
+        context: ``None`` where it cannot be had: what is usual is said then.
+    """
+    return needs(compare(running, unit), unit, _means(), context)
 
 
 async def _attach_alone(changes: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any]:

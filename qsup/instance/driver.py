@@ -72,6 +72,7 @@ from qsup.instance.teller import Change, Teller
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
 from qsup.unit.load import LoadedUnit
+from qsup.unit.write import difference
 
 _log = structlog.get_logger()
 
@@ -131,7 +132,7 @@ class Driver:
         self._teller = Teller(loaded.name, services.publish)
         self._unfinished: Unfinished | None = None
         self._departures = Departures(loaded.name, self._end_operation, self._forget_entry)
-        self._left_works: dict[str, Mapping[str, Any]] = {}
+        self._left_works: dict[str, Mapping[str, Any] | None] = {}
         self._hint = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
@@ -747,14 +748,16 @@ class Driver:
         body.await_release(message)
         body.settle_hardware()  # it may have gone before QEMU's answer came
 
-    def resume_work(self, operation: str, changes: Mapping[str, Any]) -> None:
+    def resume_work(self, operation: str, changes: Mapping[str, Any] | None) -> None:
         """See on to what an earlier daemon asked of the guest."""
         self._left_works[operation] = changes
 
     def _resume_works(self, body: Body) -> None:
         for operation, changes in self._left_works.items():
             life = body.life
-            goals = () if life is None else change.goals(changes, life.hardware, self.name)
+            if changes is None and life is not None:
+                changes = difference(life.unit, self.loaded.unit)
+            goals = () if life is None else change.goals(changes or {}, life.hardware, self.name)
             body.works.begin(operation, goals, {"changed": True})
         self._left_works.clear()
 

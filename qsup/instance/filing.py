@@ -95,6 +95,8 @@ async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bo
         QsupError: why it was not done.
     """
     changes = arguments["changes"]
+    if changes is None:
+        raise ChangeError("it does not run, and its next start takes its unit as it is", instance=filing.name)
     if not filing.wanted:
         words = "it does not run, so there is nothing to change but its unit"
         raise ChangeError(words, instance=filing.name, hint="start it first, or say --persist")

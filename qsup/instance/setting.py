@@ -6,10 +6,10 @@ Must not: know how something is attached or a key is changed (`qsup.instance.cha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.errors import ChangeError, QsupError, UnitError
 from qsup.instance import verdict
@@ -31,12 +31,14 @@ class Means:
         plan: see that entries can come, all together; `UnsupportedError`, `ChangeError`.
         attach: attaches them, all or none.
         again: what is named and is so by the unit, but may not be by QEMU: changes, what differs, the unit.
+        sections: those whose entries can come.
     """
 
     live: Sequence[LiveKeys]
     plan: Callable[[Sequence[str], Unit, Context], None]
     attach: Callable[[Sequence[str], Unit, Context], Awaitable[None]]
     again: Callable[[Mapping[str, Any], Sequence[Change], Unit], Sequence[Change]]
+    sections: Collection[str]
 
 
 async def set_keys(
@@ -147,7 +149,7 @@ def _judge(
             error = why_not[change.key]
         elif change.new is None and entry_of(context.hardware.unit, change.key) is not None:
             words = f"{change.key} is there, and goes only when the guest lets it go"
-            return Said.refused(change, ChangeError(words, hint=f"detach {change.key}"))
+            error = ChangeError(words, hint=f"detach {change.key}")
         elif change.needs is Applies.LIVE and (keys := _whose(change, means)):
             keys.check(change, unit, context)
             error = None
@@ -183,3 +185,41 @@ def _not_attachable(entries: Sequence[str], unit: Unit, context: Context, means:
         else:
             why_not[entry] = None
     return why_not
+
+
+def needs(changes: Sequence[Change], unit: Unit, means: Means, context: Context | None) -> tuple[Change, ...]:
+    """What differs between a VM that runs and its unit, with what each needs of that VM.
+
+    Args:
+        unit: as the files say it.
+        context: ``None`` where it cannot be had: what is usual for the key is said then.
+    """
+    coming = coming_of(changes, unit)
+    if context is None:
+        why_not: Mapping[str, QsupError | None] = {entry: None for entry in coming if _section(entry) in means.sections}
+    else:
+        why_not = _not_attachable(coming, unit, context, means)
+    return tuple(evolve(change, needs=_needs(change, unit, means, context, why_not)) for change in changes)
+
+
+def _needs(
+    change: Change,
+    unit: Unit,
+    means: Means,
+    context: Context | None,
+    why_not: Mapping[str, QsupError | None],
+) -> Applies:
+    if change.old is None and entry_of(unit, change.key) is not None:
+        return Applies.LIVE if change.key in why_not and why_not[change.key] is None else Applies.RESTART
+    keys = _whose(change, means)
+    if keys is None or change.needs is not Applies.LIVE or context is None:
+        return change.needs
+    try:
+        keys.check(change, unit, context)
+    except QsupError:
+        return Applies.RESTART
+    return Applies.LIVE
+
+
+def _section(entry: str) -> str:
+    return entry.partition(".")[0]

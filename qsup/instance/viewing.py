@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from qsup.instance.cause import Cause
+from qsup.instance.change import compared
 from qsup.instance.life import Life
 from qsup.instance.outside import socket_of
 from qsup.instance.state import State
@@ -18,7 +19,7 @@ from qsup.instance.view import DeviceView, InstanceView
 from qsup.plan.hotplug import slots
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DiskPlan, NicPlan
-from qsup.unit.compare import compare, needs_restart
+from qsup.unit.compare import needs_restart
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import DeviceSection, Unit, effective_bus
 from qsup.unit.throttle import said
@@ -74,7 +75,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         files=tuple(map(str, loaded.files)),
         autostart=bool(loaded.files) and loaded.unit.install.autostart,
         unit_stale=stale,
-        needs_restart=stale and needs_restart(compare(unit, loaded.unit)),
+        needs_restart=stale and needs_restart(compared(unit, loaded.unit)),
         machine=summary.machine if summary else unit.machine.type,
         accel=summary.accel if summary else unit.machine.accel,
         cpu_model=summary.cpu_model if summary else unit.cpu.model,

@@ -31,7 +31,7 @@ class Applies(enum.Enum):
     """What makes a changed key count for a VM that runs."""
 
     SUPERVISOR = "at once"  # the daemon alone acts on it, by what the files say; QEMU is not concerned
-    LIVE = "live"
+    LIVE = "live"  # `qsupctl set` or `apply` does it
     RESET = "guest reset"
     RESTART = "restart"
 

@@ -418,10 +418,10 @@ class FakeBackend:
 
     async def reload(self) -> ReloadResult:
         """Always one new and one gone, and what the test says of those that run."""
-        running = tuple(self.diff(name) for name in sorted(self.changes))
+        running = tuple([await self.diff(name) for name in sorted(self.changes)])
         return ReloadResult(added=("new",), changed=(), removed=("old",), diagnostics=self.diagnostics, running=running)
 
-    def diff(self, name: str) -> UnitChanges:
+    async def diff(self, name: str) -> UnitChanges:
         """What the test says that differs."""
         running = self.instance(name).pid is not None
         return UnitChanges(instance=name, running=running, changes=self.changes.get(name, ()) if running else ())

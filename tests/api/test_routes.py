@@ -59,6 +59,7 @@ EXAMPLES = {
     "resetFailedInstance": Example(target=f"{WEB}/reset-failed", status=202),
     "listDevices": Example(target=f"{WEB}/devices"),
     "changeInstance": Example(target=WEB, status=202, body={"changes": {"cpu": {"vcpus": 4}}}),
+    "applyUnit": Example(target=f"{WEB}/apply", status=202),
     "attachDisk": Example(target=f"{WEB}/disks", status=202, body={"id": "data", "path": "data.img"}),
     "resizeDisk": Example(target=f"{WEB}/disks/data", status=202, body={"size": "20G"}),
     "insertMedium": Example(target=f"{WEB}/disks/cd/insert", status=202, body={"path": "a.iso", "force": True}),

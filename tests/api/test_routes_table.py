@@ -50,7 +50,7 @@ def test_administrators_alone_reach_files_and_qmp() -> None:
     """What writes unit files, or reaches into QEMU, takes an administrator."""
     admins = {endpoint.id for endpoint in ENDPOINTS if endpoint.role is Role.ADMIN}
     changing = {f"{verb}{noun}" for verb in ("attach", "detach") for noun in ("Disk", "Nic", "Device")}
-    changing |= {"changeInstance", "resizeDisk", "insertMedium", "ejectMedium"}
+    changing |= {"changeInstance", "applyUnit", "resizeDisk", "insertMedium", "ejectMedium"}
     assert admins == {"putUnit", "deleteUnit", "enableUnit", "disableUnit", "executeQmp", *changing}
 
 

@@ -47,7 +47,7 @@ def test_a_changed_unit_is_shown_and_restarts_nothing(daemon: Daemon, qemu: Emul
         "cpu.vcpus": "restart",
         "cpu.max-vcpus": "restart",
         "disk.one": "restart",
-        "disk.two": "restart",
+        "disk.two": "live",
     }
     assert needs(daemon.get("/v1/instances/web/diff")) == expected, "the files are read as they are, before any reload"
     assert not daemon.view("web")["unit"]["stale"]

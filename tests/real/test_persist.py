@@ -183,7 +183,7 @@ def test_one_key_that_is_refused_refuses_all(daemon: Daemon, emulator: Emulator,
         "machine.boot-menu": "refused",
     }
     assert "goes by the unit's files; machine.boot-menu cannot" in error["detail"]
-    error = keys(daemon, {"disk.root.present": "false", "vcpus": "1"})["error"]
+    error = keys(daemon, {"disk.root.present": "false", "vcpus": "1"}, "&persist=0")["error"]
     assert error["hint"] == "detach disk.root"
     assert keys(daemon, {"disk.new.bus": "virtio"})["error"]["code"] == UnitError.code
     with pytest.raises(RequestError, match="did you mean 'vcpus'"):
@@ -330,3 +330,26 @@ def test_the_command_line_shows_what_became_of_each_key(daemon: Daemon, emulator
     daemon.ctl("detach", "web", "data", "--force-after", "200ms")
     daemon.ctl("attach", "web", "disk", "id=data", "path=data.img", "--runtime")
     assert said(daemon).count("[[disk]]") == 0
+
+
+def test_a_unit_that_was_edited_is_applied(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """What comes, comes at once; what cannot, and what would have to go, waits for the next start and says so."""
+    text = start(daemon, emulator, rom_guest)
+    image(daemon, "data.img")
+    edited = text.replace('id = "root"', 'id = "data"').replace("root.img", "data.img")
+    (daemon.units / "web.toml").write_text(edited.replace("[machine]", '[machine]\nrtc = "localtime"'))
+    diff = daemon.get("/v1/instances/web/diff")["changes"]
+    needs = {"machine.rtc": "restart", "disk.root": "restart", "disk.data": "live"}
+    assert {change["key"]: change["needs"] for change in diff} == needs
+    shown = daemon.ctl("diff", "web", check=False).stdout
+    assert "a restart applies it, or qsupctl apply web what is live" in shown
+    assert "data" not in "".join(disks(daemon))
+    trial = daemon.ctl("apply", "web", "--dry-run").stdout
+    assert daemon.ctl("apply", "web").stdout == trial
+    assert "the guest lets it go" in trial
+    assert disks(daemon) == ["root", "data"]
+    assert (said(daemon), daemon.view("web")["unit"]["needs_restart"]) == ("", True)
+    daemon.do("web", "kill")
+    assert "its next start takes its unit" in daemon.ctl("apply", "web", check=False).stderr
+    assert [disk["id"] for disk in daemon.do("web", "start")["disks"]] == ["data"]
+    assert daemon.ctl("apply", "web").stdout == ""

@@ -56,6 +56,7 @@ _ERRORS = (
 )
 
 
+_DRY_RUN = flag("dry-run", "Change nothing: only say what would become of each key.")
 _PERSIST = flag(
     "persist",
     "Write it to the VM's unit, too, by a drop-in in the administrator's directory. Without it: if the unit's own file "
@@ -98,6 +99,11 @@ async def _change(call: Call) -> Answer:
         "dry_run": call.query["dry-run"],
         "next_start": next_start,
     }
+    return await _begin(call, Verb.SET, arguments)
+
+
+async def _apply(call: Call) -> Answer:
+    arguments = {"changes": None, "persist": True, "dry_run": call.query["dry-run"], "next_start": False}
     return await _begin(call, Verb.SET, arguments)
 
 
@@ -202,11 +208,24 @@ ENDPOINTS = (
         query=(
             WAIT,
             _PERSIST,
-            flag("dry-run", "Change nothing: only say what would become of each key."),
+            _DRY_RUN,
             flag("next-start", "Leave the VM that runs as it is, and change its unit."),
         ),
         headers=KEY,
         body=Body(shape=wire.ChangeRequest),
+        replies=REPLIES,
+        errors=_ERRORS,
+    ),
+    Endpoint(
+        id="applyUnit",
+        method="POST",
+        pattern=f"{INSTANCE}/apply",
+        handler=_apply,
+        role=Role.ADMIN,
+        summary="Have a VM that runs be as its unit says, as far as that is possible",
+        doc="As a change of the keys that `diff` shows; those that must wait for the VM's next start are `start`.",
+        query=(WAIT, _DRY_RUN),
+        headers=KEY,
         replies=REPLIES,
         errors=_ERRORS,
     ),

@@ -50,7 +50,7 @@ async def _cmdline(call: Call) -> Answer:
 
 
 async def _diff(call: Call) -> Answer:
-    return json_response(render.diff(call.backend.diff(call.instance())))
+    return json_response(render.diff(await call.backend.diff(call.instance())))
 
 
 ENDPOINTS = (

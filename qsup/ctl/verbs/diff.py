@@ -56,6 +56,10 @@ def describe(diff: Diff) -> str:
         words = "runs as its unit says"
     elif any(change["needs"] == "restart" for change in changes):
         words = "was started with another unit; a restart applies it"
+        if any(change["needs"] == "live" for change in changes):
+            words += f", or qsupctl apply {clean(diff['instance'])} what is live"
+    elif any(change["needs"] == "live" for change in changes):
+        words = f"was started with another unit; qsupctl apply {clean(diff['instance'])} applies what differs"
     else:
         words = "was started with another unit; what differs counts without a restart"
     rows = [(change["key"], spelled(change["old"]), spelled(change["new"]), change["needs"]) for change in changes]

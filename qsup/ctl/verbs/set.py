@@ -1,4 +1,4 @@
-"""``set``: keys of a VM, while it runs and from its next start on.
+"""``set`` and ``apply``: keys of a VM, while it runs and from its next start on.
 
 Decides: how what becomes of each key is shown.
 Must not: know keys or their values; the daemon does.
@@ -45,18 +45,24 @@ EPILOG = (
 
 
 def options(parser: Parser, verb: str) -> None:
-    """Declare ``set NAME KEY=VALUE...``."""
+    """Declare ``set NAME KEY=VALUE...`` and ``apply NAME``."""
     add_name(parser)
-    parser.add_argument("values", nargs="+", metavar="KEY=VALUE", help="such as vcpus=4 disk.data.cache=none")
-    add_lasting(parser)
+    if verb == "set":
+        parser.add_argument("values", nargs="+", metavar="KEY=VALUE", help="such as vcpus=4 disk.data.cache=none")
+        add_lasting(parser)
+        parser.add_argument(
+            "--next-start", action="store_true", help="change the unit, and leave a VM that runs as it is"
+        )
     parser.add_argument("--dry-run", action="store_true", help="only show what would become of each key")
-    parser.add_argument("--next-start", action="store_true", help="change the unit, and leave a VM that runs as it is")
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
 
 
 def run(client: Client, options: Options) -> int:
     """Change them, and show what became of each."""
+    if options.verb == "apply":
+        path = instance_path(options.name, f"/apply{'?dry-run=1' * options.dry_run}")
+        return end(client, client.post(path, key=new_token()), options)
     wanted = ["dry-run=1"] * options.dry_run + ["next-start=1"] * options.next_start
     path = instance_path(options.name) + query(options, *wanted)
     operation: Operation = client.patch(path, {"keys": assignments(options.values)}, key=new_token())
