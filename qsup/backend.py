@@ -31,7 +31,7 @@ from qsup.order.view import Relations
 from qsup.plan.hotplug import Slots
 from qsup.plan.spec import PartPlan
 from qsup.supervisor import Supervisor
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
 
 _NONE: Mapping[str, Any] = {}
 #: Seconds for an operation that was cancelled to end.
@@ -164,9 +164,13 @@ class DaemonBackend:
         """One; `NoSuchUnit`, `UnitError`."""
         return self._store.info(name)
 
-    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
-        """Write the unit's file; see `UnitStore.put`."""
-        info = await self._store.put(name, text, only_if=only_if)
+    def unit_sources(self, name: str) -> UnitSources:
+        """Its files as they are; `NoSuchUnit`."""
+        return self._store.sources(name)
+
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitInfo:
+        """Write the unit's file, or a drop-in; see `UnitStore.put`."""
+        info = await self._store.put(name, text, only_if=only_if, dropin=dropin)
         await self._supervisor.reload()
         return info
 

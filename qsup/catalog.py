@@ -21,11 +21,11 @@ from attrs import evolve
 from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError, UnitError, from_oserror
 from qsup.host.atomic import rehearse, write_atomic
 from qsup.host.rundir import Layout
-from qsup.unit.dropin import CHANGES, changed_text
-from qsup.unit.files import unit_name_of
-from qsup.unit.info import Precondition, ReloadResult, UnitInfo
+from qsup.unit.dropin import CHANGES, changed_text, check_dropin
+from qsup.unit.files import printable, unit_name_of
+from qsup.unit.info import Precondition, ReloadResult, UnitInfo, UnitSources
 from qsup.unit.kinds import is_template_name
-from qsup.unit.load import Catalog, LoadedUnit, check_text, load_catalog, load_unit
+from qsup.unit.load import Catalog, LoadedUnit, check_text, etag_of, load_catalog, load_unit, read_unit
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import dropin_text, values_of
 
@@ -107,20 +107,44 @@ class UnitStore:
         """What is wrong with a text as the file of a unit. In a worker thread: a long text takes 2 ms for each KiB."""
         return await trio.to_thread.run_sync(partial(check_text, name, text, self.context(name), dirs=self._dirs))
 
-    async def put(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
+    def sources(self, name: str) -> UnitSources:
+        """The files of one unit as they are, with or without errors; `NoSuchUnit`."""
+        files = read_unit(name, self._dirs)
+        sources = tuple((document.file, document.text) for document in files.documents)
+        own = sources[0][0] if sources[0][0] == printable(self._file(name)) else ""
+        return UnitSources(name=name, etag=etag_of(files), sources=sources, own=own)
+
+    async def put(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitInfo:
         """Write a unit's file.
 
+        Args:
+            dropin: write the drop-in of that name instead; without a text, remove it.
+
         Raises:
+            NoSuchUnit: there is no unit for the drop-in.
             UnitError: it is not valid; nothing was written.
             PreconditionFailed: the unit is not as ``only_if`` says.
             HostError: the file could not be written.
         """
         async with self._writing:
             self._check(name, only_if)
+            if dropin:
+                await self._put_dropin(self._dropin(name, dropin), name, text)
+                return self.info(name)
             if wrong := tuple(await self.validate(name, text)) or _masking(name, text):
                 raise UnitError(wrong, instance=name, hint="nothing was written")
             await self._write(self._file(name), text)
             return self.info(name)
+
+    async def _put_dropin(self, path: Path, name: str, text: str) -> None:
+        text = text if text.strip() else ""
+        check = partial(check_dropin, path, name, self._dirs, self.context(name), text)
+        if wrong := await trio.to_thread.run_sync(check):
+            raise UnitError(wrong, instance=name, hint="nothing was written")
+        if text:
+            await self._write(path, text)
+        else:
+            await self._remove(path, name)
 
     async def delete(self, name: str, *, only_if: Precondition) -> None:
         """Remove a unit's file from the administrator's directory, and the drop-in of `set_autostart` with it.
@@ -239,13 +263,9 @@ class UnitStore:
         await trio.to_thread.run_sync(write)
 
     def _check(self, name: str, only_if: Precondition) -> None:
-        present: str | None = ""
-        try:
-            present = self.read(name).etag
-        except NoSuchUnit:
-            present = None
-        except UnitError:
-            pass  # it is there, and whatever etag somebody has read is not its own
+        present: str | None = None
+        with suppress(NoSuchUnit):
+            present = etag_of(read_unit(name, self._dirs))
         if only_if.exists is False and present is not None:
             raise PreconditionFailed(f"unit {name} exists", instance=name, hint="choose another name, or change it")
         if not only_if.holds(present):

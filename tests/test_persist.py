@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from qsup.catalog import UnitStore
-from qsup.errors import ChangeError, HostError, NoSuchUnit, UnitError
+from qsup.errors import ChangeError, HostError, NoSuchUnit, PreconditionFailed, UnitError
 from qsup.host.rundir import Layout
 from qsup.unit.dropin import CHANGES
 from qsup.unit.info import Precondition
 
+ANY = Precondition()
 UNIT = """\
 # mine
 [cpu]
@@ -145,3 +146,40 @@ async def test_it_goes_with_the_unit(store: UnitStore, units: Path) -> None:
     await store.persist("web", {"cpu": {"vcpus": 4}})
     await store.delete("web", only_if=Precondition())
     assert names(units) == []
+
+
+async def test_a_drop_in_of_anybodys_is_written_and_removed(store: UnitStore, units: Path) -> None:
+    """If the unit is valid with it, and of the version that was meant."""
+    before = store.sources("web")
+    assert (before.own, before.etag) == (str(units / "web.toml"), store.info("web").etag)
+    meant = Precondition(among=frozenset({before.etag}))
+    info = await store.put("web", "[cpu]\nvcpus = 3\n", only_if=meant, dropin="80-local.toml")
+    assert store.sources("web").sources == (
+        (str(units / "web.toml"), UNIT),
+        (str(units / "web.toml.d" / "80-local.toml"), "[cpu]\nvcpus = 3\n"),
+    )
+    with pytest.raises(UnitError, match=r"80-local.toml:1: cpu.vcpu: unknown key"):
+        await store.put("web", "cpu.vcpu = 3\n", only_if=ANY, dropin="80-local.toml")
+    with pytest.raises(PreconditionFailed):
+        await store.put("web", "", only_if=meant, dropin="80-local.toml")
+    meant = Precondition(among=frozenset({info.etag}))
+    assert (await store.put("web", " \n", only_if=meant, dropin="80-local.toml")).etag == before.etag
+    assert names(units) == ["web.toml"]
+    with pytest.raises(NoSuchUnit):
+        await store.put("other", "cpu.vcpus = 3\n", only_if=ANY, dropin="80-local.toml")
+
+
+async def test_a_unit_with_errors_can_be_read_and_mended(store: UnitStore, units: Path) -> None:
+    """By whoever has read that version; a template's instance has no file of its own."""
+    write(units / "web.toml", "nonsense\n")
+    found = store.sources("web")
+    assert found.sources[0][1] == "nonsense\n"
+    await store.put("web", UNIT, only_if=Precondition(among=frozenset({found.etag})))
+    assert store.info("web").etag != found.etag
+    write(units / "db@.toml", UNIT)
+    assert (store.sources("db@one").own, store.sources("db@").own) == ("", str(units / "db@.toml"))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file."""
+    path.write_text(text)

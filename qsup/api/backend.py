@@ -21,7 +21,7 @@ from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
 from qsup.plan.hotplug import Slots
 from qsup.plan.spec import PartPlan
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
 
 __all__ = [
     "Backend",
@@ -119,8 +119,14 @@ class Backend(Protocol):
     def unit(self, name: str) -> UnitInfo:
         """One; `NoSuchUnit`, `UnitError` when its files are wrong."""
 
-    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
-        """Write the unit's file in the administrator's directory; `UnitError`, `PreconditionFailed`."""
+    def unit_sources(self, name: str) -> UnitSources:
+        """Its files as they are, with or without errors; `NoSuchUnit`."""
+
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitInfo:
+        """Write the unit's file in the administrator's directory, or the drop-in of a name; an empty drop-in goes.
+
+        `UnitError`, `PreconditionFailed`; `NoSuchUnit` for a drop-in.
+        """
 
     async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Remove that file; `DeniedError` while a VM of it is active."""

@@ -259,6 +259,26 @@ class UnitWire(TypedDict):
     unit: NotRequired[dict[str, Any]]
 
 
+class SourceWire(TypedDict):
+    """One file of a unit."""
+
+    file: str
+    text: str
+
+
+class UnitFiles(TypedDict):
+    """The files of one unit as they are, with or without errors, in the order in which they apply.
+
+    ``own``: the unit's own file in the administrator's directory, which a `PUT` of the unit replaces; null where it
+    would be a new one.
+    """
+
+    name: str
+    etag: str
+    own: str | None
+    files: list[SourceWire]
+
+
 class UnitList(TypedDict):
     """All units on the search path, and what is wrong with those that cannot be used."""
 

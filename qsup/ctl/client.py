@@ -11,7 +11,7 @@ import math
 import os
 import time
 
-from qsup.api.protocol import BODY_MAX, JSON, quote
+from qsup.api.protocol import BODY_MAX, JSON, TOML, quote
 from qsup.ctl.connection import Connection, Deadline, NotAnswered, Stream, TooLate
 from qsup.errors import DaemonProtocolError, DaemonUnreachable, QsupError, RequestError
 
@@ -139,6 +139,11 @@ class Client:
         body = json.dumps(document).encode()
         return decode(self.exchange("PATCH", path, body=body, key=key, timeout=timeout))
 
+    def put(self, path: str, text: str, *, etag: str) -> Any:
+        """Write a file. ``etag``: the version that is meant, which the daemon compares."""
+        headers = f'If-Match: "{etag}"\r\n'
+        return decode(self.exchange("PUT", path, body=text.encode(), media=TOML, headers=headers))
+
     def delete(self, path: str, *, key: str = "") -> Any:
         """Remove or cancel something; ``None`` when the daemon has nothing to say. ``key``: as for `post`."""
         answer = self.exchange("DELETE", path, key=key)
@@ -156,11 +161,19 @@ class Client:
             after = f"{separator}after={quote(str(page['next']))}"
 
     def exchange(
-        self, method: str, path: str, *, body: bytes = b"", key: str = "", timeout: float = ANSWER_TIMEOUT
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        key: str = "",
+        media: str = JSON,
+        headers: str = "",
+        timeout: float = ANSWER_TIMEOUT,
     ) -> bytes:
         """One request and the body of its answer, on the kept connection."""
         deadline = Deadline(timeout)
-        request = self._request(method, path, body=body, key=key)
+        request = self._request(method, path, body=body, key=key, media=media, headers=headers)
         try:
             connection, head = self._ask(request, deadline)
         except NotAnswered:
@@ -229,14 +242,16 @@ class Client:
             raise
 
     @staticmethod
-    def _request(method: str, path: str, *, body: bytes = b"", key: str = "", headers: str = "") -> bytes:
+    def _request(
+        method: str, path: str, *, body: bytes = b"", key: str = "", media: str = JSON, headers: str = ""
+    ) -> bytes:
         if len(body) > BODY_MAX:
             raise RequestError(f"the request is longer than the {BODY_MAX >> 20} MiB that the daemon reads")
         head = f"{method} {path} HTTP/1.1\r\nHost: qsup\r\nUser-Agent: qsupctl\r\n{headers}"
         if key:
             head += f"Idempotency-Key: {key}\r\n"
-        if body or method == "POST":
-            head += f"Content-Type: {JSON}\r\nContent-Length: {len(body)}\r\n"
+        if body or method in ("POST", "PUT"):
+            head += f"Content-Type: {media}\r\nContent-Length: {len(body)}\r\n"
         return f"{head}\r\n".encode("ascii") + body
 
 

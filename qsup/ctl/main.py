@@ -48,6 +48,7 @@ VERBS = {
     "cmdline": ("cmdline", "Show QEMU's command line"),
     "qmp": ("qmp", "Send QMP commands to QEMU, one or at a prompt"),
     "show": ("show", "Show every key of a unit with its effective value"),
+    "edit": ("edit", "Edit a unit, and apply to its VM what can be applied while it runs"),
     "cat": ("show", "Show the unit's files"),
     "verify": ("verify", "Check unit files; needs no daemon"),
     "enable": ("enable", "Start VMs when the daemon starts"),

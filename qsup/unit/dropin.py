@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import evolve
 
-from qsup.errors import ChangeError, UnitError
+from qsup.errors import ChangeError, Diagnostic, UnitError
 from qsup.unit.compare import compare
 from qsup.unit.compose import amend, compose, raw
 from qsup.unit.document import Document, read_document
@@ -69,7 +69,7 @@ def changed_text(
     return text
 
 
-def _valid(unit: Unit | None, diagnostics: tuple[Any, ...], name: str) -> Unit:
+def _valid(unit: Unit | None, diagnostics: tuple[Diagnostic, ...], name: str) -> Unit:
     if unit is None:
         raise UnitError(diagnostics, instance=name, hint="nothing was changed")
     return unit
@@ -77,11 +77,29 @@ def _valid(unit: Unit | None, diagnostics: tuple[Any, ...], name: str) -> Unit:
 
 def _check(others: Sequence[Document], path: Path, text: str, wanted: Unit, context: SpecifierContext) -> None:
     """See that the unit's files, the drop-in among them in its place, say what is wanted."""
-    place = 1 + sum(1 for document in others[1:] if Path(document.file).name < path.name)
-    ours = [read_document(printable(path), text.encode())] if text else []
-    found = compose([*others[:place], *ours, *others[place:]], context)
+    found = compose(_placed(others, path, text), context)
     unit = _valid(found.unit, found.diagnostics, context.name)
     if other := [change.key for change in compare(unit, wanted) if "." in change.key]:
-        files = ", ".join(document.file for document in others[place:]) or "a file that it hides"
+        files = ", ".join(document.file for document in others[_place(others, path) :]) or "a file that it hides"
         words = f"{', '.join(other)}: {files} has the last word, after {path.name}"
         raise ChangeError(words, instance=context.name, hint="change it there")
+
+
+def check_dropin(
+    path: Path, name: str, dirs: Sequence[Path], context: SpecifierContext, text: str
+) -> tuple[Diagnostic, ...]:
+    """What is wrong with a unit once one of its drop-ins has a text; `NoSuchUnit`."""
+    documents = read_unit(name, dirs).documents
+    others = [document for document in documents if document.file != printable(path)]
+    return compose(_placed(others, path, text), evolve(context, name=name)).diagnostics
+
+
+def _placed(others: Sequence[Document], path: Path, text: str) -> list[Document]:
+    """Files in the order in which they apply, with a drop-in among them; without a text it is not there."""
+    place = _place(others, path)
+    ours = [read_document(printable(path), text.encode("utf-8", "surrogatepass"))] if text else []
+    return [*others[:place], *ours, *others[place:]]
+
+
+def _place(others: Sequence[Document], path: Path) -> int:
+    return 1 + sum(1 for document in others[1:] if Path(document.file).name < path.name)

@@ -36,6 +36,22 @@ class UnitInfo:
 
 
 @frozen(kw_only=True)
+class UnitSources:
+    """The files of one unit as they are, with or without errors.
+
+    Args:
+        etag: of all of them, as that of `UnitInfo`.
+        sources: path and text of each, in the order in which they apply.
+        own: the path of the unit's own file where the administrator has one, else ``""``.
+    """
+
+    name: str
+    etag: str
+    sources: tuple[tuple[str, str], ...]
+    own: str
+
+
+@frozen(kw_only=True)
 class Precondition:
     """Which version of a unit a change is meant for (RFC 9110, section 13.1).
 

@@ -43,7 +43,7 @@ from qsup.plan.hotplug import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
 from qsup.unit.model import UnitSection
 
 #: 2026-03-01T12:00:00Z
@@ -166,6 +166,9 @@ class FakeBackend:
     Attributes:
         views: the VMs by name; replace a view to change a VM.
         changes: what differs between VMs and their units.
+        results: of operations that succeed, by kind.
+        dropins: texts by unit and file.
+        foreign: names of units whose files are not the administrator's.
         held: names of VMs whose operations end by `finish` only.
         sections: what VMs' units say of others.
         excluded: names of VMs that cannot be begun together.
@@ -184,6 +187,9 @@ class FakeBackend:
         self.diagnostics: tuple[Diagnostic, ...] = ()
         self.changes: dict[str, tuple[Change, ...]] = {}
         self.ring = EventRing("life-1")
+        self.results: dict[str, Mapping[str, Any]] = {}
+        self.dropins: dict[tuple[str, str], str] = {}
+        self.foreign: set[str] = set()
         self.held: set[str] = set()
         self.sections: dict[str, UnitSection] = {}
         self.deaf: set[str] = set()
@@ -336,7 +342,7 @@ class FakeBackend:
             operation,
             state=state,
             progress="done",
-            result={} if error is None else None,
+            result=self.results.get(operation.kind, {}) if error is None else None,
             error=error,
         )
         self._operations[operation_id] = operation
@@ -388,12 +394,27 @@ class FakeBackend:
         except KeyError:
             raise NoSuchUnit(f"there is no unit {name!r}") from None
 
-    async def put_unit(self, name: str, text: str, *, only_if: Precondition) -> UnitInfo:
+    def unit_sources(self, name: str) -> UnitSources:
+        """Its one file, and its drop-in where one was put."""
+        info = self.unit(name)
+        dropins = tuple(
+            (f"/etc/qsup/units/{name}.toml.d/{file}", text)
+            for (unit, file), text in self.dropins.items()
+            if unit == name
+        )
+        own = info.files[0] if name not in self.foreign else ""
+        sources = ((info.files[0], info.text.partition("\n")[2]), *dropins)
+        return UnitSources(name=name, etag=info.etag, sources=sources, own=own)
+
+    async def put_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitInfo:
         """Keep the text, if it is valid and of the version meant."""
         if found := tuple(await self.validate(name, text)):
             raise UnitError(found, instance=name)
         self._match(name, only_if)
-        self.units_by_name[name] = make_unit(name, text)
+        if dropin:
+            self.dropins[name, dropin] = text
+        else:
+            self.units_by_name[name] = make_unit(name, text)
         return self.units_by_name[name]
 
     async def delete_unit(self, name: str, *, only_if: Precondition) -> None:

@@ -37,6 +37,7 @@ EXAMPLES = {
     "getUnit": Example(target="/v1/units/web"),
     "putUnit": Example(target="/v1/units/new", status=201, body=UNIT_TEXT),
     "deleteUnit": Example(target="/v1/units/old", status=204),
+    "getUnitFiles": Example(target="/v1/units/web/files"),
     "validateUnit": Example(target="/v1/units/validate", body={"name": "x", "text": "bogus"}),
     "reloadUnits": Example(target="/v1/reload"),
     "enableUnit": Example(target="/v1/units/web/enable"),

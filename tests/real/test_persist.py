@@ -353,3 +353,29 @@ def test_a_unit_that_was_edited_is_applied(daemon: Daemon, emulator: Emulator, r
     assert "its next start takes its unit" in daemon.ctl("apply", "web", check=False).stderr
     assert [disk["id"] for disk in daemon.do("web", "start")["disks"]] == ["data"]
     assert daemon.ctl("apply", "web").stdout == ""
+
+
+def test_a_unit_is_edited_and_applied(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an editor to QEMU; a unit with errors can be mended, and another's gets a drop-in."""
+    start(daemon, emulator, rom_guest)
+    image(daemon, "data.img")
+    entry = r'[[disk]]\nid = "data"\npath = "data.img"'
+    monkeypatch.setenv("EDITOR", f"sed -i -e '$a{entry}' -e 's/^balloon.*/balloon = true/'")
+    shown = daemon.ctl("edit", "web", stdin="y\n").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["Written.", "KEY", "memory.balloon", "disk.data"]
+    assert disks(daemon) == ["root", "data"]
+    assert "# mine" in (daemon.units / "web.toml").read_text()
+    (daemon.units / "web.toml").write_text(text := (daemon.units / "web.toml").read_text() + "nonsense = 1\n")
+    daemon.post("/v1/reload")
+    monkeypatch.setenv("EDITOR", "sed -i /nonsense/d")
+    daemon.ctl("edit", "web", "--no-apply")
+    assert (daemon.units / "web.toml").read_text() == text.replace("nonsense = 1\n", "")
+    vendor = daemon.run / "units"
+    vendor.mkdir(exist_ok=True)
+    (daemon.units / "web.toml").rename(vendor / "web.toml")
+    monkeypatch.setenv("EDITOR", "sed -i '$a[service]\\nrestart = \"always\"'")
+    assert "service.restart" in daemon.ctl("edit", "web", "--apply").stdout
+    assert 'restart = "always"' in (daemon.units / "web.toml.d" / "80-local.toml").read_text()
+    assert "service.restart" not in daemon.ctl("diff", "web", check=False).stdout

@@ -13,7 +13,7 @@ from qsup.api.http import Answer, Response, Role, json_response
 from qsup.api.protocol import PREFIX, TOML
 from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_name
-from qsup.api.routes.parameters import PAGING
+from qsup.api.routes.parameters import PAGING, text
 from qsup.errors import (
     DeniedError,
     HostError,
@@ -28,6 +28,7 @@ from qsup.errors import (
 from qsup.unit.info import Precondition, UnitInfo
 from qsup.unit.kinds import NAME_RULE, is_instance_name
 
+_DROPIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml")
 _ETAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 _ETAGS = re.compile(rf"(?:{_ETAG.pattern}(?:[ \t]*,[ \t,]*|$))+")
 
@@ -92,8 +93,23 @@ async def _get(call: Call) -> Answer:
     return _unit_response(call.backend.unit(_name(call)))
 
 
+async def _files(call: Call) -> Answer:
+    found = call.backend.unit_sources(_name(call))
+    files: wire.UnitFiles = {
+        "name": found.name,
+        "etag": found.etag,
+        "own": found.own or None,
+        "files": [{"file": file, "text": text} for file, text in found.sources],
+    }
+    return json_response(files, headers={"etag": f'"{found.etag}"'})
+
+
 async def _put(call: Call) -> Answer:
     name = _new_name(call.request.params["unit"])
+    if (dropin := call.query["drop-in"]) is not None:
+        if not _DROPIN.fullmatch(dropin):
+            raise RequestError(f"{dropin[:60]!r} is no name of a drop-in", hint="such as 50-local.toml")
+        return _unit_response(await call.backend.put_unit(name, call.body, only_if=_only_if(call), dropin=dropin))
     existed = any(info.name == name for info in call.backend.units())
     info = await call.backend.put_unit(name, call.body, only_if=_only_if(call))
     if existed:
@@ -154,6 +170,16 @@ ENDPOINTS = (
         errors=(NoSuchUnit, UnitError),
     ),
     Endpoint(
+        id="getUnitFiles",
+        method="GET",
+        pattern=f"{_UNIT}/files",
+        handler=_files,
+        role=Role.READ,
+        summary="The files of one unit as they are, with or without errors",
+        replies=(Reply(shape=wire.UnitFiles, doc="The files.", headers=("ETag",)),),
+        errors=(NoSuchUnit,),
+    ),
+    Endpoint(
         id="putUnit",
         method="PUT",
         pattern=_UNIT,
@@ -161,6 +187,7 @@ ENDPOINTS = (
         role=Role.ADMIN,
         summary="Write a unit's file",
         doc="A running VM is not changed by it; its `unit.stale` says so. What is not a valid unit is not written.",
+        query=(text("drop-in", "Write that drop-in in the unit's place, such as `50-local.toml`; an empty one goes."),),
         headers=_IF_MATCH | _IF_NONE_MATCH,
         body=Body(shape=str, media=TOML),
         replies=(
@@ -168,6 +195,7 @@ ENDPOINTS = (
             Reply(status=201, shape=wire.UnitWire, doc="The unit is new.", headers=("ETag", "Location")),
         ),
         errors=(
+            NoSuchUnit,
             UnitError,
             PreconditionFailed,
             DeniedError,

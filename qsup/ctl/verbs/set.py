@@ -80,7 +80,7 @@ def end(client: Client, operation: Operation, options: Options) -> int:
     if options.output != "table":
         sys.stdout.write(documents([operation], options.output, "operations"))
     else:
-        sys.stdout.write(describe(_keys(operation)))
+        sys.stdout.write(describe(keys_of(operation)))
     if operation["error"] is not None:
         raise error_from(operation["error"], operation["target"])
     return EXIT_OK
@@ -108,7 +108,8 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _keys(operation: Operation) -> Mapping[str, Mapping[str, Any]]:
+def keys_of(operation: Operation) -> Mapping[str, Mapping[str, Any]]:
+    """What became of each key, or would."""
     found: Mapping[str, Any] = operation["result"] or operation["error"] or {}
     keys = found.get("keys")
     return keys if isinstance(keys, dict) else {}
