@@ -70,7 +70,7 @@ class Filing:
         except QsupError as error:
             if done:
                 error.message = f"{done}, but that could not be written down: {error.message}"
-                error.hint = "it is so until the VM ends; say it once more when its unit can be written"
+                error.hint = "it is so until the VM ends; `qsupctl set` writes it once that is possible"
             raise
         self.on_filed(loaded)
 

@@ -21,6 +21,7 @@ from tests.guests import Emulator
 from tests.host.full import FullFileSystem, full_file_system
 from tests.real.beside import refusal, words
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
+from tests.real.hotplug import attach, detach, finished, image, nodes, patch
 from tests.real.test_wrecks import start
 from tests.waiting import poll_until
 
@@ -205,3 +206,39 @@ def test_t7_a_daemon_that_finds_a_full_disk_says_so(full: FullFileSystem) -> Non
     full.make_room()
     with daemon_in(root) as daemon:
         assert daemon.get("/v1/health")["status"] == "ok"
+
+
+@pytest.mark.root
+def test_t7_what_cannot_be_written_to_a_unit_is_said(root_dir: Path, emulator: Emulator, rom_guest: Path) -> None:
+    """A change that is to last is not begun; one that came true meanwhile says that it will not last."""
+    units = root_dir / "units"
+    units.mkdir()
+    with full_file_system(root_dir) as full:
+        subprocess.run(["mount", "--bind", full.path, units], check=True, timeout=10)
+        try:
+            with daemon_in(root_dir) as daemon:
+                for name in ("root", "data"):
+                    image(daemon, f"{name}.img")
+                disk = '[[disk]]\nid = "root"\npath = "root.img"\n'
+                daemon.unit("web", rom_unit(emulator, rom_guest, tables=disk))
+                daemon.do("web", "start")
+                waiting = detach(daemon, "web", "disks/root", wait=0, query="&force=1")
+                poll_until(lambda: daemon.view("web")["operation"] is None, "it waits for its guest", seconds=DEADLINE)
+                full.fill()
+                before = nodes(daemon, "web")
+                error = attach(daemon, "web", "disks", id="data", path="data.img")["error"]
+                assert (error["code"], error["status"]) == ("no-space", 507)
+                assert nodes(daemon, "web") == before
+                daemon.do("web", "reset")
+                error = finished(daemon, waiting)["error"]
+                assert error["code"] == "no-space"
+                assert error["detail"].startswith("disk.root is gone, but that could not be written down: ")
+                assert daemon.view("web")["disks"] == []
+                full.make_room()
+                assert attach(daemon, "web", "disks", id="data", path="data.img")["state"] == "succeeded"
+                change = patch(daemon, "web", {"changes": {"disk": [{"id": "root", "present": False}]}})
+                assert change["result"]["persisted"]
+                daemon.do("web", "kill")
+                assert [disk["id"] for disk in daemon.do("web", "start")["disks"]] == ["data"]
+        finally:
+            subprocess.run(["umount", units], check=True, timeout=10)
