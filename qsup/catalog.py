@@ -47,6 +47,7 @@ class UnitStore:
         )
         self._catalog = Catalog(units={}, templates={})
         self._writing = trio.Lock()
+        self._rehearsed: dict[str, tuple[object, str]] = {}
 
     @property
     def units(self) -> Mapping[str, LoadedUnit]:
@@ -187,6 +188,9 @@ class UnitStore:
                 # one that says the opposite is in the way, and one that repeats the unit would hide its next change
                 await self._remove(self._dropin(name, _AUTOSTART), name)
                 loaded = self.read(name)
+            if loaded.unit.install.autostart is not enabled and self._dropin(name, CHANGES).as_posix() in loaded.files:
+                # what `set` has written comes after what is written here
+                loaded = await self._persist(name, {"install": {"autostart": enabled}})
             if loaded.unit.install.autostart is not enabled or (enabled and not _has_own_file(loaded)):
                 await self._write(self._dropin(name, _AUTOSTART), dropin_text({("install", "autostart"): enabled}))
             return self.info(name)
@@ -212,21 +216,35 @@ class UnitStore:
             NoSuchUnit, UnitError, ChangeError: see `qsup.unit.dropin.changed_text`.
             NoSpaceError, HostError: it cannot be written.
         """
-        path = self._dropin(name, CHANGES)
-        text_of = partial(changed_text, path, name, self._dirs, self.context(name), changes, replaced)
         async with self._writing:
+            return await self._persist(name, changes, replaced, rehearsal=rehearsal)
+
+    async def _persist(
+        self, name: str, changes: Mapping[str, Any], replaced: Sequence[str] = (), *, rehearsal: bool = False
+    ) -> LoadedUnit:
+        replaced = tuple(replaced)
+        path = self._dropin(name, CHANGES)
+        # what was rehearsed is still right while no file has changed
+        asked = (changes, replaced, etag_of(read_unit(name, self._dirs)))
+        known = self._rehearsed.pop(name, None)
+        if known is not None and known[0] == asked:
+            text = known[1]
+        else:
+            text_of = partial(changed_text, path, name, self._dirs, self.context(name), changes, replaced)
             text = await trio.to_thread.run_sync(text_of)
-            if text != await trio.to_thread.run_sync(_text_of, path):
-                if rehearsal:
-                    await trio.to_thread.run_sync(_rehearse, path, text)
-                elif text:
-                    await self._write(path, text)
-                else:
-                    await self._remove(path, name)
-            loaded = self.read(name)
-            if not rehearsal:
-                self._take(loaded)
-            return loaded
+        if rehearsal:
+            self._rehearsed[name] = asked, text
+        if text != await trio.to_thread.run_sync(_text_of, path):
+            if rehearsal:
+                await trio.to_thread.run_sync(_rehearse, path, text)
+            elif text:
+                await self._write(path, text)
+            else:
+                await self._remove(path, name)
+        loaded = self.read(name)
+        if not rehearsal:
+            self._take(loaded)
+        return loaded
 
     def _take(self, loaded: LoadedUnit) -> None:
         """Remember a unit as it is read outside of a reload."""

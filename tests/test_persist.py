@@ -141,6 +141,29 @@ async def test_a_rehearsal_leaves_nothing(store: UnitStore, units: Path) -> None
         await store.persist("other", {"cpu": {"vcpus": 4}}, rehearsal=True)
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_enable_and_disable_have_their_way(store: UnitStore, units: Path, first: bool) -> None:
+    """Whatever was set before; and a change has its way after them."""
+    await store.set_autostart("web", enabled=first)
+    for enabled in (not first, first):
+        await store.persist("web", {"install": {"autostart": enabled}, "cpu": {"vcpus": 4}})
+        assert store.info("web").autostart is enabled
+        assert (await store.set_autostart("web", enabled=not enabled)).autostart is not enabled
+    assert "vcpus = 4" in said(units)
+
+
+async def test_what_was_rehearsed_is_written_unless_files_change_in_between(store: UnitStore, units: Path) -> None:
+    """Somebody who edits the unit meanwhile is not forgotten."""
+    changes = {"cpu": {"vcpus": 4}}
+    await store.persist("web", changes, rehearsal=True)
+    write(units / "web.toml", UNIT.replace("vcpus = 2", "vcpus = 4"))
+    await store.persist("web", changes)
+    assert said(units) == ""
+    await store.persist("web", changes, rehearsal=True)
+    await store.persist("web", {"cpu": {"vcpus": 3}})
+    assert said(units) == "[cpu]\nvcpus = 3\n"
+
+
 async def test_it_goes_with_the_unit(store: UnitStore, units: Path) -> None:
     """A unit that is deleted takes along what was changed of it."""
     await store.persist("web", {"cpu": {"vcpus": 4}})
