@@ -379,3 +379,17 @@ def test_a_unit_is_edited_and_applied(
     assert "service.restart" in daemon.ctl("edit", "web", "--apply").stdout
     assert 'restart = "always"' in (daemon.units / "web.toml.d" / "80-local.toml").read_text()
     assert "service.restart" not in daemon.ctl("diff", "web", check=False).stdout
+
+
+def test_what_fails_is_not_written(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """QEMU refuses a disk: neither it nor what was asked for beside it is in the unit; what stands is said."""
+    start(daemon, qemu, rom_guest)
+    image(daemon, "data.img")
+    qmp(daemon, "web", "blockdev-add", **{"driver": "null-co", "node-name": "disk-data", "read-zeroes": True})
+    assert attach(daemon, "web", "disks", id="data", path="data.img")["error"]["code"] == QmpCommandError.code
+    error = keys(daemon, {"disk.data.path": "data.img", "service.restart": "always"})["error"]
+    assert error["code"] == QmpCommandError.code
+    assert {key: value["applied"] for key, value in error["keys"].items()} == dict.fromkeys(error["keys"], "refused")
+    assert error["keys"].keys() == {"disk.data", "service.restart"}
+    assert [path.name for path in daemon.units.iterdir()] == ["web.toml"]
+    assert daemon.get("/v1/instances/web/diff")["changes"] == []
