@@ -180,3 +180,13 @@ def test_a_stop_that_waited_for_another_is_asked_for_again(request_: Request) ->
     assert (taken.ask, taken.stopping, taken.holder.begun, taken.holder.start_next) == (True, False, False, False)
     for found in (evolve(ALIVE, started=NOW + 1), Remains(started=None, ended=NOW + 1, ordered=True)):
         assert take_up(unfinished, found) == take_up(evolve(unfinished, waits=False), found)
+
+
+def test_a_change_of_keys_is_asked_for_again_of_a_vm_that_has_gone_down() -> None:
+    """What is left to change is its unit; a change of hardware alone ends with the life it was for."""
+    settled = settle(left(Request.SET, sent=True), standing(State.DEAD))
+    assert settled is not None
+    assert settled.ask
+    settled = settle(left(Request.ATTACH, sent=True), standing(State.DEAD))
+    assert settled is not None
+    assert settled.error is not None

@@ -1,0 +1,157 @@
+"""Changing keys of a VM that runs, without one: what is judged, in which order it is done, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from attrs import evolve
+
+from qsup.errors import ChangeError, NoSpaceError, QmpCommandError, UnsupportedError
+from qsup.instance.context import Context
+from qsup.instance.setting import Means, needs, set_keys
+from qsup.unit.compare import Change, compare
+from qsup.unit.model import Applies, CpuSection, MachineSection, MemorySection, ServiceSection, Unit
+from tests.instance.test_filing import Files
+
+CHANGES = {
+    "cpu": {"vcpus": 2},
+    "memory": {"size": "1G"},
+    "machine": {"rtc": "localtime"},
+    "service": {"restart": "always"},
+}
+
+
+class Live:
+    """One key that can be changed while a VM runs, or not, or fails."""
+
+    def __init__(self, key: str, log: list[str], *, refuses: bool = False, fails: bool = False) -> None:
+        self.key, self.log, self.refuses, self.fails = key, log, refuses, fails
+
+    def concerns(self, key: str) -> bool:
+        """Its one."""
+        return key == self.key
+
+    def check(self, change: Change, unit: Unit, context: Context) -> None:
+        """Refuse if it is to."""
+        if self.refuses:
+            raise UnsupportedError(f"no {self.key} here")
+
+    async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
+        """Fail if it is to."""
+        assert [change.key for change in changes] == [self.key]
+        if self.fails:
+            raise QmpCommandError("x", "GenericError", f"no {self.key} now")
+        self.log.append(self.key)
+        return {self.key: {"guest": "has it"}}
+
+
+class Vm:
+    """What a change needs of a VM."""
+
+    def __init__(self, *live: Live, files: Files | None = None) -> None:
+        self.unit = Unit()
+        self.files = files or Files()
+        self.means = Means(live=live, plan=lambda *_: None, attach=cast("Any", None), sections=("disk",))
+        self.context = cast("Context", SimpleNamespace(hardware=self, name="web"))
+
+    def set_unit(self, unit: Unit) -> None:
+        """It runs as this says."""
+        self.unit = unit
+
+    async def set(self, *, persist: bool = True, dry_run: bool = False) -> Mapping[str, Any]:
+        """Make all changes."""
+        filing = self.files.filing(wanted=persist)
+        return await set_keys(CHANGES, self.context, filing, self.means, dry_run=dry_run)
+
+
+def applied(keys: Any) -> dict[str, str]:
+    """When each key counts."""
+    return {key: said["applied"] for key, said in keys.items()}
+
+
+async def test_each_key_goes_its_way() -> None:
+    """Live ones to those who know them, the daemon's and the others to the unit; the VM is then as it was changed."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log))
+    found = await vm.set()
+    assert applied(found["keys"]) == {
+        "cpu.vcpus": "live",
+        "memory.size": "live",
+        "machine.rtc": "start",
+        "service.restart": "daemon",
+    }
+    assert found["keys"]["cpu.vcpus"]["guest"] == "has it"
+    assert log == ["cpu.vcpus", "memory.size"]
+    assert (vm.unit.cpu.vcpus, vm.unit.memory.size, vm.unit.service.restart) == (2, 1 << 30, "always")
+    assert vm.unit.machine.rtc == "utc"
+    assert [rehearsal for _, rehearsal in vm.files.calls] == [True, False]
+
+
+async def test_a_trial_does_nothing() -> None:
+    """Only the rehearsal."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log))
+    assert applied((await vm.set(dry_run=True))["keys"])["cpu.vcpus"] == "live"
+    assert (log, vm.unit, [rehearsal for _, rehearsal in vm.files.calls]) == ([], Unit(), [True])
+
+
+@pytest.mark.parametrize(("persist", "refused"), [(True, 1), (False, 3)])
+async def test_what_is_refused_refuses_all(persist: bool, refused: int) -> None:
+    """A live key by its own reason; at run time alone, what only a unit can say, too. No file is looked at."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log, refuses=True))
+    with pytest.raises(UnsupportedError if persist else ChangeError, match=r"no memory\.size here") as no:
+        await vm.set(persist=persist)
+    verdicts = list(applied(no.value.details["keys"]).values())
+    assert verdicts.count("refused") == refused
+    assert (log, vm.unit, vm.files.calls) == ([], Unit(), [])
+
+
+async def test_what_fails_midway_says_what_was_done() -> None:
+    """And nothing is written."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log, fails=True))
+    with pytest.raises(QmpCommandError, match=r"cpu\.vcpus was changed, then: x: no memory\.size now") as failed:
+        await vm.set()
+    assert applied(failed.value.details["keys"])["cpu.vcpus"] == "live"
+    assert applied(failed.value.details["keys"])["memory.size"] == "refused"
+    assert (vm.unit.cpu.vcpus, vm.unit.memory.size) == (2, Unit().memory.size)
+    assert [rehearsal for _, rehearsal in vm.files.calls] == [True]
+
+
+async def test_what_is_so_and_could_not_be_written_says_so() -> None:
+    """With every key."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log), files=Files(full=True))
+    with pytest.raises(
+        NoSpaceError, match=r"cpu\.vcpus, memory\.size was changed while it runs, but that could"
+    ) as failed:
+        await vm.set()
+    assert applied(failed.value.details["keys"])["cpu.vcpus"] == "live"
+    assert (vm.unit.cpu.vcpus, vm.unit.service.restart) == (2, "no")
+
+
+def test_what_a_difference_needs() -> None:
+    """Live only where whoever would do it could; without a VM to look at, what is usual."""
+    vm = Vm(Live("cpu.vcpus", []), Live("memory.size", [], refuses=True))
+    unit = Unit(
+        cpu=CpuSection(vcpus=2, max_vcpus=2),
+        memory=MemorySection(size=1 << 30),
+        machine=MachineSection(rtc="localtime"),
+        service=ServiceSection(restart="always"),
+    )
+    live = ("cpu.vcpus", "memory.size")
+    found = [evolve(change, needs=Applies.LIVE) if change.key in live else change for change in compare(Unit(), unit)]
+    looked = {change.key: change.needs for change in needs(found, unit, vm.means, vm.context)}
+    assert looked == {
+        "service.restart": Applies.SUPERVISOR,
+        "machine.rtc": Applies.RESTART,
+        "cpu.vcpus": Applies.LIVE,
+        "cpu.max-vcpus": Applies.RESTART,
+        "memory.size": Applies.RESTART,
+    }
+    usual = {change.key: change.needs for change in needs(found, unit, vm.means, None)}
+    assert usual == looked | {"memory.size": Applies.LIVE}
