@@ -51,7 +51,7 @@ _STOPPING = frozenset({Request.STOP, Request.KILL, Request.RESTART})
 
 
 class Supervisor:
-    """All VMs. Long because the daemon's beginning, its VMs and what is asked of them share one table of drivers.
+    """All VMs. Long because what concerns them all meets here, in one table of drivers.
 
     Args:
         services: what the drivers share.

@@ -157,6 +157,11 @@ class Driver:
         return self.body.life if self.body else None
 
     @property
+    def restart_delay(self) -> float:
+        """Seconds from the end of the VM to its automatic restart, while it waits for that."""
+        return self._position.restart_delay if self.state is State.AUTO_RESTART else 0.0
+
+    @property
     def view(self) -> InstanceView:
         """All that is known now; the same object until something changes."""
         if self._view is None:
@@ -385,6 +390,8 @@ class Driver:
             cause = await self._with_evidence(cause)
         if event is Event.RESTART_DUE:
             await self._reread_unit()
+            if not self._services.turns.try_start(self.name, ""):
+                event = Event.QUEUED
         elif event in _RUNS_AGAIN and not self._position.was_ready and self.state is not State.WAITING_READY:
             event = Event.WAITING_AGAIN
         elif event is Event.START_TIMEOUT and self.state is State.SPAWNING and cause is not None:

@@ -42,7 +42,7 @@ class Turns(Protocol):
     """When a VM may start or stop, as far as that hangs on other VMs."""
 
     def try_start(self, name: str, operation: str) -> bool:
-        """Whether nothing keeps this start; then it counts among those under way."""
+        """Whether nothing keeps this start; then it counts among those under way. That of a policy is ``""``."""
 
     async def wait_to_start(self, name: str, operation: str) -> None:
         """Wait until nothing keeps this start; `DependencyError` when it cannot be."""

@@ -7,15 +7,17 @@ A start waits until
 - those it conflicts with are down,
 - those that are ordered before or after it, and are being stopped, are down,
 - those it is `after`, and are being started, are ready, or have failed.
-Then those it requires must be up. A stop waits until those that are `after` it, and are being stopped, are down; it is
-never refused. Stops wait for stops alone and starts never wait for who comes after them, so without a cycle in the
-order, and edges within one count for nothing, nobody waits for himself.
+Then those it requires must be up. A start by a restart policy, which brings nobody along, also waits until those it is
+`after`, and that wait for such a start themselves, are ready, or stay down. A stop waits until those that are `after`
+it, and are being stopped, are down; it is never refused. Stops wait for stops alone and starts never wait for who comes
+after them, so without a cycle in the order, and edges within one count for nothing, nobody waits for himself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -77,8 +79,13 @@ class Turns:
     # starts
 
     def try_start(self, name: str, operation: str) -> bool:
-        """Whether nothing keeps this start; then it counts among those under way."""
-        if next(self._before_start(name), None) is not None or self._lacking(name):
+        """Whether nothing keeps this start; then it counts among those under way.
+
+        Args:
+            operation: its id, ``""`` for a start by a restart policy.
+        """
+        by_policy = not operation
+        if next(self._before_start(name, by_policy=by_policy), None) is not None or self._lacking(name, by_policy):
             return False
         slots = self._slots.get(operation)
         if slots is not None:
@@ -92,22 +99,28 @@ class Turns:
     async def wait_to_start(self, name: str, operation: str) -> None:
         """Wait until nothing keeps this start.
 
+        Args:
+            operation: its id, ``""`` for a start by a restart policy.
+
         Raises:
             DependencyError: what it requires is not up, what it conflicts with is, or it took too long.
         """
-        pending = [driver for driver in self._drivers.values() if is_starting(driver) or is_stopping(driver)]
-        patience = sum(map(start_budget, pending))
+        by_policy = not operation
+        pending = [driver for driver in self._drivers.values() if _is_pending(driver, by_policy)]
+        patience = sum(start_budget(driver) + driver.restart_delay for driver in pending)
+        before = partial(self._before_start, by_policy=by_policy)
         with self._showing(name), trio.move_on_after(patience):
             while True:
-                await self._wait_for(name, operation, self._before_start, self.graph.requires(name))
-                if lacking := self._lacking(name):
+                await self._wait_for(name, operation, before, self.graph.requires(name))
+                if lacking := self._lacking(name, by_policy):
                     raise DependencyError(lacking, instance=name)
                 if await self._has_slot(name, operation):
                     return
-        raise DependencyError(f"it waited for {patience:.0f} s in vain{self._for_whom(name)}", instance=name)
+        whom = self._for_whom(before(name))
+        raise DependencyError(f"it waited for {patience:.0f} s in vain{whom}", instance=name)
 
-    def _for_whom(self, name: str) -> str:
-        others = [f"{other.name}, which is {words(other)}" for other in self._before_start(name)]
+    def _for_whom(self, waited: Iterable[Driver]) -> str:
+        others = [f"{other.name}, which is {words(other)}" for other in waited]
         return f" for {'; '.join(others[:_SHOWN])}" if others else ""
 
     async def _wait_for(
@@ -139,27 +152,29 @@ class Turns:
         """The VMs there are of these names, sorted."""
         return (self._drivers[name] for name in sorted(names) if name in self._drivers)
 
-    def _before_start(self, name: str) -> Iterator[Driver]:
+    def _before_start(self, name: str, *, by_policy: bool = False) -> Iterator[Driver]:
         """The VMs for which a start waits."""
         graph = self.graph
-        conflicts, earlier = graph.conflicts(name), graph.earlier(name)
-        for other in self._among({*conflicts, *earlier, *graph.later(name), *graph.requires(name)}):
+        conflicts, earlier, required = graph.conflicts(name), graph.earlier(name), graph.requires(name)
+        for other in self._among({*conflicts, *earlier, *graph.later(name), *required}):
             goes_down = other.state.level is Level.DEACTIVATING and other.state is not State.STUCK
             if (
                 not other.is_adopted
                 or is_stopping(other)
                 or (other.name in conflicts and goes_down)
-                or (other.name in earlier and is_starting(other))
+                or (other.name in earlier and (is_starting(other) or (by_policy and _comes_back(other))))
+                # what becomes of it by its own policy is not known yet
+                or (by_policy and goes_down and (other.name in earlier or other.name in required))
             ):
                 yield other
 
-    def _lacking(self, name: str) -> str:
+    def _lacking(self, name: str, by_policy: bool = False) -> str:
         """Why it cannot be started although nothing keeps it any more; ``""``: nothing is lacking."""
         for required in sorted(self.graph.requires(name)):
             driver = self._drivers.get(required)
             if driver is None:
                 return f"it requires {required}, and there is no such VM"
-            if not is_there(driver):
+            if not is_there(driver) and not (by_policy and _comes_back(driver)):
                 return f"it requires {required}, which is {words(driver)}"
         for other in self._among(self.graph.conflicts(name)):
             if other.state.level not in DOWN:
@@ -209,6 +224,17 @@ class Turns:
         for other in self._among(self.graph.later(name)):
             if is_stopping(other) and (other.state.level not in DOWN or not other.is_adopted):
                 yield other
+
+
+def _comes_back(driver: Driver) -> bool:
+    """Whether it waits for its automatic restart."""
+    return driver.state is State.AUTO_RESTART and not is_stopping(driver)
+
+
+def _is_pending(driver: Driver, by_policy: bool) -> bool:
+    """Whether somebody's start may have to wait for it."""
+    ends = driver.state.level is Level.DEACTIVATING or _comes_back(driver)
+    return is_starting(driver) or is_stopping(driver) or (by_policy and ends)
 
 
 def _is_hopeless(driver: Driver) -> bool:

@@ -54,7 +54,9 @@ class Vm:
     def __init__(self, *live: Live, files: Files | None = None) -> None:
         self.unit = Unit()
         self.files = files or Files()
-        self.means = Means(live=live, plan=lambda *_: None, attach=cast("Any", None), sections=("disk",))
+        self.means = Means(
+            live=live, plan=lambda *_: None, attach=cast("Any", None), again=lambda *_: (), sections=("disk",)
+        )
         self.context = cast("Context", SimpleNamespace(hardware=self, name="web"))
 
     def set_unit(self, unit: Unit) -> None:

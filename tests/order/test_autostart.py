@@ -19,6 +19,7 @@ from qsup.unit.load import LoadedUnit
 from qsup.unit.model import InstallSection
 from tests.order.drivers import Crowd
 from tests.unit.test_graph import unit
+from tests.waiting import wait_until
 
 
 class Boot:
@@ -59,7 +60,7 @@ async def test_a_stop_of_all_that_comes_meanwhile_is_the_last_word(tmp_path: Pat
         assert not boot.shutdown.is_under_way
         return await read(names)
 
-    boot.crowd.transactions.read = read_while_all_are_stopped  # type: ignore[method-assign,assignment]
+    boot.crowd.transactions.read = read_while_all_are_stopped  # type: ignore[method-assign,assignment]  # a moment to hit
     await boot.autostart.run()
     assert boot.crowd.requests() == {}
     assert boot.once.is_done
@@ -72,7 +73,7 @@ async def test_want_of_room_only_delays_it(
     boot = Boot(Crowd({"web": unit(), "db": unit()}), tmp_path)
     boot.crowd.journal.room = 0
     nursery.start_soon(boot.autostart.run)
-    await trio.sleep(30)
+    await wait_until(lambda: list(boot.autostart.problems()), "it says so")
     assert boot.crowd.requests() == {}
     assert os.listdir(tmp_path) == []
     (problem,) = boot.autostart.problems()
@@ -80,8 +81,7 @@ async def test_want_of_room_only_delays_it(
     assert "No space left on device" in problem
     boot.crowd.hold("db", Request.START)
     boot.crowd.journal.room = 100
-    await trio.sleep(15)
+    await wait_until(lambda: boot.once.is_done, "it is done", seconds=30)
     assert boot.crowd.requests() == {"web": "start", "db": "start"}
     assert [record["target"] for record in boot.crowd.journal.records] == ["web"]
-    assert boot.once.is_done
     assert list(boot.autostart.problems()) == []

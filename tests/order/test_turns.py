@@ -167,3 +167,57 @@ async def test_so_many_start_at_a_time_and_a_slot_is_given_back(nursery: trio.Nu
     await wait_until(lambda: len(started) == 1, "one has its turn")
     crowd.end("b", State.START_FAILED)
     await wait_until(lambda: len(started) == 2, "the other has its turn")
+
+
+BY_POLICY = ""
+
+
+async def test_a_restart_by_policy_waits_for_those_that_come_back_themselves(nursery: trio.Nursery) -> None:
+    """In order, and for the rest of an end of which the policy is not known yet; then it starts, or says why not."""
+    crowd = Crowd({"web": unit(after="db", requires="db"), "db": unit()})
+    done: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await crowd.turns.wait_to_start("web", BY_POLICY)
+        except DependencyError as error:
+            done.append(error.message)
+        else:
+            done.append("")
+
+    for end, words in ((State.RUNNING, ""), (State.CRASHED, "it requires db, which is failed (crashed)")):
+        done.clear()
+        crowd.put("db", State.EXITING)
+        assert not crowd.turns.try_start("web", BY_POLICY)
+        nursery.start_soon(wait)
+        for state in (State.AUTO_RESTART, State.WAITING_READY, State.AUTO_RESTART):
+            await trio.testing.wait_all_tasks_blocked()
+            assert done == []
+            crowd.put("db", state)
+            assert not crowd.turns.try_start("web", BY_POLICY)
+        await trio.testing.wait_all_tasks_blocked()
+        crowd.put("db", end)
+        await wait_until(lambda: done, "it need not wait any more")
+        assert done == [words]
+        assert crowd.turns.try_start("web", BY_POLICY) is (words == "")
+
+
+async def test_a_restart_by_policy_waits_for_order_alone() -> None:
+    """Without `after` both come back by themselves; and whoever starts a VM by hand does not wait for a policy."""
+    crowd = Crowd({"web": unit(requires="db"), "shop": unit(after="db"), "db": unit()})
+    crowd.put("db", State.AUTO_RESTART)
+    assert crowd.turns.try_start("web", BY_POLICY)
+    assert not crowd.turns.try_start("shop", BY_POLICY)
+    assert crowd.turns.try_start("shop", crowd.hold("shop", Request.START))
+
+
+async def test_a_restart_by_policy_waits_no_longer_than_the_others_may_take(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One that never comes back is named in the end; its own delay counts."""
+    crowd = Crowd({"web": unit(after="db"), "db": unit()})
+    crowd.put("db", State.AUTO_RESTART)
+    crowd.drivers["db"]._position.restart_delay = 1000.0
+    with pytest.raises(DependencyError, match=r"in vain for db, which is activating \(auto-restart\)"):
+        await crowd.turns.wait_to_start("web", BY_POLICY)
+    assert 1010 < trio.current_time() < 1300

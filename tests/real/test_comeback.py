@@ -14,6 +14,7 @@ import pytest
 
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
+from tests.real.together import changes
 from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
@@ -141,3 +142,33 @@ def test_a_vm_whose_unit_is_gone_comes_back_as_it_was_started(
     daemon.do("web", "kill")
     daemon.restart()
     assert daemon.get("/v1/instances")["instances"] == []
+
+
+def test_automatic_restarts_keep_the_order(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A VM that is `after` another one which crashed with it waits until that is back and ready."""
+    daemon.unit("db", rom_unit(emulator, rom_guest, service='restart = "always"\nrestart-delay = "1s"'))
+    after = 'requires = ["db"]\nafter = ["db"]'
+    daemon.unit("web", rom_unit(emulator, rom_guest, unit=after, service=f'restart = "always"\n{SOON}'))
+    daemon.do("web", "start")
+    with daemon.events() as events:
+        for name in ("db", "web"):
+            kill_process(daemon.view(name)["pid"])
+            daemon.wait(name, "auto-restart" if name == "db" else "waiting-deps")
+        seen = changes(events, ("web", "running"))
+    assert seen.index(("db", "running")) < seen.index(("web", "spawning"))
+    assert daemon.view("web")["restarts"] == 1
+
+
+def test_an_automatic_restart_fails_with_what_it_requires(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """That stays down by its own policy: the cause says so, and it is not tried again and again."""
+    daemon.unit("db", rom_unit(emulator, rom_guest))
+    after = 'requires = ["db"]\nafter = ["db"]'
+    daemon.unit("web", rom_unit(emulator, rom_guest, unit=after, service=f'restart = "always"\n{SOON}'))
+    pid = daemon.do("web", "start")["pid"]
+    kill_process(daemon.view("db")["pid"])
+    daemon.wait("db", "crashed")
+    kill_process(pid)
+    cause = daemon.wait("web", "start-failed")["cause"]
+    assert (cause["kind"], "it requires db, which is failed (crashed)" in cause["detail"]) == ("dependency", True)
+    daemon.do("web", "start")
+    assert daemon.view("db")["substate"] == "running"
