@@ -67,7 +67,7 @@ from qsup.instance.restart import wants_restart
 from qsup.instance.runstate import IMPLIED, SEEN, Guest
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Holder, Remains, Standing, Unfinished, settle, take_up, unheard
-from qsup.instance.state import Effect, Event, Level, Request, State, Verdict, judge
+from qsup.instance.state import BEING_STARTED, Effect, Event, Level, Request, State, Verdict, judge
 from qsup.instance.teller import Change, Teller
 from qsup.instance.view import InstanceView
 from qsup.instance.viewing import Moving, make_view
@@ -635,7 +635,8 @@ class Driver:
         self._end_operation(asked.operation, error=error)
 
     async def _begin(self, body: Body, asked: Asked) -> None:
-        if asked.request in (Request.START, Request.RESTART):
+        joins = asked.request is Request.START and self.state in BEING_STARTED
+        if asked.request in (Request.START, Request.RESTART) and not joins:
             # what is started is what the files say now, and a broken unit stops nothing
             self.set_unit(asked.loaded or await self._services.load(self.name))
         if self.holder is None or self.holder.operation != asked.operation:
@@ -652,6 +653,8 @@ class Driver:
         self.holder = evolve(self.holder, begun=True, start_next=asked.request is Request.RESTART)
         operator = _ordered(asked.request)
         match asked.request:
+            case Request.START if joins:
+                self._apply(body, Event.START)  # its policy has begun it, and this operation ends as that does
             case Request.START:
                 self._begin_start(body)
             case Request.STOP:

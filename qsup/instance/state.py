@@ -257,12 +257,16 @@ _REACHED = (State.WAITING_READY, State.RUNNING, State.PAUSED, State.IO_ERROR, St
 _FORGETTABLE = (State.CRASHED, State.START_FAILED, State.START_LIMIT_HIT)
 _DOWN = (State.DEAD, *_FORGETTABLE)
 
+#: States in which a start is under way. Where no operation holds the VM, its policy began that, and a start joins it.
+BEING_STARTED = frozenset({State.WAITING_DEPS, State.SPAWNING, State.WAITING_READY})
+
 _Table = dict[tuple[State, Event], Transition]
 
 
 def _starting() -> _Table:
     table: _Table = {(state, Event.START): _to(State.SPAWNING, Effect.LAUNCH) for state in _DOWN}
     table |= {(state, Event.QUEUED): _to(State.WAITING_DEPS, Effect.AWAIT_TURN) for state in _DOWN}
+    table |= {(state, Event.START): _to(state) for state in BEING_STARTED}
     table |= {
         (State.AUTO_RESTART, Event.QUEUED): _to(State.WAITING_DEPS, Effect.DISARM_RESTART, Effect.AWAIT_TURN),
         (State.WAITING_DEPS, Event.TURN): _to(State.SPAWNING, Effect.LAUNCH),
@@ -530,9 +534,7 @@ _WHY_NOT: Mapping[State, tuple[str, str]] = {
 }
 
 _NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
-    Request.START: frozenset(
-        s for s in State if s.level in (Level.ACTIVE,) or s in (State.WAITING_DEPS, State.SPAWNING, State.WAITING_READY)
-    ),
+    Request.START: frozenset(s for s in State if s.level is Level.ACTIVE),
     Request.STOP: frozenset(
         s for s in State if s.level in (Level.INACTIVE, Level.FAILED) and s is not State.QUARANTINED
     ),
@@ -545,7 +547,7 @@ _NEEDLESS_IN: Mapping[Request, frozenset[State]] = {
 }
 _RESTARTABLE = frozenset(State) - {State.STUCK, State.QUARANTINED}
 _ALLOWED_IN: Mapping[Request, frozenset[State]] = {
-    Request.START: frozenset({*_DOWN, State.AUTO_RESTART}),
+    Request.START: frozenset({*_DOWN, State.AUTO_RESTART, *BEING_STARTED}),
     Request.STOP: frozenset(s for s in State if (s, Event.STOP) in TRANSITIONS),
     Request.KILL: frozenset(s for s in State if (s, Event.KILL) in TRANSITIONS),
     Request.RESTART: _RESTARTABLE,

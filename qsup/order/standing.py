@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from qsup.instance.driver import Driver
 from qsup.instance.settle import DOWN
-from qsup.instance.state import Level, Request, State
-
-_BEING_STARTED = (State.WAITING_DEPS, State.SPAWNING, State.WAITING_READY)
+from qsup.instance.state import BEING_STARTED, Level, Request
 
 
 def is_starting(driver: Driver) -> bool:
@@ -18,7 +16,7 @@ def is_starting(driver: Driver) -> bool:
     holder = driver.holder
     if holder is not None and holder.request in (Request.START, Request.RESTART):
         return True
-    return driver.state in _BEING_STARTED and not is_stopping(driver)
+    return driver.state in BEING_STARTED and not is_stopping(driver)
 
 
 def is_stopping(driver: Driver) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
-from tests.real.together import changes
+from tests.real.injected import injected
+from tests.real.together import AT_A_WORD, changes, ended
 from tests.waiting import poll_until
 
 pytestmark = pytest.mark.real
@@ -172,3 +174,47 @@ def test_an_automatic_restart_fails_with_what_it_requires(daemon: Daemon, emulat
     assert (cause["kind"], "it requires db, which is failed (crashed)" in cause["detail"]) == ("dependency", True)
     daemon.do("web", "start")
     assert daemon.view("db")["substate"] == "running"
+
+
+def test_a_start_joins_the_one_that_the_policy_has_begun(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """It succeeds when the VM is ready, and not before; or fails with that attempt, or is overtaken by a stop."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=f'restart = "on-failure"\n{SOON}\n{AT_A_WORD}'))
+    daemon.post("/v1/instances/web/start")
+    kill_process(daemon.wait("web", "waiting-ready")["pid"])
+
+    def join() -> dict[str, Any]:
+        poll_until(lambda: not daemon.view("web")["operation"], "no operation holds it", seconds=DEADLINE)
+        daemon.wait("web", "waiting-ready")
+        operation: dict[str, Any] = daemon.post("/v1/instances/web/start?wait=0.2")
+        assert operation["state"] == "running", operation
+        assert daemon.view("web")["operation"] == operation["id"]
+        return operation
+
+    first = join()
+    kill_process(daemon.view("web")["pid"])
+    assert "signal KILL" in ended(daemon, first)["error"]["detail"]
+    second = join()
+    daemon.type("web", "go")
+    assert ended(daemon, second)["result"] == {"changed": True}
+    kill_process(daemon.wait("web", "running")["pid"])
+    third = join()
+    daemon.do("web", "kill")
+    assert "overtaken by kill" in ended(daemon, third)["error"]["detail"]
+
+
+def test_a_start_that_an_automatic_restart_overtakes_waits_for_it(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """While it is written ahead, on a slow disk, the restart comes due: it is that start which it waits for."""
+    policy = f'restart = "on-failure"\nrestart-delay = "1s"\n{AT_A_WORD}'
+    daemon.unit("web", rom_unit(emulator, rom_guest, service=policy))
+    daemon.post("/v1/instances/web/start")
+    kill_process(daemon.wait("web", "waiting-ready")["pid"])
+    daemon.wait("web", "auto-restart")
+    with injected(daemon, "fdatasync", "delay_enter=2s"):
+        operation = daemon.post("/v1/instances/web/start")
+        assert daemon.wait("web", "waiting-ready")["restarts"] == 1
+        operation = daemon.get(f"/v1/operations/{operation['id']}/wait?timeout=0.2")
+    assert operation["state"] == "running"
+    daemon.type("web", "go")
+    assert ended(daemon, operation)["result"] == {"changed": True}
