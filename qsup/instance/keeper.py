@@ -86,7 +86,7 @@ class Keeper:
             self._saved = running
             if counts_alone:
                 self._counted = now
-        self.trouble = ""
+        self.trouble = self.trouble if self.unsaved_end else ""
 
     def save_end(self, ran: LoadedUnit, position: Position, operation: str | None) -> None:
         """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""
