@@ -27,6 +27,7 @@ from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State
+from qsup.instance.unrecorded import name_all
 from qsup.order.autostart import Autostart
 from qsup.order.requests import PREEMPTING, Requests
 from qsup.order.shutdown import STOP_ALL, Shutdown
@@ -104,6 +105,7 @@ class Supervisor:
                 await self._wait_adopted()
             self._forget_the_gone(ran)
             task_status.started()
+            nursery.start_soon(name_all, self._drivers, self._services)
             if autostart:
                 nursery.start_soon(self._autostart.run)
             await trio.sleep_forever()

@@ -62,9 +62,6 @@ def find_address(
 
 def _user_socket(environ: Mapping[str, str]) -> str:
     """Where ``qsupd --user`` listens: `qsup.host.rundir` decides it, a test compares."""
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime):
-        return os.path.join(runtime, "qsup/api.sock")
     state = environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
         state = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local/state")

@@ -77,11 +77,12 @@ class Layout:
         config = _xdg(env, "XDG_CONFIG_HOME", ".config") / "qsup"
         data = _xdg(env, "XDG_DATA_HOME", ".local/share") / "qsup"
         state = _xdg(env, "XDG_STATE_HOME", ".local/state") / "qsup"
-        # outside a login session there may be no runtime directory; then a private one that does not vanish at logout
+        # the runtime directory vanishes at logout, when VMs run on, and outside a login session there is none: what is
+        # to be found again is kept elsewhere
+        run = state / "run"
         runtime = _absolute(env.get("XDG_RUNTIME_DIR", ""))
-        run = runtime / "qsup" if runtime else state / "run"
         return cls(
-            unit_dirs=(data / "units", run / "units", config / "units"),
+            unit_dirs=(data / "units", (runtime / "qsup" if runtime else run) / "units", config / "units"),
             state=state,
             run=run,
             log=state / "log",
@@ -155,7 +156,8 @@ class Layout:
             self.unit_dirs[-1].mkdir(parents=True, exist_ok=True)
             for pool in self.pools:
                 pool.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = DaemonLock.take(self.run / "daemon.lock")
+            # both: whoever empties the run directory lets no second daemon write what outlives it
+            lock = DaemonLock.take(self.state / "daemon.lock", self.run / "daemon.lock")
             self._forget_former_boot()
             _make_own(self.instances, 0o700)
             _make_own(self.consoles, 0o700)
@@ -221,35 +223,43 @@ def _make_own(directory: Path, mode: int) -> None:
 class DaemonLock:
     """The right to work in a set of directories, held until `close` or the daemon's end, however it comes."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fds: list[int]) -> None:
+        self._fds = fds
 
     @classmethod
-    def take(cls, path: Path) -> DaemonLock:
-        """Take it without waiting.
+    def take(cls, *paths: Path) -> DaemonLock:
+        """Take all of it, or nothing, without waiting.
 
         Raises:
             AlreadyRunning: ``details["pid"]`` holds it.
             OSError: the file cannot be opened.
         """
+        lock = cls([])
+        try:
+            for path in paths:
+                lock._add(path)
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+
+    def _add(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._fds.append(fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            os.close(fd)
             raise AlreadyRunning(
                 f"another qsupd (pid {holder or 'unknown'}) works in {path.parent}", pid=holder
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        return cls(fd)
 
     def close(self) -> None:
         """Give it up."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 class InstanceDirectory:

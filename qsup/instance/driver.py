@@ -133,7 +133,7 @@ class Driver:
         self._unfinished: Unfinished | None = None
         self._departures = Departures(loaded.name, self._end_operation, self._forget_entry)
         self._left_works: dict[str, Mapping[str, Any] | None] = {}
-        self._hint = ""
+        self._hint = self._stray = ""
         self._doubt: tuple[float, Guest] | None = None
         self._observed = Observed()
         self._waits_for = ""
@@ -178,7 +178,7 @@ class Driver:
                 threads=self._observed.threads,
                 trays=self._observed.trays,
                 resets=self._observed.resets,
-                warnings=self._observed.warnings,
+                warnings=(*self._observed.warnings, *filter(None, [self._stray])),
                 console_watchers=self.console.watchers,
                 console_has_writer=self.console.has_writer,
                 uuid=self._uuid,
@@ -193,8 +193,17 @@ class Driver:
 
     @property
     def trouble(self) -> str:
-        """What could not be written down of it, one sentence, or ``""``."""
-        return self._keeper.trouble
+        """What could not be written down of it, or that it runs unknown to us, one sentence, or ``""``."""
+        return self._keeper.trouble or self._stray
+
+    def set_stray(self, pid: int | None) -> None:
+        """A process is this VM, and there is no record of it; ``None``: there is none."""
+        words = f"process {pid} is this VM, and there is no record of it: it is not watched" if pid else ""
+        if words != self._stray:
+            self._stray = words
+            if words:
+                self._log.error("a QEMU without a record", pid=pid)
+            self.touch()
 
     @property
     def command_line(self) -> tuple[str, ...]:

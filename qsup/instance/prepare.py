@@ -15,8 +15,8 @@ from pathlib import Path
 import trio
 from attrs import evolve, field, frozen
 
-from qsup.errors import from_oserror
-from qsup.host import codec, network, proc
+from qsup.errors import StartError, from_oserror
+from qsup.host import codec, network, proc, strays
 from qsup.host.cgroup import Cgroup
 from qsup.host.claims import Claim
 from qsup.host.image import create_qcow2_copy
@@ -95,6 +95,7 @@ async def prepare(
     plan = await _plan(loaded, identity, services)
     if plan.machine_alias:
         identity = identity.with_machine(plan.machine_alias, plan.machine)
+    _check_alone(identity)
     if identity != known:
         await trio.to_thread.run_sync(services.identities.save, identity)
     directory = services.layout.instance(loaded.name)
@@ -140,6 +141,17 @@ async def prepare(
         running=running,
         helpers=helpers,
     )
+
+
+def _check_alone(identity: IdentityRecord) -> None:
+    """See that the VM does not run already, unknown to this daemon; `StartError`."""
+    uid = os.geteuid() if identity.uid is None else identity.uid
+    for pid in strays.find({identity.name: identity.uuid}, {uid}).values():
+        raise StartError(
+            f"process {pid} is this VM already, and there is no record of it",
+            hint=f"its records were lost, or it is another daemon's: shut its guest down, or end it by `kill {pid}`",
+            pid=pid,
+        )
 
 
 def _record(loaded: LoadedUnit, plan: Plan, identity: IdentityRecord, running: Running) -> RunRecord:

@@ -102,7 +102,10 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         video=summary.has_video if summary else False,
         operation=moving.operation,
         waits_for=moving.waits_for,
-        warnings=(*life.summary.warnings, *life.helpers.troubles.values(), *moving.warnings) if life else (),
+        warnings=(
+            *((*life.summary.warnings, *life.helpers.troubles.values()) if life else ()),
+            *moving.warnings,
+        ),
     )
 
 

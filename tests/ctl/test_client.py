@@ -244,7 +244,7 @@ def test_options_win_over_the_environment() -> None:
     environ = {**RUNTIME, "QSUP_SOCKET": "/q"}
     assert where(environ, socket_path="/s", root="/r", user=True) == "/s"
     assert where(environ, root="/r", user=True) == "/r/run/api.sock"
-    assert where(environ, user=True) == "/run/user/7/qsup/api.sock"
+    assert where(environ, user=True) == "/home/u/.local/state/qsup/run/api.sock"
     assert where(environ) == "/q"
 
 
@@ -255,7 +255,7 @@ def test_the_default_is_the_systems_daemon_where_it_may_be_used(
     system = tmp_path / "api.sock"
     monkeypatch.setattr(connection, "SYSTEM_SOCKET", str(system))
     assert where(RUNTIME, uid=0) == str(system)
-    assert where(RUNTIME) == "/run/user/7/qsup/api.sock"
+    assert where(RUNTIME) == "/home/u/.local/state/qsup/run/api.sock"
     system.touch()
     assert where(RUNTIME) == str(system)
 

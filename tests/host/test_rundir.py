@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import stat
 from contextlib import closing
@@ -59,7 +60,8 @@ def test_user_layout_follows_xdg() -> None:
         Path("/run/user/7/qsup/units"),
         Path("/home/ann/.config/qsup/units"),
     )
-    assert layout.socket == Path("/run/user/7/qsup/api.sock")
+    # which vanishes at logout, and is not there for cron: whoever starts a daemon, its VMs are found by the next one
+    assert layout.socket == Path("/home/ann/.local/state/qsup/run/api.sock")
     assert layout.pools == (Path("/home/ann/.local/share/qsup/images"),)
 
 
@@ -106,6 +108,16 @@ def test_second_daemon_is_told_who_is_there(layout: Layout) -> None:
     with pytest.raises(AlreadyRunning, match=rf"pid {os.getpid()}") as caught:
         layout.prepare()
     assert caught.value.details["pid"] == str(os.getpid())
+    first.close()
+    layout.prepare().close()
+
+
+def test_an_emptied_run_directory_lets_no_second_daemon_in(layout: Layout) -> None:
+    """What outlives it is still the first one's."""
+    first = layout.prepare()
+    shutil.rmtree(layout.run)
+    with pytest.raises(AlreadyRunning, match=rf"pid {os.getpid()}"):
+        layout.prepare()
     first.close()
     layout.prepare().close()
 

@@ -7,6 +7,7 @@ Must not: repeat what does not depend on who the daemon is.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -131,3 +132,23 @@ def left(uid: int) -> list[str]:
         except FileNotFoundError:
             continue
     return [line for line in found if "-chardev" in line]
+
+
+def test_a_logout_loses_no_vm(daemon: UsersDaemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The runtime directory is emptied, as logind does, and the next daemon may come without one (cron, su)."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGTERM)
+    shutil.rmtree(daemon.runtime)
+    daemon.start()
+    view = daemon.wait("web", "running")
+    assert (view["pid"], view["warnings"]) == (pid, [])
+    daemon.ctl("stop", "web", "--timeout", "0")
+    assert daemon.view("web")["substate"] == "dead"
+
+
+def test_there_is_one_daemon_whoever_starts_it(daemon: UsersDaemon) -> None:
+    """From a login session, and without one: the second is told of the first, and both have the same qsupctl."""
+    done = daemon.without_session("-m", "qsup.daemon", "--user")
+    assert (done.returncode, f"another qsupd (pid {daemon.pid}) works in" in done.stderr) == (1, True)
+    assert daemon.without_session("-m", "qsup.ctl.main", "list").returncode == 0

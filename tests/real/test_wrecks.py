@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pytest
 
 from tests.guests import Emulator
 from tests.real.beside import MEBIBYTE, refusal, words
-from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit, signal_process
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
@@ -307,3 +308,25 @@ def test_a_wrecked_journal_of_operations_stops_nobody(daemon: Daemon, emulator: 
 def kinds(daemon: Daemon) -> list[str]:
     """What was done, newest first."""
     return [operation["kind"] for operation in daemon.get("/v1/operations")["operations"]]
+
+
+def test_a_qemu_without_a_record_is_named_and_has_no_twin(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Somebody emptied the run directory: its VM is not started a second time, and nobody signals it."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, install="autostart = true"))
+    daemon.unit("db", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    daemon.signal(signal.SIGKILL)
+    shutil.rmtree(daemon.run / "instances")
+    daemon.start()
+    words = f"process {pid} is this VM"
+    poll_until(lambda: words in str(daemon.get("/v1/health")["problems"]), "it is named", seconds=DEADLINE)
+    assert words in str(daemon.view("web")["warnings"])
+    daemon.wait("web", "start-failed")  # it was to start by itself
+    operation = daemon.power("web", "start")
+    assert (operation["state"], words in operation["error"]["detail"]) == ("failed", True)
+    assert f"kill {pid}" in operation["error"]["hint"]
+    daemon.do("db", "start")
+    assert Path(f"/proc/{pid}/exe").exists()
+    signal_process(pid, signal.SIGTERM)
+    poll_until(lambda: daemon.get("/v1/health")["problems"] == [], "it has gone", seconds=DEADLINE)
+    assert daemon.do("web", "start")["substate"] == "running"

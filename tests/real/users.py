@@ -30,16 +30,16 @@ class UsersDaemon(Daemon):
     def __init__(self, root: Path) -> None:
         self.uid = os.geteuid() or STRANGER
         home = root / "home"
-        runtime = root / "runtime"
+        self.runtime = runtime = root / "runtime"
         self._prefix = (*self._become(root), "env", "-i", f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", "LANG=C.UTF-8")
         for directory in (home, runtime):
             directory.mkdir(mode=0o700)
             os.chown(directory, self.uid, -1)
         super().__init__(root, command=(*self._prefix, self._python(root), "-m", "qsup.daemon"), place=("--user",))
         self.units = home / ".config/qsup/units"
-        self.run = runtime / "qsup"
         self.images = home / ".local/share/qsup/images"
         self.state = home / ".local/state/qsup"
+        self.run = self.state / "run"
         self.logs = self.state / "log"
 
     def _become(self, root: Path) -> tuple[str, ...]:
@@ -61,3 +61,9 @@ class UsersDaemon(Daemon):
         """Run the user's ``qsupctl``."""
         command = [*self._prefix, self._python(self.root), "-m", "qsup.ctl.main", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, input=stdin, check=check)
+
+    def without_session(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of ours as the user where there is no login session: cron, su."""
+        prefix = [each for each in self._prefix if not each.startswith("XDG_RUNTIME_DIR=")]
+        command = [*prefix, self._python(self.root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
