@@ -190,11 +190,12 @@ def tag_of(run: Path) -> str:
     """``qsup`` for the system's daemon, else ``qsup-`` and eight digits that differ between daemons.
 
     Args:
-        run: the daemon's run directory.
+        run: the daemon's run directory, by whatever links it is reached: what one daemon made, the next gives back.
     """
-    if run == Path("/run/qsup"):
+    real = os.path.realpath(run)
+    if real == os.path.realpath("/run/qsup"):
         return "qsup"
-    return f"qsup-{hashlib.sha256(os.fsencode(run)).hexdigest()[:8]}"
+    return f"qsup-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
 
 
 def _absolute(text: str) -> Path | None:

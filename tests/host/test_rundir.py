@@ -85,6 +85,13 @@ def test_tags_differ_between_daemons(tmp_path: Path) -> None:
     assert tags[0] == tags[2] != tags[1]
 
 
+def test_a_link_to_a_root_is_that_root(tmp_path: Path) -> None:
+    """What a daemon made is given back by the next one, by whatever path that was told of it."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert Layout.for_root(tmp_path / "link").tag == Layout.for_root(tmp_path / "real").tag
+
+
 def test_prepare_makes_private_directories(layout: Layout) -> None:
     """State, logs and run directories of VMs are the daemon's alone; others may reach the socket."""
     layout.prepare().close()

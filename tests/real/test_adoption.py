@@ -229,3 +229,26 @@ def test_a_driver_that_failed_by_a_bug_leaves_nothing_open(root_dir: Path, emula
         assert daemon.wait("web", "crashed")["cause"]["text"] == "signal KILL"
     finally:
         daemon.close()
+
+
+@pytest.mark.root
+def test_a_daemon_that_comes_by_a_link_gives_back_what_the_other_made(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, root_dir: Path
+) -> None:
+    """The same directory by another path: the VM keeps its cgroup, and that goes with the VM."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    pid = daemon.do("web", "start")["pid"]
+    record = json.loads((daemon.run / "instances" / "web" / "record.json").read_text())
+    cgroups = [Path(path) for path in record["cgroups"]]
+    assert cgroups
+    daemon.signal(signal.SIGKILL)
+    (root_dir / "link").symlink_to(root_dir)
+    other = Daemon(root_dir, place=("--root", str(root_dir / "link")))
+    try:
+        other.start()
+        view = other.wait("web", "running")
+        assert (view["pid"], view["warnings"]) == (pid, [])
+        other.do("web", "kill")
+        assert not [path for path in cgroups if path.exists()]
+    finally:
+        other.close()
