@@ -1,7 +1,7 @@
 """One of many VMs stands still: what that costs everybody else.
 
-Decides: the reads and the commands of the other VMs, in the same run, in turns: while one QEMU is stopped by a signal
-and while none is.
+Decides: reads, commands and power verbs of the other VMs, in the same run, in turns: while one QEMU is stopped by a
+signal and while none is.
 Must not: ask anything of the stopped one but to be listed.
 """
 
@@ -66,10 +66,14 @@ def _wait(connection: Kept, name: str, substate: str) -> None:
 def _ask(connection: Kept, others: list[str], into: dict[str, list[float]]) -> None:
     """A share of requests of each kind, in turns."""
     command = {"execute": "query-status"}
+    # waited for: from the request to QEMU's word that it is so, by way of the journal
+    power = (f"/v1/instances/{name}/{verb}?wait=10" for name in itertools.cycle(others) for verb in ("pause", "resume"))
     kinds = {
+        "`GET /v1/health`": itertools.repeat(request("GET", "/v1/health")),
         "`GET /v1/instances`": itertools.repeat(request("GET", "/v1/instances")),
         "`GET /v1/instances/{i}`": (request("GET", f"/v1/instances/{name}") for name in itertools.cycle(others)),
         "raw QMP": (request("POST", f"/v1/instances/{name}/qmp", command) for name in itertools.cycle(others)),
+        "`pause` and `resume`": (request("POST", target) for target in power),
     }
     for _ in range(BATCH):
         for what, requests in kinds.items():
