@@ -123,6 +123,7 @@ class Shutdown:
         seconds = self._seconds if timeout is None else timeout
         operation = operations.begin(STOP_ALL, "", uid=uid, key=key, timeout=timeout)
         self._present, self._was_asked = operation.id, True
+        self._until = trio.current_time() + seconds
         try:
             await operations.record(operation.id)
         except QsupError as error:
@@ -147,13 +148,13 @@ class Shutdown:
         """Go on with what an earlier daemon left unfinished, for what is left of the time."""
         given = self._seconds if operation.timeout is None else operation.timeout
         until = operation.uptime + given if operation.until is None else operation.until
-        self._present, self._was_asked = operation.id, True
         seconds = min(max(0.0, until - proc.uptime()), given)
+        self._present, self._was_asked = operation.id, True
+        self._until = trio.current_time() + seconds
         self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=seconds))
 
     def _start(self, order: _Order) -> None:
         assert self._nursery is not None, "the supervisor runs"
-        self._until = trio.current_time() + order.seconds
         self._nursery.start_soon(self._run, order)
 
     async def _run(self, order: _Order) -> None:
