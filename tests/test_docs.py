@@ -95,7 +95,9 @@ def test_every_cause_of_an_end_is_in_the_table_of_policies() -> None:
     policies = ("no", "on-failure", "on-panic", "always")
     assert found == {kind: [wants_restart(policy, Cause(kind=kind)) for policy in policies] for kind in found}
     # by a lost monitor alone nothing ends
-    assert found.keys() == ({*FAILURES, CauseKind.OPERATOR, CauseKind.GUEST_SHUTDOWN} - {CauseKind.MONITOR_LOST})
+    assert found.keys() == (
+        {*FAILURES, CauseKind.OPERATOR, CauseKind.GUEST_SHUTDOWN, CauseKind.GUEST_RESET} - {CauseKind.MONITOR_LOST}
+    )
 
 
 def test_every_state_says_what_to_do() -> None:

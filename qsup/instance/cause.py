@@ -17,6 +17,7 @@ class CauseKind(enum.Enum):
 
     OPERATOR = "operator"
     GUEST_SHUTDOWN = "guest-shutdown"
+    GUEST_RESET = "guest-reset"
     GUEST_PANIC = "guest-panic"
     WATCHDOG = "watchdog"
     EXIT_CODE = "exit-code"

@@ -148,6 +148,13 @@ async def _until_closed(
         return connection.close_reason or error
 
 
+#: What a guest's shutdown is by QAPI's ShutdownCause; in all other cases it powered itself off.
+_SHUTDOWNS = {
+    "guest-panic": Cause(kind=CauseKind.GUEST_PANIC),
+    "guest-reset": Cause(kind=CauseKind.GUEST_RESET, detail="the guest reset itself, and QEMU is told to end by that"),
+}
+
+
 class _Interpreter:
     """What one connection's events mean.
 
@@ -161,7 +168,7 @@ class _Interpreter:
         self._say = say
         self._post = post
         self._look_again = look_again
-        # the watchdog has pressed the power button, and how the guest takes it is still to be seen
+        # the watchdog has pressed the power button, and how the guest takes it is still to be seen; or has reset it
         self._expired = False
 
     def __call__(self, notice: events.Notice) -> None:
@@ -215,13 +222,13 @@ class _Interpreter:
                 self._say(Event.GUEST_PANICKED, WATCHDOG)
             case "poweroff":  # QEMU exits, with 0
                 self._say(Event.GUEST_SHUTDOWN, WATCHDOG)
-            case "shutdown":
+            case "shutdown" | "reset":  # under -no-reboot a reset is QEMU's end
                 self._expired = True
 
     def _shutdown_cause(self, reason: str) -> Cause:
         if self._expired:
             return WATCHDOG
-        return Cause(kind=CauseKind.GUEST_PANIC if reason == "guest-panic" else CauseKind.GUEST_SHUTDOWN)
+        return _SHUTDOWNS.get(reason, Cause(kind=CauseKind.GUEST_SHUTDOWN))
 
 
 def _panic_words(event: events.GuestPanickedEvent) -> str:

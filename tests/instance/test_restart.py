@@ -43,6 +43,7 @@ def test_an_operators_stop_is_never_undone(cause: Cause) -> None:
 POLICY = {
     CauseKind.OPERATOR: (Event.ENDED, Event.ENDED, Event.ENDED, Event.ENDED),
     CauseKind.GUEST_SHUTDOWN: (Event.ENDED, Event.ENDED, Event.ENDED, Event.RESTARTING),
+    CauseKind.GUEST_RESET: (Event.ENDED, Event.ENDED, Event.ENDED, Event.RESTARTING),
     CauseKind.GUEST_PANIC: (Event.FAILED, Event.RESTARTING, Event.RESTARTING, Event.RESTARTING),
     CauseKind.WATCHDOG: (Event.FAILED, Event.RESTARTING, Event.RESTARTING, Event.RESTARTING),
     CauseKind.EXIT_CODE: (Event.FAILED, Event.RESTARTING, Event.FAILED, Event.RESTARTING),

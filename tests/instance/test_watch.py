@@ -225,6 +225,11 @@ RESET = event("RESET", guest=True, reason="guest-reset")
         ),
         ([event("WATCHDOG", action="reset"), RESET], [(Event.GUEST_RESET, None)]),
         ([event("WATCHDOG", action="inject-nmi"), SHUTDOWN], [(Event.GUEST_SHUTDOWN, CauseKind.GUEST_SHUTDOWN)]),
+        ([event("SHUTDOWN", guest=True, reason="guest-reset")], [(Event.GUEST_SHUTDOWN, CauseKind.GUEST_RESET)]),
+        (
+            [event("WATCHDOG", action="reset"), event("SHUTDOWN", guest=True, reason="guest-reset")],
+            [(Event.GUEST_SHUTDOWN, CauseKind.WATCHDOG)],
+        ),
         ([event("SHUTDOWN", guest=True, reason="guest-panic")], [(Event.GUEST_SHUTDOWN, CauseKind.GUEST_PANIC)]),
     ],
 )

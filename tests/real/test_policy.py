@@ -81,6 +81,31 @@ def test_a_watchdog_is_understood_by_its_action(daemon: Daemon, qemu: Emulator, 
     assert view["cause"]["kind"] == "watchdog"
 
 
+NO_REBOOT = 'extra-args = ["-no-reboot"]'
+
+
+@pytest.mark.parametrize("policy", ["no", "on-failure", "always"])
+def test_a_reset_that_ends_qemu_is_no_power_off(daemon: Daemon, qemu: Emulator, rom_guest: Path, policy: str) -> None:
+    """Under `-no-reboot` QEMU says so; whoever sets that wants the end, so only `always` starts the VM again."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, qemu=NO_REBOOT, service=f'restart = "{policy}"\n{SOON}'))
+    pid = daemon.do("web", "start")["pid"]
+    with daemon.events() as events:
+        daemon.type("web", "R")
+        wanted = "auto-restart" if policy == "always" else "dead"
+        assert events.next("instance-state", substate=wanted)["data"]["cause"]["kind"] == "guest-reset"
+    if policy == "always":
+        assert restarted(daemon, "web")["pid"] != pid
+
+
+def test_a_watchdog_whose_reset_ends_qemu_is_a_failure(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The guest had hung, and did not reset itself."""
+    extra = watchdog("reset").replace('"-action"', '"-no-reboot", "-action"')
+    daemon.unit("web", rom_unit(qemu, rom_guest, qemu=extra))
+    daemon.do("web", "start")
+    daemon.type("web", "B")
+    assert daemon.wait("web", "crashed")["cause"]["kind"] == "watchdog"
+
+
 def test_a_guest_whose_watchdog_paused_it_is_found_so(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """By a daemon that comes later, too; an operator's reset lets it begin anew."""
     daemon.unit("web", rom_unit(qemu, rom_guest, qemu=watchdog("pause")))
