@@ -244,5 +244,6 @@ def test_a_daemon_may_be_restarted_under_a_command(
         daemon.wait("web", "stopping-guest")
         daemon.type("web", "O", after="")
         out, err = command.communicate(timeout=DEADLINE)
-    assert (command.returncode, out, err) == (0, b"", b"")
+    assert (command.returncode, out) == (0, b"")
+    assert err in (b"", b"qsupctl: the daemon is gone; it is waited for, 30 s at most\n")  # if that took so long
     assert daemon.view("web")["substate"] == ("running" if verb[0] == "restart" else "dead")
