@@ -84,12 +84,14 @@ def drained(fd: int) -> bytes:
 
 
 def check(lines: list[str]) -> None:
-    """Each line is whole, and what is missing is counted."""
-    numbers = [int(found[1]) for line in lines if (found := re.search(r'number"?[:=] ?(\d+)', line))]
-    assert numbers == list(range(len(numbers)))
-    assert all("x" * 100 in line for line in lines[: len(numbers)])
+    """Each line is whole and in its place, and what is missing is counted, once or as often as there was room again."""
+    records = [line for line in lines if "flood" in line]
+    numbers = [int(found[1]) for line in records if (found := re.search(r'number"?[:=] ?(\d+)', line))]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == len(records)
+    assert all("x" * 100 in line for line in records)
     dropped = [int(found[1]) for line in lines if (found := re.search(r'dropped"?[:=] ?(\d+)', line))]
-    assert dropped == [5000 - len(numbers)]
+    assert sum(dropped) == 5000 - len(numbers) > 0
     assert any("last" in line for line in lines)
 
 
