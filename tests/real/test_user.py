@@ -142,7 +142,7 @@ def test_a_logout_loses_no_vm(daemon: UsersDaemon, emulator: Emulator, rom_guest
     shutil.rmtree(daemon.runtime)
     daemon.start()
     assert daemon.wait("web", "running")["pid"] == pid
-    daemon.ctl("stop", "web", "--timeout", "0")
+    daemon.ctl("stop", "web", "--timeout", "1s")
     assert daemon.view("web")["substate"] == "dead"
 
 
