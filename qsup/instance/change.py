@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import structlog
+import trio
 from attrs import evolve, frozen
 
-from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError
+from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, QsupError
 from qsup.host import descriptors
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
@@ -41,13 +43,17 @@ from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import hotplug
 from qsup.plan.hotplug import Attachment, Vm
-from qsup.plan.spec import ImageFd, PlanSummary, TapFd
+from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, TapFd
 from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend
 from qsup.unit.model import Applies, Unit
 from qsup.unit.write import difference, values_of
 
+_log = structlog.get_logger()
+
+#: Seconds for what came in part only to go again, and between two looks.
+_GONE, _GONE_PAUSE = 5.0, 0.05
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
 LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), WatchdogKeys(), Vcpus())
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
@@ -107,15 +113,31 @@ async def carry_out(
             return await _detach(arguments, context, filing)
         case Request.RESIZE:
             return await resize(arguments, context)
-        case Request.ATTACH:
-            return await _attach_alone(arguments["changes"], context, filing)
-        case _ if arguments.get("next_start"):
+        case _ if request is Request.SET and arguments.get("next_start"):
             return await file_only(arguments, filing, running=True)
+    try:
+        if request is Request.ATTACH:
+            return await _attach_alone(arguments["changes"], context, filing)
+        return await _set(arguments, context, filing)
+    finally:
+        # before anybody hears how it ended: a daemon that comes later shows what the VM is then
+        _keep(context)
+
+
+async def _set(arguments: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any] | Lasting:
     changes = arguments["changes"]
     if changes is None:
         changes = difference(context.hardware.unit, (await context.services.load(context.name)).unit)
     result = await set_keys(changes, context, filing, _means(), dry_run=bool(arguments.get("dry_run")))
     return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
+
+
+def _keep(context: Context) -> None:
+    try:
+        context.keep()
+    except QsupError as error:
+        # what was done is done; it is written again whenever something changes
+        _log.error("could not write down what the VM consists of", instance=context.name, why=error.message)
 
 
 def _means() -> Means:
@@ -189,6 +211,9 @@ _PLANNERS: Mapping[str, _Planner] = {
 
 async def _attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
     """Attach entries of the new unit, all or none."""
+    # controllers among them, which no entry of the unit stands for
+    for part in context.hardware.in_state("coming"):
+        await _take_up(part.entry, context)
     left = [entry for entry in entries if not await _take_up(entry, context)]
     if left:
         await _attach_new(left, unit, context)
@@ -213,17 +238,33 @@ async def _take_up(entry: str, context: Context) -> bool:
     if part is None:
         return False
     if part.state == "leaving":
-        raise ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
+        raise _leaving(entry)
     there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
     if all(device.id in there for device in part.devices):
         context.hardware.mark(entry, "there")
         return True
-    if any(device.id in there for device in part.devices) or not await wiring.give_up(part, context.monitor):
-        context.hardware.mark(entry, "leaving")
+    if any(device.id in there for device in part.devices):
         await wiring.ask_to_go(part, context.monitor)
-        raise ChangeError(f"a part of {entry} was attached when a daemon ended, and goes again", hint="try again then")
+        await _await_gone(part, context)
+    if not await wiring.give_up(part, context.monitor):
+        context.hardware.mark(entry, "leaving")
+        raise ChangeError(f"what an earlier attach of {entry} left is still in use", hint="a job may use its nodes")
     await _forget(entry, context)
     return False
+
+
+async def _await_gone(part: PartPlan, context: Context) -> None:
+    """Wait until QEMU has none of a part's devices; those that came without all of it go at once, mostly."""
+    names, deadline = {device.id for device in hotplug.unplugged(part)}, trio.current_time() + _GONE
+    while names.intersection(await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)):
+        if trio.current_time() >= deadline:
+            context.hardware.mark(part.entry, "leaving")
+            raise _leaving(part.entry)
+        await trio.sleep(_GONE_PAUSE)
+
+
+def _leaving(entry: str) -> ChangeError:
+    return ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
 
 
 async def _forget(entry: str, context: Context) -> None:
