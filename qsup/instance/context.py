@@ -65,6 +65,7 @@ class Context:
         guest: its agent.
         keep: writes down what the VM consists of; raises `QsupError` when that cannot be done.
         progress: tells where the operation stands.
+        again: an earlier daemon has begun it, and may have come to its end.
         force: whoever asked wants it done against the guest's will.
         note: tells what is seen of the VM; fields of `qsup.instance.driver.Observed`.
         overtake: an earlier operation gives up its goal of a key.
@@ -79,6 +80,7 @@ class Context:
     services: Services
     keep: Callable[[], None]
     progress: Callable[[str], None]
+    again: bool = False
     force: bool = False
     note: Callable[[Mapping[str, Any]], None] = _ignore
     overtake: Callable[[str], None] = _ignore

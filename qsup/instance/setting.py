@@ -80,7 +80,7 @@ async def set_keys(
         raise tell_all(error, said) from error
     at_once = [each.key for each in said if each.applied == verdict.AT_ONCE]
     context.hardware.set_unit(with_only(context.hardware.unit, changes, at_once, context))
-    return result_of(said, changed=bool(said), dry_run=False, persisted=filing.wanted, told=told)
+    return result_of(said, changed=bool(said) or context.again, dry_run=False, persisted=filing.wanted, told=told)
 
 
 async def _apply(
