@@ -70,7 +70,6 @@ class Context:
         note: tells what is seen of the VM; fields of `qsup.instance.driver.Observed`.
         overtake: an earlier operation gives up its goal of a key.
         goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
-        again: an earlier daemon may have done some of it.
     """
 
     life: Life
@@ -85,7 +84,6 @@ class Context:
     note: Callable[[Mapping[str, Any]], None] = _ignore
     overtake: Callable[[str], None] = _ignore
     goals: list[Goal] = field(factory=list)
-    again: bool = False
 
     @property
     def name(self) -> str:

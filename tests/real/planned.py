@@ -153,7 +153,7 @@ def _image(plan: Plan, request: ImageFd, directory: Path, emulator: Emulator, st
     else:
         with path.open("wb") as file:
             file.truncate(_SIZE)
-    return stack.enter_context(_loop_device(path)) if request.block_device else path
+    return stack.enter_context(loop_device(path)) if request.block_device else path
 
 
 @functools.cache
@@ -178,7 +178,8 @@ def _made(img: str, *arguments: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _loop_device(path: Path) -> Iterator[Path]:
+def loop_device(path: Path) -> Iterator[Path]:
+    """A block device of a file."""
     command = ["losetup", "--find", "--show", str(path)]
     device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_DEADLINE).stdout.strip()
     try:
@@ -207,7 +208,8 @@ def _tap_obstacle() -> str:
     return ""
 
 
-def _loop_obstacle() -> str:
+def loop_obstacle() -> str:
+    """Why there can be none, ``""`` where there can."""
     if shutil.which("losetup") is None or not os.access("/dev/loop-control", os.R_OK | os.W_OK):
         return "a loop device cannot be made"
     return ""
@@ -241,7 +243,7 @@ _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "vmx": _vmx_obstacle,
     "tap": _tap_obstacle,
     "virtiofsd": _virtiofsd_obstacle,
-    "loop-device": _loop_obstacle,
+    "loop-device": loop_obstacle,
     "uefi": functools.partial(_uefi_obstacle, "uefi"),
     "uefi-secure": functools.partial(_uefi_obstacle, "uefi", "secure-boot", "enrolled-keys"),
 }

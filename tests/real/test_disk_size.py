@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qsup.errors import ChangeError, NoSuchDevice, RequestError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.hotplug import image, in_guest, qmp
+from tests.real.planned import loop_device, loop_obstacle
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -55,6 +57,26 @@ def test_the_guest_sees_the_new_size(daemon: Daemon, qemu: Emulator, linux_guest
     assert resize(daemon, "q", "16M")["result"] == {"changed": False, "size": 16 * MIB}
     said = json.loads(daemon.ctl("resize", "web", "s", "17M", "-o", "json").stdout)
     assert said["operations"][0]["result"]["size"] == 17 * MIB
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(loop_obstacle()), reason="there are no loop devices")
+def test_a_block_device_makes_room_for_what_it_has(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Beyond its end nothing is resized, both sizes are named; once the device is larger the disk can be."""
+    path = image(daemon, "behind.img", 8 * MIB)
+    with loop_device(path) as device:
+        (daemon.root / "qsupd.toml").write_text(f'block-devices = ["{device}"]\n')
+        daemon.restart()
+        daemon.unit("web", rom_unit(qemu, rom_guest, tables=disk("a", path=str(device))))
+        daemon.do("web", "start")
+        operation = resize(daemon, "a", "16M")
+        assert operation["error"]["code"] == ChangeError.code, operation
+        assert "is 8M large, and a disk on it no larger (16M)" in operation["error"]["detail"]
+        os.truncate(path, 16 * MIB)
+        subprocess.run(["losetup", "--set-capacity", str(device)], check=True)
+        operation = resize(daemon, "a", "16M")
+        assert operation["result"] == {"changed": True, "size": 16 * MIB}, operation
+        daemon.do("web", "kill")
 
 
 @pytest.mark.parametrize(

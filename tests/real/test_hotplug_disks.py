@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qsup.errors import ImageInUse
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.hotplug import agree, attach, change, detach, fdsets, image, in_guest, nodes, peripherals, qmp
@@ -137,3 +138,17 @@ def test_what_a_machine_cannot_take_is_refused(daemon: Daemon, emulator: Emulato
             assert (operation["error"]["code"], operation["error"]["status"]) == ("unsupported", 422), operation
             assert "while" in operation["error"]["detail"]
         assert (nodes(daemon, name), fdsets(daemon, name), qmp(daemon, name, "query-block")) == before
+
+
+def test_an_image_that_two_vms_share(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Both must say so; a third that does not is refused, with the names of those who have it."""
+    image(daemon, "shared.img")
+    for name in ("web", "other", "third"):
+        daemon.unit(name, rom_unit(qemu, rom_guest))
+        daemon.do(name, "start")
+    for name in ("web", "other"):
+        operation = attach(daemon, name, "disks", id="data", path="shared.img", shareable=True)
+        assert operation["state"] == "succeeded", operation
+    operation = attach(daemon, "third", "disks", id="data", path="shared.img")
+    assert operation["error"]["code"] == ImageInUse.code
+    assert "VM web" in operation["error"]["detail"]
