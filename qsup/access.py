@@ -187,6 +187,7 @@ def stats(driver: Driver) -> StatsView:
         memory_rss=usage.rss if usage else 0,
         threads=usage.threads if usage else 0,
         disks=driver.body.sampler.look() if driver.body else {},
+        balloon=driver.body.sampler.look_balloon() if driver.body else {},
         nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record, nic.id))},
     )
 

@@ -49,6 +49,21 @@ NIC_COUNTERS: Mapping[str, tuple[str, float, str]] = {
     "tx_dropped": ("qsup_nic_transmit_dropped", 1, "Packets from the guest that were dropped."),
 }
 
+#: Of `StatsView.balloon`, bytes: metric and help.
+GUEST_MEMORY: Mapping[str, tuple[str, str]] = {
+    "total_memory": ("qsup_guest_memory_total_bytes", "Memory the guest counts."),
+    "free_memory": ("qsup_guest_memory_free_bytes", "Memory the guest uses for nothing."),
+    "available_memory": ("qsup_guest_memory_available_bytes", "Memory the guest could use without swapping."),
+    "disk_caches": ("qsup_guest_memory_cache_bytes", "Memory the guest uses as a cache of its disks."),
+}
+#: The others that are counted up.
+GUEST_COUNTERS: Mapping[str, tuple[str, str]] = {
+    "swap_in": ("qsup_guest_swapped_in_bytes", "Bytes the guest read from its swap space."),
+    "swap_out": ("qsup_guest_swapped_out_bytes", "Bytes the guest wrote to its swap space."),
+    "major_faults": ("qsup_guest_major_faults", "Page faults of the guest that waited for a disk."),
+    "minor_faults": ("qsup_guest_minor_faults", "Page faults of the guest that did not."),
+}
+
 
 class Traffic:
     """What was asked of the API. Routes are counted by their pattern, so a hostile path makes no new series."""
@@ -159,6 +174,7 @@ class _Collector:
         stats = self._snapshot.stats
         yield from _counters(DISK_COUNTERS, "disk", {name: view.disks for name, view in stats.items()})
         yield from _counters(NIC_COUNTERS, "nic", {name: view.nics for name, view in stats.items()})
+        yield from _guest(stats)
         yield from _latencies(self._snapshot)
 
 
@@ -222,6 +238,19 @@ def _counters(
                 if key in values:
                     family.add_metric((name, thing), values[key] * factor)
         yield family
+
+
+def _guest(stats: Mapping[str, StatsView]) -> Iterator[Metric]:
+    """What guests say of their memory, while somebody asks."""
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    for table, kind in ((GUEST_MEMORY, GaugeMetricFamily), (GUEST_COUNTERS, CounterMetricFamily)):
+        for key, (metric, text) in table.items():
+            family = kind(metric, text, labels=("instance",))
+            for name, view in stats.items():
+                if key in view.balloon:
+                    family.add_metric((name,), view.balloon[key])
+            yield family
 
 
 def _latencies(snapshot: Snapshot) -> Iterator[Metric]:

@@ -291,4 +291,5 @@ def stats(view: StatsView) -> wire.Stats:
         "threads": view.threads,
         "disks": {name: dict(counters) for name, counters in view.disks.items()},
         "nics": {name: dict(counters) for name, counters in view.nics.items()},
+        "balloon": dict(view.balloon),
     }

@@ -550,3 +550,4 @@ class Stats(TypedDict):
     threads: int
     disks: dict[str, dict[str, int]]
     nics: dict[str, dict[str, int]]
+    balloon: dict[str, int]

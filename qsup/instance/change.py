@@ -34,6 +34,7 @@ from qsup.instance.images import open_images
 from qsup.instance.live import throttle
 from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium, check_drive
+from qsup.instance.live.memory import SIZE, Memory, memory_goal
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
@@ -55,9 +56,12 @@ _log = structlog.get_logger()
 #: Seconds for what came in part only to go again, and between two looks.
 _GONE, _GONE_PAUSE = 5.0, 0.05
 #: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
-LIVE: tuple[LiveKeys, ...] = (throttle.Throttle(), Medium(), Caching(), NicKeys(), WatchdogKeys(), Vcpus())
+LIVE: tuple[LiveKeys, ...] = (
+    *(throttle.Throttle(), Medium(), Caching()),
+    *(NicKeys(), WatchdogKeys(), Vcpus(), Memory()),
+)
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
-GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus}
+GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus, SIZE: memory_goal}
 
 
 @frozen(kw_only=True)

@@ -104,6 +104,7 @@ class Observed:
     monitor_connected: bool = True
     agent_connected: bool = False
     memory_actual: int | None = None
+    memory_size: int | None = None
     threads: tuple[int, ...] = ()
     trays: Mapping[str, str] = field(factory=dict)
     resets: int = 0
@@ -175,6 +176,7 @@ class Driver:
                 waits_for=self._waits_for,
                 agent_connected=self._observed.agent_connected,
                 memory_actual=self._observed.memory_actual,
+                memory_size=self._observed.memory_size,
                 threads=self._observed.threads,
                 trays=self._observed.trays,
                 resets=self._observed.resets,

@@ -111,13 +111,14 @@ class EventRecord:
 
 @frozen(kw_only=True)
 class StatsView:
-    """Counters of one VM as last read; disks and NICs by id."""
+    """Counters of one VM as last read; disks and NICs by id, and what its guest says of its memory."""
 
     cpu_seconds: float
     memory_rss: int
     threads: int
     disks: Mapping[str, Mapping[str, int]]
     nics: Mapping[str, Mapping[str, int]]
+    balloon: Mapping[str, int]
 
 
 @frozen

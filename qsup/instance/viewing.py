@@ -18,10 +18,10 @@ from qsup.instance.state import State
 from qsup.instance.view import DeviceView, InstanceView
 from qsup.plan.hotplug import slots
 from qsup.plan.identity import derive_mac
-from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.plan.spec import DiskPlan, NicPlan, PlanSummary
 from qsup.unit.compare import needs_restart
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import DeviceSection, Unit, effective_bus
+from qsup.unit.model import DeviceSection, Unit, effective_bus, effective_resize
 from qsup.unit.throttle import said
 
 
@@ -31,6 +31,7 @@ class Moving:
 
     Args:
         warnings: what QEMU said of itself that is not as it was started.
+        memory_size: what QEMU said that the machine has, ``None`` where it has not.
         uuid: from the VM's identity, ``""`` before its first start.
     """
 
@@ -42,6 +43,7 @@ class Moving:
     waits_for: str
     agent_connected: bool
     memory_actual: int | None
+    memory_size: int | None
     threads: tuple[int, ...]
     trays: Mapping[str, str]
     resets: int
@@ -84,7 +86,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         vcpus=len(moving.threads) or unit.cpu.vcpus,
         max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
         threads=moving.threads,
-        memory_size=unit.memory.size,
+        memory_size=moving.memory_size or _memory(unit, summary),
         memory_actual=moving.memory_actual,
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
@@ -111,6 +113,11 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:
     return DeviceView(id=device.id, type=device.type, socket=socket_of(device, life.directory) if life else "")
+
+
+def _memory(unit: Unit, summary: PlanSummary | None) -> int:
+    """What the machine has where QEMU has not said; a balloon makes it no smaller."""
+    return summary.memory_base if summary and effective_resize(unit) == "balloon" else unit.memory.size
 
 
 def _disks(unit: Unit) -> tuple[DiskPlan, ...]:

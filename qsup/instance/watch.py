@@ -16,6 +16,7 @@ import trio
 
 from qsup.errors import MonitorClosed, MonitorError, MonitorTimeout
 from qsup.host.pidfd import ExitStatus
+from qsup.instance.balloon import BalloonSampler
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.drives import find_drives
 from qsup.instance.guest import AGENT_PORT
@@ -204,8 +205,13 @@ class _Interpreter:
                 self._post(Unplugged(life=number, device=notice.device[:128], refused=True))
             case events.AcpiDeviceOstEvent() if notice.info.get("source") == _EJECTION:
                 self._on_ejection(notice.info)
+            case events.MemUnplugErrorEvent() if notice.device:
+                self._post(Unplugged(life=number, device=notice.device[:128], refused=True))
             case events.BalloonChangeEvent():
                 self._post(Noted(life=number, changes={"memory_actual": notice.actual}))
+            case events.MemoryDeviceSizeChangeEvent():
+                size = self._life.summary.memory_base + notice.size
+                self._post(Noted(life=number, changes={"memory_size": size}))
 
     def _on_ejection(self, info: Mapping[str, object]) -> None:
         """What a guest says of a vCPU that it was asked for; a memory module has events of its own besides."""
@@ -244,9 +250,10 @@ def _io_error_cause(event: events.BlockIoErrorEvent, life: Life) -> Cause:
 
 
 class DiskSampler:
-    """The disks' counters, read along with the heartbeat for as long as somebody wants them."""
+    """The disks' counters and the balloon's, read along with the heartbeat for as long as somebody wants them."""
 
     def __init__(self) -> None:
+        self._balloon = BalloonSampler()
         self._disks: Mapping[str, Mapping[str, int]] = {}
         self._until = -math.inf
 
@@ -255,6 +262,10 @@ class DiskSampler:
         self._until = trio.current_time() + _SAMPLE_FOR
         return self._disks
 
+    def look_balloon(self) -> Mapping[str, int]:
+        """What the guest said of its memory, sampled for as long as anybody looks at the disks."""
+        return self._balloon.figures
+
     async def sample(self, life: Life, connection: Monitor) -> None:
         """Read the counters, if they are wanted.
 
@@ -262,11 +273,14 @@ class DiskSampler:
             MonitorError: as QEMU's monitor says.
         """
         if trio.current_time() > self._until:
+            await self._balloon.rest()
             return
         found = {
             stats.node_name: stats for stats in await commands.query_blockstats(connection, timeout=HEARTBEAT_TIMEOUT)
         }
         self._disks = {disk.id: found[disk.node].counters for disk in life.summary.disks if disk.node in found}
+        if life.unit.memory.balloon:
+            await self._balloon.sample(connection)
 
 
 async def heartbeat(life: Life, connection: Monitor, sampler: DiskSampler, post: Post) -> None:
@@ -351,6 +365,19 @@ async def look_over(life: Life, connection: Monitor, post: Post, *, delay: float
         _log.info("could not look the VM over", instance=life.record.name, why=error.message)
         return
     post(Noted(life=life.number, changes={"warnings": found}))
+    await _measure(life, connection, post)
+
+
+async def _measure(life: Life, connection: Monitor, post: Post) -> None:
+    """How much memory the guest has: the events that tell of it come once a second at most, and may have been lost."""
+    try:
+        changes: dict[str, Any] = {"memory_size": await commands.query_memory_size(connection, timeout=_QUERY_TIMEOUT)}
+        if life.unit.memory.balloon:
+            changes["memory_actual"] = await commands.query_balloon(connection, timeout=_QUERY_TIMEOUT)
+    except MonitorError as error:
+        _log.info("could not ask for the memory", instance=life.record.name, why=error.message)
+        return
+    post(Noted(life=life.number, changes=changes))
 
 
 async def agent_is_open(connection: Monitor) -> bool:

@@ -12,13 +12,10 @@ from qsup.errors import UnsupportedError
 from qsup.plan import devices, disks, machine, network, others
 from qsup.plan.board import BOARDS, Board
 from qsup.plan.firmware import firmware_part, kernel_part
-from qsup.plan.part import Backend, Part, escape
+from qsup.plan.part import Part, escape
 from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
 from qsup.unit.model import Unit, effective_bus, effective_video, shares_memory
 
-_MIB = 1 << 20
-#: The object that holds the guest's memory, where others are given it.
-_RAM = "ram"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -50,7 +47,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         devices.monitor_part(),
         machine.machine_part(unit.machine, chosen, accel, {**_machine_settings(unit), **firmware.settings}),
         machine.cpu_part(unit, chosen, model),
-        _memory_part(unit),
+        devices.memory_part(unit),
         firmware.part,
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
@@ -75,6 +72,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         variables=firmware.variables,
         family=chosen.family,
         vcpus_made=unit.cpu.vcpus,
+        memory_base=unit.memory.size,
         parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),
@@ -106,18 +104,7 @@ def _machine_settings(unit: Unit) -> dict[str, str]:
     # without a screen, BIOS and boot loader talk on the serial console (SeaBIOS's sercon)
     talks = unit.console.type == "serial" and effective_video(unit) == "none"
     settings = {"graphics": "off"} if talks else {}
-    return settings | ({"memory-backend": _RAM} if shares_memory(unit) else {})
-
-
-def _memory_part(unit: Unit) -> Part:
-    size = unit.memory.size
-    shared = {"qom-type": "memory-backend-memfd", "id": _RAM, "size": size, "share": True}
-    backends = (Backend(kind="object", properties=shared),) if shares_memory(unit) else ()
-    return Part(subject="[memory]", arguments=("-m", _memory(size)), backends=backends)
-
-
-def _memory(size: int) -> str:
-    return f"size={size // _MIB}M" if size % _MIB == 0 else f"size={size}B"
+    return settings | ({"memory-backend": devices.RAM} if shares_memory(unit) else {})
 
 
 def _boot_part(unit: Unit, *, ordered: bool) -> Part:
@@ -135,6 +122,7 @@ def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities) -> lis
         devices.console_part(unit),
         devices.agent_part(unit),
         devices.balloon_part(unit, board, capabilities),
+        devices.growth_part(unit, board),
         devices.usb_part(unit, board, needed=on_usb),
         *others.device_parts(unit, board, capabilities),
     ]

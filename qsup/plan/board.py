@@ -130,6 +130,7 @@ _WORDS = {
     "sata": "a SATA controller",
     "serial": "virtio serial ports",
     "balloon": "a balloon",
+    "memory": "memory that grows",
     "scsi": "a SCSI controller",
     "nic": "NICs",
     "legacy-nic": "e1000 and rtl8139 NICs",
@@ -143,7 +144,7 @@ _Q35 = Board(
     root="pcie.0",
     virtio="pci",
     # the chipset's own devices are in slots 0 and 0x1f
-    single={"video": 0x01, "serial": 0x02, "balloon": 0x03, "scsi": 0x04, "usb": 0x05},
+    single={"video": 0x01, "serial": 0x02, "balloon": 0x03, "scsi": 0x04, "usb": 0x05, "memory": 0x1E},
     several={
         # conventional PCI cards belong on the root bus (docs/pcie.txt in QEMU's source)
         "legacy-nic": Range(first=0x06, slots=4),
@@ -158,8 +159,8 @@ _PC = Board(
     family="pc",
     root="pci.0",
     virtio="pci",
-    # slots 0x1e and 0x1f, and what a VM does not use, are free for hotplug
-    single={"video": 0x02, "serial": 0x03, "balloon": 0x04, "scsi": 0x05, "usb": 0x06, "sata": 0x07},
+    # slot 0x1f, and what a VM does not use, are free for hotplug
+    single={"video": 0x02, "serial": 0x03, "balloon": 0x04, "scsi": 0x05, "usb": 0x06, "sata": 0x07, "memory": 0x1E},
     several={
         "nic": Range(first=0x08, slots=8),
         "device": Range(first=0x10, slots=4),

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
-from qsup.plan.part import Part, chardev_on_listener
+from qsup.plan.part import Backend, Part, Properties, chardev_on_listener
 from qsup.plan.spec import Argument, Capabilities, ListenerFd
 from qsup.unit.families import FAMILIES
-from qsup.unit.model import AGENT_PORT, Unit, effective_video
+from qsup.unit.model import AGENT_PORT, MEMORY_BLOCK, Unit, effective_resize, effective_video, shares_memory
+
+_MIB = 1 << 20
+#: The object that holds the guest's memory, where others are given it.
+RAM = "ram"
 
 _VIDEO = {"std": "VGA", "virtio": "virtio-vga", "qxl": "qxl-vga"}
 
@@ -73,6 +77,59 @@ def balloon_part(unit: Unit, board: Board, capabilities: Capabilities) -> Part:
     if "free-page-reporting" in capabilities.schema_features:
         device["free-page-reporting"] = True
     return Part(subject="[memory] balloon", devices=(device,) if unit.memory.balloon else ())
+
+
+def memory_part(unit: Unit) -> Part:
+    """The memory at the start, and the room for more."""
+    memory = unit.memory
+    sizes = {"size": memory.size} | ({"maxmem": memory.max} if memory.max > memory.size else {})
+    words = [f"{name}={size // _MIB}M" if size % _MIB == 0 else f"{name}={size}B" for name, size in sizes.items()]
+    if "maxmem" in sizes and memory.slots:
+        words.insert(1, f"slots={memory.slots}")
+    backends = (_store(RAM, memory.size, shared=True),) if shares_memory(unit) else ()
+    return Part(subject="[memory]", arguments=("-m", ",".join(words)), backends=backends)
+
+
+def _store(name: str, size: int, *, shared: bool, **properties: object) -> Backend:
+    """The object that holds some of the guest's memory; ``shared``: other programs are given it."""
+    kind: Properties = {"qom-type": "memory-backend-ram"}
+    sharing: Properties = {}
+    if shared:
+        kind, sharing = {"qom-type": "memory-backend-memfd"}, {"share": True}
+    return Backend(kind="object", properties={**kind, "id": name, "size": size, **sharing, **properties})
+
+
+#: The id of the virtio-mem device, and of the memory behind it.
+GROWTH = "memory"
+
+
+def growth_part(unit: Unit, board: Board) -> Part:
+    """The device by which a guest gets more memory; none of it at the start."""
+    memory = unit.memory
+    if effective_resize(unit) != "virtio-mem" or memory.max <= memory.size:
+        return Part(subject="[memory] max")
+    # not reserved: a guest that never grows costs no room for what it may become
+    store = _store(GROWTH, memory.max - memory.size, shared=shares_memory(unit), reserve=False)
+    device = {
+        "driver": board.virtio_device("mem"),
+        "id": GROWTH,
+        **board.place("memory"),
+        "memdev": GROWTH,
+        "block-size": MEMORY_BLOCK,
+        "requested-size": 0,
+    }
+    return Part(subject="[memory] max", backends=(store,), devices=(device,))
+
+
+def module_part(index: int, size: int, *, shared: bool) -> Part:
+    """A memory module that comes while the VM runs; ``shared``: other programs are given the guest's memory."""
+    name = f"memory-{index}"
+    return Part(
+        subject=f"memory module {index}",
+        entry=f"memory.{index}",
+        backends=(_store(name, size, shared=shared),),
+        devices=({"driver": "pc-dimm", "id": name, "memdev": name},),
+    )
 
 
 def panic_part(capabilities: Capabilities) -> Part:

@@ -330,6 +330,7 @@ class PlanSummary:
     Args:
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
+        memory_base: bytes of memory that the guest was started with.
         parts: every device, and what it stands on.
         shared_memory: other programs can be given the guest's memory.
     """
@@ -340,6 +341,7 @@ class PlanSummary:
     cpu_model: str
     family: str = ""
     vcpus_made: int = 1
+    memory_base: int = 0
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
@@ -365,10 +367,7 @@ class Plan:
         machine_alias: the alias it was resolved from, or ``""``; the launcher keeps the pair in the identity.
         accel: ``kvm`` or ``tcg``.
         cpu_model: what ``-cpu`` says.
-        family: of machine types, such as ``q35``.
-        vcpus_made: how many vCPUs there are at the start.
-        parts: every device, and what it stands on.
-        shared_memory: other programs can be given the guest's memory.
+        family, vcpus_made, memory_base, parts, shared_memory: as `PlanSummary` has them.
         warnings: what the user should know, one sentence each.
     """
 
@@ -383,6 +382,7 @@ class Plan:
     variables: VariableStore | None = None
     family: str = ""
     vcpus_made: int = 1
+    memory_base: int = 0
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()

@@ -26,6 +26,7 @@ from qsup.qmp.results import (
     HotpluggableCpu,
     JobInfo,
     KvmInfo,
+    MemoryDevice,
     StatusInfo,
 )
 from qsup.qmp.wire import elements, member
@@ -242,6 +243,45 @@ async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:
         if error.error_class in ("DeviceNotActive", "KVMMissingCap"):
             return None
         raise
+
+
+async def balloon(monitor: Monitor, size: int, *, timeout: float) -> None:
+    """``balloon``: ask the guest to get by with that many bytes; BALLOON_CHANGE tells what it does."""
+    await monitor.execute("balloon", {"value": size}, timeout=timeout)
+
+
+async def query_memory_devices(monitor: Monitor, *, timeout: float) -> tuple[MemoryDevice, ...]:
+    """``query-memory-devices``: memory that came, or may come, beside what the VM was started with."""
+    return await _list(monitor, "query-memory-devices", MemoryDevice.parse, timeout)
+
+
+async def query_memory_size(monitor: Monitor, *, timeout: float) -> int:
+    """``query-memory-size-summary``: bytes that the machine has, those that came included."""
+
+    def parse(answer: object) -> int:
+        return member(answer, "base-memory", int) + member(answer, "plugged-memory", int, 0)
+
+    return await _ask(monitor, "query-memory-size-summary", parse, timeout)
+
+
+async def qom_set(monitor: Monitor, path: str, name: str, value: object, *, timeout: float) -> None:
+    """``qom-set``."""
+    await monitor.execute("qom-set", {"path": path, "property": name, "value": value}, timeout=timeout)
+
+
+async def query_guest_stats(monitor: Monitor, path: str, *, timeout: float) -> Mapping[str, int]:
+    """``qom-get`` of a balloon's ``guest-stats``, by QEMU's names without ``stat-``; none before a driver sent any."""
+
+    def parse(answer: object) -> Mapping[str, int]:
+        stats = member(answer, "stats", dict)
+        names = {name.removeprefix("stat-").replace("-", "_"): name for name in stats}
+        return {short: member(stats, name, int) for short, name in names.items()} if _updated(answer) else {}
+
+    def _updated(answer: object) -> bool:
+        return member(answer, "last-update", int) > 0
+
+    arguments = {"path": path, "property": "guest-stats"}
+    return await _ask(monitor, "qom-get", parse, timeout, arguments)
 
 
 async def query_yank(monitor: Monitor, *, timeout: float) -> None:

@@ -103,6 +103,37 @@ class HotpluggableCpu:
 
 
 @attrs.frozen(kw_only=True)
+class MemoryDevice:
+    """One memory device of ``query-memory-devices``.
+
+    Args:
+        kind: ``dimm``, ``virtio-mem``...
+        id: of the device, ``""`` for one without.
+        size: bytes that it gives the guest now.
+        requested: bytes that the guest was asked to use of a ``virtio-mem``.
+        block: of which those are multiples.
+    """
+
+    kind: str
+    id: str
+    size: int
+    requested: int
+    block: int
+
+    @classmethod
+    def parse(cls, value: object) -> MemoryDevice:
+        """Read one element of the answer."""
+        data = member(value, "data", dict)
+        return cls(
+            kind=member(value, "type", str),
+            id=member(data, "id", str, ""),
+            size=member(data, "size", int, 0),
+            requested=member(data, "requested-size", int, 0),
+            block=member(data, "block-size", int, 0),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class BlockInfo:
     """One drive of ``query-block``.
 

@@ -20,6 +20,7 @@ from qsup.unit.model import (
     AGENT_PORT,
     DEVICE_KEYS,
     DISK_BUSES,
+    MEMORY_BLOCK,
     UEFI_FIRMWARE,
     BackingSection,
     DeviceSection,
@@ -29,12 +30,13 @@ from qsup.unit.model import (
     channel_name,
     effective_bus,
     effective_max_vcpus,
+    effective_resize,
     effective_video,
     keys_of,
     machine_family,
     mount_tag,
 )
-from qsup.unit.quantity import alternatives, did_you_mean, format_duration, shown
+from qsup.unit.quantity import alternatives, did_you_mean, format_duration, format_size, shown
 from qsup.unit.throttle import contradictions
 from qsup.unit.tree import Key
 
@@ -161,6 +163,32 @@ def _processors(unit: Unit) -> Iterator[Finding]:
         rule = "do not divide" if left_open else "do not make up"
         message = f"sockets x dies x cores x threads = {product} {rule} {most} vCPUs (max-vcpus, else vcpus)"
         yield Finding(message, [("cpu", "topology"), *counts])
+
+
+def _memory(unit: Unit) -> Iterator[Finding]:
+    """`max` is not less than `size`, both are multiples of 2M, `resize` has what it needs; `microvm` has no `max`."""
+    memory, way, most = unit.memory, effective_resize(unit), ("memory", "max")
+    if memory.max:
+        family = machine_family(unit.machine.type)
+        if family and not FAMILIES[family].has_memory_slots:
+            yield Finding(f"a {family} machine takes no memory while it runs", [most, ("machine", "type")])
+        if memory.max < memory.size:
+            sizes = f"max ({format_size(memory.max)}) is less than size ({format_size(memory.size)})"
+            yield Finding(sizes, [most, ("memory", "size")])
+        for name, value in (("size", memory.size), ("max", memory.max)):
+            if value % MEMORY_BLOCK:
+                message = f"{name} ({format_size(value)}) is not a multiple of {format_size(MEMORY_BLOCK)}"
+                yield Finding(message, [("memory", name), most])
+    keys = [("memory", "resize"), most]
+    if way in ("virtio-mem", "dimm") and not memory.max:
+        yield Finding(f"{way} needs max, the most memory it can have", keys)
+    if way == "balloon" and memory.max:
+        yield Finding("a balloon changes memory within size, so max means nothing", keys)
+    if way == "balloon" and not memory.balloon:
+        yield Finding("resize is balloon, and the VM has none", [*keys, ("memory", "balloon")])
+    if (way == "dimm") != bool(memory.slots):
+        message = "dimm needs slots for its modules" if way == "dimm" else "slots are for memory modules (dimm) alone"
+        yield Finding(message, [("memory", "slots"), *keys])
 
 
 def _ids(unit: Unit) -> Iterator[Finding]:
@@ -405,6 +433,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _machine,
     _boot,
     _processors,
+    _memory,
     _ids,
     _boot_order,
     _disks,

@@ -23,19 +23,27 @@ class Family:
         nic_models: the cards that NICs can be.
         has_graphics: a graphics card, and so a display.
         has_flash: flash memory, which UEFI is put into.
+        has_memory_slots: room for memory that comes while the VM runs.
     """
 
     disk_buses: tuple[str, ...] = DISK_BUSES
     nic_models: tuple[str, ...] = NIC_MODELS
     has_graphics: bool = True
     has_flash: bool = True
+    has_memory_slots: bool = True
 
 
 FAMILIES: Mapping[str, Family] = {
     "q35": Family(disk_buses=tuple(bus for bus in DISK_BUSES if bus != "ide")),
     "pc": Family(),
     # virtio-mmio transports and no PCI bus
-    "microvm": Family(disk_buses=("virtio", "scsi"), nic_models=("virtio",), has_graphics=False, has_flash=False),
+    "microvm": Family(
+        disk_buses=("virtio", "scsi"),
+        nic_models=("virtio",),
+        has_graphics=False,
+        has_flash=False,
+        has_memory_slots=False,
+    ),
 }
 
 

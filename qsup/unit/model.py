@@ -353,11 +353,42 @@ class CpuSection:
     topology: TopologySection = _section(TopologySection, "How the virtual CPUs are arranged.")
 
 
+RESIZES = ("virtio-mem", "dimm", "balloon")
+#: What virtio-mem gives and takes at a time: a huge page of x86-64. What a memory module is a multiple of: Linux adds
+#: and removes memory in blocks of that size (memory-hotplug.rst).
+MEMORY_BLOCK, MODULE_BLOCK = 2 * MIB, 128 * MIB
+
+
 @frozen(kw_only=True)
 class MemorySection:
     """``[memory]``: the guest's memory."""
 
-    size: int = _key(kinds.size(1 * MIB, 1 << 46), "The guest's memory.", default=512 * MIB, qemu="-m size=")
+    size: int = _key(
+        kinds.size(1 * MIB, 1 << 46),
+        "The guest's memory. What can be had of it while the VM runs hangs on `resize`.",
+        default=512 * MIB,
+        qemu="-m size=",
+        applies=Applies.LIVE,
+    )
+    max: int = _key(
+        kinds.size(0, 1 << 46),
+        'The most memory it can have while it runs; `"0B"`: no more than `size`.',
+        default=0,
+        qemu="-m maxmem=",
+    )
+    slots: int = _key(
+        kinds.integer(0, 256), "Memory modules that can be plugged (`dimm`).", default=0, qemu="-m slots="
+    )
+    resize: str = _key(
+        kinds.optional(kinds.choice(*RESIZES)),
+        "How `size` changes while the VM runs. `virtio-mem`: between what it was started with and `max`, in steps of "
+        "2M; its guest must know virtio-mem (Linux 5.8). `dimm`: by memory modules of multiples of 128M, one for each "
+        "change, up to `max` and `slots`; one goes as a whole, and only if the guest uses it for what can be moved. "
+        "`balloon`: at most what it was started with. By default `virtio-mem` where `max` is given, else `balloon` "
+        "where there is one.",
+        default="",
+        qemu="virtio-mem, pc-dimm, balloon",
+    )
     balloon: bool = _key(kinds.BOOLEAN, "Give the guest a memory balloon.", default=True, qemu="virtio-balloon")
     shared: bool = _key(
         kinds.BOOLEAN,
@@ -742,6 +773,12 @@ def shares_memory(unit: Unit) -> bool:
 def channel_name(device: DeviceSection) -> str:
     """What the guest finds a serial channel by: its ``name``, else its id."""
     return device.name or device.id
+
+
+def effective_resize(unit: Unit) -> str:
+    """How the memory changes while the VM runs, ``""`` where it cannot."""
+    memory = unit.memory
+    return memory.resize or ("virtio-mem" if memory.max else "balloon" if memory.balloon else "")
 
 
 def effective_max_vcpus(unit: Unit) -> int:

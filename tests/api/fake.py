@@ -506,6 +506,7 @@ class FakeBackend:
             threads=5,
             disks={"root": {"rd_bytes": 4096, "wr_bytes": 512, "rd_operations": 2, "rd_total_time_ns": 1_500_000_000}},
             nics={"lan": {"rx_bytes": 100, "tx_bytes": 200}},
+            balloon={"total_memory": 400 << 20, "free_memory": 100 << 20, "major_faults": 7},
         )
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:

@@ -56,6 +56,8 @@ def test_processes_disks_and_nics_are_counted() -> None:
     assert samples["qsup_instance_cpu_seconds_total", labels(instance="web")] == 12.5
     assert samples["qsup_instance_resident_memory_bytes", labels(instance="web")] == 40 << 20
     assert samples["qsup_disk_read_bytes_total", labels(instance="web", disk="root")] == 4096
+    assert samples["qsup_guest_memory_free_bytes", labels(instance="web")] == 100 << 20
+    assert samples["qsup_guest_major_faults_total", labels(instance="web")] == 7
     assert samples["qsup_disk_read_seconds_total", labels(instance="web", disk="root")] == 1.5
     assert samples["qsup_nic_transmit_bytes_total", labels(instance="web", nic="lan")] == 200
     assert not [name for name, _ in samples if name.startswith("qsup_disk_flush")]

@@ -265,3 +265,38 @@ async def test_a_machine_without_a_screen_says_so(nursery: trio.Nursery) -> None
         dump = await peer.command()
         assert dump["arguments"] == {"filename": "/dev/fdset/3"}
         await peer.say(json.dumps(json.loads(refusal) | {"id": dump["id"]}).encode())
+
+
+async def test_memory_and_places_for_vcpus(nursery: trio.Nursery) -> None:
+    """What a VM may grow by, as QEMU says it; a balloon that never had a driver says nothing."""
+    answers: dict[str, object] = {
+        "query-hotpluggable-cpus": [
+            {"type": "max-x86_64-cpu", "vcpus-count": 1, "props": {"core-id": 1}},
+            {"type": "max-x86_64-cpu", "vcpus-count": 1, "props": {"core-id": 0}, "qom-path": "/machine/unattached/x"},
+        ],
+        "query-memory-devices": [
+            {"type": "virtio-mem", "data": {"id": "memory", "size": 4, "requested-size": 8, "block-size": 2}},
+            {"type": "dimm", "data": {"size": 16}},
+        ],
+        "query-memory-size-summary": {"base-memory": 10, "plugged-memory": 4},
+        "qom-get": {"stats": {"stat-free-memory": 7}, "last-update": 0},
+    }
+
+    async with by_hand(nursery) as (monitor, peer), trio.open_nursery() as peers:
+
+        async def answer() -> None:
+            while True:
+                command = await peer.command()
+                await peer.answer(command, answers[str(command["execute"])])
+
+        peers.start_soon(answer)
+        first, second = await commands.query_hotpluggable_cpus(monitor, timeout=TIMEOUT)
+        assert (first.props, first.qom_path, second.props) == ({"core-id": 0}, "/machine/unattached/x", {"core-id": 1})
+        growth, module = await commands.query_memory_devices(monitor, timeout=TIMEOUT)
+        assert (growth.id, growth.size, growth.requested, growth.block) == ("memory", 4, 8, 2)
+        assert (module.kind, module.id, module.size) == ("dimm", "", 16)
+        assert await commands.query_memory_size(monitor, timeout=TIMEOUT) == 14
+        assert await commands.query_guest_stats(monitor, "/machine/peripheral/balloon", timeout=TIMEOUT) == {}
+        answers["qom-get"] = {"stats": {"stat-free-memory": 7}, "last-update": 1}
+        assert await commands.query_guest_stats(monitor, "/x", timeout=TIMEOUT) == {"free_memory": 7}
+        peers.cancel_scope.cancel()

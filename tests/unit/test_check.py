@@ -25,6 +25,11 @@ def errors(text: str, name: str = "web") -> list[str]:
         "[cpu]\nvcpus = 2\nmax-vcpus = 8\n[cpu.topology]\nsockets = 2\ncores = 2\nthreads = 2\n",
         "[cpu]\nvcpus = 8\n[cpu.topology]\ncores = 4\n",
         "[cpu]\nvcpus = 8\n[cpu.topology]\nsockets = 1\ndies = 2\ncores = 2\nthreads = 2\n",
+        '[memory]\nsize = "1G"\nmax = "4G"\n',
+        '[memory]\nsize = "1G"\nmax = "1G"\n',
+        '[memory]\nsize = "1G"\nmax = "4G"\nslots = 4\nresize = "dimm"\n',
+        '[memory]\nsize = "1001M"\nresize = "balloon"\n',
+        '[machine]\ntype = "microvm"\n',
         '[machine]\nkernel = "k"\nfirmware = "uefi"\ninitrd = "i"\nappend = "a"\n',
         '[service]\nready = { port = 22 }\n[[nic]]\nid = "lan"\nforward = ["2222:22"]\n',
         '[service]\nready = { serial = "login" }\n[console]\ntype = "virtio"\n',
@@ -112,6 +117,27 @@ def test_the_key_that_was_written_is_blamed(text: str, line: int) -> None:
 def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
     """A guest that writes raw over a qcow2 image destroys it, so a name that says qcow2 is believed."""
     assert errors(text) == [f'web.toml:{line}: is named as qcow2 but would be used as raw; say format = "qcow2"']
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ('size = "2G"\nmax = "1G"', "max (1G) is less than size (2G)"),
+        ('size = "513M"\nmax = "1G"', "size (513M) is not a multiple of 2M"),
+        ('max = "1025M"', "max (1025M) is not a multiple of 2M"),
+        ('resize = "virtio-mem"', "virtio-mem needs max"),
+        ('resize = "dimm"\nslots = 1', "dimm needs max"),
+        ('resize = "dimm"\nmax = "1G"', "dimm needs slots"),
+        ('slots = 1\nmax = "1G"', "slots are for memory modules (dimm) alone"),
+        ('resize = "balloon"\nmax = "1G"', "so max means nothing"),
+        ('resize = "balloon"\nballoon = false', "and the VM has none"),
+        ('max = "1G"\n[machine]\ntype = "microvm"', "a microvm machine takes no memory while it runs"),
+    ],
+)
+def test_memory_that_cannot_change_so(memory: str, words: str) -> None:
+    """Each way has its needs, and nothing is named that means nothing."""
+    (message,) = errors(f"[memory]\n{memory}\n")
+    assert words in message
 
 
 @pytest.mark.parametrize("machine", ["virt", "isapc", "none", "pc-q36", "microvm-x", "xenfv", "s390-ccw-virtio"])

@@ -42,7 +42,7 @@ def test_keys_are_compared_one_by_one() -> None:
         "cpu.vcpus": (1, 2, "live"),
         "cpu.max-vcpus": (1, 2, "restart"),
         "cpu.topology.cores": (1, 2, "restart"),
-        "memory.size": ("512M", "1G", "restart"),
+        "memory.size": ("512M", "1G", "live"),
     }
 
 
@@ -97,4 +97,4 @@ def test_nothing_differs_but_where_something_does(one: Unit, other: Unit) -> Non
 def test_a_restart_is_needed_where_a_key_needs_one() -> None:
     """What the daemon alone acts on needs none."""
     assert not needs_restart(compare(Unit(), unit_from_values({"service": {"restart": "always"}})))
-    assert needs_restart(compare(Unit(), unit_from_values({"memory": {"size": "1G"}})))
+    assert needs_restart(compare(Unit(), unit_from_values({"memory": {"balloon": False}})))

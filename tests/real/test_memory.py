@@ -1,0 +1,281 @@
+"""Memory that comes and goes while a VM runs, on every QEMU: what the API says is what QEMU and the guest have."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from qsup.errors import ChangeError, GuestRefused, OperationCancelled, UnitError
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import Daemon, linux_unit, rom_unit
+from tests.real.growing import ask, cancel, run
+from tests.real.hotplug import agree, finished, peripherals, qmp
+from tests.waiting import came_true
+
+pytestmark = [pytest.mark.real]
+
+MIB = 1 << 20
+GROWS = 'max = "512M"'
+MODULES = 'max = "1G"\nslots = 2\nresize = "dimm"'
+POLLING = "guest-stats-polling-interval"
+
+
+def start(daemon: Daemon, qemu: Emulator, guest: LinuxGuest, memory: str, *, online: str = "online_movable") -> None:
+    """A Linux VM with 256 MiB.
+
+    Args:
+        online: what its kernel does with memory that comes.
+    """
+    guest = attrs.evolve(guest, append=f"{guest.append} memhp_default_state={online}")
+    text = linux_unit(qemu, guest, memory=memory).replace('size = "128M"', 'size = "256M"')
+    daemon.unit("web", text)
+    daemon.do("web", "start")
+
+
+def start_rom(daemon: Daemon, qemu: Emulator, rom: Path, memory: str) -> None:
+    """A VM of 16 MiB whose guest knows nothing of memory that changes."""
+    daemon.unit("web", rom_unit(qemu, rom, memory=memory).replace("balloon = false\n" * ("balloon" in memory), ""))
+    daemon.do("web", "start")
+
+
+def size(daemon: Daemon, text: str, *, wait: float = 30) -> dict[str, Any]:
+    """Ask for so much memory: the operation."""
+    return ask(daemon, {"memory": {"size": text}}, wait=wait)
+
+
+def machine(daemon: Daemon) -> int:
+    """MiB that QEMU has."""
+    summary = qmp(daemon, "web", "query-memory-size-summary")
+    return int(summary["base-memory"] + summary["plugged-memory"]) // MIB
+
+
+def shown(daemon: Daemon) -> int:
+    """MiB that the API shows."""
+    return int(daemon.view("web")["memory"]["size"]) // MIB
+
+
+def has(daemon: Daemon, mib: int) -> bool:
+    """Whether QEMU has so many MiB and the API says so, soon."""
+    return came_true(lambda: (machine(daemon), shown(daemon)) == (mib, mib), seconds=5)
+
+
+def total(daemon: Daemon) -> int:
+    """MiB that the guest counts."""
+    return int(run(daemon, "sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) // 1024
+
+
+def fill(daemon: Daemon, seconds: int) -> None:
+    """Have the guest use its memory for a file, which it removes by itself: short of memory, its agent may be mute."""
+    run(daemon, "mkdir -p /tmp/full; mount -t tmpfs -o size=1G full /tmp/full")
+    run(daemon, "dd if=/dev/zero of=/tmp/full/x bs=1M count=300")
+    run(daemon, f"(sleep {seconds}; rm /tmp/full/x) >/dev/null 2>&1 &")
+
+
+def test_memory_grows_and_shrinks(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """By virtio-mem, where the unit has a `max`; a later daemon knows how much there is."""
+    start(daemon, qemu, linux_guest, GROWS)
+    before = total(daemon)
+    operation = size(daemon, "512M")
+    assert (operation["kind"], operation["state"]) == ("set", "succeeded")
+    assert operation["result"] == {"changed": True, "keys": {"memory.size": {"size": 512 * MIB}}}
+    assert has(daemon, 512)
+    assert came_true(lambda: total(daemon) > before + 200, seconds=5)
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert has(daemon, 512)
+    assert size(daemon, "384M")["state"] == "succeeded"
+    assert has(daemon, 384)
+    assert size(daemon, "384M")["result"]["changed"] is False
+    assert size(daemon, "256M")["state"] == "succeeded"
+    assert has(daemon, 256)
+    assert agree(daemon, "web")
+
+
+def test_a_guest_that_needs_its_memory_gives_back_what_it_can(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """That is told, holds nobody, outlives the daemon, and goes on when the guest can give more."""
+    start(daemon, qemu, linux_guest, GROWS)
+    assert size(daemon, "512M")["state"] == "succeeded"
+    fill(daemon, 8)
+    operation = size(daemon, "256M", wait=2)
+    assert (operation["state"], operation["cancellable"]) == ("running", True)
+    left = shown(daemon)
+    assert left > 256
+    gave = f"{512 - left}M" if left < 512 else "nothing"
+    assert operation["progress"] == f"gave back {gave} of 256M: it has {left}M and is to have 256M"
+    assert daemon.view("web")["operation"] is None
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert finished(daemon, operation, seconds=60)["state"] == "succeeded"
+    assert has(daemon, 256)
+
+
+def test_a_shrinking_can_be_cancelled(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:
+    """The guest keeps what it has, QEMU wants no more of it, and another change begins from there."""
+    start(daemon, emulator, linux_guest, GROWS)
+    assert size(daemon, "512M")["state"] == "succeeded"
+    fill(daemon, 8)
+    operation = size(daemon, "256M", wait=2)
+    ended = cancel(daemon, operation)
+    assert (ended["state"], ended["error"]["code"]) == ("cancelled", OperationCancelled.code)
+    (device,) = [each["data"] for each in qmp(daemon, "web", "query-memory-devices")]
+    assert device["requested-size"] == device["size"] > 0
+    assert size(daemon, "256M")["state"] == "succeeded"
+    with daemon.client() as client, pytest.raises(Exception, match="has ended"):
+        client.delete(f"/v1/operations/{operation['id']}")
+
+
+def test_modules_come_and_go(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """One for each change, as many as there are slots; what has no whole module is refused."""
+    start(daemon, qemu, linux_guest, MODULES)
+    assert size(daemon, "384M")["result"]["keys"] == {"memory.size": {"size": 384 * MIB}}
+    assert size(daemon, "768M")["state"] == "succeeded"
+    assert has(daemon, 768)
+    assert peripherals(daemon, "web") >= {"memory-0", "memory-1"}
+    assert agree(daemon, "web")
+    assert "all 2 slots for memory modules are taken" in size(daemon, "896M")["error"]["detail"]
+    assert "it can have 384M" in size(daemon, "640M")["error"]["detail"]
+    assert "a multiple of 128M, not 100M" in size(daemon, "868M")["error"]["detail"]
+    assert came_true(lambda: total(daemon) > 600, seconds=5)
+    assert size(daemon, "256M")["state"] == "succeeded"
+    assert has(daemon, 256)
+    assert agree(daemon, "web")
+    assert "memory-0" not in json.dumps(qmp(daemon, "web", "qom-list", path="/objects"))
+    assert size(daemon, "512M")["state"] == "succeeded"
+
+
+def test_a_module_that_the_kernel_uses_stays(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """The guest's refusal is told, and the module is as it was."""
+    start(daemon, qemu, linux_guest, MODULES, online="online_kernel")
+    assert size(daemon, "384M")["state"] == "succeeded"
+    # what a kernel allocates for itself cannot be moved out of the way
+    run(daemon, "mkdir -p /tmp/dirs; mount -t tmpfs d /tmp/dirs; cd /tmp/dirs; seq 1 40000 | xargs -n 500 mkdir")
+    operation = size(daemon, "256M", wait=15)
+    assert (operation["state"], (operation["error"] or {}).get("code")) == ("failed", GuestRefused.code), operation
+    assert has(daemon, 384)
+    assert size(daemon, "384M")["result"]["changed"] is False
+
+
+def test_the_balloon_takes_and_gives(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """Where the unit says nothing else; the machine stays as large as it is."""
+    start(daemon, qemu, linux_guest, "")
+    operation = size(daemon, "200M")
+    assert operation["result"] == {"changed": True, "keys": {"memory.size": {"actual": 200 * MIB}}}
+    memory = daemon.view("web")["memory"]
+    assert (memory["size"], memory["actual"]) == (256 * MIB, 200 * MIB)
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert came_true(lambda: daemon.view("web")["memory"]["actual"] == 200 * MIB, seconds=5)
+    assert daemon.view("web")["memory"]["size"] == 256 * MIB
+    assert size(daemon, "256M")["state"] == "succeeded"
+    assert daemon.view("web")["memory"]["actual"] == 256 * MIB
+    assert "a balloon gives it no more" in size(daemon, "512M")["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted", "words"),
+    [
+        ('max = "64M"', "32M", "took nothing of 16M: it has 16M and is to have 32M"),
+        ("balloon = true", "8M", "gave back nothing of 8M: it has 16M and is to have 8M"),
+    ],
+)
+def test_a_guest_that_does_not_answer_keeps_nobody(
+    daemon: Daemon, qemu: Emulator, rom_guest: Path, memory: str, wanted: str, words: str
+) -> None:
+    """The operation waits until it is cancelled, or the VM ends."""
+    start_rom(daemon, qemu, rom_guest, memory)
+    operation = size(daemon, wanted, wait=1)
+    assert (operation["state"], operation["progress"]) == ("running", words)
+    assert daemon.view("web")["operation"] is None
+    assert cancel(daemon, operation)["state"] == "cancelled"
+    assert has(daemon, 16)
+    again = size(daemon, wanted, wait=0.5)
+    daemon.do("web", "kill")
+    assert finished(daemon, again)["error"]["code"] == ChangeError.code
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_daemon_that_dies_plugging_is_succeeded(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, number: int
+) -> None:
+    """At whichever command: there is one module in the end, whole."""
+    start_rom(daemon, emulator, rom_guest, 'max = "1G"\nslots = 2\nresize = "dimm"')
+    operation = size(daemon, "144M", wait=0)
+    came_true(lambda: number == 0 or len(qmp(daemon, "web", "qom-list", path="/objects")) > number, seconds=0.3)
+    daemon.restart(signal.SIGKILL)
+    daemon.wait("web", "running")
+    assert finished(daemon, operation)["state"] == "succeeded"
+    assert has(daemon, 144)
+    assert agree(daemon, "web")
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted", "code", "words"),
+    [
+        ('max = "64M"', "128M", UnitError.code, "max (64M) is less than size (128M)"),
+        ('max = "64M"', "17M", UnitError.code, "size (17M) is not a multiple of 2M"),
+        ('max = "64M"', "8M", ChangeError.code, "it was started with 16M, which it keeps while it runs"),
+        ('max = "64M"', "much", UnitError.code, "'much' is not a size"),
+        ('max = "64M"', "0B", UnitError.code, "must be from 1M"),
+        ("", "8M", ChangeError.code, "it has neither a balloon nor room for more memory"),
+        (MODULES, "18M", ChangeError.code, "a memory module has a multiple of 128M, not 2M"),
+    ],
+    ids=str,
+)
+def test_wrong_sizes_are_refused(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, memory: str, wanted: str, code: str, words: str
+) -> None:
+    """Before QEMU is asked for anything."""
+    start_rom(daemon, emulator, rom_guest, memory)
+    operation = size(daemon, wanted)
+    assert (operation["state"], operation["error"]["code"]) == ("failed", code), operation
+    assert words in json.dumps(operation["error"])
+    assert has(daemon, 16)
+
+
+def test_a_module_that_qemu_refuses_leaves_nothing(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Its memory was there already, and is given back."""
+    start_rom(daemon, qemu, rom_guest, MODULES)
+    before = qmp(daemon, "web", "qom-list", path="/objects")
+    for number in range(2):
+        name = f"mine-{number}"
+        qmp(daemon, "web", "object-add", **{"qom-type": "memory-backend-ram", "id": name, "size": 128 * MIB})
+        qmp(daemon, "web", "device_add", driver="pc-dimm", id=name, memdev=name)
+    operation = size(daemon, "400M")
+    assert operation["state"] == "failed"
+    assert "memory module 0" in operation["error"]["detail"]
+    objects = qmp(daemon, "web", "qom-list", path="/objects")
+    assert len(objects) == len(before) + 2
+    assert agree(daemon, "web")
+
+
+def test_what_a_guest_says_of_its_memory(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """It is there a while after somebody has asked, for a later daemon too, and in /metrics."""
+    start(daemon, qemu, linux_guest, "")
+
+    def known() -> bool:
+        figures = daemon.get("/v1/instances/web/stats")["balloon"]
+        return bool(0 < figures.get("free_memory", 0) < figures.get("total_memory", 0) < 256 * MIB)
+
+    assert came_true(known, seconds=20)
+    assert max(daemon.get("/v1/instances/web/stats")["balloon"].values()) < 1 << 40  # QEMU's -1 is no figure
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert came_true(known, seconds=20)
+
+
+def test_a_balloon_without_a_driver_says_nothing(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """And the disks' counters come all the same."""
+    start_rom(daemon, emulator, rom_guest, "balloon = true")
+    assert daemon.get("/v1/instances/web/stats")["balloon"] == {}
+    # the heartbeat that follows sets QEMU to ask the guest
+    assert came_true(
+        lambda: qmp(daemon, "web", "qom-get", path="/machine/peripheral/balloon", property=POLLING) == 5, seconds=15
+    )
+    assert daemon.get("/v1/instances/web/stats")["balloon"] == {}
