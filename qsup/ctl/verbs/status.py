@@ -28,9 +28,9 @@ from qsup.errors import QsupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from qsup.api.wire import DiskWire, Instance, Log, NicWire
+    from qsup.api.wire import DiskWire, Instance, Log, NicWire, Stats
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -53,7 +53,7 @@ def run(client: Client, options: Options) -> int:
     def show(name: str) -> int:
         instance: Instance = client.get(instance_path(name))
         if options.output == "table":
-            sys.stdout.write("\n" * bool(shown) + describe(instance))
+            sys.stdout.write("\n" * bool(shown) + describe(instance, _guest_memory(client, instance)))
             sys.stdout.write(_log(client, name, options.lines) + _last_console(instance, options.lines))
         elif options.output == "jsonl":
             sys.stdout.write(document(instance, "jsonl"))
@@ -66,15 +66,19 @@ def run(client: Client, options: Options) -> int:
     return code
 
 
-def describe(instance: Instance) -> str:
-    """The facts of one VM, a line each."""
+def describe(instance: Instance, guest: Mapping[str, int]) -> str:
+    """The facts of one VM, a line each.
+
+    Args:
+        guest: what its guest says of its memory.
+    """
     bullet = _BULLETS.get(instance["state"], "●")
     unit = instance["unit"]
     title = f"{clean(instance['name'])} - {clean(unit['description'])}" if unit["description"] else instance["name"]
-    return f"{paint(bullet, instance['state'])} {title}\n" + fields(_facts(instance))
+    return f"{paint(bullet, instance['state'])} {title}\n" + fields(_facts(instance, guest))
 
 
-def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
+def _facts(instance: Instance, guest: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     yield from _unit_facts(instance)
     yield "Active", _active(instance)
     cause = instance["cause"]
@@ -91,6 +95,10 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
     if instance["pid"] is not None:
         yield "Main PID", f"{instance['pid']} (uid {instance['uid']})"
     yield from _machine_facts(instance)
+    if "total_memory" in guest:
+        total = guest["total_memory"]
+        used = max(total - guest.get("available_memory", guest.get("free_memory", 0)), 0)  # a guest says what it likes
+        yield "Guest", f"{size(used)} of {size(total)} in use, as it says"
     for disk in instance["disks"]:
         yield "Disk", clean(_disk(disk))
     for nic in instance["nics"]:
@@ -106,6 +114,17 @@ def _facts(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Operation", clean(instance["operation"])
     for warning in instance["warnings"]:
         yield "Warning", clean(warning)
+
+
+def _guest_memory(client: Client, instance: Instance) -> Mapping[str, int]:
+    """Nothing where its balloon has no driver, or nobody has asked of late: then the next `status` shows it."""
+    if instance["pid"] is None:
+        return {}
+    try:
+        stats: Stats = client.get(instance_path(instance["name"], "/stats"))
+    except QsupError:
+        return {}  # it has just ended
+    return stats["balloon"]
 
 
 def _unit_facts(instance: Instance) -> Iterator[tuple[str, str]]:
