@@ -20,7 +20,7 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
-from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told
+from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told, Unplugged
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
 from qsup.qmp.events import MAX_EVENTS
@@ -291,3 +291,34 @@ async def test_an_end_is_told_after_what_led_to_it(nursery: trio.Nursery) -> Non
 async def never_fails() -> ExitStatus:
     """A process that has ended already."""
     return ExitStatus(kind="code", value=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        # what Linux says while it is at it, of one that it lets go, and of one that it keeps (ACPI 6.5, table 6.10)
+        ("ACPI_DEVICE_OST", {"info": {"device": "cpu-1", "source": 3, "status": 132}}, None),
+        ("ACPI_DEVICE_OST", {"info": {"source": 3, "status": 0}}, "look"),
+        ("ACPI_DEVICE_OST", {"info": {"device": "cpu-1", "source": 3, "status": 129}}, "cpu-1"),
+        ("ACPI_DEVICE_OST", {"info": {"device": "cpu-1", "source": 1, "status": 0}}, None),
+        ("ACPI_DEVICE_OST", {"info": {"device": ["cpu-1"], "source": 3, "status": "no"}}, None),
+        ("MEM_UNPLUG_ERROR", {"device": "memory-0", "msg": "no"}, "memory-0"),
+    ],
+)
+async def test_what_a_guest_does_not_let_go_is_told(
+    nursery: trio.Nursery, name: str, data: dict[str, Any], expected: str | None
+) -> None:
+    """By each of the ways that QEMU has for it; what went has QEMU asked anew."""
+    posted: list[Message] = []
+    looked: list[bool] = []
+    event = {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}}
+    async with by_hand(nursery) as (monitor, peer):
+        look = partial(looked.append, True)
+        nursery.start_soon(watch.monitor, LIFE, monitor, posted.append, never, look, trio.Event())
+        await peer.say(json.dumps(event).encode() + b"\r\n")
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        told = [message for message in posted if isinstance(message, Unplugged)]
+    assert bool(looked) == (expected == "look")
+    wanted = expected if expected not in (None, "look") else None
+    assert [(each.device, each.refused) for each in told] == ([(wanted, True)] if wanted else [])

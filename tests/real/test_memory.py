@@ -279,3 +279,24 @@ def test_a_balloon_without_a_driver_says_nothing(daemon: Daemon, emulator: Emula
         lambda: qmp(daemon, "web", "qom-get", path="/machine/peripheral/balloon", property=POLLING) == 5, seconds=15
     )
     assert daemon.get("/v1/instances/web/stats")["balloon"] == {}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_daemon_that_dies_asking_is_succeeded(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, number: int
+) -> None:
+    """Whether QEMU had heard of it or not: the next one asks, waits on, and can be told to stop."""
+    start_rom(daemon, emulator, rom_guest, 'max = "64M"')
+
+    def requested() -> int:
+        (device,) = [each["data"] for each in qmp(daemon, "web", "query-memory-devices")]
+        return int(device["requested-size"]) // MIB
+
+    operation = size(daemon, "32M", wait=0)
+    came_true(lambda: number == 0 or requested() == 16, seconds=0.02 * number)
+    daemon.restart(signal.SIGKILL)
+    daemon.wait("web", "running")
+    assert came_true(lambda: requested() == 16, seconds=10)
+    assert came_true(lambda: daemon.get(f"/v1/operations/{operation['id']}")["cancellable"], seconds=10)
+    assert cancel(daemon, operation)["state"] == "cancelled"
+    assert (requested(), has(daemon, 16)) == (0, True)
