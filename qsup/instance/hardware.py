@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from qsup.errors import ChangeError
 from qsup.host.claims import Claim
 from qsup.plan import hotplug
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
@@ -62,6 +63,16 @@ class Hardware:
     def part(self, entry: str) -> PartPlan | None:
         """What QEMU has for an entry of the unit, such as ``disk.root``."""
         return hotplug.find(self.summary, entry)
+
+    def check_there(self, entry: str) -> None:
+        """See that QEMU has an entry, and that it is to stay.
+
+        Raises:
+            ChangeError: it is not so.
+        """
+        part = self.part(entry)
+        if part is None or part.state != "there":
+            raise ChangeError(f"{entry} is on its way out")
 
     def add(self, attached: Attached) -> None:
         """It is there, or coming; the unit is told separately."""

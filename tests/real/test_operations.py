@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ class Mortal(Daemon):
 @pytest.fixture
 def mortal(root_dir: Path) -> Iterator[Mortal]:
     """One that has not been told to die."""
+    with may_die(root_dir) as daemon:
+        yield daemon
+
+
+@contextmanager
+def may_die(root_dir: Path) -> Iterator[Mortal]:
+    """A daemon that has not been told to die yet, and is ended with all its VMs."""
     daemon = Mortal(root_dir, command=(sys.executable, "-m", "tests.real.dying"))
     daemon.start()
     yield daemon

@@ -7,7 +7,6 @@ Must not: know the steps; `tests.real.dying` counts them.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from qsup.errors import DaemonUnreachable
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, rom_unit
 from tests.real.hotplug import agree, fdsets, image, nodes, peripherals, qmp
-from tests.real.test_operations import BEYOND, SETTLED, Mortal, is_on_disk, points
+from tests.real.test_operations import BEYOND, SETTLED, Mortal, is_on_disk, may_die, points
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
@@ -30,12 +29,8 @@ MIB = 1 << 20
 @pytest.fixture
 def mortal(root_dir: Path) -> Iterator[Mortal]:
     """One that has not been told to die."""
-    daemon = Mortal(root_dir, command=(sys.executable, "-m", "tests.real.dying"))
-    daemon.start()
-    yield daemon
-    if not daemon.is_alive():
-        daemon.start()  # whoever ends all its VMs has to live
-    daemon.close()
+    with may_die(root_dir) as daemon:
+        yield daemon
 
 
 @frozen(kw_only=True)

@@ -39,9 +39,7 @@ class Caching:
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the disk is there."""
-        part = context.hardware.part(_entry(change))
-        if part is None or part.state != "there":
-            raise ChangeError(f"{_entry(change)} is on its way out", instance=context.name)
+        context.hardware.check_there(_entry(change))
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Have QEMU reopen the nodes of each disk once."""

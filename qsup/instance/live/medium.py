@@ -51,9 +51,7 @@ class Medium:
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the drive is there."""
-        part = context.hardware.part(_entry(change))
-        if part is None or part.state != "there":
-            raise ChangeError(f"{_entry(change)} is on its way out", instance=context.name)
+        context.hardware.check_there(_entry(change))
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Change the media, one drive after the other; told is where the tray is then."""

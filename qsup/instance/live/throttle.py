@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsup.errors import ChangeError
 from qsup.instance.context import Context
 from qsup.instance.drives import find_drives
 from qsup.instance.hardware import entry_of
@@ -61,9 +60,7 @@ class Throttle:
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the disk is there."""
-        part = context.hardware.part(_entry(change))
-        if part is None or part.state != "there":
-            raise ChangeError(f"{_entry(change)} is on its way out", instance=context.name)
+        context.hardware.check_there(_entry(change))
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Have QEMU take them; told is what it says then."""
