@@ -375,6 +375,13 @@ class ImageInUse(ImageError):
     status = 409
 
 
+class HostDeviceError(HostError):
+    """A PCI or USB device of the host cannot be given to a VM: it is not there, or somebody else has it."""
+
+    code = "host-device"
+    status = 422
+
+
 class NetworkError(HostError):
     """A tap, a bridge or a host port could not be had."""
 

@@ -140,6 +140,7 @@ async def spawn(
     output_fd: int,
     credentials: Credentials | None = None,
     kvm_node: bool = False,
+    lockable: int = 0,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
     """Start a program through the chain, in a session of its own, with /dev/null as its standard input.
@@ -152,6 +153,7 @@ async def spawn(
         output_fd: its standard output and error.
         credentials: whom it runs as (root only), ``None`` for the caller.
         kvm_node: give it a /dev/kvm that it may open (root only).
+        lockable: bytes of memory that it must be able to lock (``RLIMIT_MEMLOCK``).
         env: its whole environment.
 
     Raises:
@@ -163,7 +165,7 @@ async def spawn(
         kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
-    with _watchable():
+    with _watchable(), _can_lock(lockable):
         try:
             pid = _in_a_namespace(work) if kvm_node else work()
         except OSError as error:
@@ -222,6 +224,39 @@ def _watchable() -> Iterator[None]:
             yield
     except OSError as error:
         raise from_oserror(error, "could not start another process") from error
+
+
+@contextmanager
+def _can_lock(size: int) -> Iterator[None]:
+    """Children may lock so much memory meanwhile: limits are inherited, and outlive a change of the user."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if not size or before[0] == resource.RLIM_INFINITY or before[0] >= size:
+        yield
+        return
+    hard = before[1] if before[1] == resource.RLIM_INFINITY else max(before[1], size)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, hard))
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"could not let it lock {size >> 20} MiB of memory", hint="raise LimitMEMLOCK of the daemon"
+        ) from error
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+
+
+def let_lock(pid: int, size: int) -> None:
+    """Let a process that runs lock so much memory; `HostError`."""
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)
+        if soft != resource.RLIM_INFINITY and soft < size:
+            hard = hard if hard == resource.RLIM_INFINITY else max(hard, size)
+            resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (size, hard))
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"could not let it lock {size >> 20} MiB of memory", hint="raise LimitMEMLOCK of the daemon"
+        ) from error
 
 
 def _watch(pid: int) -> Process:

@@ -24,6 +24,7 @@ from qsup.errors import HostError, MonitorError, QsupError, StateFileError
 from qsup.host import codec, descriptors, network, proc, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
+from qsup.host.pci import Binding
 from qsup.host.pidfd import PidFd
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
@@ -35,6 +36,7 @@ from qsup.instance.helpers import Helpers
 from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
 from qsup.instance.live import throttle
+from qsup.instance.outside import release_pci
 from qsup.instance.position import Position
 from qsup.instance.record import CauseRecord, Running
 from qsup.instance.restart import RestartHistory
@@ -164,6 +166,9 @@ async def _identify(
         resources.callback(network.release_bridge, bridge)
     resources.callback(services.claims.release, record.name)
     resources.push_async_callback(cgroup.end)
+    if not former:
+        services.passthrough.restore(running.bindings, record.name)
+    resources.push_async_callback(release_pci, record.name, services)
     helpers = Helpers(directory)
     resources.push_async_callback(helpers.aclose)
     helpers.adopt(running.helpers, record.boot_id)
@@ -387,13 +392,19 @@ async def reconnect(
             await monitor.aclose()
 
 
-def standing(life: Life, position: Position, resets: int) -> Running:
-    """Where the VM stands, as the next daemon is to know it."""
+def standing(life: Life, position: Position, resets: int, bindings: tuple[Binding, ...]) -> Running:
+    """Where the VM stands, as the next daemon is to know it.
+
+    Args:
+        resets: how often its guest has reset itself.
+        bindings: PCI devices of the host that it has.
+    """
     return evolve(
         life.running,
         unit=life.hardware.values,
         plan=life.summary,
         helpers=life.helpers.records(),
+        bindings=bindings,
         since=position.since,
         launched=True,
         was_ready=position.was_ready,

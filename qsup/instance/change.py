@@ -23,6 +23,7 @@ from attrs import evolve, frozen
 
 from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError, QsupError
 from qsup.host import descriptors
+from qsup.host.process import let_lock
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
 from qsup.instance.context import Context, Goal, LiveKeys
@@ -277,7 +278,7 @@ async def _forget(entry: str, context: Context) -> None:
     context.hardware.remove(entry)
     context.services.claims.release_entry(context.name, entry)
     release_bridges(nics)
-    await outside.release(entry, context.life.directory, context.life.helpers)
+    await outside.release(entry, context.life.directory, context.services, context.life.helpers)
 
 
 async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> None:
@@ -309,6 +310,9 @@ async def _give(planned: Sequence[Attachment], context: Context) -> None:
         needed = 2 * len(requests) + len(others)
         stack.enter_context(descriptors.reserved(needed, "attach it", beside=descriptors.KEPT))
         stack.callback(_close, numbers)
+        life = context.life
+        uid = None if context.services.uids is None else life.record.uid
+        outside.reserve_pci(others, context.name, context.services)
         claims = await open_images(requests, context.services, context.name, numbers)
         pieces = []
         for attachment in planned:
@@ -321,8 +325,9 @@ async def _give(planned: Sequence[Attachment], context: Context) -> None:
         # a bridge that is made stays when we go, and whoever comes next must know whose it is
         context.keep()
         _make_taps(planned, context, numbers)
-        life, pools = context.life, context.services.layout.pools
-        await outside.open_outside(others, life.directory, pools, life.helpers, numbers)
+        await outside.open_outside(others, life.directory, context.services, life.helpers, numbers, uid)
+        if lockable := outside.lockable_memory(others, context.hardware.unit):
+            let_lock(life.process.pid, lockable)
         context.keep()  # with the programs that were started
         try:
             await wiring.attach(pieces, context.hardware, context.monitor, numbers)

@@ -55,10 +55,13 @@ class Keeper:
             QsupError: it could not be written.
         """
         if life is not None and position.state in adopt.RECORDED:
-            running = adopt.standing(life, position, resets)
+            running = self._standing(life, position, resets)
             if running != self._saved:
                 adopt.save(life, running)
                 self._saved = running
+
+    def _standing(self, life: Life, position: Position, resets: int) -> Running:
+        return adopt.standing(life, position, resets, self._services.passthrough.held(self._name))
 
     def save(
         self, life: Life | None, position: Position, operation: str | None, resets: int, *, at_once: bool = False
@@ -72,7 +75,7 @@ class Keeper:
         self.uncounted = False
         if life is None or position.state not in adopt.RECORDED:
             return
-        running, saved, now = adopt.standing(life, position, resets), self._saved, time.monotonic()
+        running, saved, now = self._standing(life, position, resets), self._saved, time.monotonic()
         if running != saved:
             counts_alone = saved is not None and running == evolve(saved, resets=resets)
             if counts_alone and now - self._counted < _COUNT_EVERY and not at_once:

@@ -156,6 +156,7 @@ async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
             fds=prepared.fds,
             output_fd=writer,
             credentials=credentials,
+            lockable=prepared.lockable,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
         resources.push_async_callback(end_process, child, prepared.cgroup)

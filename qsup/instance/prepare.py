@@ -28,7 +28,7 @@ from qsup.host.storage import open_in_thread
 from qsup.instance import ended
 from qsup.instance.helpers import Helpers
 from qsup.instance.images import open_images
-from qsup.instance.outside import open_outside
+from qsup.instance.outside import lockable_memory, open_outside, release_pci, reserve_pci
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -48,6 +48,7 @@ class Prepared:
             made only what cannot be found by the VM's name.
         fds: descriptors that QEMU inherits under these numbers; `close_fds` once it has them.
         uid: whom QEMU runs as, ``None`` for the daemon's own user.
+        lockable: bytes of memory that it must be able to lock.
     """
 
     plan: Plan
@@ -60,6 +61,7 @@ class Prepared:
     record: RunRecord
     running: Running
     helpers: Helpers
+    lockable: int
 
     def close_fds(self) -> None:
         """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
@@ -100,7 +102,9 @@ async def prepare(
         await trio.to_thread.run_sync(services.identities.save, identity)
     directory = services.layout.instance(loaded.name)
     resources.callback(directory.remove)
-    running = _running(loaded, plan, history)
+    resources.push_async_callback(release_pci, loaded.name, services)
+    bindings = reserve_pci(plan.fds, loaded.name, services)
+    running = evolve(_running(loaded, plan, history), bindings=bindings)
     record = _record(loaded, plan, identity, running)
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)
@@ -113,7 +117,7 @@ async def prepare(
         for nic in plan.nics:
             check_forwards(nic)
         taps = _taps(plan, identity, handed, resources)
-        await open_outside(plan.fds, directory, services.layout.pools, helpers, handed.numbers)
+        await open_outside(plan.fds, directory, services, helpers, handed.numbers, identity.uid)
         running = evolve(running, helpers=helpers.records())
         await _stage(plan, services, identity, handed)
         cgroup = services.cgroups.create(loaded.name)
@@ -140,6 +144,7 @@ async def prepare(
         record=record,
         running=running,
         helpers=helpers,
+        lockable=lockable_memory(plan.fds, loaded.unit),
     )
 
 

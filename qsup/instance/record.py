@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from qsup.host import codec
+from qsup.host.pci import Binding
 from qsup.host.records import LATEST, PID_MAX, TICKS_MAX, within
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
@@ -68,6 +69,7 @@ class Running:
         stage_by: CLOCK_BOOTTIME seconds by when that is over: asking the guest, or else waiting for QEMU's own end.
         start_by: the same by when it must be ready, once a daemon has taken a start over.
         helpers: programs that serve its devices.
+        bindings: PCI devices of the host that it has, or is about to take.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
         resets: how often the guest has reset itself in this life.
     """
@@ -91,6 +93,7 @@ class Running:
     held: bool = False
     resets: int = field(default=0, validator=within(0, _RESETS_MAX))
     helpers: tuple[HelperRecord, ...] = ()
+    bindings: tuple[Binding, ...] = ()
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""

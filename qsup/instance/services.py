@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from qsup.host.cgroup import CgroupManager
 from qsup.host.claims import Claims
+from qsup.host.pci import Passthrough
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
 from qsup.instance.operations import OperationTable
@@ -83,6 +84,7 @@ class Services:
         uids: the range of uids for QEMU processes, ``None`` where the daemon cannot give any.
         on_latency: told each QMP command's name and seconds.
         turns: when a VM may start or stop.
+        passthrough: PCI devices of the host that VMs have.
     """
 
     layout: Layout
@@ -99,6 +101,7 @@ class Services:
     uids: range | None
     on_latency: Callable[[str, float], None]
     turns: Turns = field(factory=_AtOnce)
+    passthrough: Passthrough = field(factory=Passthrough)
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

@@ -7,6 +7,7 @@ Must not: read anything but its arguments; the same ones give the same plan.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 from qsup.errors import UnsupportedError
 from qsup.plan import devices, disks, machine, network, others
@@ -52,7 +53,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
         devices.panic_part(capabilities),
-        *_attached_parts(unit, board, capabilities),
+        *_attached_parts(unit, board, capabilities, fdsets),
         *(nic.part for nic in nics),
         disks.controllers(unit, board),
         *(drive.part for drive in drives),
@@ -114,8 +115,9 @@ def _boot_part(unit: Unit, *, ordered: bool) -> Part:
     return Part(subject="boot order", arguments=("-boot", text))
 
 
-def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities) -> list[Part]:
+def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities, fdsets: Iterator[int]) -> list[Part]:
     on_usb = any(effective_bus(unit, disk) == "usb" for disk in unit.disks)
+    on_usb |= any(device.type == "usb" for device in unit.devices)
     return [
         devices.display_part(unit, board),
         devices.serial_controller(unit, board),
@@ -124,7 +126,7 @@ def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities) -> lis
         devices.balloon_part(unit, board, capabilities),
         devices.growth_part(unit, board),
         devices.usb_part(unit, board, needed=on_usb),
-        *others.device_parts(unit, board, capabilities),
+        *others.device_parts(unit, board, capabilities, fdsets),
     ]
 
 

@@ -163,7 +163,7 @@ def usb_part(unit: Unit, board: Board, *, needed: bool) -> Part:
     """The USB controller, where anything is on it, and the tablet.
 
     Args:
-        needed: whether a disk is on it.
+        needed: whether a disk or a device is on it.
     """
     tablet = unit.display.type != "none" and unit.display.tablet
     if not tablet and not needed:

@@ -24,7 +24,7 @@ from qsup.plan.board import BOARDS, Board, Place
 from qsup.plan.disks import check_disk, disk_part
 from qsup.plan.identity import node_name
 from qsup.plan.network import nic_part, nic_role
-from qsup.plan.others import device_part, needs_slot, place_on_bus
+from qsup.plan.others import Tools, device_part, needs_slot, place_on_bus
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import BackendPlan, Capabilities, DevicePlan, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
 from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
@@ -394,9 +394,10 @@ def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: V
     if needs_slot(device):
         place = Place(properties=free_slot(summary, "device"))
     else:
-        found, summary = _with_controller("serial", board, summary)
+        found, summary = _with_controller(device.type, board, summary)
         place = place_on_bus(device)
-    return [*found, Attachment(part=device_part(device, place, board, vm.capabilities))]
+    tools = Tools(board=board, capabilities=vm.capabilities, fdsets=next_fdset(summary))
+    return [*found, Attachment(part=device_part(device, place, tools))]
 
 
 def check_entry(entry: str, summary: PlanSummary, names: Sequence[str]) -> None:

@@ -6,16 +6,31 @@ Must not: decide where it hangs (`qsup.plan.board` at a start, `qsup.plan.hotplu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board, Place
 from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, connected_chardev
-from qsup.plan.spec import Capabilities, ListenerFd, ShareFd
+from qsup.plan.spec import Capabilities, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
 
 #: The bus that devices of a type are on that need no slot of their own.
-_BUSES = {"serial": "serial.0"}
+_BUSES = {"serial": "serial.0", "usb": "usb.0"}
+
+
+@frozen(kw_only=True)
+class Tools:
+    """What the plan of a device needs to know besides its entry.
+
+    Args:
+        fdsets: numbers for descriptor sets.
+    """
+
+    board: Board
+    capabilities: Capabilities
+    fdsets: Iterator[int]
 
 
 def needs_slot(device: DeviceSection) -> bool:
@@ -23,14 +38,18 @@ def needs_slot(device: DeviceSection) -> bool:
     return device.type not in _BUSES
 
 
-def device_parts(unit: Unit, board: Board, capabilities: Capabilities) -> list[Part]:
+def device_parts(unit: Unit, board: Board, capabilities: Capabilities, fdsets: Iterator[int]) -> list[Part]:
     """All of a unit's; those in slots are numbered among themselves.
+
+    Args:
+        fdsets: numbers for descriptor sets.
 
     Raises:
         UnsupportedError: this machine or this QEMU cannot have one of them.
     """
     slots = {device.id: index for index, device in enumerate(filter(needs_slot, unit.devices))}
-    return [device_part(device, _place(device, slots, board), board, capabilities) for device in unit.devices]
+    tools = Tools(board=board, capabilities=capabilities, fdsets=fdsets)
+    return [device_part(device, _place(device, slots, board), tools) for device in unit.devices]
 
 
 def _place(device: DeviceSection, slots: Mapping[str, int], board: Board) -> Place:
@@ -44,19 +63,23 @@ def place_on_bus(device: DeviceSection) -> Place:
     return Place(properties={"bus": _BUSES[device.type]})
 
 
-def device_part(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
-    """One entry of ``[[device]]``."""
-    return _TYPES[device.type](device, place, board, capabilities)
+def device_part(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    """One entry of ``[[device]]``.
+
+    Raises:
+        UnsupportedError: this machine or this QEMU cannot have it.
+    """
+    return _TYPES[device.type](device, place, tools)
 
 
 def _subject(device: DeviceSection) -> str:
     return f"device {device.id!r}"
 
 
-def _rng(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
-    source = _random_source(f"rng-{device.id}", capabilities)
+def _rng(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    source = _random_source(f"rng-{device.id}", tools.capabilities)
     limit = {"max-bytes": device.max_bytes, "period": round(device.period * 1000)} if device.max_bytes else {}
-    name = {"driver": board.virtio_device("rng"), "id": f"device-{device.id}"}
+    name = {"driver": tools.board.virtio_device("rng"), "id": f"device-{device.id}"}
     return Part(
         subject=_subject(device),
         entry=f"device.{device.id}",
@@ -71,9 +94,9 @@ def _random_source(name: str, capabilities: Capabilities) -> Properties:
     return {"qom-type": "rng-random", "id": name, "filename": "/dev/urandom"}
 
 
-def _watchdog(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
-    if not board.has_pci:
-        raise UnsupportedError(f"{_subject(device)}: a {board.family} machine has no PCI bus for a watchdog")
+def _watchdog(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    if not tools.board.has_pci:
+        raise UnsupportedError(f"{_subject(device)}: a {tools.board.family} machine has no PCI bus for a watchdog")
     timer = {"driver": "i6300esb", "id": f"device-{device.id}", **place.properties}
     return Part(
         subject=_subject(device),
@@ -89,7 +112,7 @@ def channel_socket(device: str) -> str:
     return f"channel-{device}"
 
 
-def _serial(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+def _serial(device: DeviceSection, place: Place, tools: Tools) -> Part:
     socket = channel_socket(device.id)
     port = {"driver": "virtserialport", "id": f"device-{device.id}", **place.properties}
     return Part(
@@ -101,9 +124,9 @@ def _serial(device: DeviceSection, place: Place, board: Board, capabilities: Cap
     )
 
 
-def _share(device: DeviceSection, place: Place, board: Board, capabilities: Capabilities) -> Part:
+def _share(device: DeviceSection, place: Place, tools: Tools) -> Part:
     name, entry = f"share-{device.id}", f"device.{device.id}"
-    driver = {"driver": board.virtio_device("fs").replace("virtio", "vhost-user"), "id": f"device-{device.id}"}
+    driver = {"driver": tools.board.virtio_device("fs").replace("virtio", "vhost-user"), "id": f"device-{device.id}"}
     return Part(
         subject=_subject(device),
         entry=entry,
@@ -113,4 +136,29 @@ def _share(device: DeviceSection, place: Place, board: Board, capabilities: Capa
     )
 
 
-_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial, "share": _share}
+def _usb(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    name, entry, number = f"usb-{device.id}", f"device.{device.id}", next(tools.fdsets)
+    stick = {"driver": "usb-host", "id": f"device-{device.id}", **place.properties}
+    return Part(
+        subject=_subject(device),
+        entry=entry,
+        backends=(Backend(kind="fdset", properties={"fdset-id": number}, fd=name),),
+        devices=({**stick, "hostdevice": f"/dev/fdset/{number}"},),
+        fds=(UsbFd(name=name, entry=entry, identity=device.identity, port=device.port),),
+    )
+
+
+def _pci(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    if not tools.board.has_pci:
+        raise UnsupportedError(f"{_subject(device)}: a {tools.board.family} machine has no PCI bus")
+    entry = f"device.{device.id}"
+    card = {"driver": "vfio-pci", "id": f"device-{device.id}", **place.properties, "host": device.address}
+    return Part(
+        subject=_subject(device),
+        entry=entry,
+        devices=(*place.ports, card),
+        fds=(PciTaken(name=f"pci-{device.id}", entry=entry, address=device.address),),
+    )
+
+
+_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial, "share": _share, "usb": _usb, "pci": _pci}

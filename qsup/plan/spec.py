@@ -191,7 +191,37 @@ class ShareFd:
     read_only: bool
 
 
-FdRequest = ListenerFd | ImageFd | TapFd | ShareFd
+@frozen(kw_only=True)
+class UsbFd:
+    """A USB device of the host; see `qsup.host.usb.find`.
+
+    Args:
+        name: unique within the plan, such as ``usb-stick``.
+        entry: of the unit that it is for, such as ``device.stick``.
+    """
+
+    name: str
+    entry: str
+    identity: str
+    port: str
+
+
+@frozen(kw_only=True)
+class PciTaken:
+    """A PCI device of the host that is to be taken from its driver; no descriptor goes to QEMU for it.
+
+    Args:
+        name: unique within the plan, such as ``pci-gpu``.
+        entry: of the unit that it is for, such as ``device.gpu``.
+        address: such as ``0000:03:00.0``.
+    """
+
+    name: str
+    entry: str
+    address: str
+
+
+FdRequest = ListenerFd | ImageFd | TapFd | ShareFd | UsbFd | PciTaken
 
 
 @frozen(kw_only=True)

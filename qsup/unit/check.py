@@ -397,9 +397,21 @@ def _devices(unit: Unit) -> Iterator[Finding]:
                 yield Finding(message, [(*key, "name"), (*key, "id")])
         if device.type == "share":
             yield from _share(device, key, tags)
+        if device.type in ("usb", "pci"):
+            yield from _of_host(device, key, owners)
     channels = sum(device.type == "serial" for device in unit.devices)
     if channels > MAX_CHANNELS:
         yield Finding(f"a VM has at most {MAX_CHANNELS} serial channels, not {channels}", [("device",)])
+
+
+def _of_host(device: DeviceSection, key: Key, owners: dict[str, str]) -> Iterator[Finding]:
+    names = ("address",) if device.type == "pci" else ("identity", "port")
+    which = " at ".join(filter(None, (getattr(device, name) for name in names)))
+    if not which:
+        keys = [*((*key, name) for name in names), (*key, "type")]
+        yield Finding(f"a {device.type} device needs {alternatives(names)}", keys)
+    elif (owner := owners.setdefault(f"{device.type} {which}", f"device {device.id!r}")) != f"device {device.id!r}":
+        yield Finding(f"{which} is {owner} already", [(*key, name) for name in names])
 
 
 def _share(device: DeviceSection, key: Key, tags: dict[str, str]) -> Iterator[Finding]:

@@ -170,6 +170,17 @@ UUID = _matching("UUID", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "lower ca
 INTERFACE = _matching("interface name", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", "at most 15 characters, no '/'")
 
 
+USB_IDENTITY = _matching(
+    "USB identity", r"[0-9a-f]{4}:[0-9a-f]{4}", "vendor and product, four lower-case hexadecimal digits each"
+)
+USB_PORT = _matching("USB port", r"[1-9][0-9]{0,2}-[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,5}", "such as 1-2 or 1-2.3")
+PCI_ADDRESS = _matching(
+    "PCI address",
+    r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]",
+    "domain, bus, device and function, such as 0000:03:00.0",
+)
+
+
 def optional(kind: Kind) -> Kind:
     """The same kind, or the empty string for "not given"."""
     return Kind(

@@ -605,6 +605,8 @@ DEVICE_KEYS: Mapping[str, tuple[str, ...]] = {
     "watchdog": ("action",),
     "serial": ("name",),
     "share": ("path", "tag", "read-only"),
+    "usb": ("identity", "port"),
+    "pci": ("address",),
 }
 #: Types whose programs read and write the guest's memory themselves.
 SHARING_DEVICES = ("share",)
@@ -620,8 +622,8 @@ class DeviceSection:
         kinds.choice(*DEVICE_KEYS),
         "`rng`: a virtio random number generator fed by the host. `watchdog`: a timer that the guest must keep from "
         "expiring. `serial`: a channel by which programs of the host and of the guest talk. `share`: a directory of "
-        "the host, by virtiofs.",
-        qemu="virtio-rng, i6300esb, virtserialport, vhost-user-fs",
+        "the host, by virtiofs. `usb`, `pci`: a device of the host.",
+        qemu="virtio-rng, i6300esb, virtserialport, vhost-user-fs, usb-host, vfio-pci",
     )
     max_bytes: int = _key(
         kinds.size(0, 1 << 62),
@@ -658,6 +660,24 @@ class DeviceSection:
         qemu="tag",
     )
     read_only: bool = _key(kinds.BOOLEAN, "`share`: the guest cannot write to it.", default=False)
+    identity: str = _key(
+        kinds.optional(kinds.USB_IDENTITY),
+        "`usb`: which device, by vendor and product as `lsusb` shows them, such as `046d:c52b`, if there is just one.",
+        default="",
+    )
+    port: str = _key(
+        kinds.optional(kinds.USB_PORT),
+        "`usb`: where it is plugged in, as `/sys/bus/usb/devices` calls it: the bus and the ports on the way, such as "
+        "`1-2.3`.",
+        default="",
+    )
+    address: str = _key(
+        kinds.optional(kinds.PCI_ADDRESS),
+        "`pci`: where it is on the host, such as `0000:03:00.0` (`lspci -D`). It is taken from its driver, and given "
+        "back when the VM has ended or it is detached. All of its IOMMU group that the host uses must be the VM's.",
+        default="",
+        qemu="host",
+    )
 
 
 @frozen(kw_only=True)

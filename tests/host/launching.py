@@ -36,6 +36,7 @@ async def run(
     fds: Sequence[int] = (),
     credentials: Credentials | None = None,
     kvm_node: bool = False,
+    lockable: int = 0,
 ) -> ExitStatus:
     """Run a shell script through the chain, to its end."""
     with trio.fail_after(10):
@@ -45,6 +46,7 @@ async def run(
             output_fd=printed.fd,
             credentials=credentials,
             kvm_node=kvm_node,
+            lockable=lockable,
         )
         status = await started.wait_exit()
         await started.aclose()

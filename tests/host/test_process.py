@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,25 @@ async def test_descriptors_are_those_given(printed: Printed) -> None:
     assert "handed over" in printed.text
     assert "/dev/null" in lines
     assert {int(line) for line in lines if line.isdecimal()} == {0, 1, 2, given}
+
+
+async def test_memory_may_be_locked_by_who_needs_that(printed: Printed) -> None:
+    """As much as is asked, and by nobody else; one that runs can be allowed it later, and is never allowed less."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    less, size = 64 << 10, 1 << 20
+    # what is allowed at most may be all that we are, so we begin with less
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (less, before[1]))
+    try:
+        await run(printed, "ulimit -S -l", lockable=size)
+        assert printed.text == f"{size >> 10}\n"
+        assert resource.getrlimit(resource.RLIMIT_MEMLOCK) == (less, before[1])
+        with child("/bin/sleep", "60") as sleeper:
+            process.let_lock(sleeper.pid, size)
+            assert resource.prlimit(sleeper.pid, resource.RLIMIT_MEMLOCK) == (size, before[1])
+            process.let_lock(sleeper.pid, less)
+            assert resource.prlimit(sleeper.pid, resource.RLIMIT_MEMLOCK) == (size, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
 async def test_session_of_its_own(printed: Printed) -> None:

@@ -34,9 +34,11 @@ from qsup.plan.spec import (
     Identity,
     ImageFd,
     ListenerFd,
+    PciTaken,
     Plan,
     ShareFd,
     TapFd,
+    UsbFd,
 )
 from qsup.unit.load import load_unit
 from qsup.unit.model import Unit
@@ -169,7 +171,7 @@ def fd_names(request: FdRequest) -> tuple[str, ...]:
     """The names under which the launcher must supply a request's descriptors."""
     if isinstance(request, ImageFd) and request.writable:
         return request.name, f"{request.name}:ro"
-    return (request.name,)
+    return () if isinstance(request, PciTaken) else (request.name,)
 
 
 def render(plan: Plan) -> str:
@@ -196,7 +198,7 @@ def _comments(plan: Plan, given: dict[str, int]) -> Iterator[str]:
     yield f"# machine {plan.machine_alias or '(versioned)'} -> {plan.machine}, {plan.accel}, {plan.cpu_model}"
     for request in plan.fds:
         numbers = "+".join(str(given[name]) for name in fd_names(request))
-        yield f"# fd {numbers} {_describe(request)}"
+        yield f"# fd {numbers} {_describe(request)}" if numbers else f"# {_describe(request)}"
     for file in plan.files:
         yield f"# file /staged/{file.name}: {file.path}"
     if plan.variables:
@@ -218,6 +220,10 @@ def _describe(request: FdRequest) -> str:
             return f"listener {request.name}"
         case TapFd():
             return f"tap {request.name} on {request.bridge}{' (made if absent)' if request.create_bridge else ''}"
+        case UsbFd():
+            return f"USB device {request.name}: {request.identity or 'any'} at {request.port or 'any port'}"
+        case PciTaken():
+            return f"PCI device {request.name}: {request.address}, taken from its driver"
         case ShareFd():
             return f"file server {request.name}: {request.path}{' (read-only)' if request.read_only else ''}"
         case ImageFd():

@@ -230,6 +230,10 @@ def _uefi_obstacle(*features: str) -> str:
     return "" if fitting else "no UEFI firmware is installed"
 
 
+def _host_device_obstacle() -> str:
+    return "the devices that it names are nowhere: it is about the plan alone"
+
+
 def _virtiofsd_obstacle() -> str:
     try:
         find_file_server()
@@ -244,6 +248,8 @@ _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "tap": _tap_obstacle,
     "virtiofsd": _virtiofsd_obstacle,
     "loop-device": loop_obstacle,
+    "usb": _host_device_obstacle,
+    "iommu": _host_device_obstacle,
     "uefi": functools.partial(_uefi_obstacle, "uefi"),
     "uefi-secure": functools.partial(_uefi_obstacle, "uefi", "secure-boot", "enrolled-keys"),
 }

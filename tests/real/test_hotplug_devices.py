@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qsup.errors import QmpCommandError, UnitError
+from qsup.errors import HostDeviceError, QmpCommandError, UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
 from tests.real.hotplug import agree, attach, change, chardevs, detach, guest, peripherals, qmp
@@ -208,3 +208,33 @@ def test_a_wrong_device_is_refused(
     assert (operation["state"], operation["error"]["code"]) == ("failed", code), operation
     assert words in json.dumps(operation["error"])
     assert (peripherals(daemon, "web"), chardevs(daemon, "web")) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"id": "x", "type": "usb", "identity": "ffff:ffff"}, "no USB device ffff:ffff is plugged in"),
+        ({"id": "x", "type": "pci", "address": "ffff:ff:1f.7"}, "there is no PCI device ffff:ff:1f.7"),
+    ],
+    ids=["usb", "pci"],
+)
+def test_a_device_that_the_host_does_not_have_is_refused(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, entry: dict[str, object], words: str
+) -> None:
+    """At a start and later; a controller that came for it may stay, nothing else does."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.do("web", "start")
+    before = peripherals(daemon, "web")
+    operation = attach(daemon, "web", "devices", **entry)
+    assert (operation["state"], operation["error"]["code"]) == ("failed", HostDeviceError.code), operation
+    assert words in operation["error"]["detail"]
+    assert peripherals(daemon, "web") == before
+    assert agree(daemon, "web")
+    daemon.do("web", "kill")
+    daemon.wait("web", "dead")
+    table = "".join(f'{key} = "{value}"\n' for key, value in entry.items())
+    daemon.unit("web", rom_unit(emulator, rom_guest, tables=f"[[device]]\n{table}"))
+    operation = daemon.power("web", "start")
+    assert operation["state"] == "failed"
+    assert words in operation["error"]["detail"]
+    assert daemon.remains() == []

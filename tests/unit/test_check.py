@@ -203,6 +203,17 @@ def test_every_rule_has_its_sentence() -> None:
             'id = "a"\ntype = "serial"\n[[device]]\nid = "b"\ntype = "serial"\nname = "a"\n',
             "web.toml:7: device.b.name: the name 'a' is that of device 'a'",
         ),
+        ('id = "a"\ntype = "pci"\n', "web.toml:3: device.a.type: a pci device needs address"),
+        ('id = "a"\ntype = "usb"\n', "web.toml:3: device.a.type: a usb device needs identity or port"),
+        (
+            'id = "a"\ntype = "pci"\naddress = "03:00.0"\n',
+            "web.toml:4: device.a.address: '03:00.0' is not a valid PCI address: domain, bus, device and function, "
+            "such as 0000:03:00.0",
+        ),
+        (
+            'id = "a"\ntype = "usb"\nport = "1-2"\n[[device]]\nid = "b"\ntype = "usb"\nport = "1-2"\n',
+            "web.toml:8: device.b.port: 1-2 is device 'a' already",
+        ),
         ('id = "a"\ntype = "share"\n', "web.toml:3: device.a.type: a share needs a path"),
         ('id = "a"\ntype = "share"\npath = "../b"\n', "web.toml:4: device.a.path: leaves its pool by '..'"),
         (

@@ -1,0 +1,177 @@
+"""Further devices that come to a VM that runs: the QMP commands, in order, and what takes each away again.
+
+Those of the host (`usb`, `pci`) are seen here and on a fake sysfs alone: no host that the tests run on has any.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qsup.errors import UnsupportedError
+from qsup.plan import hotplug
+from qsup.plan.hotplug import Attachment, Vm
+from qsup.plan.spec import PartPlan, PlanSummary
+from qsup.unit.model import AgentSection, DeviceSection, MachineSection, MemorySection, Unit
+from tests.plan import goldens
+from tests.plan.building import build
+
+VM = Vm(uuid=goldens.UUID, capabilities=goldens.capabilities())
+SHARED = MemorySection(shared=True)
+
+
+def attach(device: DeviceSection, unit: Unit | None = None) -> tuple[list[Attachment], PlanSummary]:
+    """The plan of a device that comes to a VM, and that of the VM."""
+    summary = build(unit or Unit()).summary()
+    return hotplug.attach_device(unit or Unit(), device, summary, VM), summary
+
+
+def steps(attachments: list[Attachment]) -> list[tuple[str, dict[str, Any], str]]:
+    """Every command, in order: its name, its arguments, and the descriptor that goes with it."""
+    return [
+        (command.command, dict(command.arguments), command.fd)
+        for attachment in attachments
+        for each in (hotplug.backend_steps, hotplug.device_steps)
+        for group in each(attachment.part)
+        for command in group
+    ]
+
+
+def removals(part: PartPlan) -> list[str]:
+    """The commands that take a part away."""
+    devices = [hotplug.removal(device).command for device in hotplug.unplugged(part)]
+    return devices + [hotplug.removal(backend).command for backend in reversed(part.backends)]
+
+
+def slot(number: int = 0) -> dict[str, str]:
+    """A free root port."""
+    return {"bus": f"port-free-{number}", "addr": "0x0"}
+
+
+def on_socket(name: str, **data: object) -> tuple[str, dict[str, Any], str]:
+    """How a character device on a socket comes."""
+    address = {"type": "fd", "data": {"str": name}}
+    return "chardev-add", {"id": name, "backend": {"type": "socket", "data": {"addr": address, **data}}}, name
+
+
+CASES = {
+    "rng": (
+        DeviceSection(id="x", type="rng", max_bytes=1024, period=0.5),
+        [
+            ("object-add", {"qom-type": "rng-builtin", "id": "rng-x"}, ""),
+            (
+                "device_add",
+                {
+                    "driver": "virtio-rng-pci",
+                    "id": "device-x",
+                    **slot(),
+                    "rng": "rng-x",
+                    "max-bytes": 1024,
+                    "period": 500,
+                },
+                "",
+            ),
+        ],
+        ["device_del", "object-del"],
+    ),
+    "watchdog": (
+        DeviceSection(id="x", type="watchdog", action="pause"),
+        [
+            ("watchdog-set-action", {"action": "pause"}, ""),
+            ("device_add", {"driver": "i6300esb", "id": "device-x", **slot()}, ""),
+        ],
+        ["device_del", "watchdog-set-action"],
+    ),
+    "serial": (
+        DeviceSection(id="x", type="serial", name="org.example"),
+        [
+            on_socket("channel-x", server=True, wait=False),
+            (
+                "device_add",
+                {
+                    **{"driver": "virtserialport", "id": "device-x", "bus": "serial.0"},
+                    **{"chardev": "channel-x", "name": "org.example"},
+                },
+                "",
+            ),
+        ],
+        ["device_del", "chardev-remove"],
+    ),
+    "share": (
+        DeviceSection(id="x", type="share", path="data"),
+        [
+            on_socket("share-x", server=False),
+            (
+                "device_add",
+                {"driver": "vhost-user-fs-pci", "id": "device-x", **slot(), "chardev": "share-x", "tag": "x"},
+                "",
+            ),
+        ],
+        ["device_del", "chardev-remove"],
+    ),
+    "usb without a bus of the host": (
+        DeviceSection(id="x", type="usb", port="1-2"),
+        [
+            ("device_add", {"driver": "qemu-xhci", "id": "usb", **slot(), "p2": 15, "p3": 15}, ""),
+            ("add-fd", {"fdset-id": 1}, "usb-x"),
+            (
+                "device_add",
+                {"driver": "usb-host", "id": "device-x", "bus": "usb.0", "hostdevice": "/dev/fdset/1"},
+                "",
+            ),
+        ],
+        ["device_del", "remove-fd"],
+    ),
+    "pci without an IOMMU": (
+        DeviceSection(id="x", type="pci", address="0000:03:00.0"),
+        [("device_add", {"driver": "vfio-pci", "id": "device-x", **slot(), "host": "0000:03:00.0"}, "")],
+        ["device_del"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("device", "coming", "going"), CASES.values(), ids=CASES)
+def test_a_device_comes_by_these_commands(
+    device: DeviceSection, coming: list[tuple[str, dict[str, Any], str]], going: list[str]
+) -> None:
+    """What it stands on first; and goes the other way round."""
+    attachments, _ = attach(device, Unit(memory=SHARED))
+    assert steps(attachments) == coming
+    part = attachments[-1].part.plan()
+    assert removals(part) == going
+
+
+def test_what_was_there_from_the_start_goes_the_same_way() -> None:
+    """A part of a start is known by the same names as one that came later."""
+    for device, _, going in CASES.values():
+        summary = build(Unit(memory=SHARED, devices=(device,))).summary()
+        part = hotplug.find(summary, "device.x")
+        assert part is not None
+        assert removals(part) == going
+
+
+@pytest.mark.parametrize("type", ["rng", "watchdog", "share", "pci"])
+def test_a_machine_that_takes_nothing_says_so(type: str) -> None:
+    """A microvm has no bus that anything could come to."""
+    unit = Unit(machine=MachineSection(type="microvm"), memory=SHARED)
+    with pytest.raises(UnsupportedError, match="a microvm machine takes no devices while it runs"):
+        attach(DeviceSection(id="x", type=type), unit)
+
+
+@pytest.mark.parametrize("type", ["serial", "usb"])
+def test_nor_does_it_take_a_controller(type: str) -> None:
+    """What hangs on a controller cannot come either, where there is none."""
+    unit = Unit(machine=MachineSection(type="microvm"), agent=AgentSection(enabled=False))
+    with pytest.raises(UnsupportedError, match="a microvm machine takes no devices while it runs"):
+        attach(DeviceSection(id="x", type=type, port="1-2" if type == "usb" else ""), unit)
+
+
+def test_memory_that_is_not_shared_keeps_shares_away() -> None:
+    """The words say what to do; a VM that began with a share takes another."""
+    share = DeviceSection(id="x", type="share", path="data")
+    with pytest.raises(UnsupportedError) as caught:
+        attach(share)
+    assert "needs memory that can be shared" in caught.value.message
+    assert "shared = true in [memory]" in caught.value.hint
+    assert attach(share, Unit(devices=(DeviceSection(id="y", type="share", path="other"),)))
