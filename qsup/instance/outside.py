@@ -23,7 +23,7 @@ from qsup.host.usb import open_device
 from qsup.instance.helpers import Helpers
 from qsup.instance.services import Services
 from qsup.plan.others import channel_socket
-from qsup.plan.spec import FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
+from qsup.plan.spec import ConnectFd, FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.qmp.dial import connect_unix
 from qsup.unit.model import DeviceSection, Unit
 
@@ -76,9 +76,22 @@ async def open_outside(
                 sysfs = services.passthrough.sysfs
                 work = partial(open_device, request.entry, request.identity, request.port, sysfs.root, sysfs.dev)
                 numbers[request.name] = await trio.to_thread.run_sync(work)
+            case ConnectFd():
+                numbers[request.name] = _connect(request)
             case PciTaken():
                 for binding in services.passthrough.held(directory.path.name, request.entry):
                     await _drive(partial(services.passthrough.bind, binding, uid))
+
+
+def _connect(request: ConnectFd) -> int:
+    try:
+        connection = connect_unix(Path(request.path))
+    except OSError as error:
+        words = f"could not connect to {request.path}: {os.strerror(error.errno or 0)}"
+        hint = "the program that listens there must run before"
+        raise HostDeviceError(f"{request.entry}: {words}", hint=hint) from error
+    connection.setblocking(True)  # as QEMU expects it
+    return connection.detach()
 
 
 async def _drive(change: Callable[[], None]) -> None:

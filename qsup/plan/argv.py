@@ -7,11 +7,10 @@ Must not: read anything but its arguments; the same ones give the same plan.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 from qsup.errors import UnsupportedError
 from qsup.plan import devices, disks, machine, network, others
-from qsup.plan.board import BOARDS, Board
+from qsup.plan.board import BOARDS
 from qsup.plan.firmware import firmware_part, kernel_part
 from qsup.plan.part import Part, escape
 from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
@@ -53,7 +52,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
         devices.panic_part(capabilities),
-        *_attached_parts(unit, board, capabilities, fdsets),
+        *_attached_parts(unit, others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)),
         *(nic.part for nic in nics),
         disks.controllers(unit, board),
         *(drive.part for drive in drives),
@@ -115,7 +114,8 @@ def _boot_part(unit: Unit, *, ordered: bool) -> Part:
     return Part(subject="boot order", arguments=("-boot", text))
 
 
-def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities, fdsets: Iterator[int]) -> list[Part]:
+def _attached_parts(unit: Unit, tools: others.Tools) -> list[Part]:
+    board, capabilities = tools.board, tools.capabilities
     on_usb = any(effective_bus(unit, disk) == "usb" for disk in unit.disks)
     on_usb |= any(device.type == "usb" for device in unit.devices)
     return [
@@ -126,7 +126,7 @@ def _attached_parts(unit: Unit, board: Board, capabilities: Capabilities, fdsets
         devices.balloon_part(unit, board, capabilities),
         devices.growth_part(unit, board),
         devices.usb_part(unit, board, needed=on_usb),
-        *others.device_parts(unit, board, capabilities, fdsets),
+        *others.device_parts(unit, tools),
     ]
 
 

@@ -396,7 +396,7 @@ def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: V
     else:
         found, summary = _with_controller(device.type, board, summary)
         place = place_on_bus(device)
-    tools = Tools(board=board, capabilities=vm.capabilities, fdsets=next_fdset(summary))
+    tools = Tools(board=board, capabilities=vm.capabilities, uuid=vm.uuid, fdsets=next_fdset(summary))
     return [*found, Attachment(part=device_part(device, place, tools))]
 
 

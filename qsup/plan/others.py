@@ -12,8 +12,9 @@ from attrs import frozen
 
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board, Place
+from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, connected_chardev
-from qsup.plan.spec import Capabilities, ListenerFd, PciTaken, ShareFd, UsbFd
+from qsup.plan.spec import Capabilities, ConnectFd, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
 
 #: The bus that devices of a type are on that need no slot of their own.
@@ -25,11 +26,13 @@ class Tools:
     """What the plan of a device needs to know besides its entry.
 
     Args:
+        uuid: from which MAC addresses derive.
         fdsets: numbers for descriptor sets.
     """
 
     board: Board
     capabilities: Capabilities
+    uuid: str
     fdsets: Iterator[int]
 
 
@@ -38,18 +41,14 @@ def needs_slot(device: DeviceSection) -> bool:
     return device.type not in _BUSES
 
 
-def device_parts(unit: Unit, board: Board, capabilities: Capabilities, fdsets: Iterator[int]) -> list[Part]:
+def device_parts(unit: Unit, tools: Tools) -> list[Part]:
     """All of a unit's; those in slots are numbered among themselves.
-
-    Args:
-        fdsets: numbers for descriptor sets.
 
     Raises:
         UnsupportedError: this machine or this QEMU cannot have one of them.
     """
     slots = {device.id: index for index, device in enumerate(filter(needs_slot, unit.devices))}
-    tools = Tools(board=board, capabilities=capabilities, fdsets=fdsets)
-    return [device_part(device, _place(device, slots, board), tools) for device in unit.devices]
+    return [device_part(device, _place(device, slots, tools.board), tools) for device in unit.devices]
 
 
 def _place(device: DeviceSection, slots: Mapping[str, int], board: Board) -> Place:
@@ -161,4 +160,31 @@ def _pci(device: DeviceSection, place: Place, tools: Tools) -> Part:
     )
 
 
-_TYPES = {"rng": _rng, "watchdog": _watchdog, "serial": _serial, "share": _share, "usb": _usb, "pci": _pci}
+def _vhost_user(device: DeviceSection, place: Place, tools: Tools) -> Part:
+    name, entry = f"vhost-{device.id}", f"device.{device.id}"
+    backends, board = [connected_chardev(name)], tools.board
+    card: dict[str, object] = {"id": f"device-{device.id}", **place.properties}
+    if device.model == "blk":
+        card = {"driver": board.virtio_device("blk").replace("virtio", "vhost-user"), **card, "chardev": name}
+    else:
+        backends.append(Backend(kind="netdev", properties={"type": "vhost-user", "id": name, "chardev": name}))
+        mac = derive_mac(tools.uuid, device.id)
+        card = {"driver": board.virtio_device("net"), **card, "netdev": name, "mac": mac}
+    return Part(
+        subject=_subject(device),
+        entry=entry,
+        backends=tuple(backends),
+        devices=(*place.ports, card),
+        fds=(ConnectFd(name=name, entry=entry, path=device.socket),),
+    )
+
+
+_TYPES = {
+    "rng": _rng,
+    "watchdog": _watchdog,
+    "serial": _serial,
+    "share": _share,
+    "usb": _usb,
+    "pci": _pci,
+    "vhost-user": _vhost_user,
+}

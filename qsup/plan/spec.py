@@ -221,7 +221,22 @@ class PciTaken:
     address: str
 
 
-FdRequest = ListenerFd | ImageFd | TapFd | ShareFd | UsbFd | PciTaken
+@frozen(kw_only=True)
+class ConnectFd:
+    """A connection to a program of the host that listens already.
+
+    Args:
+        name: unique within the plan, such as ``vhost-disk``.
+        entry: of the unit that it is for, such as ``device.disk``.
+        path: of the socket, absolute.
+    """
+
+    name: str
+    entry: str
+    path: str
+
+
+FdRequest = ListenerFd | ImageFd | TapFd | ShareFd | UsbFd | PciTaken | ConnectFd
 
 
 @frozen(kw_only=True)

@@ -397,6 +397,10 @@ def _devices(unit: Unit) -> Iterator[Finding]:
                 yield Finding(message, [(*key, "name"), (*key, "id")])
         if device.type == "share":
             yield from _share(device, key, tags)
+        if device.type == "vhost-user" and not device.socket.startswith("/"):
+            yield Finding(
+                "a vhost-user device needs a socket, by its absolute path", [(*key, "socket"), (*key, "type")]
+            )
         if device.type in ("usb", "pci"):
             yield from _of_host(device, key, owners)
     channels = sum(device.type == "serial" for device in unit.devices)

@@ -392,8 +392,8 @@ class MemorySection:
     balloon: bool = _key(kinds.BOOLEAN, "Give the guest a memory balloon.", default=True, qemu="virtio-balloon")
     shared: bool = _key(
         kinds.BOOLEAN,
-        "Keep the guest's memory so that other programs can be given it, for devices of type `share` that come while "
-        "it runs; a unit that has one from the start needs not say it.",
+        "Keep the guest's memory so that other programs can be given it, for devices of the types `share` and "
+        "`vhost-user` that come while it runs; a unit that has one from the start needs not say it.",
         default=False,
         qemu="memory-backend-memfd share=",
     )
@@ -607,9 +607,10 @@ DEVICE_KEYS: Mapping[str, tuple[str, ...]] = {
     "share": ("path", "tag", "read-only"),
     "usb": ("identity", "port"),
     "pci": ("address",),
+    "vhost-user": ("socket", "model"),
 }
 #: Types whose programs read and write the guest's memory themselves.
-SHARING_DEVICES = ("share",)
+SHARING_DEVICES = ("share", "vhost-user")
 
 
 @frozen(kw_only=True)
@@ -622,8 +623,9 @@ class DeviceSection:
         kinds.choice(*DEVICE_KEYS),
         "`rng`: a virtio random number generator fed by the host. `watchdog`: a timer that the guest must keep from "
         "expiring. `serial`: a channel by which programs of the host and of the guest talk. `share`: a directory of "
-        "the host, by virtiofs. `usb`, `pci`: a device of the host.",
-        qemu="virtio-rng, i6300esb, virtserialport, vhost-user-fs, usb-host, vfio-pci",
+        "the host, by virtiofs. `usb`, `pci`: a device of the host. `vhost-user`: a device that another program of the "
+        "host is, such as SPDK's or DPDK's.",
+        qemu="virtio-rng, i6300esb, virtserialport, vhost-user-fs, usb-host, vfio-pci, vhost-user-blk, vhost-user",
     )
     max_bytes: int = _key(
         kinds.size(0, 1 << 62),
@@ -677,6 +679,15 @@ class DeviceSection:
         "back when the VM has ended or it is detached. All of its IOMMU group that the host uses must be the VM's.",
         default="",
         qemu="host",
+    )
+    socket: str = _key(
+        kinds.STRING,
+        "`vhost-user`: the Unix socket that the program listens on, absolute. QEMU gets a connection to it, once.",
+        default="",
+        qemu="chardev",
+    )
+    model: str = _key(
+        kinds.choice("blk", "net"), "`vhost-user`: what the guest sees, a disk or a network card.", default="blk"
     )
 
 

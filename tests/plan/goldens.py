@@ -28,6 +28,7 @@ from qsup.instance.probe import ProbeRecord
 from qsup.plan.argv import build_plan
 from qsup.plan.spec import (
     Capabilities,
+    ConnectFd,
     FdRequest,
     Firmware,
     HostFacts,
@@ -224,6 +225,8 @@ def _describe(request: FdRequest) -> str:
             return f"USB device {request.name}: {request.identity or 'any'} at {request.port or 'any port'}"
         case PciTaken():
             return f"PCI device {request.name}: {request.address}, taken from its driver"
+        case ConnectFd():
+            return f"connection {request.name} to {request.path}"
         case ShareFd():
             return f"file server {request.name}: {request.path}{' (read-only)' if request.read_only else ''}"
         case ImageFd():

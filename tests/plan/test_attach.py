@@ -12,6 +12,7 @@ import pytest
 from qsup.errors import UnsupportedError
 from qsup.plan import hotplug
 from qsup.plan.hotplug import Attachment, Vm
+from qsup.plan.identity import derive_mac
 from qsup.plan.spec import PartPlan, PlanSummary
 from qsup.unit.model import AgentSection, DeviceSection, MachineSection, MemorySection, Unit
 from tests.plan import goldens
@@ -109,6 +110,30 @@ CASES = {
             ),
         ],
         ["device_del", "chardev-remove"],
+    ),
+    "vhost-user disk": (
+        DeviceSection(id="x", type="vhost-user", socket="/run/x"),
+        [
+            on_socket("vhost-x", server=False),
+            ("device_add", {"driver": "vhost-user-blk-pci", "id": "device-x", **slot(), "chardev": "vhost-x"}, ""),
+        ],
+        ["device_del", "chardev-remove"],
+    ),
+    "vhost-user card": (
+        DeviceSection(id="x", type="vhost-user", socket="/run/x", model="net"),
+        [
+            on_socket("vhost-x", server=False),
+            ("netdev_add", {"type": "vhost-user", "id": "vhost-x", "chardev": "vhost-x"}, ""),
+            (
+                "device_add",
+                {
+                    **{"driver": "virtio-net-pci", "id": "device-x", **slot()},
+                    **{"netdev": "vhost-x", "mac": derive_mac(goldens.UUID, "x")},
+                },
+                "",
+            ),
+        ],
+        ["device_del", "netdev_del", "chardev-remove"],
     ),
     "usb without a bus of the host": (
         DeviceSection(id="x", type="usb", port="1-2"),

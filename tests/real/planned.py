@@ -250,6 +250,7 @@ _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "loop-device": loop_obstacle,
     "usb": _host_device_obstacle,
     "iommu": _host_device_obstacle,
+    "vhost-user": _host_device_obstacle,
     "uefi": functools.partial(_uefi_obstacle, "uefi"),
     "uefi-secure": functools.partial(_uefi_obstacle, "uefi", "secure-boot", "enrolled-keys"),
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qsup.errors import HostDeviceError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 from tests.real.hotplug import agree, attach, chardevs, detach, guest, peripherals, qmp
@@ -172,3 +176,52 @@ def test_a_server_does_not_outlive_a_vm_that_ends_without_a_daemon(
     daemon.start()
     daemon.wait("web", "crashed")
     assert daemon.remains() == []
+
+
+@pytest.fixture
+def storage(daemon: Daemon) -> Iterator[Path]:
+    """The socket of a program that is a disk of 1 MiB, which begins with a word."""
+    program = shutil.which("qemu-storage-daemon")
+    if program is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    path, image = daemon.images / "disk.sock", daemon.images / "exported.img"
+    image.write_bytes(b"from another program".ljust(1 << 20, b"\0"))
+    export = f"vhost-user-blk,id=x,node-name=d,writable=on,addr.type=unix,addr.path={path}"
+    node = f"file,node-name=d,filename={image}"
+    process = subprocess.Popen([program, "--blockdev", node, "--export", export], stdin=subprocess.DEVNULL)
+    try:
+        poll_until(path.exists, "it listens")
+        yield path
+    finally:
+        process.kill()
+        process.wait(20)
+        path.unlink(missing_ok=True)
+
+
+def test_a_disk_of_another_program_comes_and_goes(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest, storage: Path
+) -> None:
+    """By vhost-user: the guest reads it; nothing of it stays, and it can come again."""
+    daemon.unit("web", linux_unit(qemu, linux_guest, memory=SHARED))
+    daemon.do("web", "start")
+    before = peripherals(daemon, "web"), chardevs(daemon, "web")
+    for _ in range(2):
+        operation = attach(daemon, "web", "devices", id="d", type="vhost-user", socket=str(storage))
+        assert operation["state"] == "succeeded", operation
+        assert agree(daemon, "web")
+        assert came_true(lambda: guest(daemon, "web", "ls /sys/block | grep vd") != "", seconds=10)
+        disk = guest(daemon, "web", "ls /sys/block | grep vd")
+        assert guest(daemon, "web", f"head -c 20 /dev/{disk}") == "from another program"
+        assert detach(daemon, "web", "devices/d")["state"] == "succeeded"
+        assert (peripherals(daemon, "web"), chardevs(daemon, "web")) == before
+
+
+def test_a_program_that_does_not_listen_is_told(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """At a start and later, and nothing stays of the attempt."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, memory=SHARED))
+    daemon.do("web", "start")
+    before = peripherals(daemon, "web"), chardevs(daemon, "web")
+    operation = attach(daemon, "web", "devices", id="d", type="vhost-user", socket="/nowhere/disk.sock")
+    assert (operation["state"], operation["error"]["code"]) == ("failed", HostDeviceError.code)
+    assert "device.d: could not connect to /nowhere/disk.sock: No such file" in operation["error"]["detail"]
+    assert (peripherals(daemon, "web"), chardevs(daemon, "web")) == before

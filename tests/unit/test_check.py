@@ -214,6 +214,10 @@ def test_every_rule_has_its_sentence() -> None:
             'id = "a"\ntype = "usb"\nport = "1-2"\n[[device]]\nid = "b"\ntype = "usb"\nport = "1-2"\n',
             "web.toml:8: device.b.port: 1-2 is device 'a' already",
         ),
+        (
+            'id = "a"\ntype = "vhost-user"\nsocket = "x"\n',
+            "web.toml:4: device.a.socket: a vhost-user device needs a socket, by its absolute path",
+        ),
         ('id = "a"\ntype = "share"\n', "web.toml:3: device.a.type: a share needs a path"),
         ('id = "a"\ntype = "share"\npath = "../b"\n', "web.toml:4: device.a.path: leaves its pool by '..'"),
         (
