@@ -33,7 +33,16 @@ POWER_VERBS = ("start", "stop", "restart", "kill", "pause", "resume", "reset", "
 ORDERED_VERBS = ("start", "stop", "restart")
 #: Every type of event; the last one ends the stream of a listener that was too slow.
 EVENT_TYPES = (
-    *("instance-state", "instance-changed", "operation", "device-removed", "guest-reset", "watchdog", "helper-ended"),
+    *(
+        "instance-state",
+        "instance-changed",
+        "operation",
+        "device-removed",
+        "guest-reset",
+        "watchdog",
+        "helper-ended",
+        "device-pulled",
+    ),
     *("units-reloaded", "overflow"),
 )
 #: Most VMs that one request may name.

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.host import descriptors, proc
 from qsup.host.output import BoundedLog, feed_of
-from qsup.instance import adopt, change, ready, room, stop, watch
+from qsup.instance import adopt, change, pulled, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Context
@@ -31,6 +31,7 @@ from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
 from qsup.instance.messages import (
+    DEVICE_PULLED,
     HELPER_ENDED,
     Asked,
     Filed,
@@ -73,6 +74,7 @@ _LIFE_JOBS = (
     "hardware",
     "hardware-again",
     "force-reset",
+    "usb",
 )
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
@@ -192,13 +194,20 @@ class Body:
             life = evolve(life, console_start=adopt.attach_console(life, self._nursery, self._console))
         self.life, self._launched = life, life.launched
         self.guest.attach(life)
-        life.helpers.watch(self._nursery, partial(self._tell_helper, life))
+        life.helpers.watch(self._nursery, partial(self._tell, life, HELPER_ENDED))
+        self._watch_usb(life)
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
 
-    def _tell_helper(self, life: Life, entry: str, words: str) -> None:
-        self._post(Told(life=life.number, type=HELPER_ENDED, data={"entry": entry, "detail": words}))
+    def _tell(self, life: Life, kind: str, entry: str, words: str) -> None:
+        """Have it told what became of an entry's device, by the kind of event."""
+        self._post(Told(life=life.number, type=kind, data={"entry": entry, "detail": words}))
+
+    def _watch_usb(self, life: Life) -> None:
+        if pulled.usb_devices(life.unit) and not self._jobs.is_running("usb"):
+            root = self._services.passthrough.sysfs.root
+            self._jobs.start("usb", partial(pulled.watch, life, root, partial(self._tell, life, DEVICE_PULLED)))
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
@@ -254,6 +263,7 @@ class Body:
                 context = evolve(context, again=operations.was_left(operation))
                 filing = self._filing(wanted=bool(arguments.get("persist")))
                 outcome = await change.carry_out(asked.request, arguments, context, filing)
+                self._watch_usb(context.life)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):

@@ -43,6 +43,7 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.keeper import Keeper
 from qsup.instance.life import Life
 from qsup.instance.messages import (
+    DEVICE_PULLED,
     HELPER_ENDED,
     RESET,
     Asked,
@@ -437,7 +438,7 @@ class Driver:
             self._observed = evolve(self._observed, resets=self._observed.resets + bool(data["guest"]))
             self.touch()
             data["resets"] = self._observed.resets
-        elif message.type == HELPER_ENDED:
+        elif message.type in (HELPER_ENDED, DEVICE_PULLED):
             self.touch()  # the view warns of it
         self._teller.happened(message.type, data)
 

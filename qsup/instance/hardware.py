@@ -48,6 +48,7 @@ class Hardware:
         values: the same as a record keeps it.
         summary: what is planned of it.
         claims: on images.
+        troubles: what is said of devices of the host that are gone, by entry.
     """
 
     def __init__(self, unit: Unit, values: Mapping[str, Any], summary: PlanSummary, claims: tuple[Claim, ...]) -> None:
@@ -55,6 +56,7 @@ class Hardware:
         self.values = values
         self.summary = summary
         self.claims = claims
+        self.troubles: dict[str, str] = {}
 
     def set_unit(self, unit: Unit) -> None:
         """It runs as this says from now on."""

@@ -170,6 +170,8 @@ class Settled:
 
 #: The type of the event that tells of a reset.
 RESET = "guest-reset"
+#: A device of the host is not plugged in any more, or is so again.
+DEVICE_PULLED = "device-pulled"
 #: A program that serves a device has ended.
 HELPER_ENDED = "helper-ended"
 

@@ -104,11 +104,13 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         video=summary.has_video if summary else False,
         operation=moving.operation,
         waits_for=moving.waits_for,
-        warnings=(
-            *((*life.summary.warnings, *life.helpers.troubles.values()) if life else ()),
-            *moving.warnings,
-        ),
+        warnings=(*((*life.summary.warnings, *_troubles(life)) if life else ()), *moving.warnings),
     )
+
+
+def _troubles(life: Life) -> tuple[str, ...]:
+    """What is said of devices that do not work any more, and of what serves them."""
+    return (*life.helpers.troubles.values(), *life.hardware.troubles.values())
 
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:
