@@ -267,8 +267,9 @@ class Body:
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):
+                self.works.begin(operation, outcome.goals, outcome.result)  # from when it says that it is cancellable
                 await operations.pend(operation, "acknowledged")
-                self._post(Lasts(operation=operation, goals=outcome.goals, result=outcome.result))
+                self._post(Lasts(operation=operation))
                 return
             if isinstance(outcome, change.Waiting):
                 await operations.pend(operation, "acknowledged")

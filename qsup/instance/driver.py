@@ -365,7 +365,7 @@ class Driver:
             case Hasten():
                 await self._on_hasten(body, message)
             case Lasts():
-                self._on_lasts(body, message)
+                self.release(message.operation)  # the guest's part of a change holds nobody
             case Filed():
                 self._on_filed(message.loaded)
             case _ if message.life != body.number:
@@ -788,12 +788,6 @@ class Driver:
         words = "the VM ended before its guest had done what was asked of it"
         for operation in body.works.life_over():
             self._end_operation(operation, error=ChangeError(words, instance=self.name))
-
-    def _on_lasts(self, body: Body, message: Lasts) -> None:
-        """The guest's part of a change holds nobody."""
-        if self._services.operations.is_under_way(message.operation):
-            self.release(message.operation)
-            body.works.begin(message.operation, message.goals, message.result)
 
     async def cancel_work(self, operation: str) -> None:
         """Have the guest left alone with what was asked of it; `DeniedError` where that cannot be."""

@@ -15,7 +15,6 @@ from attrs import frozen
 
 from qsup.errors import QsupError
 from qsup.instance.cause import Cause
-from qsup.instance.context import Goal
 from qsup.instance.life import Life
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event, Request
@@ -130,16 +129,9 @@ class Filed:
 
 @frozen(kw_only=True)
 class Lasts:
-    """What was asked of QEMU was taken, and the guest works on it.
-
-    Args:
-        goals: what is to come true.
-        result: what is known of the rest of the operation.
-    """
+    """What was asked of QEMU was taken, and the guest works on it."""
 
     operation: str
-    goals: tuple[Goal, ...]
-    result: Mapping[str, Any]
 
 
 @frozen(kw_only=True)

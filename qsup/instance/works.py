@@ -135,7 +135,7 @@ class Works:
         """
         work = self._works.get(operation)
         if work is None:
-            raise DeniedError(f"operation {operation} has come too far to be cancelled", instance=self._name)
+            raise DeniedError(f"operation {operation} cannot be cancelled now", instance=self._name, hint="try again")
         self._jobs.cancel(f"work:{operation}")
         try:
             with trio.fail_after(_STOP_TIMEOUT):
