@@ -62,6 +62,17 @@ def disks(draw: st.DrawFn, id_: str) -> DiskSection:
     )
 
 
+#: One of each type that has a text of a user's, and of those that take a slot or none.
+DEVICES = (
+    DeviceSection(id="files", type="share", path=f"{MARK},b"),
+    DeviceSection(id="channel", type="serial"),
+    DeviceSection(id="dog", type="watchdog", action="pause"),
+    DeviceSection(id="stick", type="usb", port="1-2"),
+    DeviceSection(id="card", type="pci", address="0000:03:00.0"),
+    DeviceSection(id="program", type="vhost-user", socket=f"/{MARK},b", model="net"),
+)
+
+
 @st.composite
 def units(draw: st.DrawFn) -> Unit:
     """A unit that is free of contradictions."""
@@ -82,7 +93,7 @@ def units(draw: st.DrawFn) -> Unit:
             NicSection(id=each, model=draw(st.sampled_from(["virtio", "e1000", "e1000e", "rtl8139"])))
             for each in ids[number:]
         ),
-        devices=draw(st.sampled_from([(), (DeviceSection(id="entropy", type="rng"),)])),
+        devices=draw(st.sampled_from([(), (DeviceSection(id="entropy", type="rng"),), DEVICES])),
         console=ConsoleSection(type=draw(st.sampled_from(["serial", "virtio", "none"]))),
         agent=AgentSection(enabled=draw(st.booleans())),
         display=DisplaySection(type=draw(st.sampled_from(["none", "vnc"]))),
