@@ -35,6 +35,8 @@ from qsup.unit.parse import unit_from_values
 
 _SCREEN_TIMEOUT = 10.0
 _VNC_TIMEOUT = 5.0
+#: How commands begin that change nothing, so that nothing is to be queried again.
+_READING = ("query-", "qom-list", "qom-get")
 #: Where no vCPU runs.
 _STANDING_STILL = (State.PAUSED, State.IO_ERROR, State.GUEST_PANICKED)
 
@@ -66,7 +68,7 @@ async def qmp(driver: Driver, command: str, arguments: Mapping[str, Any] | None,
     try:
         return await monitor.execute(command, arguments, timeout=seconds, max_reply=MAX_LARGE_REPLY)
     finally:
-        if driver.body is not None and not command.startswith("query-"):
+        if driver.body is not None and not command.startswith(_READING):
             driver.body.refresh()
 
 
