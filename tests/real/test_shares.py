@@ -7,14 +7,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from qsup.errors import HostDeviceError
+from qsup.errors import DaemonUnreachable, HostDeviceError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 from tests.real.hotplug import agree, attach, chardevs, detach, guest, peripherals, qmp
+from tests.real.injected import killed_at
 from tests.waiting import came_true, poll_until
 
 # Debian's virtiofsd of QEMU 7.2 needs root
@@ -225,3 +227,40 @@ def test_a_program_that_does_not_listen_is_told(daemon: Daemon, emulator: Emulat
     assert (operation["state"], operation["error"]["code"]) == ("failed", HostDeviceError.code)
     assert "device.d: could not connect to /nowhere/disk.sock: No such file" in operation["error"]["detail"]
     assert (peripherals(daemon, "web"), chardevs(daemon, "web")) == before
+
+
+def serving(path: Path) -> list[int]:
+    """The file servers of a directory, whoever started them; each is a process with a child of its own."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"source={path}".encode() in words and words[0].endswith(b"virtiofsd"):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_attach_that_its_daemon_did_not_survive_is_completed(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, data: Path, number: int
+) -> None:
+    """It died as it wrote down that a share comes, that its server runs, or that it is there: one server serves it."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, memory=SHARED))
+    daemon.do("web", "start")
+    with killed_at(daemon, "renameat,renameat2,rename", number):
+        with suppress(DaemonUnreachable), daemon.client() as client:
+            client.post("/v1/instances/web/devices", {"id": "data", "type": "share", "path": "data"})
+        poll_until(lambda: not daemon.is_alive(), "the daemon dies", seconds=20)
+    daemon.start()
+    daemon.wait("web", "running")
+    poll_until(lambda: daemon.get("/v1/operations")["operations"][0]["state"] != "running", "it ends", seconds=20)
+    operation = daemon.get("/v1/operations")["operations"][0]
+    assert (operation["kind"], operation["state"]) == ("attach", "succeeded"), operation
+    assert agree(daemon, "web")
+    assert "device-data" in peripherals(daemon, "web")
+    assert came_true(lambda: len(serving(data)) == 2, seconds=5), serving(data)
+    assert servers(daemon)["device.data"] in serving(data)
+    assert daemon.view("web")["warnings"] == []
