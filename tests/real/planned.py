@@ -131,6 +131,7 @@ def _file_server(request: ShareFd, directory: Path, afterwards: contextlib.ExitS
     """A connection to a file server, which ends when that does."""
     with _listener(directory / request.name) as listener, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(directory / request.name))
+        (directory / request.name).unlink()
         fd = listener.fileno()
         shared = directory / f"{request.name}.d"
         shared.mkdir()
