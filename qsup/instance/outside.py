@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import structlog
 import trio
 
 from qsup.errors import HostDeviceError, from_oserror
@@ -26,6 +27,8 @@ from qsup.plan.others import channel_socket
 from qsup.plan.spec import ConnectFd, FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.qmp.dial import connect_unix
 from qsup.unit.model import DeviceSection, Unit
+
+_log = structlog.get_logger()
 
 #: Seconds for a device to change its driver; a network card's may wait for its firmware.
 _DRIVER_TIMEOUT = 15.0
@@ -147,5 +150,9 @@ async def release(entry: str, directory: InstanceDirectory, services: Services, 
     if section == "device":
         with trio.CancelScope(shield=True):
             await helpers.end(entry)
-        await release_pci(directory.path.name, services, entry)
+        try:
+            await release_pci(directory.path.name, services, entry)
+        except HostDeviceError as error:
+            # the VM is rid of it all the same, and its detach is over
+            _log.error("could not give a device of the host back in time", entry=entry, why=error.message)
         directory.unlink(channel_socket(name))
