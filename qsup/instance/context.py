@@ -112,7 +112,7 @@ class LiveKeys(Protocol):
             QsupError: why it is not.
         """
 
-    async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
+    async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Mapping[str, Any]]:
         """Carry out all changes of one request that concern it, and return once they are true.
 
         Returns:

@@ -80,7 +80,9 @@ async def set_keys(
         raise tell_all(error, said) from error
     at_once = [each.key for each in said if each.applied == verdict.AT_ONCE]
     context.hardware.set_unit(with_only(context.hardware.unit, changes, at_once, context))
-    return result_of(said, changed=bool(said) or context.again, dry_run=False, persisted=filing.wanted, told=told)
+    # what is named and was so already is asked of the guest again all the same
+    changed = any(each.old != each.new for each in said) or bool(context.goals) or context.again
+    return result_of(said, changed=changed, dry_run=False, persisted=filing.wanted, told=told)
 
 
 async def _apply(

@@ -107,7 +107,7 @@ def result_of(
     changed: bool,
     dry_run: bool,
     persisted: bool,
-    told: Mapping[str, Any] | None = None,
+    told: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The result of a change of keys.
 
@@ -116,7 +116,6 @@ def result_of(
     """
     keys = {each.key: each.values() for each in said}
     for key, more in (told or {}).items():
-        besides: Mapping[str, Any] = more if isinstance(more, Mapping) else {"told": more}
-        keys[key] = {**keys.get(key, {"applied": LIVE}), **besides}
+        keys[key] = {**keys.get(key, {"applied": LIVE}), **more}
     done = not dry_run
     return {"changed": changed and done, "dry_run": dry_run, "persisted": persisted and done, "keys": keys}

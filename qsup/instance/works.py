@@ -111,7 +111,9 @@ class Works:
     async def _end(self, work: _Work, error: QsupError | None = None) -> None:
         if self._works.pop(work.operation, None) is None:
             return  # somebody else has ended it meanwhile
-        result = None if error else {**work.result, "keys": {**work.result.get("keys", {}), **work.told}}
+        known = work.result.get("keys", {})
+        keys = {**known, **{key: {**known.get(key, {}), **told} for key, told in work.told.items()}}
+        result = None if error else {**work.result, "keys": keys}
         await self._operations.foretell(work.operation, result=result, error=error)
         self._post(Finished(operation=work.operation, result=result, error=error))
 

@@ -103,6 +103,7 @@ def test_what_a_request_names_is_told_and_nothing_else() -> None:
 def test_a_result_has_what_else_is_known() -> None:
     """Beside what is said of the key."""
     said = [Said.of(change("memory.size"), "live")]
-    found = result_of(said, changed=True, dry_run=False, persisted=True, told={"memory.size": {"given": 1}, "x.y": 2})
+    told = {"memory.size": {"given": 1}, "x.y": {"z": 2}}
+    found = result_of(said, changed=True, dry_run=False, persisted=True, told=told)
     assert found["keys"]["memory.size"] == {"applied": "live", "old": 1, "new": 2, "given": 1}
-    assert found["keys"]["x.y"] == {"applied": "live", "told": 2}
+    assert found["keys"]["x.y"] == {"applied": "live", "z": 2}

@@ -68,9 +68,9 @@ def attach(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any
 
 
 def change(daemon: Daemon, vm: str, **changes: object) -> dict[str, Any]:
-    """Change a VM as a drop-in would say it, and wait: the finished operation."""
+    """Change a VM that runs as a drop-in would say it, and not its unit, and wait: the finished operation."""
     with daemon.client() as client:
-        path = f"/v1/instances/{vm}?wait=60"
+        path = f"/v1/instances/{vm}?wait=60&persist=0"
         operation: dict[str, Any] = client.patch(path, {"changes": changes}, timeout=70.0)
     return operation
 
@@ -80,6 +80,12 @@ def detach(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str =
     with daemon.client() as client:
         operation: dict[str, Any] = client.delete(f"/v1/instances/{vm}/{path}?wait={wait:g}{query}")
     return operation
+
+
+def told(operation: dict[str, Any], key: str) -> dict[str, Any]:
+    """What the result of a change says of a key, besides that it was changed."""
+    said = operation["result"]["keys"][key]
+    return {name: value for name, value in said.items() if name not in ("applied", "old", "new")}
 
 
 def set_keys(daemon: Daemon, vm: str, query: str = "", **keys: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from qsup.errors import ChangeError, ImageInUse, NoSuchDevice
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
-from tests.real.hotplug import attach, change, fdsets, image, in_guest, nodes, qmp
+from tests.real.hotplug import attach, change, fdsets, image, in_guest, nodes, qmp, told
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -59,7 +59,7 @@ def test_media_are_changed(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGue
     for bus in buses:
         operation = ask(daemon, bus, "insert", path="two.iso")
         assert operation["state"] == "succeeded", operation
-        assert operation["result"]["keys"][f"disk.{bus}.path"] == "closed"
+        assert told(operation, f"disk.{bus}.path") == {"tray": "closed"}
         assert inside(daemon, bus) == (SIZES["two.iso"], False)
         assert shown(daemon, bus) == ("two.iso", "closed")
     sectors = str(SIZES["two.iso"] // 512)

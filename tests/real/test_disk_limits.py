@@ -10,7 +10,7 @@ import pytest
 from qsup.errors import UnitError
 from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
-from tests.real.hotplug import attach, change, image, qmp
+from tests.real.hotplug import attach, change, image, qmp, told
 
 pytestmark = [pytest.mark.real]
 
@@ -53,7 +53,7 @@ def test_limits_from_the_first_instruction_on(daemon: Daemon, qemu: Emulator, ro
     wanted = {"iops": 200, "iops-max": 400, "iops-max-length": "5s", "bps": "1M"}
     operation = change(daemon, "web", disk=[{"id": bus, "throttle": wanted} for bus in BUSES])
     assert operation["state"] == "succeeded", operation
-    assert operation["result"]["keys"]["disk.virtio.throttle.bps"] == 1 << 20
+    assert told(operation, "disk.virtio.throttle.bps") == {"limit": 1 << 20}
     for bus in BUSES:
         assert limits(daemon, bus) == {"iops": 200, "iops_max": 400, "iops_max_length": 5, "bps": 1 << 20}
         assert shown(daemon, bus) == {"iops": 200, "iops-max": 400, "iops-max-length": 5, "bps": 1 << 20}

@@ -14,7 +14,7 @@ from qsup.errors import ChangeError, GuestRefused, OperationCancelled, UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.growing import ask, cancel, run
-from tests.real.hotplug import agree, finished, peripherals, qmp
+from tests.real.hotplug import agree, finished, peripherals, qmp, told
 from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real]
@@ -82,7 +82,7 @@ def test_memory_grows_and_shrinks(daemon: Daemon, qemu: Emulator, linux_guest: L
     before = total(daemon)
     operation = size(daemon, "512M")
     assert (operation["kind"], operation["state"]) == ("set", "succeeded")
-    assert operation["result"] == {"changed": True, "keys": {"memory.size": {"size": 512 * MIB}}}
+    assert (operation["result"]["changed"], told(operation, "memory.size")) == (True, {"size": 512 * MIB})
     assert has(daemon, 512)
     assert came_true(lambda: total(daemon) > before + 200, seconds=5)
     daemon.restart()
@@ -134,7 +134,7 @@ def test_a_shrinking_can_be_cancelled(daemon: Daemon, emulator: Emulator, linux_
 def test_modules_come_and_go(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
     """One for each change, as many as there are slots; what has no whole module is refused."""
     start(daemon, qemu, linux_guest, MODULES)
-    assert size(daemon, "384M")["result"]["keys"] == {"memory.size": {"size": 384 * MIB}}
+    assert told(size(daemon, "384M"), "memory.size") == {"size": 384 * MIB}
     assert size(daemon, "768M")["state"] == "succeeded"
     assert has(daemon, 768)
     assert peripherals(daemon, "web") >= {"memory-0", "memory-1"}
@@ -166,7 +166,7 @@ def test_the_balloon_takes_and_gives(daemon: Daemon, qemu: Emulator, linux_guest
     """Where the unit says nothing else; the machine stays as large as it is."""
     start(daemon, qemu, linux_guest, "")
     operation = size(daemon, "200M")
-    assert operation["result"] == {"changed": True, "keys": {"memory.size": {"actual": 200 * MIB}}}
+    assert (operation["result"]["changed"], told(operation, "memory.size")) == (True, {"actual": 200 * MIB})
     memory = daemon.view("web")["memory"]
     assert (memory["size"], memory["actual"]) == (256 * MIB, 200 * MIB)
     daemon.restart()

@@ -13,7 +13,7 @@ from qsup.errors import ChangeError, OperationCancelled, UnitError, UnsupportedE
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.growing import ask, cancel, run
-from tests.real.hotplug import agree, finished, qmp, shown
+from tests.real.hotplug import agree, finished, qmp, shown, told
 from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real]
@@ -63,7 +63,7 @@ def test_vcpus_come_and_the_guest_uses_them(daemon: Daemon, qemu: Emulator, linu
     start(daemon, qemu, linux_guest, cpu="max-vcpus = 4\ntopology = { sockets = 2, cores = 2 }")
     operation = vcpus(daemon, 3)
     assert (operation["kind"], operation["state"]) == ("set", "succeeded")
-    assert operation["result"] == {"changed": True, "keys": {"cpu.vcpus": {"vcpus": 3, "online": 3}}}
+    assert (operation["result"]["changed"], told(operation, "cpu.vcpus")) == (True, {"vcpus": 3, "online": 3})
     assert agrees(daemon, 3)
     assert online(daemon) == "0-2"
     assert agree(daemon, "web")
@@ -89,7 +89,7 @@ def test_vcpus_go_when_the_guest_lets_them(daemon: Daemon, qemu: Emulator, linux
         assert agrees(daemon, 3)
         return
     assert (operation["state"], operation["progress"]) == ("succeeded", "done"), operation
-    assert operation["result"] == {"changed": True, "keys": {"cpu.vcpus": {"vcpus": 1, "online": 1}}}
+    assert (operation["result"]["changed"], told(operation, "cpu.vcpus")) == (True, {"vcpus": 1, "online": 1})
     assert agrees(daemon, 1)
     assert online(daemon) == "0"
     assert agree(daemon, "web")
@@ -118,7 +118,7 @@ def test_a_guest_that_does_not_answer_keeps_nobody(daemon: Daemon, emulator: Emu
     if not unplugs(emulator):
         pytest.skip("this QEMU removes no vCPU under TCG")
     start_rom(daemon, emulator, rom_guest)
-    assert vcpus(daemon, 2)["result"]["keys"] == {"cpu.vcpus": {"vcpus": 2, "online": None}}
+    assert told(vcpus(daemon, 2), "cpu.vcpus") == {"vcpus": 2, "online": None}
     operation = vcpus(daemon, 1, wait=1)
     assert (operation["state"], operation["cancellable"]) == ("running", True)
     assert operation["progress"] == "it has 2 vCPUs and is to have 1: the guest must let them go"

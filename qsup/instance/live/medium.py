@@ -59,7 +59,7 @@ class Medium:
         for entry in dict.fromkeys(map(_entry, changes)):
             disk: DiskSection = entry_of(unit, entry)
             tray = await _Drive(disk, context).change()
-            told |= {change.key: tray for change in changes if _entry(change) == entry}
+            told |= {change.key: {"tray": tray} for change in changes if _entry(change) == entry}
         return told
 
 

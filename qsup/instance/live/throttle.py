@@ -71,7 +71,8 @@ class Throttle:
         told = {}
         for change in changes:
             limits = found.get(_entry(change))
-            told[change.key] = None if limits is None else limits.get(NAMES[change.key.rpartition(".")[2]], 0)
+            limit = None if limits is None else limits.get(NAMES[change.key.rpartition(".")[2]], 0)
+            told[change.key] = {"limit": limit}
         return told
 
 
