@@ -62,7 +62,13 @@ def state(daemon: Daemon, vm: str, device: str) -> str:
 
 
 def attach(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any]:
-    """Attach and wait: the finished operation."""
+    """Attach to a VM that runs, and not to its unit, and wait: the finished operation."""
+    operation: dict[str, Any] = daemon.post(f"/v1/instances/{vm}/{noun}?wait=30&persist=0", _hyphens(entry))
+    return operation
+
+
+def attach_lasting(daemon: Daemon, vm: str, noun: str, **entry: object) -> dict[str, Any]:
+    """Attach to a VM that runs and to its unit, and wait: the finished operation."""
     operation: dict[str, Any] = daemon.post(f"/v1/instances/{vm}/{noun}?wait=30", _hyphens(entry))
     return operation
 
@@ -76,7 +82,12 @@ def change(daemon: Daemon, vm: str, **changes: object) -> dict[str, Any]:
 
 
 def detach(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str = "") -> dict[str, Any]:
-    """Detach ``disks/data`` and its like, and wait at most so long: the operation as it is then."""
+    """Detach ``disks/data`` and its like from a VM that runs, and wait at most so long: the operation as it is then."""
+    return detach_lasting(daemon, vm, path, wait=wait, query=f"&persist=0{query}")
+
+
+def detach_lasting(daemon: Daemon, vm: str, path: str, *, wait: float = 30, query: str = "") -> dict[str, Any]:
+    """The same, from its unit, too."""
     with daemon.client() as client:
         operation: dict[str, Any] = client.delete(f"/v1/instances/{vm}/{path}?wait={wait:g}{query}")
     return operation

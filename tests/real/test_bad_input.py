@@ -293,7 +293,7 @@ def test_a_second_daemon_on_the_same_directories_does_not_begin(
         for arguments in ((), ("--socket", str(daemon.root / "other.sock"))):
             second = qsupd(daemon.root, *arguments)
             assert second.returncode == 1
-            assert f"another qsupd (pid {daemon.pid}) works in {daemon.root / 'run'}" in second.stderr
+            assert f"another qsupd (pid {daemon.pid}) works in {daemon.root / 'state'}" in second.stderr
             assert "Traceback" not in second.stderr
         assert not (daemon.root / "other.sock").exists()
 

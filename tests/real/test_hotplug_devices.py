@@ -79,7 +79,7 @@ def test_a_channel_comes_and_goes_with_a_live_guest(daemon: Daemon, qemu: Emulat
 def test_channels_are_there_from_the_start(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
     """The guest finds it by its id, and a restart of the VM gives it a new socket under the same path."""
     daemon.unit("web", linux_unit(qemu, linux_guest, tables='[[device]]\nid = "ctl"\ntype = "serial"\n'))
-    assert daemon.view("web")["devices"] == [{"id": "ctl", "type": "serial", "socket": ""}]
+    assert daemon.view("web")["devices"] == [{"id": "ctl", "type": "serial", "socket": "", "state": "there"}]
     daemon.do("web", "start")
     assert talk(daemon, socket_of(daemon, "web", "ctl"), "ctl") == b"heard hello\n"
     assert f"at {socket_of(daemon, 'web', 'ctl')}" in daemon.ctl("status", "web").stdout

@@ -129,7 +129,7 @@ def test_a_random_number_generator_comes_and_goes(daemon: Daemon, qemu: Emulator
     daemon.do("web", "start")
     assert attach(daemon, "web", "devices", id="more", type="rng")["state"] == "succeeded"
     assert agree(daemon, "web")
-    assert {"id": "more", "type": "rng", "socket": ""} in daemon.view("web")["devices"]
+    assert {"id": "more", "type": "rng", "socket": "", "state": "there"} in daemon.view("web")["devices"]
     operation = detach(daemon, "web", "devices/more", query="&force-after=10")
     assert operation["state"] == "succeeded"
     objects = {child["name"] for child in qmp(daemon, "web", "qom-list", path="/objects")}

@@ -105,7 +105,7 @@ def record(daemon: Daemon) -> dict[str, Any]:
 ROOT = '[[disk]]\nid = "root"\npath = "root.img"\n'
 DISK = {"id": "data", "path": "data.img", "bus": "scsi", "throttle": {"iops": 55}}
 CASES = {
-    "attach": Case(kind="attach", method="POST", path="/disks", body=DISK, done=attached),
+    "attach": Case(kind="attach", method="POST", path="/disks?persist=0", body=DISK, done=attached),
     "insert": Case(
         kind="set",
         method="POST",
@@ -117,7 +117,7 @@ CASES = {
     "cache": Case(
         kind="set",
         method="PATCH",
-        path="",
+        path="?persist=0",
         body={"changes": {"disk": [{"id": "root", "cache": "none"}]}},
         done=uncached,
         tables=ROOT,
