@@ -24,7 +24,7 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.view import StatsView
-from qsup.plan.hotplug import Slots, slots
+from qsup.plan.inventory import Slots, slots
 from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor

@@ -28,7 +28,7 @@ from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.relations import relations
 from qsup.order.view import Relations
-from qsup.plan.hotplug import Slots
+from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
 from qsup.supervisor import Supervisor
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources

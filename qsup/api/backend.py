@@ -19,7 +19,7 @@ from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
-from qsup.plan.hotplug import Slots
+from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
 

@@ -17,7 +17,7 @@ from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Begun, Operation
 from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
-from qsup.plan.hotplug import Slots
+from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
 

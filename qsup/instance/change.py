@@ -43,8 +43,8 @@ from qsup.instance.resize import resize
 from qsup.instance.setting import Means, amended, coming_of, needs, set_keys, with_only
 from qsup.instance.state import Request
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
-from qsup.plan import hotplug
-from qsup.plan.hotplug import Attachment, Vm
+from qsup.plan import attach, hotplug, inventory
+from qsup.plan.attach import Attachment, Vm
 from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, TapFd
 from qsup.qmp import commands
 from qsup.unit.compare import Change, compare
@@ -208,9 +208,9 @@ def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Go
 _Planner = Callable[[Unit, Any, PlanSummary, Vm], list[Attachment]]
 #: How what comes is planned, by its section.
 _PLANNERS: Mapping[str, _Planner] = {
-    "disk": hotplug.attach_disk,
-    "nic": hotplug.attach_nic,
-    "device": hotplug.attach_device,
+    "disk": attach.attach_disk,
+    "nic": attach.attach_nic,
+    "device": attach.attach_device,
 }
 
 
@@ -373,8 +373,8 @@ def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> l
             raise ChangeError(f"{entry} cannot be attached while it runs", hint="restart the VM")
         for attachment in _PLANNERS[section](unit, entry_of(unit, entry), summary, vm):
             part = attachment.part.plan()
-            hotplug.check_entry(attachment.part.subject, summary, [device.id for device in part.devices])
-            summary = hotplug.with_part(summary, part)
+            inventory.check_entry(attachment.part.subject, summary, [device.id for device in part.devices])
+            summary = inventory.with_part(summary, part)
             planned.append(attachment)
     return planned
 

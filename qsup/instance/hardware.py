@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 
 from qsup.errors import ChangeError
 from qsup.host.claims import Claim
-from qsup.plan import hotplug
+from qsup.plan import hotplug, inventory
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
 from qsup.unit.entries import entry_of as entry_of
 from qsup.unit.entries import without_entry
@@ -64,7 +64,7 @@ class Hardware:
 
     def part(self, entry: str) -> PartPlan | None:
         """What QEMU has for an entry of the unit, such as ``disk.root``."""
-        return hotplug.find(self.summary, entry)
+        return inventory.find(self.summary, entry)
 
     def check_there(self, entry: str) -> None:
         """See that QEMU has an entry, and that it is to stay.
@@ -78,7 +78,7 @@ class Hardware:
 
     def add(self, attached: Attached) -> None:
         """It is there, or coming; the unit is told separately."""
-        summary = hotplug.with_part(self.summary, attached.part)
+        summary = inventory.with_part(self.summary, attached.part)
         if attached.disk is not None:
             others = tuple(disk for disk in summary.disks if disk.id != attached.disk.id)
             summary = evolve(summary, disks=(*others, attached.disk))
@@ -121,7 +121,7 @@ class Hardware:
 
     def remove(self, entry: str) -> None:
         """It is gone, from the unit too."""
-        self.summary = hotplug.without_part(self.summary, entry)
+        self.summary = inventory.without_part(self.summary, entry)
         self.claims = tuple(claim for claim in self.claims if claim.entry != entry)
         if entry_of(self.unit, entry) is not None:
             self.set_unit(without_entry(self.unit, entry))

@@ -1,7 +1,7 @@
 """Giving devices to a QEMU that runs, and taking away what they stood on once they are gone.
 
 Decides: what is done side by side, and that an attach which fails leaves nothing behind, or says what it leaves.
-Must not: decide what is attached and where (`qsup.plan.hotplug`), or believe that a device is gone before QEMU says so.
+Must not: decide what is attached and where (`qsup.plan.attach`), or believe that a device is gone before QEMU says so.
 """
 
 from __future__ import annotations

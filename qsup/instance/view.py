@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from qsup.instance.cause import Cause
 from qsup.instance.state import State
-from qsup.plan.hotplug import Slots
+from qsup.plan.inventory import Slots
 from qsup.plan.spec import DiskPlan, NicPlan
 
 

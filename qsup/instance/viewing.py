@@ -16,8 +16,8 @@ from qsup.instance.life import Life
 from qsup.instance.outside import socket_of
 from qsup.instance.state import State
 from qsup.instance.view import DeviceView, InstanceView
-from qsup.plan.hotplug import slots
 from qsup.plan.identity import derive_mac
+from qsup.plan.inventory import slots
 from qsup.plan.spec import DiskPlan, NicPlan, PlanSummary
 from qsup.unit.compare import needs_restart
 from qsup.unit.load import LoadedUnit

@@ -1,7 +1,7 @@
 """The devices of ``[[device]]``: what each type is made of.
 
 Decides: the properties of each, and what it stands on.
-Must not: decide where it hangs (`qsup.plan.board` at a start, `qsup.plan.hotplug` later), or make any of it.
+Must not: decide where it hangs (`qsup.plan.board` at a start, `qsup.plan.attach` later), or make any of it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import DeviceView, EventRecord, HealthView, InstanceView, StatsView, Usage
 from qsup.order.view import Relation, Relations
-from qsup.plan.hotplug import Slots
+from qsup.plan.inventory import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph

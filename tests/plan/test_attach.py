@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qsup.errors import UnsupportedError
-from qsup.plan import hotplug
-from qsup.plan.hotplug import Attachment, Vm
+from qsup.plan import hotplug, inventory
+from qsup.plan.attach import Attachment, Vm, attach_device
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import PartPlan, PlanSummary
 from qsup.unit.model import AgentSection, DeviceSection, MachineSection, MemorySection, Unit
@@ -25,7 +25,7 @@ SHARED = MemorySection(shared=True)
 def attach(device: DeviceSection, unit: Unit | None = None) -> tuple[list[Attachment], PlanSummary]:
     """The plan of a device that comes to a VM, and that of the VM."""
     summary = build(unit or Unit()).summary()
-    return hotplug.attach_device(unit or Unit(), device, summary, VM), summary
+    return attach_device(unit or Unit(), device, summary, VM), summary
 
 
 def steps(attachments: list[Attachment]) -> list[tuple[str, dict[str, Any], str]]:
@@ -171,7 +171,7 @@ def test_what_was_there_from_the_start_goes_the_same_way() -> None:
     """A part of a start is known by the same names as one that came later."""
     for device, _, going in CASES.values():
         summary = build(Unit(memory=SHARED, devices=(device,))).summary()
-        part = hotplug.find(summary, "device.x")
+        part = inventory.find(summary, "device.x")
         assert part is not None
         assert removals(part) == going
 

@@ -20,8 +20,7 @@ from qsup.host import descriptors
 from qsup.instance.context import Context
 from qsup.instance.hardware import entry_of
 from qsup.instance.images import reopen_images
-from qsup.plan import hotplug
-from qsup.plan.hotplug import Reopening
+from qsup.plan.attach import Reopening, plan_reopen
 from qsup.qmp import commands
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
@@ -59,7 +58,7 @@ async def _reopen(entry: str, unit: Unit, context: Context) -> None:
     plan = next(plan for plan in context.hardware.summary.disks if plan.id == after.id)
     if part is None or not plan.node:
         return  # an empty drive; its next medium is as the unit says
-    wanted, present = (hotplug.plan_reopen(disk, part, plan) for disk in (after, before))
+    wanted, present = (plan_reopen(disk, part, plan) for disk in (after, before))
     if [image.direct for image in wanted.images] == [image.direct for image in present.images]:
         await _send(wanted, entry, context)
         return

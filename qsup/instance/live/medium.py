@@ -28,7 +28,7 @@ from qsup.instance.drives import find_drives
 from qsup.instance.hardware import Attached, entry_of
 from qsup.instance.images import open_images
 from qsup.instance.live import throttle
-from qsup.plan import hotplug
+from qsup.plan.attach import plan_medium
 from qsup.plan.spec import BackendPlan, DiskPlan, ImageFd, PartPlan
 from qsup.qmp import commands
 from qsup.qmp.results import BlockInfo
@@ -197,7 +197,7 @@ class _Drive:
     async def _bring(self, drive: BlockInfo) -> _New:
         """Give QEMU the new medium, beside the one that is in the drive."""
         part, plan = self._part, self._plan
-        coming = hotplug.plan_medium(self._disk, self._hardware.summary, beside=drive.node_name)
+        coming = plan_medium(self._disk, self._hardware.summary, beside=drive.node_name)
         requests = [fd for fd in coming.fds if isinstance(fd, ImageFd)]
         numbers: dict[str, int] = {}
         with ExitStack() as stack:

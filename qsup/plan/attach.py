@@ -1,0 +1,189 @@
+"""Planning what comes to a VM that runs: disks, their media, NICs and other devices. Pure.
+
+Decides: what cannot come while the VM runs, and which controller comes before a device that needs one.
+Must not: describe a device otherwise than at a start: both are the same `Part`; or say how QEMU is given it
+(`qsup.plan.hotplug`).
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from qsup.errors import UnsupportedError
+from qsup.plan.blockdev import chain_nodes, image_backends, image_chain
+from qsup.plan.board import BOARDS, Board, Place
+from qsup.plan.disks import check_disk, disk_part
+from qsup.plan.hotplug import Command
+from qsup.plan.identity import node_name
+from qsup.plan.inventory import devices_of, free_slot, next_fdset, takes_nothing, with_part
+from qsup.plan.network import nic_part, nic_role
+from qsup.plan.others import Tools, device_part, needs_slot, place_on_bus
+from qsup.plan.part import Part, Properties
+from qsup.plan.spec import Capabilities, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
+from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
+
+
+@frozen(kw_only=True)
+class Vm:
+    """What planning needs to know of a VM that runs besides its unit and its plan.
+
+    Args:
+        uuid: from which MAC addresses derive.
+        capabilities: of its QEMU.
+    """
+
+    uuid: str
+    capabilities: Capabilities
+
+
+@frozen(kw_only=True)
+class Attachment:
+    """Something that is to be attached.
+
+    Args:
+        disk, nic: what is known of it afterwards, of a disk or NIC.
+    """
+
+    part: Part
+    disk: DiskPlan | None = None
+    nic: NicPlan | None = None
+
+
+# disks
+
+
+def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
+    """Plan a disk that comes to a VM that runs; before it a controller, where there is none for its bus yet.
+
+    Args:
+        unit: with the disk in it.
+
+    Raises:
+        UnsupportedError: this machine cannot take it while it runs, or has no room.
+    """
+    board = BOARDS[summary.family]
+    bus = effective_bus(unit, disk)
+    found: list[Attachment] = []
+    check_disk(disk, bus, board, vm.capabilities)
+    if bus in ("sata", "ide"):
+        raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
+    if bus in ("scsi", "usb"):
+        found, summary = _with_controller(bus, board, summary)
+    place = _place(disk, bus, summary)
+    planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
+    return [*found, Attachment(part=planned.part, disk=planned.plan)]
+
+
+def plan_medium(disk: DiskSection, summary: PlanSummary, *, beside: str) -> Part:
+    """Plan a medium for a drive that there is; of an empty one there is nothing to it.
+
+    Args:
+        beside: the node of the medium that is in it, ``""`` for none.
+    """
+    chain = image_chain(disk, next_fdset(summary), spare=beside == node_name("disk", disk.id))
+    return Part(
+        subject=f"the medium of {disk.id!r}",
+        entry=f"disk.{disk.id}",
+        backends=image_backends(chain_nodes(disk, chain), *chain),
+        fds=tuple(image.request for image in chain),
+    )
+
+
+def plan_reopen(disk: DiskSection, part: PartPlan, plan: DiskPlan) -> Reopening:
+    """Plan to have the nodes of a disk that there is be as another version of it says.
+
+    Args:
+        part: of the disk as it is.
+        plan: what is known of it.
+    """
+    sets = list(dict.fromkeys(int(each.name) for each in part.backends if each.kind == "fdset"))
+    chain = image_chain(disk, iter(sets), spare=plan.node != node_name("disk", disk.id))
+    members = [
+        Command(command="add-fd", arguments=member.properties, fd=member.fd)
+        for image in chain
+        for member in image.descriptors()
+    ]
+    return Reopening(
+        nodes=tuple(chain_nodes(disk, chain)),
+        images=tuple(image.request for image in chain),
+        members=tuple(members),
+    )
+
+
+@frozen(kw_only=True)
+class Reopening:
+    """How the nodes of a disk become others while it is in use.
+
+    Args:
+        nodes: all of them, as QAPI's ``blockdev-reopen`` takes them; what it is not told it sets back.
+        images: to be opened anew where their descriptors must be others.
+        members: commands that bring these.
+    """
+
+    nodes: tuple[Properties, ...]
+    images: tuple[ImageFd, ...]
+    members: tuple[Command, ...]
+
+
+def _with_controller(bus: str, board: Board, summary: PlanSummary) -> tuple[list[Attachment], PlanSummary]:
+    """The controller of a bus, where there is none yet, and the plan with it."""
+    if any(device.id == bus for device in devices_of(summary)):
+        return [], summary
+    controller = _controller(bus, board, summary)
+    return [Attachment(part=controller)], with_part(summary, controller.plan())
+
+
+def _controller(bus: str, board: Board, summary: PlanSummary) -> Part:
+    if not board.has_pci:
+        raise takes_nothing(board)
+    # what there is one of has a slot of its own wherever the root bus takes hotplug
+    place = free_slot(summary, "device") if board.family == "q35" else board.place(bus)
+    device: Properties = {"driver": board.virtio_device(bus), "id": bus, **place}
+    if bus == "usb":
+        device = {"driver": "qemu-xhci", "id": "usb", **place, "p2": 15, "p3": 15}
+    return Part(subject=f"the {bus} controller", entry=f"controller.{bus}", devices=(device,))
+
+
+def _place(disk: DiskSection, bus: str, summary: PlanSummary) -> Place:
+    match bus:
+        case "scsi":
+            used = {device.address for device in devices_of(summary) if device.bus == "scsi.0"}
+            index = next((index for index in range(256) if f"0:{index}:0" not in used), None)
+            if index is None:
+                raise UnsupportedError(f"disk {disk.id!r}: all 256 places of the SCSI controller are taken")
+            return Place(properties={"bus": "scsi.0", "channel": 0, "scsi-id": index, "lun": 0})
+        case "usb" if disk.type == "cdrom":
+            adapter = {"driver": "usb-bot", "id": f"usb-{disk.id}", "bus": "usb.0"}
+            return Place(ports=(adapter,), properties={"bus": f"usb-{disk.id}.0", "lun": 0})
+        case "usb":
+            return Place(properties={"bus": "usb.0"})
+    return Place(properties=free_slot(summary, "disk"))
+
+
+# NICs and other devices
+
+
+def attach_nic(unit: Unit, nic: NicSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
+    """Plan a NIC that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
+    board = BOARDS[summary.family]
+    place = Place(properties=free_slot(summary, nic_role(nic, board)))
+    planned = nic_part(nic, place, vm.uuid, board, vm.capabilities)
+    return [Attachment(part=planned.part, nic=planned.plan)]
+
+
+def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:
+    """Plan another device that comes to a VM that runs; `UnsupportedError` as for `attach_disk`."""
+    board = BOARDS[summary.family]
+    found: list[Attachment] = []
+    if device.type in SHARING_DEVICES and not summary.shared_memory:
+        words = (
+            f"device {device.id!r}: a {device.type} needs memory that can be shared, and this VM was started without"
+        )
+        raise UnsupportedError(words, hint="say shared = true in [memory], and restart the VM")
+    if needs_slot(device):
+        place = Place(properties=free_slot(summary, "device"))
+    else:
+        found, summary = _with_controller(device.type, board, summary)
+        place = place_on_bus(device)
+    tools = Tools(board=board, capabilities=vm.capabilities, uuid=vm.uuid, fdsets=next_fdset(summary))
+    return [*found, Attachment(part=device_part(device, place, tools))]
