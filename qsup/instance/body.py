@@ -19,13 +19,14 @@ from attrs import evolve, frozen
 from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.host import descriptors, proc
 from qsup.host.output import BoundedLog, feed_of
-from qsup.instance import adopt, change, pulled, ready, room, stop, watch
+from qsup.instance import adopt, change, going, pulled, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Context
 from qsup.instance.control import WaitState, carry_out
 from qsup.instance.filing import Filing, file_only
 from qsup.instance.guest import GuestChannel
+from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
@@ -271,7 +272,7 @@ class Body:
                 await operations.pend(operation, "acknowledged")
                 self._post(Lasts(operation=operation))
                 return
-            if isinstance(outcome, change.Waiting):
+            if isinstance(outcome, going.Waiting):
                 await operations.pend(operation, "acknowledged")
                 force, persist = outcome.force_after, outcome.persist
                 self._post(Waits(operation=operation, entry=outcome.entry, force_after=force, persist=persist))
@@ -345,7 +346,7 @@ class Body:
             if self.monitor is None:
                 return  # it is reset when somebody asks for that
             try:
-                await commands.system_reset(self.monitor, timeout=change.STEP_TIMEOUT)
+                await commands.system_reset(self.monitor, timeout=STEP_TIMEOUT)
             except QsupError as error:
                 _log.error("could not reset the guest to have a device go", why=error.message)
 
@@ -369,8 +370,8 @@ class Body:
         try:
             context = await self._context(life, monitor)
             if remind:
-                await change.remind(context)
-            gone, in_use = await change.settle(context)
+                await going.remind(context)
+            gone, in_use = await going.settle(context)
         except QsupError as error:
             _log.info("could not find out which devices it has", instance=self._name, why=error.message)
             return
