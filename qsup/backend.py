@@ -147,7 +147,7 @@ class DaemonBackend:
         if not operation.cancellable:
             await trio.lowlevel.checkpoint()
             raise self._operations.uncancellable(operation)
-        await self._supervisor.driver(operation.target).cancel_work(operation_id)
+        await self._supervisor.driver(operation.target).pending.cancel_work(operation_id)
         return await self._operations.wait_final(operation_id, _CANCEL_WAIT)
 
     # units

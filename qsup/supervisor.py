@@ -217,12 +217,12 @@ class Supervisor:
         if driver is None or operation.boot_id != proc.boot_id():
             return False
         if operation.kind != Request.DETACH.value:
-            driver.resume_work(operation.id, operation.arguments["changes"])
+            driver.pending.resume_work(operation.id, operation.arguments["changes"])
             return True
         entry, force = str(operation.arguments["entry"]), operation.arguments["force_after"]
         left = None if force is None else max(operation.uptime + force - proc.uptime(), 0.0)
         persist = bool(operation.arguments["persist"])
-        driver.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left, persist=persist))
+        driver.pending.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left, persist=persist))
         return True
 
     def _left_of(self, operation: Operation) -> tuple[Driver, Unfinished] | None:

@@ -67,7 +67,7 @@ class Context:
         progress: tells where the operation stands.
         again: an earlier daemon has begun it, and may have come to its end.
         force: whoever asked wants it done against the guest's will.
-        note: tells what is seen of the VM; fields of `qsup.instance.driver.Observed`.
+        note: tells what is seen of the VM; fields of `qsup.instance.shown.Observed`.
         overtake: an earlier operation gives up its goal of a key.
         goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
     """

@@ -98,7 +98,7 @@ class Finished:
 
 @frozen(kw_only=True)
 class Noted:
-    """Something that is shown, but moves no state; ``changes`` are fields of `qsup.instance.driver.Observed`."""
+    """Something that is shown, but moves no state; ``changes`` are fields of `qsup.instance.shown.Observed`."""
 
     life: int
     changes: Mapping[str, Any]

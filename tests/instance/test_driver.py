@@ -78,9 +78,9 @@ async def test_an_operation_that_has_ended_is_not_told_again() -> None:
     told: list[str] = []
     late = driver(told)
     operation = late._services.operations.begin("start", "web", uid=0)
-    late._end_operation(operation.id)
-    late._end_operation(operation.id)
-    late._end_operation("no longer kept")
+    late._hold.end(operation.id)
+    late._hold.end(operation.id)
+    late._hold.end("no longer kept")
     assert told == ["operation"]
 
 
@@ -128,10 +128,10 @@ async def test_a_silence_that_becomes_another_is_told_again() -> None:
     """First the main loop is busy, then the process stands still: each is told once, and told apart."""
     found, body, _ = running("no")
     told: list[Any] = []
-    found._teller = Teller("web", lambda _type, _name, data: told.append(data["cause"]["text"]))
+    found._course._teller = Teller("web", lambda _type, _name, data: told.append(data["cause"]["text"]))
     kinds = (CauseKind.MAIN_LOOP_SILENT, CauseKind.MAIN_LOOP_SILENT, CauseKind.PROCESS_SILENT, CauseKind.PROCESS_SILENT)
     for kind in kinds:
-        found._apply(body, Event.SILENT, silent(kind))
+        found._course.apply(body, Event.SILENT, silent(kind))
     assert told == ["main loop", "process"]
 
 
@@ -171,33 +171,33 @@ def test_an_operators_pause_stands_above_an_io_error() -> None:
     for order in ("error-first", "pause-first"):
         found, body, asked = running("no")
         if order == "error-first":
-            found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+            found._course.apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
             assert (found.state, asked) == (State.IO_ERROR, [Effect.AWAIT_ROOM])
             found._position.held = True
-            found._apply(body, Event.HELD, BY_OPERATOR)
+            found._course.apply(body, Event.HELD, BY_OPERATOR)
         else:
             found._position.held = True
-            found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+            found._course.apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
         seen = Seen(life=0, guest=Guest.IO_ERROR, cause=None)
         for _ in range(3):
             found._on_seen(body, seen)
         cause = found._position.cause
         assert (found.state, cause and cause.kind) == (State.PAUSED, CauseKind.OPERATOR)
         assert Effect.LET_GO_ON not in asked
-        found._apply(body, Event.GUEST_RESUMED)
-        found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+        found._course.apply(body, Event.GUEST_RESUMED)
+        found._course.apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
         assert (found.state, found._position.held) == (State.IO_ERROR, False)
 
 
 def test_a_paused_guests_last_request_may_fail() -> None:
     """What was under way when it was paused fails: it stays paused, by whoever paused it."""
     found, body, _ = running("no")
-    found._apply(body, Event.GUEST_STOPPED)
-    found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+    found._course.apply(body, Event.GUEST_STOPPED)
+    found._course.apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
     assert (found.state, found._position.cause) == (State.PAUSED, None)
     found, body, _ = running("no")
-    found._apply(body, Event.GUEST_PANICKED, PANIC.cause)
-    found._apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
+    found._course.apply(body, Event.GUEST_PANICKED, PANIC.cause)
+    found._course.apply(body, Event.GUEST_IO_ERROR, IO_ERROR)
     assert (found.state, found._position.cause) == (State.GUEST_PANICKED, PANIC.cause)
 
 
@@ -212,7 +212,7 @@ def test_the_worse_error_of_two_is_named() -> None:
         (broken, "data"),
         (IO_ERROR, "data"),
     ):
-        found._apply(body, Event.GUEST_IO_ERROR, cause)
+        found._course.apply(body, Event.GUEST_IO_ERROR, cause)
         assert found.view.cause is not None
         assert found.view.cause.disk == named
 
@@ -221,11 +221,11 @@ def test_a_guest_that_panics_without_end_keeps_no_memory_in_events() -> None:
     """The newest few of its events have its last words, the older ones have none any more."""
     found, body, _ = running("no")
     told: list[Any] = []
-    found._teller = Teller("web", lambda event_type, instance, data: told.append(data["cause"]))
+    found._course._teller = Teller("web", lambda event_type, instance, data: told.append(data["cause"]))
     said = evolve(IO_ERROR, console=("full",))
     for _ in range(20):
-        found._apply(body, Event.GUEST_IO_ERROR, said)
-        found._apply(body, Event.GUEST_RESUMED)
+        found._course.apply(body, Event.GUEST_IO_ERROR, said)
+        found._course.apply(body, Event.GUEST_RESUMED)
     kept = [cause["console"] for cause in told if cause is not None]
     assert kept == [[]] * 12 + [["full"]] * 8
 
@@ -246,6 +246,6 @@ def test_an_answer_that_an_event_has_overtaken_does_not_count() -> None:
     found._on_seen(body, PANIC)
     found._on_seen(body, evolve(PANIC, guest=Guest.RUNNING, cause=None))
     found._on_seen(body, PANIC)
-    found._apply(body, Event.GUEST_STOPPED)
+    found._course.apply(body, Event.GUEST_STOPPED)
     found._on_seen(body, PANIC)
     assert (found.state, asked) == (State.PAUSED, [])

@@ -132,7 +132,7 @@ class Crowd:
         self.put(name, state)
         driver = self.drivers[name]
         assert driver.holder is not None, "an operation holds it"
-        driver._end_operation(driver.holder.operation, error=error)
+        driver._hold.end(driver.holder.operation, error=error)
 
     def requests(self) -> dict[str, str]:
         """What holds which VM."""

@@ -10,19 +10,19 @@ import sys
 
 from qsup.daemon import main
 from qsup.instance.body import Body
-from qsup.instance.driver import Driver
+from qsup.instance.fulfil import Fulfilment
 from qsup.instance.messages import Asked
 from qsup.instance.state import Request
 
-_begin_control = Driver._begin_control
+_begin_control = Fulfilment._begin_control
 
 
-def _fail_at_nmi(driver: Driver, body: Body, asked: Asked) -> None:
+def _fail_at_nmi(fulfilment: Fulfilment, body: Body, asked: Asked) -> None:
     if asked.request is Request.NMI:
         raise RuntimeError("the bug")
-    _begin_control(driver, body, asked)
+    _begin_control(fulfilment, body, asked)
 
 
 if __name__ == "__main__":
-    setattr(Driver, _begin_control.__name__, _fail_at_nmi)
+    setattr(Fulfilment, _begin_control.__name__, _fail_at_nmi)
     sys.exit(main())
