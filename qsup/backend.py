@@ -22,7 +22,7 @@ from qsup.host.resources import OwnResources
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
-from qsup.instance.operation import Begun, KeyUse, Operation
+from qsup.instance.operation import Begun, KeyUse, Operation, uncancellable
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request
 from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
@@ -146,7 +146,7 @@ class DaemonBackend:
         operation = self._operations.get(operation_id)
         if not operation.cancellable:
             await trio.lowlevel.checkpoint()
-            raise self._operations.uncancellable(operation)
+            raise uncancellable(operation)
         await self._supervisor.driver(operation.target).pending.cancel_work(operation_id)
         return await self._operations.wait_final(operation_id, _CANCEL_WAIT)
 

@@ -1,6 +1,7 @@
 """A change that talks to QEMU, from its acceptance to its end. Pure.
 
-Decides: what is recorded of an operation and which of its states are final.
+Decides: what is recorded of an operation, which of its states are final, and what is said of one that cannot be
+cancelled.
 Must not: carry it out, or write it to disk (`qsup.instance.operations` keeps them).
 """
 
@@ -13,10 +14,16 @@ from typing import Any
 
 from attrs import field, frozen
 
-from qsup.errors import QsupError
+from qsup.errors import DeniedError, QsupError
 
 #: The kinds that can be ended while the guest works on them.
 LASTING = frozenset({"set"})
+#: What ends the operations that a stop does not.
+_INSTEAD = {
+    "stop": "kill the VM to end it at once",
+    "kill": "it ends with the VM's process",
+    "stop-all": "kill the VMs to end it at once",
+}
 
 
 class OperationState(enum.Enum):
@@ -126,6 +133,18 @@ class Operation:
     def is_final(self) -> bool:
         """Whether it can change no more."""
         return self.state is not OperationState.RUNNING
+
+
+def uncancellable(operation: Operation) -> DeniedError:
+    """Why an operation that is not cancellable is not."""
+    words, hint = "cannot be cancelled", _INSTEAD.get(operation.kind, "stop or kill the VM to end it")
+    if operation.is_final:
+        words, hint = "has ended", ""
+    elif operation.pending:
+        words = "cannot be cancelled: QEMU does not take a request to unplug back"
+        hint = "the guest lets the device go, or refuses to; a reset of the guest, or its end, has it go"
+    words = f"operation {operation.id} ({operation.kind}) {words}"
+    return DeniedError(words, instance=operation.target, hint=hint)
 
 
 def new_id() -> str:

@@ -1,7 +1,7 @@
 """Operations: written ahead, kept for a while, waited for by anyone.
 
-Decides: how long operations are kept, how a repeated ``Idempotency-Key`` is answered, and what becomes of those that a
-dead daemon left unfinished.
+Decides: how long operations are kept, when each is written down, and what becomes of those that a dead daemon left
+unfinished.
 Must not: carry one out; the driver of the VM does.
 """
 
@@ -18,15 +18,9 @@ import structlog
 import trio
 from attrs import evolve
 
-from qsup.errors import (
-    DeniedError,
-    KeyReusedError,
-    NoSuchOperation,
-    OperationCancelled,
-    OverloadedError,
-    QsupError,
-)
+from qsup.errors import NoSuchOperation, OperationCancelled, OverloadedError, QsupError
 from qsup.host import codec, proc
+from qsup.instance.keys import Keys, check_repeated
 from qsup.instance.operation import LASTING, Batch, Begun, KeyUse, Operation, OperationState, new_id
 from qsup.instance.operation_record import OperationRecord
 
@@ -40,12 +34,6 @@ JOINED = 100
 _IDS_NAMED, _ID_MAX = 3, 40
 #: Seconds until the end of an operation that could not be written down is written again, and for all at the end.
 _RETRY, _LAST = 10.0, 2.0
-#: What ends the operations that a stop does not.
-_INSTEAD = {
-    "stop": "kill the VM to end it at once",
-    "kill": "it ends with the VM's process",
-    "stop-all": "kill the VMs to end it at once",
-}
 
 
 class Journal(Protocol):
@@ -68,7 +56,7 @@ class OperationTable:
         self._journal = journal
         self._operations: OrderedDict[str, Operation] = OrderedDict()
         self._finished: dict[str, trio.Event] = {}
-        self._by_key: dict[tuple[int, str], str] = {}
+        self._keys = Keys()
         self._ended: dict[str, None] = {}
         self._left: set[str] = set()
         self._wakeup = trio.Event()
@@ -128,7 +116,7 @@ class OperationTable:
 
     def _keep(self, operation: Operation) -> None:
         self._operations[operation.id] = operation
-        self._by_key.update(((use.uid, use.key), operation.id) for use in operation.key_uses)
+        self._keys.add(operation.id, *operation.key_uses)
         if not operation.is_final:
             self._finished[operation.id] = trio.Event()
         while len(self._operations) > KEPT:
@@ -136,7 +124,7 @@ class OperationTable:
             if oldest is None:
                 return
             del self._operations[oldest.id]
-            self._forget_keys(oldest)
+            self._keys.forget(oldest)
 
     def repeated_all(self, names: Sequence[str], use: KeyUse) -> Begun | None:
         """What a request of these VMs began that the same caller made with the same key; see `repeated`."""
@@ -160,21 +148,9 @@ class OperationTable:
         Raises:
             KeyReusedError: the key was used for something else.
         """
-        known = self._operations.get(self._by_key.get((uid, key), "")) if key else None
-        if known is None:
-            return None
-        use = next(use for use in known.key_uses if (use.uid, use.key) == (uid, key))
-        batch = known.batch_of(use)
-        about = known.target if batch is None else " ".join(batch.names)
-        if (use.kind, about, use.timeout, use.arguments) != (kind, target, timeout, arguments):
-            given = f" of {about}" if about else ""
-            given += "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
-            raise KeyReusedError(
-                f"the Idempotency-Key was used for {use.kind}{given} (operation {known.id})",
-                instance="" if " " in target else target,
-                hint="use a new key for each request, and repeat a request as it was",
-                operation=known.id,
-            )
+        known = self._operations.get(self._keys.find(uid, key))
+        if known is not None:
+            check_repeated(known, KeyUse(uid=uid, key=key, kind=kind, timeout=timeout, arguments=arguments), target)
         return known
 
     async def join(self, operation_id: str, use: KeyUse) -> Operation:
@@ -191,17 +167,13 @@ class OperationTable:
             words = f"more than {JOINED} requests wait for {operation.kind} (operation {operation_id})"
             raise OverloadedError(words, instance=operation.target, hint="wait for that operation")
         self._operations[operation_id] = evolve(operation, joined=(*operation.joined, use))
-        self._by_key[use.uid, use.key] = operation_id
+        self._keys.add(operation_id, use)
         try:
             await self.record(operation_id)
         except QsupError as error:
             # what is joined is under way, and a full disk keeps nobody from stopping a VM
             _log.error("a key could not be recorded", operation=operation_id, why=error.message)
         return self.get(operation_id)
-
-    def _forget_keys(self, operation: Operation) -> None:
-        for use in operation.key_uses:
-            self._by_key.pop((use.uid, use.key), None)
 
     def begin(
         self,
@@ -341,7 +313,7 @@ class OperationTable:
     def discard(self, operation_id: str) -> None:
         """Forget an operation that was never recorded."""
         operation = self._operations.pop(operation_id)
-        self._forget_keys(operation)
+        self._keys.forget(operation)
         self._finished.pop(operation_id).set()
 
     def get(self, operation_id: str) -> Operation:
@@ -385,17 +357,6 @@ class OperationTable:
         """Wait until an operation has ended, be it kept that long or not; the caller sets the deadline."""
         if (finished := self._finished.get(operation_id)) is not None:
             await finished.wait()
-
-    def uncancellable(self, operation: Operation) -> DeniedError:
-        """Why an operation that is not cancellable is not."""
-        words, hint = "cannot be cancelled", _INSTEAD.get(operation.kind, "stop or kill the VM to end it")
-        if operation.is_final:
-            words, hint = "has ended", ""
-        elif operation.pending:
-            words = "cannot be cancelled: QEMU does not take a request to unplug back"
-            hint = "the guest lets the device go, or refuses to; a reset of the guest, or its end, has it go"
-        words = f"operation {operation.id} ({operation.kind}) {words}"
-        return DeniedError(words, instance=operation.target, hint=hint)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, OperationCanc
 from qsup.instance.context import Context
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
-from qsup.instance.operation import Operation, OperationState
+from qsup.instance.operation import Operation, OperationState, uncancellable
 from qsup.instance.operations import OperationTable
 from qsup.instance.works import Works
 
@@ -187,7 +187,7 @@ async def test_what_lasts_can_be_cancelled_by_a_later_daemon_too() -> None:
     """An operation says so itself, from when QEMU has taken it until its end."""
     table = OperationTable(_Memory())
     operation = table.begin("set", "web", uid=0)
-    assert "cannot be cancelled" in table.uncancellable(operation).message
+    assert "cannot be cancelled" in uncancellable(operation).message
     await table.pend(operation.id, "acknowledged")
     assert table.get(operation.id).cancellable
     detach = table.begin("detach", "web", uid=0)
@@ -196,4 +196,4 @@ async def test_what_lasts_can_be_cancelled_by_a_later_daemon_too() -> None:
     table.finish(operation.id, error=OperationCancelled("cancelled", instance="web"))
     ended = table.get(operation.id)
     assert (ended.state, ended.progress, ended.cancellable) == (OperationState.CANCELLED, "cancelled", False)
-    assert "has ended" in table.uncancellable(ended).message
+    assert "has ended" in uncancellable(ended).message
