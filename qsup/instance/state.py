@@ -2,7 +2,7 @@
 
 Decides: which (state, event) pairs exist, where each leads, which effects the driver must carry out, and whether a
 request is allowed now.
-Must not: do any of it. `qsup.instance.driver` alone looks pairs up here and alone holds a VM's state.
+Must not: do any of it. `qsup.instance.position` alone looks pairs up here and alone holds a VM's state.
 
 Theory of operation
 -------------------
