@@ -391,5 +391,8 @@ class Driver(Shown):
     def _start_by(self, found: adopt.Found) -> float:
         """By when a VM must be ready that an earlier daemon started: by its own time, or once it was looked at."""
         given, now = self.loaded.unit.service.start_timeout, proc.uptime()
-        by = found.started + given if found.start_by is None else found.start_by
-        return by if by > now else now + min(_LOOK, given)
+        own = found.started + given
+        by = own if found.start_by is None else found.start_by
+        # another daemon had that look, and ended meanwhile; daemons that come and go do not keep a start going
+        had_its_look = by > own and now - by < _LOOK
+        return by if by > now or had_its_look else now + min(_LOOK, given)
