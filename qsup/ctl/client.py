@@ -79,15 +79,16 @@ class Client:
 
     Args:
         tell: told in words that the daemon is waited for.
-        returns: seconds that one which was there has to come back, for a request that may be sent again.
+        returns: seconds that one which was there has to come back, for a request that may be sent again; ``None`` for
+            `RETURN_TIMEOUT`.
     """
 
     def __init__(
-        self, address: Address, *, tell: Callable[[str], None] | None = None, returns: float = RETURN_TIMEOUT
+        self, address: Address, *, tell: Callable[[str], None] | None = None, returns: float | None = None
     ) -> None:
         self.address = address
         self._tell = tell
-        self._returns = returns
+        self._returns = RETURN_TIMEOUT if returns is None else returns
         self._met = False
         self._idle: Connection | None = None
 

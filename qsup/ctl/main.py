@@ -62,7 +62,7 @@ VERBS = {
     "help": ("help", "Explain qsupctl or one verb"),
 }
 DEFAULT_VERB = "list"
-_OPTIONS_WITH_VALUE = ("--socket", "--root", "--output", "-o")
+_OPTIONS_WITH_VALUE = ("--socket", "--root", "--output", "-o", "--daemon-timeout")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +152,7 @@ def _carry_out(module: ModuleType, options: Options) -> int:
     address = find_address(
         socket_path=options.socket, root=options.root, user=options.user, environ=os.environ, uid=os.geteuid()
     )
-    client = Client(address, tell=lambda words: complain(f"qsupctl: {words}"))
+    client = Client(address, tell=lambda words: complain(f"qsupctl: {words}"), returns=options.daemon_timeout)
     try:
         code: int = module.run(client, options)
     finally:

@@ -128,6 +128,8 @@ class Parser:
         self.add_argument("--socket", metavar="PATH", help="the daemon's socket (QSUP_SOCKET)")
         self.add_argument("--root", metavar="DIR", help="the daemon of qsupd --root DIR")
         self.add_argument("--user", action="store_true", help="your own daemon, that of qsupd --user")
+        wait = "how long to wait for a daemon that goes (default: 30s)"
+        self.add_argument("--daemon-timeout", type=seconds, metavar="TIME", help=wait)
         self.add_argument("-h", "--help", action="store_true", help="explain the verb")
         self._common, self._options = self._options, own
 

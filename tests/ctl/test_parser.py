@@ -114,6 +114,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
         (["-o", "json", "list", "x"], "list", ["-o", "json", "x"]),
         (["--socket", "list", "stop"], "stop", ["--socket", "list"]),
         (["--socket=/s", "--user", "stop", "--all"], "stop", ["--socket=/s", "--user", "--all"]),
+        (["--daemon-timeout", "2s", "stop"], "stop", ["--daemon-timeout", "2s"]),
         (["--root"], "", ["--root"]),
     ],
 )
