@@ -62,7 +62,8 @@ class Player:
     """Says what was recorded, to one client after the other.
 
     A command is answered by what was recorded after the same command: the first time by the first such passage, and so
-    on, the last one being repeated. The answer's id becomes the command's.
+    on, the last one being repeated; one that was not recorded, by what QEMU says to a command that it does not have. The
+    answer's id becomes the command's.
 
     Args:
         fault: the recording, and the point at which to depart from it.
@@ -90,7 +91,8 @@ class Player:
 
     def _answer(self, stream: socket.socket, line: bytes) -> bool:
         command = command_of(line)
-        passages = self._fault.recording.answers(command)
+        recording = self._fault.recording
+        passages = recording.answers(command if command in recording.commands else "no-such-command")
         passage = passages[min(self._times[command], len(passages) - 1)]
         self._times[command] += 1
         request = json.loads(line.lstrip(DELIMITER))
