@@ -96,11 +96,11 @@ def _figure(name: str, ours: Sequence[float], bare: Sequence[float], limit: Limi
 
 def _attach(connection: Kept, image: Path) -> None:
     body = {"id": "data", "path": image.name}
-    _done(connection.ask("POST", "/v1/instances/vm/disks?wait=30", body))
+    _done(connection.ask("POST", "/v1/instances/vm/disks?wait=30&persist=0", body))
 
 
 def _detach(connection: Kept, name: str = "data") -> None:
-    _done(connection.ask("DELETE", f"/v1/instances/vm/disks/{name}?wait=30"))
+    _done(connection.ask("DELETE", f"/v1/instances/vm/disks/{name}?wait=30&persist=0"))
 
 
 def _done(operation: dict[str, object]) -> None:
@@ -153,7 +153,7 @@ def _many(connection: Kept, twin: Twin, images: Sequence[Path], repeat: int) -> 
 
     def qsup() -> tuple[float]:
         def attach() -> None:
-            _done(connection.ask("PATCH", "/v1/instances/vm?wait=30", {"changes": {"disk": entries}}))
+            _done(connection.ask("PATCH", "/v1/instances/vm?wait=30&persist=0", {"changes": {"disk": entries}}))
 
         seconds = clock(attach)
         for entry in entries:
