@@ -21,7 +21,7 @@ from tests.guests import Emulator
 from tests.host.full import FullFileSystem, full_file_system
 from tests.real.beside import refusal, words
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
-from tests.real.hotplug import attach, detach, finished, image, nodes, patch
+from tests.real.hotplug import attach_lasting, detach_lasting, finished, image, nodes, patch
 from tests.real.test_wrecks import start
 from tests.waiting import poll_until
 
@@ -222,11 +222,11 @@ def test_t7_what_cannot_be_written_to_a_unit_is_said(root_dir: Path, emulator: E
                 disk = '[[disk]]\nid = "root"\npath = "root.img"\n'
                 daemon.unit("web", rom_unit(emulator, rom_guest, tables=disk))
                 daemon.do("web", "start")
-                waiting = detach(daemon, "web", "disks/root", wait=0, query="&force=1")
+                waiting = detach_lasting(daemon, "web", "disks/root", wait=0, query="&force=1")
                 poll_until(lambda: daemon.view("web")["operation"] is None, "it waits for its guest", seconds=DEADLINE)
                 full.fill()
                 before = nodes(daemon, "web")
-                error = attach(daemon, "web", "disks", id="data", path="data.img")["error"]
+                error = attach_lasting(daemon, "web", "disks", id="data", path="data.img")["error"]
                 assert (error["code"], error["status"]) == ("no-space", 507)
                 assert nodes(daemon, "web") == before
                 daemon.do("web", "reset")
@@ -235,7 +235,7 @@ def test_t7_what_cannot_be_written_to_a_unit_is_said(root_dir: Path, emulator: E
                 assert error["detail"].startswith("disk.root is gone, but that could not be written down: ")
                 assert daemon.view("web")["disks"] == []
                 full.make_room()
-                assert attach(daemon, "web", "disks", id="data", path="data.img")["state"] == "succeeded"
+                assert attach_lasting(daemon, "web", "disks", id="data", path="data.img")["state"] == "succeeded"
                 change = patch(daemon, "web", {"changes": {"disk": [{"id": "root", "present": False}]}})
                 assert change["result"]["persisted"]
                 daemon.do("web", "kill")
