@@ -15,7 +15,7 @@ from qsup.host import strays
 from qsup.instance.driver import Driver
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN
-from qsup.instance.state import State
+from qsup.instance.state import Level, State
 
 #: Seconds between two looks, once there are any.
 _INTERVAL = 2.0
@@ -34,6 +34,8 @@ async def name_all(drivers: Mapping[str, Driver], services: Services) -> None:
         found = strays.find({driver.name: driver.view.uuid for driver in down if driver.view.uuid}, uids)
         for driver in drivers.values():
             driver.set_stray(found.get(driver.name))
-        if not found:
+        # a start may be refused for such a process, and its VM is down only then
+        starting = any(driver.life is None and driver.state.level is Level.ACTIVATING for driver in drivers.values())
+        if not found and not starting:
             return
         await trio.sleep(_INTERVAL)

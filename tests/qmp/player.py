@@ -62,8 +62,8 @@ class Player:
     """Says what was recorded, to one client after the other.
 
     A command is answered by what was recorded after the same command: the first time by the first such passage, and so
-    on, the last one being repeated; one that was not recorded, by what QEMU says to a command that it does not have. The
-    answer's id becomes the command's.
+    on, the last one being repeated; one that was not recorded, by what QEMU says to a command that it does not have.
+    The answer's id becomes the command's.
 
     Args:
         fault: the recording, and the point at which to depart from it.
