@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from qsup.errors import QsupError, StartError, StopError
+from qsup.errors import ChangeError, OperationCancelled, QsupError, StartError, StopError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import CHANGES, Level, Request, State
 
@@ -126,7 +126,8 @@ def _is_over(state: State) -> bool:
 
 def _overtaken(request: Request, standing: Standing) -> Settled:
     words = f"{request.value} was overtaken: the VM is now {standing.state.level.value} ({standing.state.substate})"
-    return Settled(error=QsupError(words, instance=standing.name))
+    kind = ChangeError if request in CHANGES else OperationCancelled
+    return Settled(error=kind(words, instance=standing.name, hint="its status has the cause"))
 
 
 #: QEMU has not been heard of in these.

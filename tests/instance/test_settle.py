@@ -9,7 +9,7 @@ from attrs import evolve
 
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.settle import Holder, Remains, Standing, TakenUp, Unfinished, settle, take_up
-from qsup.instance.state import Level, Request, State
+from qsup.instance.state import CHANGES, Level, Request, State
 
 
 def standing(state: State, *, was_ready: bool = True) -> Standing:
@@ -158,6 +158,16 @@ def test_a_command_ends_with_the_life_it_was_for() -> None:
             settled = settle(holder, standing(state))
             assert settled is not None, state
             assert (settled.error is None) is (request is Request.POWERDOWN)
+
+
+def test_a_vm_that_ends_is_no_error_of_the_daemon() -> None:
+    """QEMU may die in the middle of anything, and each request has a code that says so."""
+    for request in (*COMMANDS, *CHANGES):
+        settled = settle(Holder(operation="1", request=request, begun=True), standing(State.CRASHED))
+        assert settled is not None
+        if settled.error is not None:
+            assert settled.error.code == ("change-refused" if request in CHANGES else "cancelled")
+            assert settled.error.hint
 
 
 def test_a_restart_that_goes_on_keeps_its_timeout() -> None:
