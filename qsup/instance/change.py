@@ -98,10 +98,10 @@ async def carry_out(
 
 
 async def _set(arguments: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any] | Lasting:
-    changes = arguments["changes"]
-    if changes is None:
+    changes, dry_run = arguments["changes"], bool(arguments.get("dry_run"))
+    if written := changes is None:
         changes = difference(context.hardware.unit, (await context.services.load(context.name)).unit)
-    result = await set_keys(changes, context, filing, _means(), dry_run=bool(arguments.get("dry_run")))
+    result = await set_keys(changes, context, filing, _means(), dry_run=dry_run, written=written)
     return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
 
 
@@ -129,6 +129,8 @@ def compared(running: Unit, unit: Unit, context: Context | None = None) -> tuple
 
 async def _attach_alone(changes: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any]:
     hardware = context.hardware
+    if any(entry.get("present") is False for entries in changes.values() for entry in entries):
+        raise ChangeError("what is attached is present", hint="detach takes an entry away")
     unit = amended(changes, context)
     found = compare(hardware.unit, unit)
     coming = coming_of(found, unit)

@@ -42,12 +42,19 @@ class Means:
 
 
 async def set_keys(
-    changes: Mapping[str, Any], context: Context, filing: Filing, means: Means, *, dry_run: bool
+    changes: Mapping[str, Any],
+    context: Context,
+    filing: Filing,
+    means: Means,
+    *,
+    dry_run: bool,
+    written: bool = False,
 ) -> Mapping[str, Any]:
     """Change keys of a VM that runs; entries that come are attached.
 
     Args:
         dry_run: only say what would become of each.
+        written: the VM's unit says so already; what cannot be done now counts at its next start whatever is said here.
 
     Returns:
         The operation's result.
@@ -61,6 +68,8 @@ async def set_keys(
     coming = coming_of(found, unit)
     why_not = _not_attachable(coming, unit, context, means)
     said = [_judge(change, unit, context, filing, means, why_not) for change in found]
+    if written:
+        said = [each.put_off() for each in said]
     check_none_refused(said)
     before = await filing.rehearse(changes, coming)
     if before is not None:

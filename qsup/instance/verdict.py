@@ -51,6 +51,10 @@ class Said:
         """The same of one that was possible, and came after another that failed."""
         return evolve(self, applied=REFUSED, why=error.message)
 
+    def put_off(self) -> Said:
+        """The same of a change that its unit says already: what is not possible now waits for the VM's next start."""
+        return self if self.error is None else evolve(self, applied=AT_START, error=None)
+
     def values(self) -> dict[str, Any]:
         """As a result holds it, under the key."""
         shown = {"applied": self.applied, "old": self.old, "new": self.new}

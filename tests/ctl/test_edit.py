@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 
 from qsup.ctl.verbs.edit import DROPIN
+from qsup.errors import BusyError, NoSpaceError
 from qsup.instance.state import State
 from tests.api.calling import Daemon
 from tests.api.fake import UNIT_TEXT
@@ -103,6 +104,39 @@ async def test_somebody_else_was_faster(
     assert str(found) in result.err
     assert found.read_text() == UNIT_TEXT.replace("q35", "pc")
     assert found.stat().st_mode & 0o77 == 0 or found.parent.stat().st_mode & 0o77 == 0
+
+
+@pytest.mark.parametrize(
+    "failure", [NoSpaceError("the disk is full"), KeyboardInterrupt()], ids=["full", "interrupted"]
+)
+async def test_what_could_not_be_written_is_not_lost(
+    served: Daemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
+) -> None:
+    """Whatever kept it from the daemon."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("qsup.ctl.client.Client.put", fail)
+    result = await ctl("edit", "web")
+    assert result.code != 0
+    (found,) = kept(tmp_path)
+    assert str(found) in result.err
+    assert found.read_text() == UNIT_TEXT.replace("q35", "pc")
+
+
+async def test_that_a_unit_was_written_is_said_whatever_becomes_of_its_vm(
+    served: Daemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its VM may be busy."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BusyError("it is being stopped")
+
+    monkeypatch.setattr("qsup.ctl.client.Client.post", fail)
+    result = await ctl("edit", "web")
+    assert (result.code, result.out) == (1, "Written.\n")
+    assert "it is being stopped" in result.err
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ class Vm:
         """It runs as this says."""
         self.unit = unit
 
-    async def set(self, *, persist: bool = True, dry_run: bool = False) -> Mapping[str, Any]:
+    async def set(self, *, persist: bool = True, dry_run: bool = False, written: bool = False) -> Mapping[str, Any]:
         """Make all changes."""
         filing = self.files.filing(wanted=persist)
-        return await set_keys(CHANGES, self.context, filing, self.means, dry_run=dry_run)
+        return await set_keys(CHANGES, self.context, filing, self.means, dry_run=dry_run, written=written)
 
 
 def applied(keys: Any) -> dict[str, str]:
@@ -110,6 +110,21 @@ async def test_what_is_refused_refuses_all(persist: bool, refused: int) -> None:
     verdicts = list(applied(no.value.details["keys"]).values())
     assert verdicts.count("refused") == refused
     assert (log, vm.unit, vm.files.calls) == ([], Unit(), [])
+
+
+async def test_what_a_unit_says_already_waits_where_it_cannot_be_now() -> None:
+    """One key that a running VM refuses keeps none of the others from it: the next start has all of them anyway."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log, refuses=True))
+    keys = (await vm.set(written=True))["keys"]
+    assert applied(keys) == {
+        "cpu.vcpus": "live",
+        "memory.size": "start",
+        "machine.rtc": "start",
+        "service.restart": "daemon",
+    }
+    assert keys["memory.size"]["why"] == "no memory.size here"
+    assert (log, vm.unit.memory.size) == (["cpu.vcpus"], Unit().memory.size)
 
 
 async def test_what_fails_midway_says_what_was_done() -> None:

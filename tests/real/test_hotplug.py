@@ -170,6 +170,7 @@ def test_there_are_as_many_slots_as_the_unit_says(daemon: Daemon, emulator: Emul
         ({"id": "data", "path": "data.img", "bus": "isa"}, UnitError.code, "must be virtio"),
         ({"id": "data", "path": "data.img", "buss": "scsi"}, UnitError.code, "unknown key 'buss'"),
         ({"id": "root", "path": "data.img"}, ChangeError.code, "it has disk.root already"),
+        ({"id": "data", "path": "data.img", "present": False}, ChangeError.code, "what is attached is present"),
         ({"id": "data", "path": "none.img"}, "image", "none.img"),
         ({"id": "data", "path": "data.img", "format": "qcow2"}, "image", "declared qcow2"),
         ({"id": "data", "path": "root.img"}, UnitError.code, "the path of disk 'root' already"),

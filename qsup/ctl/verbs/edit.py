@@ -17,7 +17,7 @@ from qsup.ctl.names import add_name
 from qsup.ctl.render import clean
 from qsup.ctl.verbs.power import wait_operation
 from qsup.ctl.verbs.set import describe, keys_of
-from qsup.errors import ClientError, NoSuchInstance, PreconditionFailed, UnitError, UsageError
+from qsup.errors import ClientError, NoSuchInstance, PreconditionFailed, QsupError, UnitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,11 +61,18 @@ def run(client: Client, options: Options) -> int:
             break
         except UnitError as error:
             report(error)
-            if not ask("Edit it again?"):
+            try:
+                again = ask("Edit it again?")
+            except KeyboardInterrupt:
+                again = False
+            if not again:
                 complain(f"qsupctl: nothing was written; what you wrote is in {keep(options.name, text)}")
                 raise
         except PreconditionFailed as error:
             error.hint = f"what you wrote is in {keep(options.name, text)}"
+            raise
+        except (QsupError, KeyboardInterrupt):
+            complain(f"qsupctl: what you wrote is in {keep(options.name, text)}")
             raise
         text = edited(options.name, text)
     else:
@@ -149,8 +156,10 @@ def _apply(client: Client, options: Options) -> int:
     if instance["pid"] is None:
         sys.stdout.write("Written; it counts at the next start.\n")
         return EXIT_OK
+    # before the VM is asked, who may be busy: whatever is said of it, the unit has been changed
+    sys.stdout.write("Written.\n")
     keys = keys_of(_ask_daemon(client, options.name, "?dry-run=1"))
-    sys.stdout.write("Written.\n" + describe(keys))
+    sys.stdout.write(describe(keys))
     possible = any(said["applied"] in ("live", "daemon", "reset") for said in keys.values())
     if not possible or options.no_apply or not (options.apply or ask("Apply now what counts now?")):
         return EXIT_OK
