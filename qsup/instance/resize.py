@@ -23,6 +23,8 @@ from qsup.unit.quantity import format_size
 
 _TIMEOUT = 10.0
 _SECTOR = 512
+#: QEMU's sizes are signed.
+_LARGEST = (1 << 63) - 1
 
 
 async def resize(arguments: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
@@ -79,6 +81,9 @@ async def _check(plan: DiskPlan, drive: BlockInfo, size: int, context: Context) 
     if size < drive.virtual_size:
         words = f"disk {plan.id} is {now} large; it is not made smaller ({wanted})"
         raise ChangeError(words, instance=context.name, hint="what the guest keeps beyond that would be gone")
+    if size > _LARGEST:
+        words = f"{size} bytes are more than QEMU counts"
+        raise ChangeError(words, instance=context.name, hint=f"a disk has less than {format_size(_LARGEST + 1)}")
     if size % _SECTOR:
         raise ChangeError(f"{size} bytes are no whole number of sectors of {_SECTOR}", instance=context.name)
     if is_block_device_path(plan.path) and size > (room := await _size_of_device(plan, context)):

@@ -116,11 +116,13 @@ def _build(
         broken = [*broken_keys(merged), *builder.missing_keys]
         findings = (finding for finding in check(unit, name) if not _rests_on(finding, broken))
         found += [blame(merged, finding) for finding in itertools.islice(findings, MAX_ERRORS)]
-        if next(findings, None):
-            found.append(too_many(documents[0].file))
+        more = [too_many(documents[0].file)] if next(findings, None) else []
+    else:
+        more = []
     order = {document.file: position for position, document in enumerate(documents)}
     # what concerns a file as a whole comes after what has a line in it
     found.sort(key=lambda diagnostic: (order[diagnostic.file], diagnostic.line or sys.maxsize))
+    found += more  # last, for the first error is the one that is told
     return Composed(unit=None if found else unit, diagnostics=tuple(dict.fromkeys(found)), merged=merged)
 
 

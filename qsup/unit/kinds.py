@@ -66,7 +66,8 @@ class Kind:
 def toml_type(value: object) -> str:
     """The TOML word for a Python value, for messages: ``expected a string, not an integer``."""
     words = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table"}
-    return words.get(type(value), "a date or time")
+    # which TOML does not have, but a request in JSON may
+    return "null" if value is None else words.get(type(value), "a date or time")
 
 
 def _text(value: object) -> str:

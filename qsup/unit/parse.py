@@ -220,7 +220,9 @@ class _Reader:
             return ""
         if name in earlier:
             line = self.document.line(earlier[name].origin.path)
-            self.report(where, f"the id {shown(name)} is taken: line {line} has it already")
+            # values of a request have no lines
+            who = f"line {line}" if line else "another entry"
+            self.report(where, f"the id {shown(name)} is taken: {who} has it already")
             return ""
         return name
 

@@ -85,6 +85,7 @@ def test_a_block_device_makes_room_for_what_it_has(daemon: Daemon, qemu: Emulato
         ("none", "16M", NoSuchDevice.code, "it has no disk none"),
         ("a", "4M", ChangeError.code, "disk a is 8M large; it is not made smaller (4M)"),
         ("a", "8388609B", ChangeError.code, "no whole number of sectors"),
+        ("a", "99999999T", ChangeError.code, "are more than QEMU counts"),
         ("ro", "16M", ChangeError.code, "disk ro is read-only"),
         ("n", "16M", ChangeError.code, "resizes no NVMe disk"),
         ("cd", "16M", ChangeError.code, "has no image now"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qsup.unit.compose import amend, pick
@@ -33,6 +35,21 @@ def test_wrong_changes_are_named_by_key() -> None:
         ("the request", "disk.data.bus"),
         ("the request", "zzz"),
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": {"size": None}}, "expected a string, not null"),
+        ({"disk": [{"id": "a", "path": "a"}, {"id": "a", "path": "b"}]}, "the id 'a' is taken: another entry has it"),
+        ({"disk": [{"id": f"d{n}", "path": "same"} for n in range(200)]}, "is the path of disk 'd0' already"),
+    ],
+    ids=["null", "twice", "many"],
+)
+def test_the_first_error_tells_what_is_wrong(changes: dict[str, Any], words: str) -> None:
+    """It is the one that people read: in words for JSON, without a line where there is none."""
+    found = amend(Unit(), changes, "web")
+    assert words in found.diagnostics[0].message
 
 
 @pytest.mark.parametrize(
