@@ -84,6 +84,7 @@ def instance(view: InstanceView) -> wire.Instance:
                 "mac": nic.mac,
                 "bridge": nic.bridge,
                 "forward": list(nic.forward),
+                "link": cast("Any", view.links.get(nic.id, "up")),
             }
             for nic in view.nics
         ],

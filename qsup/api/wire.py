@@ -93,7 +93,7 @@ class DiskWire(TypedDict):
 
 
 class NicWire(TypedDict):
-    """One network interface."""
+    """One network interface; ``link``: whether its cable is plugged in, as the guest sees it."""
 
     id: str
     state: PartState
@@ -102,6 +102,7 @@ class NicWire(TypedDict):
     mac: str
     bridge: str
     forward: list[str]
+    link: Literal["up", "down"]
 
 
 class DeviceWire(TypedDict):

@@ -41,6 +41,7 @@ class InstanceView:
         threads: host thread ids of the vCPUs, by CPU index; empty while not running.
         limits: what the guest may do with disks, by the disk's id and the limit's name in a unit.
         trays: of CD drives, by id: ``open``, ``closed`` or ``locked``; empty while that is not known.
+        links: of NICs, by id: ``up`` or ``down``.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
         moving: where each entry stands that is ``coming`` or ``leaving``, such as ``disk.data``.
         slots: places for devices that may come, ``None`` while not running.
@@ -81,6 +82,7 @@ class InstanceView:
     disks: tuple[DiskPlan, ...]
     limits: Mapping[str, Mapping[str, int]] = field(factory=dict)
     trays: Mapping[str, str] = field(factory=dict)
+    links: Mapping[str, str] = field(factory=dict)
     nics: tuple[NicPlan, ...]
     devices: tuple[DeviceView, ...]
     moving: Mapping[str, str]

@@ -91,6 +91,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
         trays=moving.trays,
+        links={nic.id: nic.link for nic in unit.nics},
         nics=summary.nics if summary else _nics(unit, moving.uuid),
         devices=tuple(_device(device, life) for device in unit.devices),
         moving={part.entry: part.state for part in summary.parts if part.state != "there"} if summary else {},

@@ -45,6 +45,7 @@ async def test_an_instance_is_shown_with_all_it_has(tmp_path: Path) -> None:
     }
     assert shown["since"] == "2026-03-01T12:00:00.000000Z"
     assert shown["nics"][0]["forward"] == ["127.0.0.1:2222:22/tcp"]
+    assert shown["nics"][0]["link"] == "up"
     assert shown["cpus"] == {"vcpus": 2, "max_vcpus": 4, "threads": [4243, 4244]}
 
 

@@ -180,7 +180,8 @@ def _nic(nic: NicWire) -> str:
     link = f"{nic['type']} {nic['bridge']}".rstrip()
     forwards = "".join(f", {forward}" for forward in nic["forward"])
     address = f", {nic['mac']}" if nic["mac"] else ""  # not known before the first start
-    return f"{nic['id']}: {link}, {nic['model']}{address}{forwards}{_leaving(nic['state'])}"
+    unplugged = ", link down" if nic["link"] == "down" else ""
+    return f"{nic['id']}: {link}, {nic['model']}{address}{forwards}{unplugged}{_leaving(nic['state'])}"
 
 
 def _channel_facts(instance: Instance) -> Iterator[tuple[str, str]]:

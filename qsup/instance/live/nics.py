@@ -10,9 +10,10 @@ QEMU has no QMP for forwards of user networking; its human monitor answers in wo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from attrs import evolve
 
 from qsup.errors import ChangeError, QsupError
@@ -23,6 +24,10 @@ from qsup.qmp.connection import Monitor
 from qsup.unit.compare import Change
 from qsup.unit.kinds import Forward
 from qsup.unit.model import NicSection, Unit
+
+_log = structlog.get_logger()
+
+_Step = Callable[[Monitor, str, Forward], Awaitable[None]]
 
 _KEY = re.compile(r"nic\.(?P<nic>.+)\.(?P<what>link|forward)")
 #: Seconds for one command.
@@ -39,8 +44,10 @@ class NicKeys:
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """New forwards must be possible; `NetworkError`."""
         before, after = _of(context.hardware.unit, change.key), _of(unit, change.key)
+        going = tuple(_without(before.forward, after.forward))
         for forward in _without(after.forward, before.forward):
-            check_forward(after.id, str(forward))
+            if not any(_meet(forward, other) for other in going):
+                check_forward(after.id, str(forward))
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Set links, and add and remove forwards, until QEMU has confirmed each."""
@@ -69,19 +76,35 @@ def _without(forwards: Sequence[Forward], others: Sequence[Forward]) -> Iterator
     return (forward for forward in forwards if forward not in others)
 
 
+def _meet(one: Forward, other: Forward) -> bool:
+    """Whether they need the same port of the host, so that one comes only once the other has gone."""
+    addresses = (one.host_address, other.host_address)
+    same = one.host_address == other.host_address or "0.0.0.0" in addresses
+    return same and (one.protocol, one.host_port) == (other.protocol, other.host_port)
+
+
 async def _forward(monitor: Monitor, before: NicSection, after: NicSection) -> None:
-    """First what comes, then what goes: what is there in both is never interrupted."""
-    done: list[Forward] = []
+    """First what comes, then what goes: what is there in both is never interrupted. All of it or nothing."""
+    netdev = f"nic-{after.id}"
+    coming, going = tuple(_without(after.forward, before.forward)), tuple(_without(before.forward, after.forward))
+    first = [forward for forward in going if any(_meet(forward, other) for other in coming)]
+    steps: list[tuple[_Step, _Step, Forward]] = [
+        *((remove_forward, add_forward, forward) for forward in first),
+        *((add_forward, remove_forward, forward) for forward in coming),
+        *((remove_forward, add_forward, forward) for forward in going if forward not in first),
+    ]
+    undone: list[tuple[_Step, Forward]] = []
     try:
-        for forward in _without(after.forward, before.forward):
-            await add_forward(monitor, f"nic-{after.id}", forward)
-            done.append(forward)
+        for do, undo, forward in steps:
+            await do(monitor, netdev, forward)
+            undone.append((undo, forward))
     except QsupError:
-        for forward in done:
-            await remove_forward(monitor, f"nic-{after.id}", forward)
+        for step, forward in reversed(undone):
+            try:
+                await step(monitor, netdev, forward)
+            except QsupError as error:
+                _log.error("could not undo a change of a forward", nic=after.id, why=error.message)
         raise
-    for forward in _without(before.forward, after.forward):
-        await remove_forward(monitor, f"nic-{after.id}", forward)
 
 
 async def add_forward(monitor: Monitor, netdev: str, forward: Forward) -> None:
