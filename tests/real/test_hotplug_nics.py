@@ -40,12 +40,15 @@ def test_a_nic_comes_and_goes_with_a_live_guest(daemon: Daemon, qemu: Emulator, 
     assert operation["state"] == "succeeded", operation
     assert agree(daemon, "web")
     (nic,) = daemon.view("web")["nics"]
+    assert nic["link"] == "down"
+    assert ", link down" in daemon.ctl("status", "web").stdout
     find = f"grep -l {nic['mac']} /sys/class/net/*/address"
     assert came_true(lambda: guest(daemon, "web", find) != "", seconds=10)
     card = Path(guest(daemon, "web", find)).parent
     guest(daemon, "web", f"ip link set {card.name} up || ifconfig {card.name} up")
     assert guest(daemon, "web", f"cat {card}/carrier") == "0"
     assert change(daemon, "web", nic=[{"id": "dmz", "link": "up"}])["state"] == "succeeded"
+    assert daemon.view("web")["nics"][0]["link"] == "up"
     assert came_true(lambda: guest(daemon, "web", f"cat {card}/carrier") == "1", seconds=10)
     assert detach(daemon, "web", "nics/dmz")["state"] == "succeeded"
     assert (peripherals(daemon, "web"), netdevs(daemon, "web")) == before
@@ -73,6 +76,10 @@ def test_forwards_change_while_the_vm_runs(daemon: Daemon, qemu: Emulator, rom_g
         operation = change(daemon, "web", nic=[{"id": "lan", "forward": [f"{port}:22"]}])
         assert (operation["state"], operation["error"]["code"]) == ("failed", "network")
         assert f"port {port} on 127.0.0.1 is already taken by" in operation["error"]["detail"]
+    assert [accepts(port) for port in (old, kept, new)] == [False, True, True]
+    operation = change(daemon, "web", nic=[{"id": "lan", "forward": [f"{kept}:80", f"0.0.0.0:{new}:23"]}])
+    assert operation["state"] == "succeeded", operation  # the VM's own port is not taken by somebody else
+    assert f"0.0.0.0:{new}:23/tcp" in daemon.view("web")["nics"][0]["forward"]
     assert [accepts(port) for port in (old, kept, new)] == [False, True, True]
     daemon.restart()
     daemon.wait("web", "running")
