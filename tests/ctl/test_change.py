@@ -48,6 +48,19 @@ async def test_set_asks_for_all_keys_at_once(served: Daemon, ctl: Ctl) -> None:
         assert asked(served.backend) == {**expected, "changes": {"cpu": {"vcpus": 4}}, **changed}
 
 
+async def test_every_key_of_an_entry_can_be_said(served: Daemon, ctl: Ctl) -> None:
+    """Those of the tables in it, and texts that look like numbers; what is said twice is refused."""
+    await ctl.ok(
+        "attach", "web", "disk", "id=data", "path=a.img", 'serial="12"', "throttle.iops=100", "throttle.bps=1M"
+    )
+    (disk,) = asked(served.backend)["changes"]["disk"]
+    throttle = {"iops": 100, "bps": "1M"}
+    assert disk == {"id": "data", "path": "a.img", "serial": "12", "throttle": throttle}
+    for twice in (("id=a", "id=b"), ("throttle.iops=1", "throttle.iops=2"), ("throttle=1", "throttle.iops=2")):
+        result = await ctl("attach", "web", "disk", *twice)
+        assert (result.code, "is there twice" in result.err) == (2, True)
+
+
 async def test_attach_and_detach_say_whether_it_is_to_last(served: Daemon, ctl: Ctl) -> None:
     """Without an option the daemon decides."""
     for options, persist in (((), None), (("--persist",), True), (("--runtime",), False)):

@@ -85,24 +85,30 @@ def see_through(client: Client, operation: Operation, options: Options) -> int:
 
 
 def entry(words: Sequence[str]) -> dict[str, object]:
-    """An entry of a unit by its keys: numbers, ``true`` and ``false`` and JSON lists mean themselves, the rest is text.
+    """An entry of a unit by its keys: numbers, ``true`` and ``false``, JSON lists and what stands in double quotes mean
+    themselves, the rest is text.
 
-    >>> entry(["id=data", "path=a.img", "read-only=true"])
-    {'id': 'data', 'path': 'a.img', 'read-only': True}
+    >>> entry(["id=data", "path=a.img", "read-only=true", 'serial="12"', "throttle.iops=100"])
+    {'id': 'data', 'path': 'a.img', 'read-only': True, 'serial': '12', 'throttle': {'iops': 100}}
     """
     values: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UsageError(f"{word!r} is no KEY=VALUE", hint="such as path=data.img")
-        values[key] = _value(value)
+        section, dot, inner = key.partition(".")
+        table = values.setdefault(section, {}) if dot else values
+        name = inner if dot else key
+        if not isinstance(table, dict) or name in table:
+            raise UsageError(f"{key!r} is there twice", hint="say it once")
+        table[name] = _value(value)
     return values
 
 
 def _value(text: str) -> object:
     import json
 
-    if text in ("true", "false") or text[:1] in ("[", "{") or text.lstrip("-").isdecimal():
+    if text in ("true", "false") or text[:1] in ("[", "{", '"') or text.lstrip("-").isdecimal():
         try:
             return json.loads(text)
         except ValueError:
