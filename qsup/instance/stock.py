@@ -32,9 +32,13 @@ async def take_stock(summary: PlanSummary, monitor: Monitor) -> tuple[str, ...]:
 
 
 def missing(summary: PlanSummary, nodes: Set[str]) -> Iterator[str]:
-    """Images that were planned and are not there, though their devices may be. Pure."""
+    """Images that were planned and are not there, though their devices may be. Pure.
+
+    Of what comes or goes nobody expects them.
+    """
+    moving = {part.entry for part in summary.parts if part.state != "there"}
     for disk in summary.disks:
-        if disk.node and disk.node not in nodes:
+        if disk.node and disk.node not in nodes and f"disk.{disk.id}" not in moving:
             yield f"disk {disk.id}: its image was removed since the start"
 
 

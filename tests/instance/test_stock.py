@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from qsup.instance.stock import missing, under_way
-from qsup.plan.spec import DiskPlan, PlanSummary
+from qsup.plan.spec import DiskPlan, PartPlan, PlanSummary
 from qsup.qmp.results import JobInfo
 
 
@@ -39,6 +41,17 @@ def test_what_is_gone_is_named() -> None:
     """An image under a device that may still be there."""
     said = list(missing(SUMMARY, {"format-root", "format-gone"}))
     assert said == ["disk data: its image was removed since the start"]
+
+
+def test_what_comes_or_goes_is_not_missed() -> None:
+    """An attach that QEMU never heard of has its disk on its way out until QEMU says that it has none."""
+    parts = (
+        PartPlan(entry="disk.root", devices=(), state="coming"),
+        PartPlan(entry="disk.data", devices=(), state="leaving"),
+        PartPlan(entry="disk.gone", devices=()),
+    )
+    said = list(missing(evolve(SUMMARY, parts=parts), set()))
+    assert said == ["disk gone: its image was removed since the start"]
 
 
 def test_jobs_are_named_within_bounds() -> None:
