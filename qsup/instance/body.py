@@ -8,7 +8,7 @@ every effect has its method here, and they share what is connected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -54,6 +54,7 @@ from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
+from qsup.unit.compose import pick
 from qsup.unit.load import LoadedUnit
 
 _log = structlog.get_logger()
@@ -173,7 +174,7 @@ class Body:
         self._settling = trio.Lock()
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
-        self.works = Works(name, self._jobs, services.operations, self._context_now, self._post)
+        self.works = Works(name, self._jobs, services.operations, self._context_now, self._file_reached, self._post)
 
     def _post(self, message: Message) -> None:
         # requests that were carried out come after whatever QEMU said meanwhile
@@ -289,6 +290,13 @@ class Body:
             self._post(Filed(loaded=loaded))
 
         return Filing(name=self._name, wanted=wanted, persist=self._services.persist, on_filed=on_filed)
+
+    async def _file_reached(self, operation: str, keys: Sequence[str]) -> None:
+        """Have the unit say what the guest has made true of a change."""
+        arguments = self._services.operations.get(operation).arguments
+        filing = self._filing(wanted=bool(arguments.get("persist")))
+        # a change without any is one that the unit says already
+        await filing.write(pick(arguments["changes"] or {}, keys), done=f"{', '.join(keys)} is as it was asked for")
 
     def file(self, asked: Asked) -> None:
         """Change the unit of a VM that does not run; posts `Finished`."""

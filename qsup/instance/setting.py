@@ -84,7 +84,7 @@ async def set_keys(
     told = await _apply(changes, live, said, unit, context, means)
     done = ", ".join(change.key for change in live)
     try:
-        await filing.write(changes, coming, done=f"{done} was changed while it runs" if done else "")
+        await _write(changes, [goal.key for goal in context.goals], coming, filing, done)
     except QsupError as error:
         raise tell_all(error, said) from error
     at_once = [each.key for each in said if each.applied == verdict.AT_ONCE]
@@ -92,6 +92,31 @@ async def set_keys(
     # what is named and was so already is asked of the guest again all the same
     changed = any(each.old != each.new for each in said) or bool(context.goals) or context.again
     return result_of(said, changed=changed, dry_run=False, persisted=filing.wanted, told=told)
+
+
+async def _write(
+    changes: Mapping[str, Any], goals: Sequence[str], coming: Sequence[str], filing: Filing, done: str
+) -> None:
+    """Write changes down, but for what the guest has yet to make true: that is written once it has."""
+    words = f"{done} was changed while it runs" if done else ""
+    try:
+        await filing.write(_without(changes, goals), coming, done=words)
+    except UnitError:
+        if not goals:
+            raise
+        # the others make no unit without them: fewer vCPUs, and no more at most
+        await filing.write(changes, coming, done=words)
+
+
+def _without(changes: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Changes but for some keys of sections that there is one of."""
+    kept = {
+        section: {name: value for name, value in values.items() if f"{section}.{name}" not in keys}
+        if isinstance(values, Mapping)
+        else values
+        for section, values in changes.items()
+    }
+    return {section: values for section, values in kept.items() if values}
 
 
 async def _apply(

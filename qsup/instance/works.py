@@ -56,16 +56,24 @@ class Works:
     Args:
         jobs: where they live.
         context: makes what an operation works on; ``None`` while QEMU cannot be asked.
+        file: writes keys of an operation to the VM's unit that have come true, if that is wanted.
         post: tells how an operation has ended.
     """
 
     def __init__(
-        self, name: str, jobs: Jobs, operations: OperationTable, context: MakeContext, post: Callable[[Finished], None]
+        self,
+        name: str,
+        jobs: Jobs,
+        operations: OperationTable,
+        context: MakeContext,
+        file: Callable[[str, Sequence[str]], Awaitable[None]],
+        post: Callable[[Finished], None],
     ) -> None:
         self._name = name
         self._jobs = jobs
         self._operations = operations
         self._context = context
+        self._file = file
         self._post = post
         self._works: dict[str, _Work] = {}
 
@@ -111,6 +119,12 @@ class Works:
     async def _end(self, work: _Work, error: QsupError | None = None) -> None:
         if self._works.pop(work.operation, None) is None:
             return  # somebody else has ended it meanwhile
+        if error is None and work.told:
+            try:
+                await self._file(work.operation, tuple(work.told))
+            except QsupError as failure:
+                failure.instance = self._name
+                error = failure
         known = work.result.get("keys", {})
         keys = {**known, **{key: {**known.get(key, {}), **told} for key, told in work.told.items()}}
         result = None if error else {**work.result, "keys": keys}

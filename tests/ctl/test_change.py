@@ -53,9 +53,8 @@ async def test_every_key_of_an_entry_can_be_said(served: Daemon, ctl: Ctl) -> No
     await ctl.ok(
         "attach", "web", "disk", "id=data", "path=a.img", 'serial="12"', "throttle.iops=100", "throttle.bps=1M"
     )
-    (disk,) = asked(served.backend)["changes"]["disk"]
-    throttle = {"iops": 100, "bps": "1M"}
-    assert disk == {"id": "data", "path": "a.img", "serial": "12", "throttle": throttle}
+    disk = {"id": "data", "path": "a.img", "serial": "12", "throttle": {"iops": 100, "bps": "1M"}}
+    assert asked(served.backend)["changes"] == {"disk": [disk]}
     for twice in (("id=a", "id=b"), ("throttle.iops=1", "throttle.iops=2"), ("throttle=1", "throttle.iops=2")):
         result = await ctl("attach", "web", "disk", *twice)
         assert (result.code, "is there twice" in result.err) == (2, True)

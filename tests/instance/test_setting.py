@@ -57,7 +57,7 @@ class Vm:
         self.means = Means(
             live=live, plan=lambda *_: None, attach=cast("Any", None), again=lambda *_: (), sections=("disk",)
         )
-        self.context = cast("Context", SimpleNamespace(hardware=self, name="web"))
+        self.context = cast("Context", SimpleNamespace(hardware=self, name="web", goals=[], again=False))
 
     def set_unit(self, unit: Unit) -> None:
         """It runs as this says."""
@@ -125,6 +125,17 @@ async def test_what_a_unit_says_already_waits_where_it_cannot_be_now() -> None:
     }
     assert keys["memory.size"]["why"] == "no memory.size here"
     assert (log, vm.unit.memory.size) == (["cpu.vcpus"], Unit().memory.size)
+
+
+async def test_what_the_guest_has_yet_to_do_is_not_written_yet() -> None:
+    """It may never: then the next start is as it was."""
+    log: list[str] = []
+    vm = Vm(Live("cpu.vcpus", log), Live("memory.size", log))
+    vm.context.goals.append(cast("Any", SimpleNamespace(key="memory.size")))
+    await vm.set()
+    (rehearsed, _), (written, _) = vm.files.calls
+    assert rehearsed == CHANGES
+    assert written == {section: values for section, values in CHANGES.items() if section != "memory"}
 
 
 async def test_what_fails_midway_says_what_was_done() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
-from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, OperationCancelled, QmpCommandError
+from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, NoSpaceError, OperationCancelled, QmpCommandError
 from qsup.instance.context import Context
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
@@ -76,7 +76,15 @@ class _Vm:
         self.context: _Context | None = _Context()
         self.operations = OperationTable(_Memory())
         self._post, self._ended = trio.open_memory_channel[Finished](10)
-        self.works = Works("web", Jobs(nursery), self.operations, self._make, self._post.send_nowait)
+        self.works = Works("web", Jobs(nursery), self.operations, self._make, self._file, self._post.send_nowait)
+        self.filed: list[tuple[str, ...]] = []
+        self.full = False
+
+    async def _file(self, operation: str, keys: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.full:
+            raise NoSpaceError("the disk is full")
+        self.filed.append(tuple(keys))
 
     async def _make(self, operation: str) -> Context | None:
         await trio.lowlevel.checkpoint()
@@ -110,6 +118,17 @@ async def test_it_ends_once_all_is_reached(nursery: trio.Nursery, autojump_clock
     assert ended.result == {"changed": True, "keys": keys}
     assert vm.context is not None
     assert vm.context.said == ["half; one left", "none left"]
+    assert vm.filed == [("memory.size", "cpu.vcpus")]
+
+
+async def test_what_is_true_and_cannot_be_written_down_has_failed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nobody is told that it lasts."""
+    vm = _Vm(nursery)
+    vm.full = True
+    vm.begin(_Goal("memory.size", "half", ""))
+    assert isinstance((await vm.outcome()).error, NoSpaceError)
 
 
 async def test_a_silent_qemu_ends_nothing(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
@@ -132,6 +151,7 @@ async def test_a_refusal_ends_it(
     vm = _Vm(nursery)
     vm.begin(_Goal("memory.size", error))
     assert (await vm.outcome()).error is error
+    assert vm.filed == []
 
 
 async def test_it_can_be_stopped(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
@@ -143,7 +163,7 @@ async def test_it_can_be_stopped(nursery: trio.Nursery, autojump_clock: trio.tes
     await vm.works.stop(operation.id)
     assert isinstance((await vm.outcome()).error, OperationCancelled)
     assert vm.context is not None
-    assert (goal.stopped, vm.context.kept) == (True, 1)
+    assert (goal.stopped, vm.context.kept, vm.filed) == (True, 1, [])
     with pytest.raises(DeniedError):
         await vm.works.stop(operation.id)
 
@@ -172,6 +192,7 @@ async def test_a_later_change_overtakes_its_key_alone(
     assert (second.operation, second.error) == (both.id, None)
     assert second.result is not None
     assert second.result["keys"].keys() == {"done.already", "cpu.vcpus"}
+    assert vm.filed == [("cpu.vcpus",)]
 
 
 async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:

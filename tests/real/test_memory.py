@@ -110,10 +110,14 @@ def test_a_guest_that_needs_its_memory_gives_back_what_it_can(
     gave = f"{512 - left}M" if left < 512 else "nothing"
     assert operation["progress"] == f"gave back {gave} of 256M: it has {left}M and is to have 256M"
     assert daemon.view("web")["operation"] is None
+    # the unit has what came true: the guest may yet be left alone
+    dropin = daemon.units / "web.toml.d" / "90-changes.toml"
+    assert 'size = "512M"' in dropin.read_text()
     daemon.restart()
     daemon.wait("web", "running")
     assert finished(daemon, operation, seconds=60)["state"] == "succeeded"
     assert has(daemon, 256)
+    assert not dropin.exists()
 
 
 def test_a_shrinking_can_be_cancelled(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:
@@ -195,6 +199,8 @@ def test_a_guest_that_does_not_answer_keeps_nobody(
     assert daemon.view("web")["operation"] is None
     assert cancel(daemon, operation)["state"] == "cancelled"
     assert has(daemon, 16)
+    # its next start is not with what it never had
+    assert not (daemon.units / "web.toml.d" / "90-changes.toml").exists()
     again = size(daemon, wanted, wait=0.5)
     daemon.do("web", "kill")
     assert finished(daemon, again)["error"]["code"] == ChangeError.code
