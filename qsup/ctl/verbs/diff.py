@@ -66,10 +66,18 @@ def describe(diff: Diff) -> str:
     return f"{bold(clean(diff['instance']))} {words}\n" + table(_HEADER, rows)
 
 
+#: What tells people which entry it is.
+_TELLING = ("path", "type", "bus", "bridge", "name", "address", "socket")
+
+
 def spelled(value: object) -> str:
-    """A value as a unit file spells it; of a whole entry what is more than nothing, ``-`` where there is none."""
+    """A value as a unit file spells it; of a whole entry where it is and what it is, ``-`` where there is none.
+
+    An entry has dozens of keys, more than a line of a table takes; other forms of output have all.
+    """
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {spelled(inner)}" for name, inner in value.items() if inner) + " }"
+        told = [f"{name} = {spelled(inner)}" for name, inner in value.items() if name in _TELLING and inner]
+        return "{ " + ", ".join([*told, "..."]) + " }"
     return document(value, "jsonl").rstrip()
