@@ -12,11 +12,13 @@ from typing import Any
 from tests.real.daemons import Daemon
 
 
-def ask(daemon: Daemon, changes: dict[str, Any], *, vm: str = "web", wait: float = 30) -> dict[str, Any]:
-    """Change keys of the running VM alone, and wait at most so long: the operation as it is then."""
+def ask(
+    daemon: Daemon, changes: dict[str, Any], *, vm: str = "web", wait: float = 30, query: str = ""
+) -> dict[str, Any]:
+    """Change keys, and wait at most so long: the operation as it is then."""
     body = json.dumps({"changes": changes}).encode()
     with daemon.client() as client:
-        answer = client.exchange("PATCH", f"/v1/instances/{vm}?wait={wait:g}&persist=0", body=body, timeout=60.0)
+        answer = client.exchange("PATCH", f"/v1/instances/{vm}?wait={wait:g}{query}", body=body, timeout=60.0)
     operation: dict[str, Any] = json.loads(answer)
     return operation
 

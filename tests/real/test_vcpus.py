@@ -179,7 +179,8 @@ def test_wrong_numbers_are_refused(
 ) -> None:
     """Before QEMU is asked for anything."""
     start_rom(daemon, emulator, rom_guest)
-    operation = ask(daemon, changes)
+    # what can only be at the next start would be written to the unit
+    operation = ask(daemon, changes, query="&persist=0")
     assert (operation["state"], operation["error"]["code"]) == ("failed", code), operation
     assert words in json.dumps(operation["error"])
     assert agrees(daemon, 1)
