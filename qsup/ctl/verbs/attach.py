@@ -11,12 +11,11 @@ import sys
 from qsup.api.protocol import EXIT_OK, instance_path, quote
 from qsup.ctl.client import new_token
 from qsup.ctl.connection import Deadline
-from qsup.ctl.failures import complain
 from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name, name_of_vm
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import clean, document, documents, table
-from qsup.ctl.verbs.power import finish
+from qsup.ctl.render import clean, document, table
+from qsup.ctl.verbs.power import see_through
 from qsup.errors import NoSuchDevice, UsageError
 
 TYPE_CHECKING = False
@@ -60,28 +59,13 @@ def run(client: Client, options: Options) -> int:
         operation: Operation = client.post(path, entry(options.values), key=new_token())
     else:
         operation = client.delete(_path(client, options) + query(options, *_wanted(options)), key=new_token())
-    return see_through(client, operation, options)
+    return see_through(client, {options.name: operation}, options, Deadline(options.timeout))
 
 
 def add_waiting(parser: Parser) -> None:
     """Declare ``[--no-block] [--timeout TIME]``."""
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
-
-
-def see_through(client: Client, operation: Operation, options: Options) -> int:
-    """Wait for an operation's end where that is wanted; the exit code."""
-    operations = {options.name: operation}
-    code = EXIT_OK
-    if not options.no_block:
-        try:
-            code = finish(client, operations, Deadline(options.timeout))
-        except KeyboardInterrupt:
-            complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
-            raise
-    if options.output != "table":
-        sys.stdout.write(documents(operations.values(), options.output, "operations"))
-    return code
 
 
 def entry(words: Sequence[str]) -> dict[str, object]:

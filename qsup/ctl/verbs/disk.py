@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from qsup.api.protocol import instance_path, quote
 from qsup.ctl.client import new_token
+from qsup.ctl.connection import Deadline
 from qsup.ctl.names import add_name, name_of_vm
-from qsup.ctl.verbs.attach import add_waiting, see_through
+from qsup.ctl.verbs.attach import add_waiting
+from qsup.ctl.verbs.power import see_through
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,4 +48,4 @@ def run(client: Client, options: Options) -> int:
         operation = client.post(f"{path}/insert", body, key=key)
     else:
         operation = client.post(f"{path}/eject", {"force": options.force}, key=key)
-    return see_through(client, operation, options)
+    return see_through(client, {options.name: operation}, options, Deadline(options.timeout))

@@ -61,16 +61,7 @@ def run(client: Client, options: Options) -> int:
         code = _begin_together(client, options.verb, names, body or {}, operations)
     else:
         code = for_each(names, begin)
-    if not options.no_block:
-        deadline = Deadline(None if stopping else options.timeout)
-        try:
-            code = max(code, finish(client, operations, deadline))
-        except KeyboardInterrupt:
-            complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
-            raise
-    if options.output != "table":
-        sys.stdout.write(documents(operations.values(), options.output, "operations"))
-    return code
+    return max(code, see_through(client, operations, options, Deadline(None if stopping else options.timeout)))
 
 
 def _names(client: Client, options: Options) -> list[str]:
@@ -123,6 +114,20 @@ def told(operation: Operation, what: str) -> list[str]:
     result: Mapping[str, object] = operation["result"] or operation["error"] or {}
     found = result.get(what)
     return [str(name) for name in found] if isinstance(found, list) else []
+
+
+def see_through(client: Client, operations: dict[str, Operation], options: Options, deadline: Deadline) -> int:
+    """Wait for operations, by VM, where that is wanted, and print them where documents are; the exit code."""
+    code = EXIT_OK
+    if not options.no_block:
+        try:
+            code = finish(client, operations, deadline)
+        except KeyboardInterrupt:
+            complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
+            raise
+    if options.output != "table":
+        sys.stdout.write(documents(operations.values(), options.output, "operations"))
+    return code
 
 
 def finish(client: Client, operations: dict[str, Operation], deadline: Deadline) -> int:
