@@ -206,7 +206,17 @@ def _belongs(pid: int, session: Session) -> bool:
     with contextlib.suppress(OSError):
         links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
     root = str(session.root)
-    return root.encode() in _read(pid, "cmdline") or any(root in _target(link) for link in links)
+    return (
+        _is_forgotten_probe(pid)
+        or root.encode() in _read(pid, "cmdline")
+        or any(root in _target(link) for link in links)
+    )
+
+
+def _is_forgotten_probe(pid: int) -> bool:
+    """Whether it is a QEMU without a machine whose daemon has gone: it bears no mark, and no test may leave one."""
+    fields = _stat(pid)
+    return bool(fields) and fields[1] == "1" and b"\0-machine\0none,accel=" in _read(pid, "cmdline")
 
 
 def _is_named(interface: str, root: Path) -> bool:

@@ -7,6 +7,7 @@ Must not: know QEMU's arguments, restart anything, or judge an exit.
 The child becomes QEMU by execs alone, so the pid never changes and no helper stays behind::
 
     setpriv                 the VM's user, no group, no capability, no new privileges
+    [sh                     of what is to end with the daemon: whether the daemon still is there]
     PROGRAM
 
 What further programs of the chain would need a millisecond each for, it inherits. From the daemon (`settle`) come the
@@ -51,6 +52,8 @@ T = TypeVar("T")
 _WATCH_DESCRIPTORS = 2  # the pidfd, and /proc/PID/stat for a moment
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+# A parent that died before the kernel was asked for the signal (prctl(2), PR_SET_PDEATHSIG) sends none.
+_UNLESS_ORPHANED = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 # Python ignores some, and so may have whoever started the daemon
 _DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -105,17 +108,22 @@ class Process:
         await trio.lowlevel.checkpoint()
 
 
-def launch_chain(argv: Sequence[str], *, credentials: Credentials | None) -> list[str]:
+def launch_chain(
+    argv: Sequence[str], *, credentials: Credentials | None = None, parent: int | None = None
+) -> list[str]:
     """The argv that becomes ``argv``; pure.
 
     Args:
         argv: the program, by absolute path, and its arguments.
         credentials: whom it runs as, ``None`` for the caller.
+        parent: the pid of its parent, when it is to be killed at that one's end.
     """
     rights: tuple[str, ...] = ("--no-new-privs",)
     if credentials is not None:
         rights = ("--reuid", str(credentials.uid), "--regid", str(credentials.gid), *_NO_RIGHTS)
-    return ["setpriv", *rights, "--", *argv]
+    if parent is None:
+        return ["setpriv", *rights, "--", *argv]
+    return ["setpriv", *rights, "--pdeathsig", "KILL", "--", *_UNLESS_ORPHANED, str(parent), *argv]
 
 
 def launch_failure(status: ExitStatus, output: str) -> str | None:
@@ -141,6 +149,7 @@ async def spawn(
     credentials: Credentials | None = None,
     kvm_node: bool = False,
     lockable: int = 0,
+    mortal: bool = False,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
     """Start a program through the chain, in a session of its own, with /dev/null as its standard input.
@@ -154,6 +163,8 @@ async def spawn(
         credentials: whom it runs as (root only), ``None`` for the caller.
         kvm_node: give it a /dev/kvm that it may open (root only).
         lockable: bytes of memory that it must be able to lock (``RLIMIT_MEMLOCK``).
+        mortal: the kernel kills it when the daemon ends, however that ends: nobody would find it again. It hangs on
+            the calling thread, so this does not go with ``kvm_node``, and needs the daemon's main thread.
         env: its whole environment.
 
     Raises:
@@ -161,9 +172,10 @@ async def spawn(
         HostError: there is no descriptor left to watch it by, or no thread; then nothing runs.
     """
     await trio.lowlevel.checkpoint()
+    assert not (mortal and kvm_node)
     if kvm_node:
         kvmnode.hold()
-    chain = launch_chain(argv, credentials=credentials)
+    chain = launch_chain(argv, credentials=credentials, parent=os.getpid() if mortal else None)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
     with _watchable(), _can_lock(lockable):
         try:

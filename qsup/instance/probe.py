@@ -204,7 +204,11 @@ async def probe_binary(path: str, *, timeout: float = PROBE_TIMEOUT) -> Capabili
     try:
         chardev = ("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control")
         child = await process.spawn(
-            (path, *_ARGUMENTS, *chardev), fds=(theirs.fileno(),), output_fd=output_fd, credentials=_nobody()
+            (path, *_ARGUMENTS, *chardev),
+            fds=(theirs.fileno(),),
+            output_fd=output_fd,
+            credentials=_nobody(),
+            mortal=True,
         )
         theirs.close()
         try:

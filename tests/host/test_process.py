@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import trio
 from qsup.errors import HostError, StartError
 from qsup.host import proc, process
 from qsup.host.pidfd import ExitStatus
-from qsup.host.process import adopt, launch_chain, launch_failure, run_tool, spawn
+from qsup.host.process import Credentials, adopt, launch_chain, launch_failure, run_tool, spawn
 from tests.host.children import child, children
 from tests.host.launching import VM_USER, Printed, run
 
@@ -174,6 +175,39 @@ def test_chain_of_a_root_daemon() -> None:
     chain = launch_chain(argv, credentials=VM_USER)
     assert chain[-len(argv) - 1 :] == ["--", *argv]
     assert chain[0] == "setpriv"
+
+
+async def spawn_mortal() -> None:
+    """Spawn a program that is to end with us, and say which."""
+    started = await spawn(["/bin/sleep", "1000"], output_fd=2, mortal=True, credentials=user_of_the_vm())
+    print(started.pid, flush=True)
+    await trio.sleep_forever()
+
+
+def user_of_the_vm() -> Credentials | None:
+    """Another user where we may choose one: a change of the uid clears the signal that is asked for."""
+    return VM_USER if os.geteuid() == 0 else None
+
+
+def test_mortal_program_ends_with_whoever_spawned_it() -> None:
+    """Also when that one is killed and can end nothing itself."""
+    command = [sys.executable, "-c", "import trio; from tests.host.test_process import *; trio.run(spawn_mortal)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        watch = os.pidfd_open(int(parent.stdout.readline()))
+        assert not select.select([watch], [], [], 0)[0]
+        parent.kill()
+        assert select.select([watch], [], [], 10)[0]
+    os.close(watch)
+
+
+def test_mortal_program_is_not_begun_by_an_orphan() -> None:
+    """Whoever spawned it may have died before the kernel was asked for the signal."""
+    begun, orphaned = (
+        subprocess.run(launch_chain(["/bin/echo", "begun"], parent=pid), capture_output=True, check=False)
+        for pid in (os.getpid(), os.getppid())
+    )
+    assert (begun.stdout, orphaned.stdout, orphaned.returncode) == (b"begun\n", b"", 1)
 
 
 async def test_launcher_that_cannot_be_executed(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import leftovers
 from tests.bare import BareConnection
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit
@@ -252,3 +253,23 @@ def test_a_daemon_that_comes_by_a_link_gives_back_what_the_other_made(
         assert not [path for path in cgroups if path.exists()]
     finally:
         other.close()
+
+
+@pytest.mark.user
+def test_a_qemu_that_was_only_asked_ends_with_its_daemon(daemon: Daemon, rom_guest: Path, qemu: Emulator) -> None:
+    """A daemon killed while it learns what a binary can do leaves nothing that no record names."""
+    binary = daemon.root / "qemu-system-x86_64"
+    binary.write_text(f'#!/bin/sh\nkill -STOP $$\nexec {qemu.path} "$@"\n')
+    binary.chmod(0o755)
+
+    def asked() -> list[leftovers.Process]:
+        return [each for each in leftovers.processes() if f"{binary} -machine none" in each.command()]
+
+    daemon.unit("web", rom_unit(qemu, rom_guest).replace(str(qemu.path), str(binary)))
+    daemon.post("/v1/instances/web/start")
+    poll_until(asked, "the binary is asked", seconds=DEADLINE)
+    daemon.signal(signal.SIGKILL)
+    poll_until(lambda: not asked(), "it has ended", seconds=DEADLINE)
+    binary.write_text(f'#!/bin/sh\nexec {qemu.path} "$@"\n')
+    daemon.start()
+    daemon.wait("web", "running")

@@ -14,7 +14,7 @@ import pytest
 from tests import leftovers
 from tests.bare import BareConnection, bare_machine, linux_options, rom_options
 from tests.guests import Emulator
-from tests.waiting import poll_until
+from tests.waiting import came_true, poll_until
 
 
 @pytest.mark.user
@@ -104,6 +104,21 @@ def test_orphan_is_known_by_its_open_files(session: leftovers.Session, root_dir:
     found = orphan(f"<{root_dir}/open", cwd=Path("/"))
     assert leftovers.clear(before, session, root_dir, seconds=0) == [f"process {found.pid}: sleep 61"]
     assert found not in leftovers.processes()
+
+
+@pytest.mark.user
+@pytest.mark.alone
+def test_forgotten_probe_is_named_and_ended(session: leftovers.Session, root_dir: Path) -> None:
+    """A QEMU that a dead daemon was asking bears no mark of anybody's; none may be left."""
+    before = leftovers.take(alone=True)
+    command = "setsid qemu-system-x86_64 -machine none,accel=tcg:kvm -display none -S </dev/null >/dev/null & echo $!"
+    with shell(command, cwd=Path("/")) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+    poll_until(lambda: b"-S" in Path(f"/proc/{pid}/cmdline").read_bytes(), "the orphan's exec")
+    (words,) = leftovers.clear(before, session, root_dir, seconds=0)
+    assert words.startswith(f"process {pid}: qemu-system-x86_64 -machine none")
+    assert came_true(lambda: not Path(f"/proc/{pid}").exists(), seconds=5)
 
 
 @pytest.mark.user

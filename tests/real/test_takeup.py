@@ -165,6 +165,6 @@ def test_a_command_ends_with_its_qemu(daemon: Daemon, emulator: Emulator, rom_gu
     poll_until(lambda: '"sent":true' in journal(daemon), "the pause has been sent", seconds=DEADLINE)
     kill_process(pid)
     ended = final(daemon, operation)
-    assert (ended["state"], "was overtaken" in ended["error"]["detail"]) == ("failed", True)
+    assert (ended["state"], "was overtaken" in ended["error"]["detail"]) == ("cancelled", True)
     poll_until(lambda: daemon.view("web")["pid"] not in (None, pid), "it is started again", seconds=DEADLINE)
     assert daemon.do("web", "pause")["substate"] == "paused"
