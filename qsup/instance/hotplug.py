@@ -1,6 +1,7 @@
 """Giving devices to a QEMU that runs, and taking away what they stood on once they are gone.
 
-Decides: what is done side by side, and that an attach which fails leaves nothing behind, or says what it leaves.
+Decides: what QEMU is sent without waiting for answers in between, and that an attach which fails leaves nothing behind,
+or says what it leaves.
 Must not: decide what is attached and where (`qsup.plan.attach`), or believe that a device is gone before QEMU says so.
 """
 
@@ -11,16 +12,16 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
-from qsup.errors import MonitorError, QmpCommandError
+from qsup.errors import HostError, MonitorError, QmpCommandError, QsupError
 from qsup.instance.hardware import Attached, Hardware
 from qsup.plan import hotplug
 from qsup.plan.hotplug import Command
 from qsup.plan.part import Part
 from qsup.plan.spec import BackendPlan, DevicePlan, PartPlan
 from qsup.qmp import commands
-from qsup.qmp.connection import Monitor
+from qsup.qmp.connection import Monitor, Request
 
 _log = structlog.get_logger()
 
@@ -43,15 +44,12 @@ class Piece:
     attached: Attached
 
 
-@frozen(kw_only=True, eq=False)
-class _Made:
-    """What QEMU was given so far, by piece, in order."""
-
-    things: list[tuple[Piece, BackendPlan | DevicePlan]] = field(factory=list)
+#: What QEMU was given so far, by piece, in order.
+_Made = list[tuple[Piece, BackendPlan | DevicePlan]]
 
 
 async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, numbers: Mapping[str, int]) -> None:
-    """Give QEMU all of it, or nothing: descriptors first, then what devices stand on, then the devices.
+    """Give QEMU all of it, or nothing: what devices stand on first, and once all of that is there, the devices.
 
     Args:
         pieces: controllers before what hangs on them.
@@ -62,14 +60,21 @@ async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, 
     Raises:
         QmpCommandError: QEMU refused something; everything before it was undone.
         MonitorError: QEMU did not answer in time; what it may still do is found out once it answers.
+        HostError: the kernel did not take a command; everything before it was undone.
     """
-    made = _Made()
-    try:
-        for wave in _waves(pieces):
-            await _carry_out(wave, monitor, numbers, made)
-    except MonitorError as error:
-        await _undo(pieces, made, hardware, monitor, error)
-        raise
+    made: _Made = []
+    for steps in (hotplug.backend_steps, hotplug.device_steps):
+        asked = [(piece, command) for piece in pieces for command in steps(piece.part)]
+        errors = await _send([command for _, command in asked], monitor, numbers)
+        for (piece, command), error in zip(asked, errors, strict=True):
+            if error is None and command.makes is not None:
+                made.append((piece, command.makes))
+        if failures := list(filter(None, errors)):
+            telling = _telling(failures)
+            subject = asked[errors.index(telling)][0].part.subject
+            telling.message = f"{subject}: {telling.message}"
+            await _undo(pieces, made, hardware, monitor, sure=all(map(_has_not_come, failures)))
+            raise telling
     for piece in pieces:
         hardware.mark(piece.attached.part.entry, "there")
 
@@ -80,95 +85,77 @@ async def bring_backends(part: Part, monitor: Monitor, numbers: Mapping[str, int
     Raises:
         QmpCommandError: QEMU refused something; everything before it was undone.
         MonitorError: QEMU did not answer in time.
+        HostError: the kernel did not take a command; everything before it was undone.
     """
-    made: list[BackendPlan] = []
-    try:
-        for command in itertools.chain(*hotplug.backend_steps(part)):
-            await _send(command, monitor, numbers)
-            if isinstance(command.makes, BackendPlan):
-                made.append(command.makes)
-    except QmpCommandError as error:
+    steps = hotplug.backend_steps(part)
+    errors = await _send(steps, monitor, numbers)
+    if failures := list(filter(None, errors)):
+        error = _telling(failures)
         error.message = f"{part.subject}: {error.message}"
-        await give_up(PartPlan(entry=part.entry, devices=(), backends=tuple(dict.fromkeys(made))), monitor)
-        raise
+        if all(map(_has_not_come, failures)):
+            made = [step.makes for step, failure in zip(steps, errors, strict=True) if failure is None]
+            backends = tuple(dict.fromkeys(each for each in made if isinstance(each, BackendPlan)))
+            await give_up(PartPlan(entry=part.entry, devices=(), backends=backends), monitor)
+        raise error
 
 
-def _waves(pieces: Sequence[Piece]) -> list[list[tuple[Piece, Command]]]:
-    """What is done side by side: the first step of all, then the second..., devices last."""
-    waves: list[list[tuple[Piece, Command]]] = []
-    for steps in (hotplug.backend_steps, hotplug.device_steps):
-        of_all = [[[(piece, command) for command in group] for group in steps(piece.part)] for piece in pieces]
-        # a controller has no back ends, and is there before any of what hangs on it
-        ready = [groups for groups, piece in zip(of_all, pieces, strict=True) if not piece.part.backends]
-        waves += [group for groups in ready for group in groups]
-        others = [groups for groups, piece in zip(of_all, pieces, strict=True) if piece.part.backends]
-        waves += [list(itertools.chain(*groups)) for groups in itertools.zip_longest(*others, fillvalue=[])]
-    return waves
+def _has_not_come(error: QsupError) -> bool:
+    """Whether it is certain that QEMU has not done what was asked for, and will not."""
+    return isinstance(error, QmpCommandError | HostError) or error.details.get("sent") is False
 
 
-async def _carry_out(
-    wave: Sequence[tuple[Piece, Command]], monitor: Monitor, numbers: Mapping[str, int], made: _Made
-) -> None:
-    failures: list[MonitorError] = []
-
-    async def one(piece: Piece, command: Command) -> None:
-        try:
-            await _send(command, monitor, numbers)
-        except MonitorError as error:
-            error.message = f"{piece.part.subject}: {error.message}"
-            failures.append(error)
-        else:
-            if command.makes is not None:
-                made.things.append((piece, command.makes))
-
-    if len(wave) == 1:
-        await one(*wave[0])
-    else:
-        async with trio.open_nursery() as nursery:
-            for piece, command in wave:
-                nursery.start_soon(one, piece, command)
-    if failures:
-        # what QEMU said is worth more than that it said nothing
-        raise next((error for error in failures if isinstance(error, QmpCommandError)), failures[0])
+def _telling(failures: Sequence[QsupError]) -> QsupError:
+    """The failure that says why: what QEMU said is worth more than that it said nothing, and first comes the cause."""
+    return next((error for error in failures if isinstance(error, QmpCommandError)), failures[0])
 
 
-async def _send(command: Command, monitor: Monitor, numbers: Mapping[str, int]) -> None:
-    fds = (numbers[command.fd],) if command.fd else ()
-    if not fds or command.command == "add-fd":
-        await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT, fds=fds)
-        return
-    await commands.getfd(monitor, fds[0], command.fd, timeout=STEP_TIMEOUT)
-    try:
-        await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
-    except QmpCommandError:
-        # what QEMU did not use it keeps until somebody takes it back, and a tap with it
-        await commands.closefd(monitor, command.fd, timeout=STEP_TIMEOUT)
-        raise
+async def _send(steps: Sequence[Command], monitor: Monitor, numbers: Mapping[str, int]) -> list[QsupError | None]:
+    """Have QEMU carry out commands, in order; why each was not, ``None`` if it was."""
+    asked = [_requests(step, numbers) for step in steps]
+    outcomes = iter(await monitor.execute_all(list(itertools.chain(*asked)), timeout=STEP_TIMEOUT))
+    errors = []
+    for step, requests in zip(steps, asked, strict=True):
+        *before, last = itertools.islice(outcomes, len(requests))
+        error = next((outcome.error for outcome in before if outcome.error is not None), last.error)
+        if before and error is last.error and isinstance(error, QmpCommandError):
+            # what QEMU did not use it keeps until somebody takes it back, and a tap with it
+            try:
+                await commands.closefd(monitor, step.fd, timeout=STEP_TIMEOUT)
+            except MonitorError as kept:
+                error = kept
+        errors.append(error)
+    return errors
 
 
-async def _undo(
-    pieces: Sequence[Piece], made: _Made, hardware: Hardware, monitor: Monitor, failure: MonitorError
-) -> None:
+def _requests(step: Command, numbers: Mapping[str, int]) -> list[Request]:
+    fds = (numbers[step.fd],) if step.fd else ()
+    if fds and step.command != "add-fd":
+        return [Request("getfd", {"fdname": step.fd}, fds=fds), Request(step.command, step.arguments)]
+    return [Request(step.command, step.arguments, fds=fds)]
+
+
+async def _undo(pieces: Sequence[Piece], made: _Made, hardware: Hardware, monitor: Monitor, *, sure: bool) -> None:
     """Take back what was given; a device that the guest may hold already is on its way out until QEMU says otherwise.
 
-    What a timeout leaves open is written down as on its way out, too: QEMU may carry it out later.
+    Args:
+        sure: nothing more will come; otherwise all is written down as on its way out: QEMU may carry it out later.
     """
-    sure = isinstance(failure, QmpCommandError)
-    held = {id(piece) for piece, thing in made.things if isinstance(thing, DevicePlan)}
-    for piece, thing in reversed(made.things):
+    held = {id(piece) for piece, thing in made if isinstance(thing, DevicePlan)}
+    answers = True
+    for piece, thing in reversed(made):
         if isinstance(thing, BackendPlan) and id(piece) in held:
             continue  # its device must go first
         try:
-            await _remove(thing, monitor)
-        except QmpCommandError as error:
-            _log.error("could not undo a part of an attach", part=piece.part.subject, why=error.message)
-        except MonitorError as error:
-            _log.error("could not undo a part of an attach", part=piece.part.subject, why=error.message)
-            sure = False
+            left: Sequence[QsupError] = await _remove([thing], monitor)
+        except (MonitorError, HostError) as error:
+            left, answers = [error], False
+        for each in left:
+            _log.error("could not undo a part of an attach", part=piece.part.subject, why=each.message)
+        if not answers:
             break
     for piece in pieces:
         name = piece.attached.part.entry
-        if sure and id(piece) not in held:
+        if sure and answers and id(piece) not in held:
             hardware.remove(name)
         else:
             hardware.mark(name, "leaving")
@@ -209,13 +196,12 @@ async def give_up(part: PartPlan, monitor: Monitor) -> bool:
     Raises:
         MonitorError: QEMU did not answer; what is left is done the next time.
     """
-    for backend in reversed(part.backends):
-        try:
-            await _remove(backend, monitor)
-        except QmpCommandError as error:
-            if not _is_gone(error):
-                _log.info("what a device stood on is in use", part=part.entry, name=backend.name, why=error.message)
-                return False
+    for is_open in (False, True):
+        # a descriptor goes last: a node that is still in use may have to open it once more
+        asked = [each for each in reversed(part.backends) if (each.kind == "fdset") is is_open]
+        if left := [error for error in await _remove(asked, monitor) if not _is_gone(error)]:
+            _log.info("what a device stood on is in use", part=part.entry, why=left[0].message)
+            return False
     return True
 
 
@@ -225,20 +211,32 @@ def _is_gone(error: QmpCommandError) -> bool:
     return error.error_class == "DeviceNotFound" or any(each in error.message for each in words)
 
 
-async def _remove(thing: BackendPlan | DevicePlan, monitor: Monitor) -> None:
-    """Remove one thing, once QEMU is rid of the device that had it.
+async def _remove(things: Sequence[BackendPlan | DevicePlan], monitor: Monitor) -> list[QmpCommandError]:
+    """Remove things in order, each once QEMU is rid of the device that had it.
 
     What a device stands on is its device's until QEMU has freed that, some milliseconds after it is gone: a bus gives
     up its children after a grace period of RCU (bus_remove_child in QEMU's hw/core/qdev.c), and each frees its own.
+
+    Returns:
+        Why QEMU does not remove some of them.
+
+    Raises:
+        MonitorError, HostError: QEMU did not hear of one, or did not answer.
     """
-    command = hotplug.removal(thing)
     deadline = trio.current_time() + _FREED_WITHIN
+    refused: list[QmpCommandError] = []
     while True:
-        try:
-            await monitor.execute(command.command, command.arguments, timeout=STEP_TIMEOUT)
-            return
-        except QmpCommandError as error:
-            is_held = error.message.endswith("is busy") or "in use" in error.message
-            if not is_held or trio.current_time() > deadline:
-                raise
+        held, in_use = [], []
+        for thing, error in zip(things, await _send(list(map(hotplug.removal, things)), monitor, {}), strict=True):
+            if isinstance(error, QmpCommandError):
+                if error.message.endswith("is busy") or "in use" in error.message:
+                    held.append(thing)
+                    in_use.append(error)
+                else:
+                    refused.append(error)
+            elif error is not None:
+                raise error
+        if not held or trio.current_time() > deadline:
+            return refused + in_use
+        things = held
         await trio.sleep(_FREED_PAUSE)

@@ -1,6 +1,6 @@
 """What a VM that runs can be given and can give back: the QMP commands, in order, with what undoes each. Pure.
 
-Decides: what is done one after the other and what side by side, and what is left to remove once a device is gone.
+Decides: what is done after what, and what is left to remove once a device is gone.
 Must not: send anything (`qsup.instance.hotplug`), or decide what comes and where (`qsup.plan.attach`).
 
 A device that the guest drives goes when the guest lets it go, so a removal is two halves: the request (``device_del``),
@@ -51,22 +51,16 @@ class Command:
     makes: BackendPlan | DevicePlan | None = None
 
 
-def backend_steps(part: Part) -> list[list[Command]]:
-    """How QEMU gets what a part's devices stand on: groups one after the other, the commands of each in any order."""
-    groups: list[list[Command]] = []
-    for backend in part.backends:
-        # a node's children must be there before it, so each is a group of its own; descriptors are independent
-        if backend.kind != "fdset" or not groups or groups[-1][0].command != _ADD["fdset"]:
-            groups.append([])
-        groups[-1].append(_add(backend))
-    return groups
+def backend_steps(part: Part) -> list[Command]:
+    """How QEMU gets what a part's devices stand on, in order; what comes upon something fails where that has."""
+    return [_add(backend) for backend in part.backends]
 
 
-def device_steps(part: Part) -> list[list[Command]]:
+def device_steps(part: Part) -> list[Command]:
     """The same of its devices, each after the one it may hang on."""
     planned = part.plan().devices
     return [
-        [Command(command="device_add", arguments=device, makes=plan)]
+        Command(command="device_add", arguments=device, makes=plan)
         for device, plan in zip(part.devices, planned, strict=True)
     ]
 

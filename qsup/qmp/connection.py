@@ -17,6 +17,9 @@ QEMU stops reading from a monitor, out-of-band commands included, once its queue
 are ever under way (``_LANES``), or a stuck main loop could not be told from a stuck process. QEMU keeps only the
 descriptors that came last, so a command that carries some is alone in its lane.
 
+Commands that follow from each other are sent together (`Monitor.execute_all`): to wait for each answer costs a wakeup
+of either side, as long as what QEMU does for most of them.
+
 The messages' models and protocol errors are `qemu.qmp`'s; its client is asyncio's, and not used.
 
 Long because sending, receiving and the end share one table of calls.
@@ -45,6 +48,7 @@ from qsup.errors import (
     MonitorProtocolError,
     MonitorTimeout,
     QmpCommandError,
+    QsupError,
     UnsupportedError,
     from_oserror,
 )
@@ -111,16 +115,49 @@ class MonitorStatistics:
     bytes_received: int
 
 
+@attrs.frozen
+class Request:
+    """A command that is to be sent.
+
+    Args:
+        command: QAPI's name, such as ``query-status``.
+        arguments: its arguments, JSON values only.
+        fds: descriptors that travel with the command (``getfd``, ``add-fd``); the caller keeps and closes his own.
+        oob: send it out of band, past a busy main loop; QEMU allows that for few commands.
+        max_reply: bytes of the longest answer that is still QMP, `MAX_REPLY` or more.
+    """
+
+    command: str
+    arguments: Mapping[str, object] | None = None
+    fds: Sequence[int] = attrs.field(default=(), kw_only=True)
+    oob: bool = attrs.field(default=False, kw_only=True)
+    max_reply: int = attrs.field(default=MAX_REPLY, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What became of a command: its result, a JSON value, or why there is none."""
+
+    result: object = None
+    error: QsupError | None = None
+
+
 class _Call:
     """A command under way, from before its first byte until its answer, even if nobody waits for that any more."""
 
-    __slots__ = ("abandoned", "answered", "command", "done", "error", "id", "lane", "max_reply", "result", "sent")
+    __slots__ = (
+        *("abandoned", "answered", "began", "command", "done", "error", "fds", "id", "lane", "line", "max_reply"),
+        *("result", "sent"),
+    )
 
-    def __init__(self, call_id: _Id, command: str, lane: _Lane, max_reply: int) -> None:
+    def __init__(self, call_id: _Id, request: Request, line: bytes) -> None:
         self.id = call_id
-        self.command = command
-        self.lane = lane
-        self.max_reply = max_reply
+        self.command = request.command
+        self.fds = request.fds
+        self.line = line
+        self.lane = _Lane.OUT_OF_BAND if request.oob else _Lane.WITH_FDS if request.fds else _Lane.PLAIN
+        self.max_reply = request.max_reply
+        self.began = 0.0
         self.sent = False
         self.abandoned = False
         self.answered = False
@@ -228,12 +265,8 @@ class Monitor:
         """Send a command and wait for its answer. Any number of tasks may do so at a time.
 
         Args:
-            command: QAPI's name, such as ``query-status``.
-            arguments: its arguments, JSON values only.
             timeout: seconds for everything, the wait for a turn included.
-            fds: descriptors that travel with the command (``getfd``, ``add-fd``); the caller keeps and closes his own.
-            oob: send it out of band, past a busy main loop; QEMU allows that for few commands.
-            max_reply: bytes of the longest answer that is still QMP, `MAX_REPLY` or more.
+            command, arguments, fds, oob, max_reply: see `Request`.
 
         Returns:
             the answer's ``return`` member, a JSON value.
@@ -243,33 +276,77 @@ class Monitor:
             MonitorTimeout: no answer in time; unless ``details["sent"]`` is false the command may still be carried out.
             MonitorClosed: the connection ended before; unless ``details["sent"]`` is false the outcome is unknown.
             MonitorProtocolError: what came was not QMP, or too long; the connection is given up.
+            HostError: the kernel did not take it; it was not sent.
             RequestError: the arguments cannot be expressed in QMP.
             UnsupportedError: ``oob`` on a monitor without it.
         """
-        if oob and not self.oob:
-            raise UnsupportedError("this QEMU takes no out-of-band commands", instance=self.name)
-        lane = _Lane.OUT_OF_BAND if oob else _Lane.WITH_FDS if fds else _Lane.PLAIN
-        call = _Call(next(self._ids), command, lane, max_reply)
-        line = encode(make_request(command, arguments, call.id, oob=oob))
-        with trio.move_on_after(max(timeout, 0)) as scope:
-            await self._wait_turn(call)
-            began = trio.current_time()
-            await self._send(call, line, fds)
+        request = Request(command, arguments, fds=fds, oob=oob, max_reply=max_reply)
+        (outcome,) = await self.execute_all((request,), timeout=timeout)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result
+
+    async def execute_all(self, requests: Sequence[Request], *, timeout: float) -> list[Outcome]:
+        """Send commands one behind the other, without waiting for the answers in between.
+
+        QEMU carries them out in their order, whatever becomes of each. So one that depends on another must fail, or do
+        no harm, where that has failed.
+
+        Args:
+            timeout: seconds for the first answer, and from each answer to the next.
+
+        Returns:
+            What became of each; an error is one that `execute` raises.
+
+        Raises:
+            RequestError, UnsupportedError: as `execute`; none was sent.
+        """
+        calls = [self._call(request) for request in requests]
+        failure: QsupError | None = None
+        with trio.CancelScope(deadline=trio.current_time() + max(timeout, 0)) as scope:
             try:
-                await call.done.wait()
+                for number, call in enumerate(calls):
+                    await self._wait_turn(call)
+                    if number:  # there was room, or an answer has made some
+                        scope.deadline = trio.current_time() + timeout
+                    await self._send(call)
+            except QsupError as error:
+                failure = error
             except trio.Cancelled:
-                call.abandoned = True
+                _abandon(calls)
                 raise
-        if scope.cancelled_caught:
-            words = "no answer" if call.sent else "not even sent"
-            raise MonitorTimeout(f"{command}: {words} within {timeout:g} s", instance=self.name, sent=call.sent)
-        if not call.answered:
-            raise self._ended(call) from self._close_reason
-        if self._on_latency is not None:
-            self._on_latency(command, trio.current_time() - began)
-        if call.error is not None:
-            raise QmpCommandError(command, call.error.class_, call.error.desc[:_MAX_WORDS], instance=self.name)
-        return call.result
+            try:
+                for call in calls:
+                    if call.sent:
+                        await call.done.wait()
+                        scope.deadline = trio.current_time() + timeout
+            except trio.Cancelled:
+                _abandon(calls)
+                raise
+        late = timeout if scope.cancelled_caught else None
+        return [self._outcome(call, failure, late) for call in calls]
+
+    def _call(self, request: Request) -> _Call:
+        if request.oob and not self.oob:
+            raise UnsupportedError("this QEMU takes no out-of-band commands", instance=self.name)
+        call_id = next(self._ids)
+        line = encode(make_request(request.command, request.arguments, call_id, oob=request.oob))
+        return _Call(call_id, request, line)
+
+    def _outcome(self, call: _Call, failure: QsupError | None, late: float | None) -> Outcome:
+        if call.answered:
+            if call.error is None:
+                return Outcome(result=call.result)
+            words = call.error.desc[:_MAX_WORDS]
+            return Outcome(error=QmpCommandError(call.command, call.error.class_, words, instance=self.name))
+        if late is not None:
+            words = f"{call.command}: {'no answer' if call.sent else 'not even sent'} within {late:g} s"
+            return Outcome(error=MonitorTimeout(words, instance=self.name, sent=call.sent))
+        if failure is not None and not call.sent:
+            return Outcome(error=failure)
+        ended = self._ended(call)
+        ended.__cause__ = self._close_reason
+        return Outcome(error=ended)
 
     # Sending
 
@@ -282,9 +359,11 @@ class Monitor:
     def _is_full(self, lane: _Lane) -> bool:
         return sum(call.lane is lane for call in self._calls.values()) >= _LANES[lane]
 
-    async def _send(self, call: _Call, line: bytes, fds: Sequence[int]) -> None:
+    async def _send(self, call: _Call) -> None:
+        line, fds = call.line, call.fds
         # before the first byte: the answer may be here before this task runs again
         self._calls[call.id] = call
+        call.began = trio.current_time()
         self._sending = True
         sent = 0
         try:
@@ -387,6 +466,8 @@ class Monitor:
             call.answered = True
             call.done.set()
             self._pass_turn()
+            if self._on_latency is not None and not call.abandoned:
+                self._on_latency(call.command, trio.current_time() - call.began)
 
     # The end
 
@@ -413,6 +494,11 @@ class Monitor:
         kind = MonitorProtocolError if isinstance(reason, MonitorProtocolError) else MonitorClosed
         words = reason.message if reason is not None else "the connection is closed"
         return kind(f"{call.command}: {words}", instance=self.name, sent=call.sent)
+
+
+def _abandon(calls: Sequence[_Call]) -> None:
+    for call in calls:
+        call.abandoned = not call.answered
 
 
 def _write_nowait(stream: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:

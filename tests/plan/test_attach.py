@@ -34,8 +34,7 @@ def steps(attachments: list[Attachment]) -> list[tuple[str, dict[str, Any], str]
         (command.command, dict(command.arguments), command.fd)
         for attachment in attachments
         for each in (hotplug.backend_steps, hotplug.device_steps)
-        for group in each(attachment.part)
-        for command in group
+        for command in each(attachment.part)
     ]
 
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from qsup.errors import HostError, MonitorClosed, MonitorTimeout, UnsupportedError
-from qsup.qmp.connection import Monitor
+from qsup.qmp.connection import Monitor, Outcome, Request
 from tests.qmp.player import faithful
 from tests.qmp.support import TIMEOUT, Peer, by_hand, monitored
 from tests.recordings.recording import load
@@ -128,6 +128,102 @@ async def test_a_closed_descriptor_is_the_callers_error_alone(nursery: trio.Nurs
             await monitor.execute("getfd", {"fdname": "x"}, timeout=TIMEOUT, fds=(spare,))
         assert monitor.statistics().in_flight == 0
         assert await monitor.execute("query-status", timeout=TIMEOUT)
+
+
+# Commands that are sent together
+
+
+async def test_commands_that_follow_from_each_other_are_sent_at_once(nursery: trio.Nursery) -> None:
+    """None waits for the answer to the one before; an answer that refuses one is its alone."""
+    async with by_hand(nursery) as (monitor, peer):
+        outcomes: list[Outcome] = []
+
+        async def ask() -> None:
+            outcomes.extend(await monitor.execute_all([Request("a"), Request("b"), Request("c")], timeout=TIMEOUT))
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask)
+            with trio.fail_after(TIMEOUT):
+                commands = [await peer.command() for _ in range(3)]
+            assert [command["execute"] for command in commands] == ["a", "b", "c"]
+            await peer.answer(commands[0], 1)
+            refusal = {"error": {"class": "GenericError", "desc": "no"}, "id": commands[1]["id"]}
+            await peer.say(json.dumps(refusal).encode())
+            await peer.answer(commands[2], 3)
+        assert [outcome.result for outcome in outcomes] == [1, None, 3]
+        assert [str(outcome.error) for outcome in outcomes if outcome.error] == ["web: b: no"]
+
+
+async def test_each_answer_gives_time_for_the_next(nursery: trio.Nursery, mock_clock: trio.testing.MockClock) -> None:
+    """Many commands may take long; one without an answer is what takes too long, and those behind it."""
+    async with by_hand(nursery) as (monitor, peer):
+        outcomes: list[Outcome] = []
+        mute = 3
+
+        async def ask() -> None:
+            requests = [Request(f"c{number}") for number in range(9)]
+            outcomes.extend(await monitor.execute_all(requests, timeout=10))
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask)
+            for number in range(mute):
+                await trio.testing.wait_all_tasks_blocked()
+                mock_clock.jump(8)
+                await peer.answer(await peer.command(), number)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(11)
+        assert [outcome.result for outcome in outcomes[:mute]] == [0, 1, 2]
+        late = [outcome.error for outcome in outcomes[mute:]]
+        assert {type(error) for error in late} == {MonitorTimeout}
+        sent = [bool(error and error.details["sent"]) for error in late]
+        assert sent == sorted(sent, reverse=True)
+        assert sent[0]
+        assert not sent[-1]
+        assert monitor.statistics().in_flight == sum(sent)
+
+
+async def test_of_a_connection_that_ends_each_command_says_what_became_of_it(nursery: trio.Nursery) -> None:
+    """What was answered before counts; of what was sent it is not known, and the rest was not sent."""
+    async with by_hand(nursery) as (monitor, peer):
+        outcomes: list[Outcome] = []
+
+        async def ask() -> None:
+            requests = [Request(f"c{number}") for number in range(9)]
+            outcomes.extend(await monitor.execute_all(requests, timeout=TIMEOUT))
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask)
+            await peer.answer(await peer.command(), "done")
+            await peer.command()
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.stream.aclose()
+        assert outcomes[0] == Outcome(result="done")
+        errors = [outcome.error for outcome in outcomes[1:]]
+        assert {type(error) for error in errors} == {MonitorClosed}
+        sent = [bool(error and error.details["sent"]) for error in errors]
+        assert (sent[0], sent[-1]) == (True, False)
+
+
+async def test_descriptors_of_commands_sent_together_come_one_after_the_other(nursery: trio.Nursery) -> None:
+    """What goes with the second waits for the first's answer, and what follows keeps its place."""
+    async with by_hand(nursery) as (monitor, peer):
+        outcomes: list[Outcome] = []
+
+        async def ask() -> None:
+            requests = [Request("add-fd", fds=(0,)), Request("add-fd", fds=(0,)), Request("blockdev-add")]
+            outcomes.extend(await monitor.execute_all(requests, timeout=TIMEOUT))
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask)
+            first = await peer.command()
+            await trio.testing.wait_all_tasks_blocked()
+            assert monitor.statistics().commands == 1
+            await peer.answer(first, {})
+            for name in ("add-fd", "blockdev-add"):
+                command = await peer.command()
+                assert command["execute"] == name
+                await peer.answer(command, {})
+        assert outcomes == [Outcome(result={})] * 3
 
 
 # Sending that cannot go on
