@@ -25,6 +25,8 @@ from qsup.host.pidfd import PidFd
 
 #: Controllers of version 1 that are used where they are mounted.
 V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct")
+#: Where OOM kills are counted, in version 2 and in version 1.
+_OOM_FILES = ("memory.events", "memory.oom_control")
 _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
 
 
@@ -81,17 +83,40 @@ class CgroupStats:
     memory_bytes: int | None = None
 
 
+class SharedOomKills:
+    """The OOM kills of a cgroup that counts for all VMs below it (``memory.events`` is hierarchical).
+
+    Which of them was killed it does not say: each kill is told of the first that turns out to have been sent SIGKILL.
+
+    Args:
+        path: the directory; kills up to now are nobody's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told = _oom_kills(path)
+
+    def take(self) -> bool:
+        """Whether there was one that nobody has been told of; it is told now."""
+        if _oom_kills(self._path) <= self._told:
+            return False
+        self._told += 1
+        return True
+
+
 class Cgroup:
     """One VM's cgroups, one directory in each hierarchy used. It may have none: then `absence` says why.
 
     Args:
         paths: the directories, the unified one first.
         absence: what cannot be had here, one sentence, or ``""``.
+        shared: who counts OOM kills where none of the directories does.
     """
 
-    def __init__(self, paths: Sequence[Path] = (), *, absence: str = "") -> None:
+    def __init__(self, paths: Sequence[Path] = (), *, absence: str = "", shared: SharedOomKills | None = None) -> None:
         self.paths = tuple(paths)
         self.absence = absence
+        self._shared = shared
 
     def members(self) -> frozenset[int]:
         """The pids of all processes in it."""
@@ -193,6 +218,16 @@ class Cgroup:
         """
         return max((_oom_kills(path) for path in self.paths), default=0)
 
+    def was_oom_killed(self, before: int) -> bool:
+        """Whether a process of it that was sent SIGKILL was so because memory ran out.
+
+        Args:
+            before: what `oom_kills` was at first.
+        """
+        if any((path / name).exists() for path in self.paths for name in _OOM_FILES):
+            return self.oom_kills() > before
+        return self._shared is not None and self._shared.take()
+
 
 class CgroupManager(Protocol):
     """Whoever makes cgroups for VMs: a subtree of the daemon's own, or a service manager."""
@@ -215,6 +250,10 @@ class CgroupTree:
     def __init__(self, tag: str, *, hierarchies: Hierarchies | None = None) -> None:
         self.tag = tag
         self._own = hierarchies or detect()
+        top = self._own.unified
+        # A controller can be handed down only by a cgroup without processes of its own. The daemon is in this one, and
+        # were it to move, systemd could start no other there beside VMs (EBUSY; DelegateSubgroup= came with 254).
+        self._shared = SharedOomKills(top) if top and (top / _OOM_FILES[0]).exists() else None
 
     def create(self, name: str) -> Cgroup:
         """See `CgroupManager.create`."""
@@ -231,13 +270,14 @@ class CgroupTree:
                 made.append(path)
         if not tops:
             refused = ["no cgroup hierarchy is mounted"]
-        return Cgroup(made, absence=f"without a cgroup of its own in: {'; '.join(refused)}" if refused else "")
+        absence = f"without a cgroup of its own in: {'; '.join(refused)}" if refused else ""
+        return Cgroup(made, absence=absence, shared=self._shared)
 
     def reopen(self, paths: Sequence[str]) -> Cgroup:
         """See `CgroupManager.reopen`."""
         # whoever is in them is killed in the end, so they must be ours, whatever a record says
         found = [path for path in map(Path, paths) if path.parent.name == self.tag and path.is_dir()]
-        return Cgroup(found, absence="" if found else "its cgroup is gone")
+        return Cgroup(found, absence="" if found else "its cgroup is gone", shared=self._shared)
 
 
 def _make(path: Path, own: Path) -> str:
@@ -305,7 +345,7 @@ def _kill_member(pid: int) -> None:
 
 
 def _oom_kills(path: Path) -> int:
-    text = _read(path / "memory.events") or _read(path / "memory.oom_control") or ""
+    text = next(filter(None, (_read(path / name) for name in _OOM_FILES)), "")
     return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
 

@@ -219,7 +219,7 @@ def _died(child: Process, prepared: Prepared, start: int, said: str = "") -> Sta
     text = prepared.output.text_since(start)
     words = said or process.launch_failure(child.status, text) or last_words(text)
     how = child.status.describe()
-    if how == "signal KILL" and prepared.cgroup.oom_kills():
+    if how == "signal KILL" and prepared.cgroup.was_oom_killed(0):
         return StartError(OUT_OF_MEMORY, hint="give its cgroup or the host more memory, or the guest less", exit=how)
     hint = _SANDBOXED if how == "signal SYS" else ""
     if not hint and plan.accel == "kvm":

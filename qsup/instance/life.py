@@ -69,8 +69,8 @@ class Life:
         self.directory.close()
 
     def was_oom_killed(self) -> bool:
-        """Whether the kernel has killed it, or what it had started, because memory ran out."""
-        return self.cgroup.oom_kills() > self.oom_kills
+        """Whether the SIGKILL that ended it was the kernel's, because memory ran out; to be asked once."""
+        return self.cgroup.was_oom_killed(self.oom_kills)
 
     def last_words(self) -> str:
         """The last line QEMU wrote, without its program name."""

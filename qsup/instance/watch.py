@@ -70,7 +70,7 @@ def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = Fal
         oom_killed: its cgroup has counted an OOM kill in this life.
     """
     match status.kind:
-        case "signal" | "unknown" if oom_killed and status.value in (signal.SIGKILL, 0):
+        case "signal" | "unknown" if oom_killed and _may_be_sigkill(status):
             return Cause(kind=CauseKind.OOM_KILL, signal="KILL", detail=OUT_OF_MEMORY)
         case "signal":
             return Cause(kind=CauseKind.SIGNAL, signal=status.describe().removeprefix("signal "), detail=last_words)
@@ -78,6 +78,10 @@ def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = Fal
             return Cause(kind=CauseKind.EXIT_CODE, exit_code=status.value, detail=last_words)
         case _:
             return Cause(kind=CauseKind.EXIT_UNKNOWN, detail=last_words)
+
+
+def _may_be_sigkill(status: ExitStatus) -> bool:
+    return status.kind == "unknown" or (status.kind == "signal" and status.value == signal.SIGKILL)
 
 
 async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[None]]) -> None:
@@ -93,7 +97,7 @@ async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[Non
 
 
 def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
-    return cause_of_exit(status, life.last_words(), oom_killed=life.was_oom_killed())
+    return cause_of_exit(status, life.last_words(), oom_killed=_may_be_sigkill(status) and life.was_oom_killed())
 
 
 async def monitor(

@@ -316,6 +316,33 @@ def test_reads_the_oom_kills_of_a_fake_cgroup_tree(tmp_path: Path, file: str, te
     assert Cgroup([tmp_path, tmp_path / "gone"]).oom_kills() == kills
 
 
+def test_an_oom_kill_counted_for_all_vms_of_a_fake_tree_is_told_once(tmp_path: Path) -> None:
+    """Version 2 without the memory controller below the daemon's cgroup: that one counts for all below."""
+
+    def count(kills: int) -> None:
+        (tmp_path / "memory.events").write_text(f"oom 1\noom_kill {kills}\n")
+
+    (tmp_path / "cgroup.procs").touch()
+    count(3)
+    fake = CgroupTree("tag", hierarchies=Hierarchies(unified=tmp_path))
+    web, db = fake.create("web"), fake.reopen([str(fake.create("db").paths[0])])
+    assert not web.was_oom_killed(web.oom_kills())
+    count(4)
+    assert [web.was_oom_killed(0), db.was_oom_killed(0)] == [True, False]
+    count(6)
+    assert [db.was_oom_killed(0), web.was_oom_killed(0), web.was_oom_killed(0)] == [True, True, False]
+
+
+def test_a_cgroup_that_counts_by_itself_needs_nobody_else_in_a_fake_tree(tmp_path: Path) -> None:
+    """What was killed elsewhere below the daemon is not this VM's."""
+    (tmp_path / "cgroup.procs").touch()
+    (tmp_path / "memory.events").write_text("oom_kill 0\n")
+    web = CgroupTree("tag", hierarchies=Hierarchies(unified=tmp_path)).create("web")
+    (web.paths[0] / "memory.events").write_text("oom_kill 1\n")
+    (tmp_path / "memory.events").write_text("oom_kill 5\n")
+    assert [web.was_oom_killed(0), web.was_oom_killed(1)] == [True, False]
+
+
 @pytest.mark.root
 @pytest.mark.skipif("memory" not in cgroup.detect().v1, reason="a limit is written in version 1's words")
 async def test_counts_a_real_oom_kill(tree: CgroupTree) -> None:

@@ -67,7 +67,7 @@ def test_a_qemu_that_died_has_an_advice(status: ExitStatus, hint: str) -> None:
     child = SimpleNamespace(status=status)
     output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "qemu-system-x86_64: Assertion failed\n")
     plan = SimpleNamespace(accel="kvm", warnings=("KVM may not work here: no vmx",))
-    cgroup = SimpleNamespace(oom_kills=lambda: 1)
+    cgroup = SimpleNamespace(was_oom_killed=lambda _: True)
     prepared = SimpleNamespace(output=output, plan=plan, cgroup=cgroup)
     died = launch._died(cast(Any, child), cast(Any, prepared), 0)
     assert died.message == "Assertion failed"
@@ -79,7 +79,7 @@ def test_a_qemu_that_was_killed_for_want_of_memory_says_so() -> None:
     child = SimpleNamespace(status=ExitStatus(kind="signal", value=signal.SIGKILL))
     output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: "")
     plan = SimpleNamespace(accel="kvm", warnings=())
-    prepared = SimpleNamespace(output=output, plan=plan, cgroup=SimpleNamespace(oom_kills=lambda: 1))
+    prepared = SimpleNamespace(output=output, plan=plan, cgroup=SimpleNamespace(was_oom_killed=lambda _: True))
     assert "memory ran out" in launch._died(cast(Any, child), cast(Any, prepared), 0).message
-    prepared.cgroup = SimpleNamespace(oom_kills=lambda: 0)
+    prepared.cgroup = SimpleNamespace(was_oom_killed=lambda _: False)
     assert "said nothing" in launch._died(cast(Any, child), cast(Any, prepared), 0).message

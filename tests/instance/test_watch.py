@@ -269,6 +269,13 @@ def test_an_oom_kill_is_told_from_another_signal(status: ExitStatus, oom_killed:
     assert watch.cause_of_exit(status, "", oom_killed=oom_killed).kind is kind
 
 
+@pytest.mark.parametrize("status", [ExitStatus(kind="code", value=1), ExitStatus(kind="signal", value=11)])
+def test_another_end_takes_no_oom_kill_from_the_vm_that_it_is_of(status: ExitStatus) -> None:
+    """Where one count stands for all VMs, each kill is told of one."""
+    life = SimpleNamespace(last_words=lambda: "", was_oom_killed=lambda: pytest.fail("asked"))
+    assert watch._cause_of_end(status, cast(Life, life)).kind is not CauseKind.OOM_KILL
+
+
 async def test_an_end_is_told_after_what_led_to_it(nursery: trio.Nursery) -> None:
     """The process may be gone before the last words of its monitor are read; they come first all the same."""
     posted: list[Message] = []
