@@ -220,11 +220,12 @@ class InstanceList(TypedDict):
 
 
 class Operation(TypedDict):
-    """A change that talks to QEMU. None is ``cancellable`` yet.
+    """A change that talks to QEMU. One that its guest works on can be ``cancellable``.
 
     ``arguments``: what was asked for besides, of a change: ``changes`` or ``entry`` and more. ``progress``: how far it
     is, by the VM's substate, or which other VMs it waits for. ``target``: the VM, or an empty text for `stop-all`,
-    whose ``result`` names VMs as ``stopped`` and ``killed``. The ``result`` of `set`, or its ``error``, has ``keys``.
+    whose ``result`` names VMs as ``stopped`` and ``killed``, and before its end all of them as ``vms``. The ``result``
+    of `set`, or its ``error``, has ``keys``.
     """
 
     id: str

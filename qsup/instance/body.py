@@ -91,6 +91,8 @@ _PATIENCE = 5.0
 
 #: Seconds until what a device stood on is removed again that was still in use.
 _IN_USE_AGAIN = 0.5
+#: Seconds until it is tried again to reset a guest that was to be reset.
+_FORCE_AGAIN = 0.5
 
 
 @frozen(kw_only=True)
@@ -351,19 +353,21 @@ class Body:
 
     def _force(self, operation: str) -> None:
         async def job() -> None:
-            if self.monitor is None:
-                return  # it is reset when somebody asks for that
-            try:
-                await commands.system_reset(self.monitor, timeout=STEP_TIMEOUT)
-            except QsupError as error:
-                _log.error("could not reset the guest to have a device go", why=error.message)
+            if self.monitor is not None:
+                self._services.operations.progress(operation, "the guest is reset")
+                try:
+                    await commands.system_reset(self.monitor, timeout=STEP_TIMEOUT)
+                    return
+                except QsupError as error:
+                    _log.error("could not reset the guest to have a device go", why=error.message)
+            # as long as the device is there: QEMU may be out of reach, as every one is to a daemon that begins
+            self._jobs.after(f"force:{operation}", _FORCE_AGAIN, partial(self._force, operation))
 
-        self._services.operations.progress(operation, "the guest is reset")
-        self._jobs.start("force-reset", job, operation=operation)
+        self._jobs.start(f"reset:{operation}", job, operation=operation)
 
     def end_release(self, operation: str) -> None:
         """Nothing waits for that device any more."""
-        self._jobs.cancel(f"patience:{operation}", f"force:{operation}")
+        self._jobs.cancel(f"patience:{operation}", f"force:{operation}", f"reset:{operation}")
 
     def settle_hardware(self) -> None:
         """Find out which devices QEMU has, and tidy up after those that are gone; posts `Settled`."""

@@ -136,6 +136,8 @@ class Fulfilment:
                 self._position.forget_restarts()
                 self._course.apply(body, Event.RESET_FAILED, operator)
                 self._course.keep_end()
+                # its state tells a later daemon nothing of it
+                await self._services.operations.foretell(asked.operation, result={"changed": True})
             case Request.RESTART:
                 if judge(self._shown.state, Request.STOP).verdict is Verdict.ALLOWED:
                     self._course.apply(body, Event.STOP, operator)

@@ -256,6 +256,19 @@ class OperationTable:
         except QsupError as why:
             _log.error("the end of an operation could not be recorded", operation=operation_id, why=why.message)
 
+    async def account(self, operation_id: str, result: Mapping[str, Any]) -> None:
+        """Write down what has become of it so far: a later daemon that goes on with it tells of that, too."""
+        operation = self._operations.get(operation_id)
+        if operation is None or operation.is_final:
+            return
+        self._operations[operation_id] = so_far = evolve(operation, result=result)
+        try:
+            await self._journal.append(codec.encode(OperationRecord.of(so_far)), flush=False)
+        except QsupError as why:
+            _log.error(
+                "what an operation has done so far could not be recorded", operation=operation_id, why=why.message
+            )
+
     async def pend(self, operation_id: str, words: str) -> None:
         """QEMU has taken it, and the guest has to fulfil it; the VM is free for others meanwhile.
 

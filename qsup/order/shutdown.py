@@ -45,9 +45,19 @@ _SHOWN = 5
 
 @frozen(kw_only=True)
 class _Order:
+    """What is asked for.
+
+    Args:
+        seconds: for all of it.
+        names: those that an earlier daemon was to stop, and has stopped some of.
+        late: those of them that did not shut down by themselves in the time.
+    """
+
     operation: str
     uid: int
     seconds: float
+    names: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
 
 
 @define(kw_only=True)
@@ -151,7 +161,10 @@ class Shutdown:
         seconds = min(max(0.0, until - proc.uptime()), given)
         self._present, self._was_asked = operation.id, True
         self._until = trio.current_time() + seconds
-        self._start(_Order(operation=operation.id, uid=operation.requested_by, seconds=seconds))
+        known = operation.result or {}
+        names, late = tuple(known.get("vms", ())), tuple(known.get("killed", ()))
+        order = _Order(operation=operation.id, uid=operation.requested_by, seconds=seconds, names=names, late=late)
+        self._start(order)
 
     def _start(self, order: _Order) -> None:
         assert self._nursery is not None, "the supervisor runs"
@@ -171,12 +184,19 @@ class Shutdown:
         with trio.move_on_after(_ADOPTION_WAIT):
             for driver in list(self._drivers.values()):
                 await driver.wait_adopted()
-        names = [name for name, driver in sorted(self._drivers.items()) if is_up(driver)]
+        up = {name for name, driver in self._drivers.items() if is_up(driver)}
+        names = sorted(up.union(order.names))
         _log.info("stopping all", vms=names, seconds=order.seconds, operation=order.operation)
-        leaving = _Leaving(order=order, names=names, began=began, links=chain(names, self._transactions.graph))
+        links = chain(names, self._transactions.graph)
+        leaving = _Leaving(order=order, names=names, began=began, links=links, late=set(order.late))
+        await self._account(leaving)
+        accounted = len(leaving.late)
         async with trio.open_nursery() as nursery:
-            await self._begin(Request.STOP, names, leaving, nursery)
+            await self._begin(Request.STOP, sorted(up), leaving, nursery)
             while leaving.pending:
+                if len(leaving.late) > accounted:
+                    accounted = len(leaving.late)
+                    await self._account(leaving)
                 now = trio.current_time()
                 wake, late = self._cut_short(leaving, now)
                 if late:
@@ -190,7 +210,12 @@ class Shutdown:
                     with trio.move_on_at(wake):
                         await self._changed.wait()
             nursery.cancel_scope.cancel()
-        self._finish(order, names, sorted(leaving.late))
+        await self._finish(order, names, sorted(leaving.late))
+
+    async def _account(self, leaving: _Leaving) -> None:
+        """What the next daemon cannot see any more, should it be the one that ends this."""
+        so_far = {"vms": leaving.names, "killed": sorted(leaving.late)}
+        await self._operations.account(leaving.order.operation, so_far)
 
     def _cut_short(self, leaving: _Leaving, now: float) -> tuple[float, list[str]]:
         """Hasten those whose time has come. Returns when to look again, and who is to be killed."""
@@ -255,8 +280,7 @@ class Shutdown:
         """Those of the VMs that are not down; one without a unit has gone by then."""
         return [name for name in names if name in self._drivers and self._drivers[name].state.level not in DOWN]
 
-    def _finish(self, order: _Order, names: list[str], killed: list[str]) -> None:
-        self._present = None
+    async def _finish(self, order: _Order, names: list[str], killed: list[str]) -> None:
         result: dict[str, Any] = {
             "changed": bool(names),
             "stopped": [name for name in names if name not in killed],
@@ -269,6 +293,8 @@ class Shutdown:
             detail = "; ".join(f"{name} is {words(self._drivers[name])}" for name in left)
             hint = "what the kernel keeps waits mostly for storage"
             error = StopError(f"not all could be stopped: {detail}", hint=hint, **result, left=left)
+        await self._operations.foretell(order.operation, result=result, error=error)
+        self._present = None
         finished = self._operations.finish(order.operation, result=result, error=error)
         if finished is not None:
             data = {"operation": finished.id, "kind": finished.kind, "state": finished.state.value}

@@ -1,7 +1,7 @@
 """Changes of disks in bad company: a QEMU that is stuck or dies, an image that somebody else has, a node in use.
 
 Decides: that each ends with a problem within its deadline, and nothing is attached by half.
-Must not: kill the daemon (`tests.real.test_unfinished_disks`).
+Must not: kill the daemon (`tests.real.test_unfinished_changes`).
 """
 
 from __future__ import annotations

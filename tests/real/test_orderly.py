@@ -207,7 +207,7 @@ def test_stopping_all_goes_on_without_its_client_and_in_the_next_daemon(daemon: 
     daemon.wait("web", "stopping-guest")
     assert daemon.view("db")["pid"] == pid
     told = ended(daemon, operation)
-    assert told["result"] == {"changed": True, "stopped": ["db"], "killed": ["web"], "quarantined": []}
+    assert told["result"] == {"changed": True, "stopped": ["db", "shop"], "killed": ["web"], "quarantined": []}
     assert set(substates(daemon).values()) == {"dead"}
 
 
