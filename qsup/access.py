@@ -18,19 +18,24 @@ from qsup.errors import DeniedError, HostError, QsupError, RequestError, from_os
 from qsup.host import codec, network, proc
 from qsup.host.records import RunRecord
 from qsup.instance import change
+from qsup.instance.body import Body
 from qsup.instance.console import Attachment
+from qsup.instance.context import Context
 from qsup.instance.driver import Driver
 from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
+from qsup.instance.verdict import AT_START, Said
 from qsup.instance.view import StatsView
 from qsup.plan.inventory import Slots, slots
 from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
-from qsup.unit.info import UnitChanges
+from qsup.unit.compare import compare
+from qsup.unit.info import UnitChanges, UnitPreview
 from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
 
 _SCREEN_TIMEOUT = 10.0
@@ -166,12 +171,33 @@ async def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:
     life = driver.life
     if life is None or driver.body is None:
         return UnitChanges(instance=driver.name, running=False, changes=())
-    try:
-        context = await driver.body.look()
-    except QsupError:
-        context = None  # its emulator cannot be asked for what it can do
-    changes = change.compared(life.unit, loaded.unit, context)
+    changes = change.compared(life.unit, loaded.unit, await _look(driver.body))
     return UnitChanges(instance=driver.name, running=True, changes=changes)
+
+
+async def previewed(name: str, driver: Driver | None, before: Unit | None, unit: Unit) -> UnitPreview:
+    """What would become of each key if a unit were another one.
+
+    Args:
+        driver: of its VM, ``None`` where there is none.
+        before: as its files say it, ``None`` where they have errors or there are none.
+        unit: as they would say it.
+    """
+    life = None if driver is None else driver.life
+    if driver is None or life is None or driver.body is None:
+        found = () if before is None else compare(before, unit)
+        said = [Said.of(each, AT_START) for each in found if "." in each.key]
+    else:
+        said = change.previewed(life.unit, unit, await _look(driver.body))
+    return UnitPreview(name=name, running=life is not None, keys={each.key: each.values() for each in said})
+
+
+async def _look(body: Body) -> Context | None:
+    """What a change would work on; ``None`` where that cannot be had."""
+    try:
+        return await body.look()
+    except QsupError:
+        return None  # its emulator cannot be asked for what it can do
 
 
 def stats(driver: Driver) -> StatsView:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import trio
 
 from qsup import access
 from qsup.catalog import UnitStore
-from qsup.errors import DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit
+from qsup.errors import DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit, UnitError
 from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.host.resources import OwnResources
 from qsup.instance.console import Attachment
@@ -31,7 +31,7 @@ from qsup.order.view import Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
 from qsup.supervisor import Supervisor
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
 _NONE: Mapping[str, Any] = {}
 #: Seconds for an operation that was cancelled to end.
@@ -173,6 +173,16 @@ class DaemonBackend:
         info = await self._store.put(name, text, only_if=only_if, dropin=dropin)
         await self._supervisor.reload()
         return info
+
+    async def preview_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitPreview:
+        """What would become of each key if that were put, and applied; see `UnitStore.candidate`."""
+        unit = await self._store.candidate(name, text, only_if=only_if, dropin=dropin)
+        before, driver = None, None
+        with suppress(NoSuchUnit, UnitError):
+            before = self._store.read(name).unit
+        with suppress(NoSuchInstance):
+            driver = self._supervisor.driver(name)
+        return await access.previewed(name, driver, before, unit)
 
     async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Remove the unit's file; `DeniedError` while its VM, or one of a template's, is not down."""

@@ -21,11 +21,12 @@ from attrs import evolve
 from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError, UnitError, from_oserror
 from qsup.host.atomic import rehearse, write_atomic
 from qsup.host.rundir import Layout
-from qsup.unit.dropin import CHANGES, changed_text, check_dropin
+from qsup.unit.dropin import CHANGES, changed_text, read_dropin
 from qsup.unit.files import printable, unit_name_of
 from qsup.unit.info import Precondition, ReloadResult, UnitInfo, UnitSources
 from qsup.unit.kinds import is_template_name
-from qsup.unit.load import Catalog, LoadedUnit, check_text, etag_of, load_catalog, load_unit, read_unit
+from qsup.unit.load import Catalog, LoadedUnit, etag_of, load_catalog, load_unit, read_text, read_unit
+from qsup.unit.model import Unit
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import dropin_text, values_of
 
@@ -106,7 +107,8 @@ class UnitStore:
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """What is wrong with a text as the file of a unit. In a worker thread: a long text takes 2 ms for each KiB."""
-        return await trio.to_thread.run_sync(partial(check_text, name, text, self.context(name), dirs=self._dirs))
+        read = partial(read_text, name, text, self.context(name), dirs=self._dirs)
+        return (await trio.to_thread.run_sync(read))[1]
 
     def sources(self, name: str) -> UnitSources:
         """The files of one unit as they are, with or without errors; `NoSuchUnit`."""
@@ -128,24 +130,29 @@ class UnitStore:
             HostError: the file could not be written.
         """
         async with self._writing:
-            self._check(name, only_if)
-            if dropin:
-                await self._put_dropin(self._dropin(name, dropin), name, text)
-                return self.info(name)
-            if wrong := tuple(await self.validate(name, text)) or _masking(name, text):
-                raise UnitError(wrong, instance=name, hint="nothing was written")
-            await self._write(self._file(name), text)
+            await self.candidate(name, text, only_if=only_if, dropin=dropin)
+            path = self._dropin(name, dropin) if dropin else self._file(name)
+            if text.strip():
+                await self._write(path, text)
+            else:
+                await self._remove(path, name)
             return self.info(name)
 
-    async def _put_dropin(self, path: Path, name: str, text: str) -> None:
-        text = text if text.strip() else ""
-        check = partial(check_dropin, path, name, self._dirs, self.context(name), text)
-        if wrong := await trio.to_thread.run_sync(check):
-            raise UnitError(wrong, instance=name, hint="nothing was written")
-        if text:
-            await self._write(path, text)
+    async def candidate(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> Unit:
+        """A unit as it would be if a file of it were written; arguments and errors as for `put`. Nothing is."""
+        self._check(name, only_if)
+        context = self.context(name)
+        if dropin:
+            said = text if text.strip() else ""
+            read = partial(read_dropin, self._dropin(name, dropin), name, self._dirs, context, said)
         else:
-            await self._remove(path, name)
+            read = partial(read_text, name, text, context, dirs=self._dirs)
+        unit, wrong = await trio.to_thread.run_sync(read)
+        if not dropin:
+            wrong = wrong or _masking(name, text)
+        if unit is None or wrong:
+            raise UnitError(wrong, instance=name, hint="nothing was written")
+        return unit
 
     async def delete(self, name: str, *, only_if: Precondition) -> None:
         """Remove a unit's file from the administrator's directory, and the drop-in of `set_autostart` with it.

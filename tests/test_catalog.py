@@ -147,3 +147,19 @@ async def test_a_unit_with_errors_exists(store: UnitStore) -> None:
     assert (await store.put("web", UNIT.format("b"), only_if=Precondition(exists=True))).description == "b"
     with pytest.raises(PreconditionFailed):
         await store.put("new", UNIT.format("b"), only_if=Precondition(exists=True))
+
+
+async def test_a_candidate_is_judged_and_not_written(store: UnitStore) -> None:
+    """As its file, and as a drop-in; what `put` would refuse is refused."""
+    etag = (await store.put("web", UNIT.format("one"), only_if=ANY)).etag
+    two = UNIT.format("two")
+    assert (await store.candidate("web", two, only_if=version(etag))).unit.description == "two"
+    assert (await store.candidate("web", two, only_if=ANY, dropin="50-a.toml")).unit.description == "two"
+    for wrong in (version("other"), Precondition(exists=False)):
+        with pytest.raises(PreconditionFailed):
+            await store.candidate("web", two, only_if=wrong)
+    with pytest.raises(UnitError):
+        await store.candidate("web", "[cpu]\nvcpu = 2\n", only_if=ANY, dropin="50-a.toml")
+    with pytest.raises(UnitError, match="mask"):
+        await store.candidate("web", "", only_if=ANY)
+    assert store.info("web").etag == etag

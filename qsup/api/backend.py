@@ -21,7 +21,7 @@ from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
 __all__ = [
     "Backend",
@@ -127,6 +127,9 @@ class Backend(Protocol):
 
         `UnitError`, `PreconditionFailed`; `NoSuchUnit` for a drop-in.
         """
+
+    async def preview_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitPreview:
+        """What would become of each key if that were put, and applied; errors as of `put_unit`. Nothing is done."""
 
     async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Remove that file; `DeniedError` while a VM of it is active."""

@@ -19,7 +19,7 @@ from qsup.instance.view import EventRecord, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import PartPlan
-from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo
+from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
 
 
 def timestamp(seconds: float) -> str:
@@ -270,6 +270,12 @@ def diff(found: UnitChanges) -> wire.Diff:
             for change in found.changes
         ],
     }
+
+
+def preview(found: UnitPreview) -> wire.Preview:
+    """What would become of the keys of a unit."""
+    keys = {key: cast("wire.KeyVerdict", dict(said)) for key, said in found.keys.items()}
+    return {"name": found.name, "running": found.running, "keys": keys}
 
 
 def event(record: EventRecord) -> wire.Event:

@@ -311,6 +311,23 @@ class Validation(TypedDict):
     diagnostics: list[DiagnosticWire]
 
 
+class KeyVerdict(TypedDict):
+    """What would become of a key: both values, when the new one counts, and why not at once."""
+
+    old: Any
+    new: Any
+    applied: Literal["live", "daemon", "reset", "start"]
+    why: NotRequired[str]
+
+
+class Preview(TypedDict):
+    """What would become of the keys of a unit, by their names. ``running``: its VM runs, and is compared with it."""
+
+    name: str
+    running: bool
+    keys: dict[str, KeyVerdict]
+
+
 class ChangeWire(TypedDict):
     """A key that differs: its value in the running VM and in the files, and what makes the latter count.
 

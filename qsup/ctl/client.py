@@ -145,6 +145,11 @@ class Client:
         headers = f'If-Match: "{etag}"\r\n'
         return decode(self.exchange("PUT", path, body=text.encode(), media=TOML, headers=headers))
 
+    def post_text(self, path: str, text: str, *, etag: str) -> Any:
+        """Ask about a file, arguments as for `put`."""
+        headers = f'If-Match: "{etag}"\r\n'
+        return decode(self.exchange("POST", path, body=text.encode(), media=TOML, headers=headers))
+
     def delete(self, path: str, *, key: str = "") -> Any:
         """Remove or cancel something; ``None`` when the daemon has nothing to say. ``key``: as for `post`."""
         answer = self.exchange("DELETE", path, key=key)

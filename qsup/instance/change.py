@@ -30,8 +30,9 @@ from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
-from qsup.instance.setting import Means, amended, coming_of, needs, set_keys, with_only
+from qsup.instance.setting import Means, amended, coming_of, judge_all, needs, set_keys, with_only
 from qsup.instance.state import Request
+from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend
 from qsup.unit.model import Applies, Unit
@@ -125,6 +126,24 @@ def compared(running: Unit, unit: Unit, context: Context | None = None) -> tuple
         context: ``None`` where it cannot be had: what is usual is said then.
     """
     return needs(compare(running, unit), unit, _means(), context)
+
+
+def previewed(running: Unit, unit: Unit, context: Context | None) -> list[Said]:
+    """What would become of each key that differs if a VM that runs were to be as another unit says.
+
+    Args:
+        running: as it runs.
+        unit: as its files would say it; they would be written before anything is done.
+        context: ``None`` while it cannot be asked.
+    """
+    changes = difference(running, unit)
+    if context is not None:
+        return judge_all(changes, context, _means(), lasts=True, written=True).said
+    unasked = "QEMU cannot be asked now"
+    return [
+        Said.of(change, AT_ONCE) if change.needs is Applies.SUPERVISOR else Said.of(change, AT_START, unasked)
+        for change in keys_said(compare(running, unit), changes)
+    ]
 
 
 async def _attach_alone(changes: Mapping[str, Any], context: Context, filing: Filing) -> Mapping[str, Any]:

@@ -62,14 +62,8 @@ async def set_keys(
     Raises:
         QsupError: why it was not done, with what is said of every key.
     """
-    unit = amended(changes, context)
-    found = keys_said(compare(context.hardware.unit, unit), changes)
-    found = [*found, *means.again(changes, found, unit)]
-    coming = coming_of(found, unit)
-    why_not = _not_attachable(coming, unit, context, means)
-    said = [_judge(change, unit, context, filing, means, why_not) for change in found]
-    if written:
-        said = [each.put_off() for each in said]
+    judged = judge_all(changes, context, means, lasts=filing.wanted, written=written)
+    unit, found, coming, said = judged.unit, judged.found, judged.coming, judged.said
     check_none_refused(said)
     before = await filing.rehearse(changes, coming)
     if before is not None:
@@ -92,6 +86,42 @@ async def set_keys(
     # what is named and was so already is asked of the guest again all the same
     changed = any(each.old != each.new for each in said) or bool(context.goals) or context.again
     return result_of(said, changed=changed, dry_run=False, persisted=filing.wanted, told=told)
+
+
+@frozen(kw_only=True)
+class Judged:
+    """What would become of changes.
+
+    Args:
+        unit: as it is to be.
+        found: what differs from what runs, or may do so.
+        coming: the entries that come.
+        said: of each key; more than is found may be added.
+    """
+
+    unit: Unit
+    found: Sequence[Change]
+    coming: Sequence[str]
+    said: list[Said]
+
+
+def judge_all(changes: Mapping[str, Any], context: Context, means: Means, *, lasts: bool, written: bool) -> Judged:
+    """Judge each key of some changes; nothing is done.
+
+    Args:
+        lasts: they are to be in the VM's unit, too.
+        written: as for `set_keys`.
+
+    Raises:
+        UnitError: they make no unit.
+    """
+    unit = amended(changes, context)
+    found = keys_said(compare(context.hardware.unit, unit), changes)
+    found = [*found, *means.again(changes, found, unit)]
+    coming = coming_of(found, unit)
+    why_not = _not_attachable(coming, unit, context, means)
+    said = [_judge(change, unit, context, means, why_not, lasts=lasts) for change in found]
+    return Judged(unit=unit, found=found, coming=coming, said=[each.put_off() for each in said] if written else said)
 
 
 async def _write(
@@ -172,7 +202,13 @@ def coming_of(found: Sequence[Change], unit: Unit) -> list[str]:
 
 
 def _judge(
-    change: Change, unit: Unit, context: Context, filing: Filing, means: Means, why_not: Mapping[str, QsupError | None]
+    change: Change,
+    unit: Unit,
+    context: Context,
+    means: Means,
+    why_not: Mapping[str, QsupError | None],
+    *,
+    lasts: bool,
 ) -> Said:
     """What becomes of one change.
 
@@ -189,7 +225,7 @@ def _judge(
         elif change.needs is Applies.LIVE and (keys := _whose(change, means)):
             keys.check(change, unit, context)
             error = None
-        elif change.needs is Applies.SUPERVISOR and filing.wanted:
+        elif change.needs is Applies.SUPERVISOR and lasts:
             return Said.of(change, verdict.AT_ONCE)
         elif change.needs is Applies.SUPERVISOR:
             words = f"{change.key} is for the daemon, which goes by the unit's files"
@@ -201,7 +237,7 @@ def _judge(
         return Said.refused(change, refusal)
     if error is None:
         return Said.of(change, verdict.LIVE)
-    return Said.of(change, verdict.AT_START, error.message) if filing.wanted else Said.refused(change, error)
+    return Said.of(change, verdict.AT_START, error.message) if lasts else Said.refused(change, error)
 
 
 def _whose(change: Change, means: Means) -> LiveKeys | None:

@@ -85,13 +85,14 @@ def _check(others: Sequence[Document], path: Path, text: str, wanted: Unit, cont
         raise ChangeError(words, instance=context.name, hint="change it there")
 
 
-def check_dropin(
+def read_dropin(
     path: Path, name: str, dirs: Sequence[Path], context: SpecifierContext, text: str
-) -> tuple[Diagnostic, ...]:
-    """What is wrong with a unit once one of its drop-ins has a text; `NoSuchUnit`."""
+) -> tuple[Unit | None, tuple[Diagnostic, ...]]:
+    """A unit once one of its drop-ins has a text, and every error that it has then; `NoSuchUnit`."""
     documents = read_unit(name, dirs).documents
     others = [document for document in documents if document.file != printable(path)]
-    return compose(_placed(others, path, text), evolve(context, name=name)).diagnostics
+    composed = compose(_placed(others, path, text), evolve(context, name=name))
+    return composed.unit, composed.diagnostics
 
 
 def _placed(others: Sequence[Document], path: Path, text: str) -> list[Document]:

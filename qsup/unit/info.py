@@ -85,6 +85,20 @@ class UnitChanges:
 
 
 @frozen(kw_only=True)
+class UnitPreview:
+    """What would become of each key if a file of a unit were written, and its VM had to be as it says.
+
+    Args:
+        running: its VM runs.
+        keys: by the name of the key, as the result of a change has them.
+    """
+
+    name: str
+    running: bool
+    keys: Mapping[str, Mapping[str, Any]]
+
+
+@frozen(kw_only=True)
 class ReloadResult:
     """What a reload of the unit files found.
 

@@ -145,10 +145,10 @@ def load_catalog(dirs: Sequence[Path], context_factory: Callable[[str], Specifie
     )
 
 
-def check_text(
+def read_text(
     name: str, text: str | bytes, context: SpecifierContext, *, dirs: Sequence[Path] = ()
-) -> tuple[Diagnostic, ...]:
-    """Check a text as the file of a unit, as ``NAME.toml``.
+) -> tuple[Unit | None, tuple[Diagnostic, ...]]:
+    """A unit whose own file, ``NAME.toml``, is a text, and every error that it has then.
 
     Args:
         name: the unit's name.
@@ -157,10 +157,11 @@ def check_text(
         dirs: the search path whose drop-ins apply to it.
     """
     if misnamed := name_errors(Path(f"{name}{SUFFIX}"), name):
-        return misnamed
+        return None, misnamed
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     document = read_document(f"{name}{SUFFIX}", data)
-    return compose((document, *dropins(name, dirs)), evolve(context, name=name)).diagnostics
+    composed = compose((document, *dropins(name, dirs)), evolve(context, name=name))
+    return composed.unit, composed.diagnostics
 
 
 def _loaded(files: UnitFiles, context: SpecifierContext) -> tuple[LoadedUnit | None, Composed]:

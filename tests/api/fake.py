@@ -43,7 +43,7 @@ from qsup.plan.inventory import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
-from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitSources
+from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 from qsup.unit.model import UnitSection
 
 #: 2026-03-01T12:00:00Z
@@ -166,6 +166,7 @@ class FakeBackend:
     Attributes:
         views: the VMs by name; replace a view to change a VM.
         changes: what differs between VMs and their units.
+        previews: what is said of each key if a unit were another one.
         results: of operations that succeed, by kind.
         dropins: texts by unit and file.
         foreign: names of units whose files are not the administrator's.
@@ -186,6 +187,7 @@ class FakeBackend:
         self.units_by_name = {name: make_unit(name) for name in names}
         self.diagnostics: tuple[Diagnostic, ...] = ()
         self.changes: dict[str, tuple[Change, ...]] = {}
+        self.previews: dict[str, Mapping[str, Mapping[str, Any]]] = {}
         self.ring = EventRing("life-1")
         self.results: dict[str, Mapping[str, Any]] = {}
         self.dropins: dict[tuple[str, str], str] = {}
@@ -408,14 +410,23 @@ class FakeBackend:
 
     async def put_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitInfo:
         """Keep the text, if it is valid and of the version meant."""
-        if found := tuple(await self.validate(name, text)):
-            raise UnitError(found, instance=name)
-        self._match(name, only_if)
+        await self._check(name, text, only_if)
         if dropin:
             self.dropins[name, dropin] = text
         else:
             self.units_by_name[name] = make_unit(name, text)
         return self.units_by_name[name]
+
+    async def preview_unit(self, name: str, text: str, *, only_if: Precondition, dropin: str = "") -> UnitPreview:
+        """What the test says that would become of each key."""
+        await self._check(name, text, only_if)
+        running = name in self.views and self.views[name].pid is not None
+        return UnitPreview(name=name, running=running, keys=self.previews.get(name, {}))
+
+    async def _check(self, name: str, text: str, only_if: Precondition) -> None:
+        if found := tuple(await self.validate(name, text)):
+            raise UnitError(found, instance=name)
+        self._match(name, only_if)
 
     async def delete_unit(self, name: str, *, only_if: Precondition) -> None:
         """Forget it, unless its VM runs."""

@@ -36,6 +36,7 @@ EXAMPLES = {
     "listUnits": Example(target="/v1/units"),
     "getUnit": Example(target="/v1/units/web"),
     "putUnit": Example(target="/v1/units/new", status=201, body=UNIT_TEXT),
+    "previewUnit": Example(target="/v1/units/web/preview?drop-in=80-local.toml", body=UNIT_TEXT),
     "deleteUnit": Example(target="/v1/units/old", status=204),
     "getUnitFiles": Example(target="/v1/units/web/files"),
     "validateUnit": Example(target="/v1/units/validate", body={"name": "x", "text": "bogus"}),

@@ -173,3 +173,19 @@ async def test_a_unit_is_toml(tmp_path: Path, media: str, status: int) -> None:
             "unsupported-media",
             "send it with Content-Type: application/toml",
         )
+
+
+async def test_a_unit_is_previewed(tmp_path: Path) -> None:
+    """Judged as a PUT of the same would be, and nothing is written."""
+    async with daemon(tmp_path, "web") as qsupd:
+        said = {"cpu.vcpus": {"applied": "start", "old": 1, "new": 2, "why": "so"}}
+        qsupd.backend.previews["web"] = said
+        before, caller = qsupd.backend.unit_sources("web"), await qsupd.connect()
+        target = "/v1/units/web/preview"
+        reply = await caller.call("POST", target, f'If-Match: "{before.etag}"', body="# new\n")
+        assert reply.json() == {"name": "web", "running": True, "keys": said}
+        assert (await caller.call("POST", target, 'If-Match: "other"', body="# new\n")).status == 412
+        wrong = await caller.call("POST", target, body="bogus")
+        assert (wrong.status, wrong.json()["code"]) == (422, "unit-invalid")
+        assert (await caller.call("POST", f"{target}?drop-in=../x.toml", body="# new\n")).status == 400
+        assert qsupd.backend.unit_sources("web") == before

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qsup.instance.change import LIVE
-from qsup.unit.model import Applies, Unit, keys_of, sections_of
+from attrs import evolve
+
+from qsup.instance.change import LIVE, previewed
+from qsup.unit.model import Applies, CpuSection, ServiceSection, Unit, keys_of, sections_of
 
 
 def keys(cls: type[Any], path: str = "") -> Iterator[tuple[str, Applies]]:
@@ -23,3 +25,11 @@ def test_each_live_key_is_somebodys() -> None:
         whose = [each for each in LIVE if each.concerns(key)]
         # without one of its own, the most follows the number
         assert len(whose) == (applies is Applies.LIVE or key == "cpu.max-vcpus"), key
+
+
+def test_of_a_vm_that_cannot_be_asked_only_the_daemon_does_something_now() -> None:
+    """What QEMU would have to do waits for the next start, and says why."""
+    running = Unit()
+    unit = evolve(running, cpu=CpuSection(vcpus=2), service=ServiceSection(restart="always"))
+    said = {each.key: (each.applied, each.why) for each in previewed(running, unit, None)}
+    assert said == {"cpu.vcpus": ("start", "QEMU cannot be asked now"), "service.restart": ("daemon", "")}

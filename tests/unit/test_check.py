@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from qsup.unit.check import MAX_CHANNELS, MAX_SERIAL, RULES, check
-from qsup.unit.load import check_text
+from qsup.unit.load import read_text
 from qsup.unit.model import DISK_BUSES, DiskSection, MachineSection, Unit, effective_bus, machine_family
 from qsup.unit.specifier import SpecifierContext
 
 
 def errors(text: str, name: str = "web") -> list[str]:
     """What is wrong with a unit file of this text."""
-    return [str(diagnostic) for diagnostic in check_text(name, text, SpecifierContext(name=name))]
+    return [str(diagnostic) for diagnostic in read_text(name, text, SpecifierContext(name=name))[1]]
 
 
 @pytest.mark.parametrize(

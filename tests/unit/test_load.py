@@ -11,7 +11,7 @@ import pytest
 
 from qsup.errors import NoSuchUnit, UnitError
 from qsup.unit.document import MAX_BYTES
-from qsup.unit.load import Catalog, LoadedUnit, check_text, load_catalog, load_unit, read_unit
+from qsup.unit.load import Catalog, LoadedUnit, load_catalog, load_unit, read_text, read_unit
 from qsup.unit.specifier import SpecifierContext
 
 
@@ -268,14 +268,14 @@ def test_file_names_that_are_no_unit_names(dirs: tuple[Path, ...], file: bytes) 
 # Texts that are not on the search path yet
 
 
-def test_check_text(dirs: tuple[Path, ...]) -> None:
+def test_a_text_is_read_as_a_unit(dirs: tuple[Path, ...]) -> None:
     """A text is checked as the file of a unit, with the drop-ins that wait for it."""
     write(dirs[0], {"web.toml.d/x.toml": "[cpu]\nmax-vcpus = 2\n"})
-    (diagnostic,) = check_text("web", "[cpu]\nvcpus = 4\n", context("web"), dirs=dirs)
+    (diagnostic,) = read_text("web", "[cpu]\nvcpus = 4\n", context("web"), dirs=dirs)[1]
     assert (Path(diagnostic.file).name, diagnostic.line) == ("x.toml", 2)
-    assert check_text("web", "[cpu]\nvcpus = 4\n", context("web")) == ()
-    assert [str(d) for d in check_text("web", b"\xff", context("web"))] == [
+    assert read_text("web", "[cpu]\nvcpus = 4\n", context("web"))[1] == ()
+    assert [str(d) for d in read_text("web", b"\xff", context("web"))[1]] == [
         "web.toml:1: not UTF-8: invalid start byte 0xff"
     ]
-    assert "is not a valid unit name" in str(check_text("../web", "", context("web"))[0])
-    assert check_text("web", "\ud800", context("web"))[0].line == 1
+    assert "is not a valid unit name" in str(read_text("../web", "", context("web"))[1][0])
+    assert read_text("web", "\ud800", context("web"))[1][0].line == 1

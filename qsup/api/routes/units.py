@@ -106,15 +106,27 @@ async def _files(call: Call) -> Answer:
 
 async def _put(call: Call) -> Answer:
     name = _new_name(call.request.params["unit"])
-    if (dropin := call.query["drop-in"]) is not None:
-        if not _DROPIN.fullmatch(dropin):
-            raise RequestError(f"{dropin[:60]!r} is no name of a drop-in", hint="such as 50-local.toml")
+    if dropin := _dropin(call):
         return _unit_response(await call.backend.put_unit(name, call.body, only_if=_only_if(call), dropin=dropin))
     existed = any(info.name == name for info in call.backend.units())
     info = await call.backend.put_unit(name, call.body, only_if=_only_if(call))
     if existed:
         return _unit_response(info)
     return _unit_response(info, 201, location=call.request.path)
+
+
+async def _preview(call: Call) -> Answer:
+    name, dropin = _new_name(call.request.params["unit"]), _dropin(call)
+    found = await call.backend.preview_unit(name, call.body, only_if=_only_if(call), dropin=dropin)
+    return json_response(render.preview(found))
+
+
+def _dropin(call: Call) -> str:
+    """The drop-in that is meant, ``""`` for the unit's own file."""
+    dropin: str | None = call.query["drop-in"]
+    if dropin is not None and not _DROPIN.fullmatch(dropin):
+        raise RequestError(f"{dropin[:60]!r} is no name of a drop-in", hint="such as 50-local.toml")
+    return dropin or ""
 
 
 async def _delete(call: Call) -> Answer:
@@ -204,6 +216,21 @@ ENDPOINTS = (
             NoSpaceError,
             HostError,
         ),
+    ),
+    Endpoint(
+        id="previewUnit",
+        method="POST",
+        pattern=f"{_UNIT}/preview",
+        handler=_preview,
+        role=Role.ADMIN,
+        summary="What would become of each key if a unit's file were written",
+        doc="As `putUnit` followed by `applyUnit`, with the same errors, and nothing is done. Of a VM that is down the "
+        "unit as it is now is compared, and all counts at its next start.",
+        query=(text("drop-in", "As for `putUnit`."),),
+        headers=_IF_MATCH | _IF_NONE_MATCH,
+        body=Body(shape=str, media=TOML),
+        replies=(Reply(shape=wire.Preview, doc="Every key that differs."),),
+        errors=(NoSuchUnit, UnitError, PreconditionFailed, PayloadTooLarge, UnsupportedMediaType, HostError),
     ),
     Endpoint(
         id="deleteUnit",

@@ -1,4 +1,4 @@
-"""``edit``: a unit in an editor, written when it is valid, and applied to its VM as far as somebody wants that.
+"""``edit``: a unit in an editor; what would become of each key is shown before anything is written or applied.
 
 Decides: which file is edited, which editor is used, and what is asked.
 Must not: check a unit or write a file of one; the daemon does, so that any of its administrators can edit.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qsup.api.protocol import EXIT_OK, PREFIX, instance_path, quote
+from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, PREFIX, instance_path, quote
 from qsup.ctl.client import error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain, report
@@ -17,11 +17,11 @@ from qsup.ctl.names import add_name
 from qsup.ctl.render import clean
 from qsup.ctl.verbs.power import wait_operation
 from qsup.ctl.verbs.set import describe, keys_of
-from qsup.errors import ClientError, NoSuchInstance, PreconditionFailed, QsupError, UnitError, UsageError
+from qsup.errors import ClientError, QsupError, UnitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Instance, Operation, UnitFiles
+    from qsup.api.wire import Operation, Preview, UnitFiles
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -30,9 +30,14 @@ DROPIN = "80-local.toml"
 _EDITORS = ("editor", "nano", "vi")
 #: Seconds to wait for the VM to be as its unit says.
 _APPLY_TIMEOUT = 120.0
+#: What may be done with what was edited; the letter in brackets is what is typed.
+_APPLY, _WRITE, _EDIT, _QUIT = "[a]pply now and write", "[w]rite only", "[e]dit again", "[q]uit"
+_WRITING = (_APPLY, _WRITE)
 EPILOG = (
     "The editor is $VISUAL, $EDITOR, editor, nano or vi. Edited is the unit's own file where it is in the\n"
-    "administrator's directory, else its drop-in 80-local.toml there. What has errors is not written."
+    "administrator's directory, else its drop-in 80-local.toml there. What has errors is not written. What differs,\n"
+    "and what would become of each key, is shown before anything is; then it asks, unless it is told what to do.\n"
+    "Exit code: 0 it was written, or nothing was changed; 1 it was not, 2 nobody could be asked, 4 no such unit."
 )
 
 
@@ -40,45 +45,45 @@ def options(parser: Parser, verb: str) -> None:
     """Declare ``edit NAME``."""
     add_name(parser)
     parser.add_argument("--drop-in", action="store_true", help="edit the drop-in, whatever else there is")
-    parser.add_argument("--apply", action="store_true", help="apply what can be applied to the VM that runs, unasked")
-    parser.add_argument("--no-apply", action="store_true", help="leave the VM as it is, unasked")
+    parser.add_argument(
+        "--apply", action="store_true", help="write it, and apply what counts now to a VM that runs, unasked"
+    )
+    parser.add_argument("--no-apply", action="store_true", help="only write it, unasked")
 
 
 def run(client: Client, options: Options) -> int:
-    """Edit until it is valid, or somebody has enough of it."""
+    """Edit until somebody is content with what becomes of it, or has enough of it."""
     if options.apply and options.no_apply:
         raise UsageError("edit: --apply and --no-apply exclude each other", hint="without either it asks")
     path = f"{PREFIX}/units/{quote(options.name)}"
     unit: UnitFiles = client.get(f"{path}/files")
     own = None if options.drop_in else unit["own"]
     place = own or f"{options.name}.toml.d/{DROPIN}"
+    query = "" if own else f"?drop-in={DROPIN}"
     texts = [source["text"] for source in unit["files"] if source["file"].endswith(place)]
-    before = texts[0] if texts else ""
-    text = edited(options.name, before or _heading(unit))
-    while text != before and (before or text != _heading(unit)):
+    before = texts[0] if texts and texts[0] else _heading(unit)
+    text = edited(options.name, before)
+    while text != before:
+        code = EXIT_FAILURE
         try:
-            client.put(path + ("" if own else f"?drop-in={DROPIN}"), text, etag=unit["etag"])
-            break
+            preview: Preview = client.post_text(f"{path}/preview{query}", text, etag=unit["etag"])
+            answer = _decide(options, preview, before, text, place)
+            if answer in _WRITING:
+                client.put(f"{path}{query}", text, etag=unit["etag"])
         except UnitError as error:
-            report(error)
-            try:
-                again = ask("Edit it again?")
-            except KeyboardInterrupt:
-                again = False
-            if not again:
-                complain(f"qsupctl: nothing was written; what you wrote is in {keep(options.name, text)}")
-                raise
-        except PreconditionFailed as error:
-            error.hint = f"what you wrote is in {keep(options.name, text)}"
-            raise
+            code, answer = report(error), choose(_EDIT, _QUIT)
         except (QsupError, KeyboardInterrupt):
             complain(f"qsupctl: what you wrote is in {keep(options.name, text)}")
             raise
+        else:
+            if answer in _WRITING:
+                return _written(client, options.name, preview, apply=answer == _APPLY)
+        if answer == _QUIT:
+            complain(f"qsupctl: nothing was written; what you wrote is in {keep(options.name, text)}")
+            return code
         text = edited(options.name, text)
-    else:
-        sys.stdout.write("Nothing was changed.\n")
-        return EXIT_OK
-    return _apply(client, options)
+    sys.stdout.write("Nothing was changed.\n")
+    return EXIT_OK
 
 
 def _heading(unit: UnitFiles) -> str:
@@ -136,40 +141,66 @@ def _run_editor(path: str) -> None:
     raise ClientError(f"there is no editor: {tried}", hint="set EDITOR to the one you want")
 
 
-def ask(question: str) -> bool:
-    """Whether somebody says yes; no answer is a no."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+# what becomes of it
 
 
-# the VM
+def _decide(options: Options, preview: Preview, before: str, text: str, place: str) -> str:
+    """Show what differs and what would become of it: what is wanted then."""
+    keys = preview["keys"]
+    sys.stdout.write(difference(before, text, place))
+    sys.stdout.write(describe(keys) if keys else "No key has another value by that.\n")
+    if options.apply or options.no_apply:
+        return _APPLY if options.apply else _WRITE
+    if not sys.stdin.isatty():
+        hint = "--apply writes it and has the VM be so as far as it can be now, --no-apply only writes it"
+        raise UsageError("edit: nobody can be asked, for standard input is no terminal", hint=hint)
+    now = preview["running"] and any(said["applied"] in ("live", "reset") for said in keys.values())
+    return choose(*([_APPLY] if now else []), _WRITE, _EDIT, _QUIT)
 
 
-def _apply(client: Client, options: Options) -> int:
-    """Show what the VM that runs has to do with it, and have it be so if that is wanted."""
-    try:
-        instance: Instance = client.get(instance_path(options.name))
-    except NoSuchInstance:
-        return EXIT_OK  # a template, or an instance that has yet to run
-    if instance["pid"] is None:
+def difference(before: str, text: str, place: str) -> str:
+    """What differs between two texts of a file, as diff -u shows it."""
+    from difflib import unified_diff
+
+    lines = unified_diff(before.splitlines(), text.splitlines(), place, f"{place}, edited", lineterm="")
+    return "".join(f"{clean(line)}\n" for line in lines)
+
+
+def choose(*answers: str) -> str:
+    """Which of some answers, such as ``[w]rite``, somebody gives by its letter; without a terminal, the last."""
+    letters = {answer.partition("[")[2][:1]: answer for answer in answers}
+    while sys.stdin.isatty():
+        sys.stdout.flush()
+        sys.stderr.write(f"{', '.join(answers)}? ")
+        sys.stderr.flush()
+        typed = sys.stdin.readline()
+        if not typed:
+            sys.stderr.write("\n")
+            break
+        if (letter := typed.strip().lower()) in letters:
+            return letters[letter]
+    return answers[-1]
+
+
+def _written(client: Client, name: str, preview: Preview, *, apply: bool) -> int:
+    """Say that it is, and have the VM that runs be so if that is wanted."""
+    if not preview["running"]:
         sys.stdout.write("Written; it counts at the next start.\n")
         return EXIT_OK
     # before the VM is asked, who may be busy: whatever is said of it, the unit has been changed
     sys.stdout.write("Written.\n")
-    keys = keys_of(_ask_daemon(client, options.name, "?dry-run=1"))
-    sys.stdout.write(describe(keys))
-    possible = any(said["applied"] in ("live", "daemon", "reset") for said in keys.values())
-    if not possible or options.no_apply or not (options.apply or ask("Apply now what counts now?")):
+    if not apply:
         return EXIT_OK
-    _ask_daemon(client, options.name, "")
-    return EXIT_OK
-
-
-def _ask_daemon(client: Client, name: str, query: str) -> Operation:
-    operation: Operation = client.post(instance_path(name, f"/apply{query}"), key=new_token())
-    operation = wait_operation(client, operation, Deadline(_APPLY_TIMEOUT))
+    operation: Operation = client.post(instance_path(name, "/apply"), key=new_token())
+    try:
+        operation = wait_operation(client, operation, Deadline(_APPLY_TIMEOUT))
+    except KeyboardInterrupt:
+        complain("qsupctl: interrupted; what was begun goes on (qsupctl operations)")
+        raise
+    keys = keys_of(operation)
+    if keys != preview["keys"]:
+        sys.stdout.write(describe(keys))  # the VM was changed meanwhile, or something was not possible after all
     if operation["error"] is not None:
         raise error_from(operation["error"], name)
-    return operation
+    sys.stdout.write("Applied.\n")
+    return EXIT_OK

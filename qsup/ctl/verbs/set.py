@@ -15,7 +15,7 @@ from qsup.ctl.failures import complain
 from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import documents, table
+from qsup.ctl.render import clean, documents, table
 from qsup.ctl.verbs.diff import spelled
 from qsup.ctl.verbs.power import wait_operation
 from qsup.errors import UsageError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
-_HEADER = ("KEY", "OLD", "NEW", "COUNTS", "WHY")
+_HEADER = ("KEY", "COUNTS", "OLD", "NEW")
 #: How `applied` reads.
 COUNTS = {
     "live": "now",
@@ -87,8 +87,10 @@ def end(client: Client, operation: Operation, options: Options) -> int:
 
 
 def describe(keys: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each key."""
-    return table(_HEADER, [_row(key, said) for key, said in keys.items()])
+    """A line for each key, and below all why some do not count at once: a narrow terminal cuts what is in a table."""
+    whys = [(clean(key), clean(said["why"])) for key, said in keys.items() if said.get("why")]
+    lines = [f"{why}\n" if why.startswith(key) else f"{key}: {why}\n" for key, why in whys]
+    return table(_HEADER, [_row(key, said) for key, said in keys.items()]) + "".join(lines)
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
@@ -117,5 +119,4 @@ def keys_of(operation: Operation) -> Mapping[str, Mapping[str, Any]]:
 
 def _row(key: str, said: Mapping[str, Any]) -> tuple[str, ...]:
     applied = str(said.get("applied"))
-    values = spelled(said.get("old")), spelled(said.get("new"))
-    return (key, *values, COUNTS.get(applied, applied), str(said.get("why") or ""))
+    return (key, COUNTS.get(applied, applied), spelled(said.get("old")), spelled(said.get("new")))
