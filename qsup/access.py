@@ -171,7 +171,7 @@ async def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:
     life = driver.life
     if life is None or driver.body is None:
         return UnitChanges(instance=driver.name, running=False, changes=())
-    changes = change.compared(life.unit, loaded.unit, await _look(driver.body))
+    changes = change.compared(life.hardware, loaded.unit, await _look(driver.body))
     return UnitChanges(instance=driver.name, running=True, changes=changes)
 
 

@@ -271,7 +271,8 @@ class Body:
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):
-                self.works.begin(operation, outcome.goals, outcome.result)  # from when it says that it is cancellable
+                # from when it says that it is cancellable
+                self.works.begin(operation, outcome.goals, outcome.result, outcome.otherwise)
                 await operations.pend(operation, "acknowledged")
                 self._post(Lasts(operation=operation))
                 return

@@ -20,7 +20,7 @@ from qsup.errors import ChangeError, QsupError
 from qsup.instance.coming import PLANNERS, attach, check_plan
 from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.filing import Filing, file_only
-from qsup.instance.going import Waiting, detach
+from qsup.instance.going import Waiting, check_can_go, depart, detach, leaving_for
 from qsup.instance.hardware import Hardware
 from qsup.instance.live import throttle
 from qsup.instance.live.caching import Caching
@@ -30,7 +30,7 @@ from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
-from qsup.instance.setting import Means, amended, coming_of, judge_all, needs, set_keys, with_only
+from qsup.instance.setting import Means, amended, coming_of, if_not_done, judge_all, needs, set_keys, with_only
 from qsup.instance.state import Request
 from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said
 from qsup.unit.compare import Change, compare
@@ -56,10 +56,12 @@ class Lasting:
     Args:
         goals: what is to come true.
         result: of what is true already.
+        otherwise: when a key counts that does not come true.
     """
 
     goals: tuple[Goal, ...]
     result: Mapping[str, Any]
+    otherwise: str
 
 
 async def carry_out(
@@ -103,7 +105,8 @@ async def _set(arguments: Mapping[str, Any], context: Context, filing: Filing) -
     if written := changes is None:
         changes = difference(context.hardware.unit, (await context.services.load(context.name)).unit)
     result = await set_keys(changes, context, filing, _means(), dry_run=dry_run, written=written)
-    return Lasting(goals=tuple(context.goals), result=result) if context.goals else result
+    otherwise = if_not_done(written)
+    return Lasting(goals=tuple(context.goals), result=result, otherwise=otherwise) if context.goals else result
 
 
 def _keep(context: Context) -> None:
@@ -115,17 +118,26 @@ def _keep(context: Context) -> None:
 
 
 def _means() -> Means:
-    return Means(live=LIVE, plan=check_plan, attach=attach, again=_again, sections=PLANNERS)
+    return Means(
+        live=LIVE,
+        plan=check_plan,
+        attach=attach,
+        check_can_go=check_can_go,
+        depart=depart,
+        again=_again,
+        sections=PLANNERS,
+    )
 
 
-def compared(running: Unit, unit: Unit, context: Context | None = None) -> tuple[Change, ...]:
+def compared(hardware: Hardware, unit: Unit, context: Context | None = None) -> tuple[Change, ...]:
     """What differs between a VM that runs and its unit, with what each key needs to count.
 
     Args:
+        hardware: the VM's.
         unit: as the files say it.
         context: ``None`` where it cannot be had: what is usual is said then.
     """
-    return needs(compare(running, unit), unit, _means(), context)
+    return needs(compare(hardware.unit, unit), unit, _means(), hardware, context)
 
 
 def previewed(running: Unit, unit: Unit, context: Context | None) -> list[Said]:
@@ -189,4 +201,5 @@ def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Go
         hardware: what the VM consists of.
     """
     unit = amend(hardware.unit, changes, name).unit or hardware.unit
-    return tuple(make(unit, hardware) for key, make in GOALS.items() if _value(changes, key) is not None)
+    keys = (make(unit, hardware) for key, make in GOALS.items() if _value(changes, key) is not None)
+    return (*leaving_for(unit, hardware), *keys)

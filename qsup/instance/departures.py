@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from qsup.errors import ChangeError, GuestRefused, QsupError
+from qsup.errors import ChangeError, QsupError
+from qsup.instance.going import kept
 from qsup.instance.hardware import Hardware
 from qsup.instance.messages import Waits
 
@@ -69,8 +70,8 @@ class Departures:
         held = {p.entry for p in hardware.in_state("leaving") if any(device == each.id for each in p.devices)}
         for entry in held:
             hardware.mark(entry, "there")
-        words = f"the guest does not let {', '.join(held)} go"
-        error = GuestRefused(words, instance=self._name, hint="its console may say why: it may be in use")
+        error = kept(", ".join(held))
+        error.instance = self._name
         for waits in self._take(lambda waits: waits.entry in held, clock):
             self._end(waits.operation, None, error)
 

@@ -6,20 +6,24 @@ Must not: wait for a guest, or end an operation; the driver does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
-from qsup.errors import ChangeError, NoSuchDevice, QmpCommandError
+from qsup.errors import ChangeError, DeniedError, GuestRefused, NoSuchDevice, QmpCommandError
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
-from qsup.instance.context import Context
+from qsup.instance.context import Context, Goal
 from qsup.instance.filing import Filing, absent
-from qsup.instance.hardware import Hardware
+from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT
+from qsup.instance.operation import NOT_TAKEN_BACK
 from qsup.instance.taps import release_bridges
+from qsup.plan import hotplug
+from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
+from qsup.unit.model import Unit
 
 
 @frozen(kw_only=True)
@@ -53,14 +57,90 @@ async def detach(arguments: Mapping[str, Any], context: Context, filing: Filing)
     if not arguments["force"] and entry == boot_disk(hardware):
         raise ChangeError(f"{entry} is what the VM boots from", hint="say --force to detach it all the same")
     await filing.rehearse(absent(entry))
-    hardware.mark(entry, "leaving")
+    await _ask(part, context)
+    return Waiting(entry=entry, force_after=arguments["force_after"], persist=filing.wanted)
+
+
+async def _ask(part: PartPlan, context: Context) -> None:
+    """Ask for it; while QEMU has not refused, it is on its way out."""
+    context.hardware.mark(part.entry, "leaving")
     try:
         context.keep()
         await wiring.ask_to_go(part, context.monitor)
     except QmpCommandError as error:
-        hardware.mark(entry, "there")
-        raise ChangeError(f"QEMU does not detach {entry}: {error.message}", instance=context.name) from error
-    return Waiting(entry=entry, force_after=arguments["force_after"], persist=filing.wanted)
+        context.hardware.mark(part.entry, "there")
+        raise ChangeError(f"QEMU does not detach {part.entry}: {error.message}", instance=context.name) from error
+
+
+# what a unit does not have any more
+
+
+def check_can_go(entry: str, hardware: Hardware) -> None:
+    """See that an entry can be asked to go because its unit has it no more.
+
+    Raises:
+        QsupError: why it stays until the VM's next start.
+    """
+    part = hardware.part(entry)
+    if part is None or part.state == "coming":
+        raise ChangeError(f"{entry} is still being attached", hint="try again")
+    if entry == boot_disk(hardware):
+        words = f"{entry} is what the VM boots from, and goes only when that is asked for"
+        raise ChangeError(words, hint=f"detach {entry} --force")
+    hotplug.check_removable(part, hardware.summary.family)
+
+
+async def depart(entries: Sequence[str], context: Context) -> list[Goal]:
+    """Ask for entries to be unplugged that the VM's unit has no more: that each has gone is to come true.
+
+    Raises:
+        QsupError: QEMU refused one, or did not answer; those before it are on their way out.
+    """
+    goals = [Gone(entry) for entry in entries]
+    for goal in goals:
+        await goal.step(context)
+    return list(goals)
+
+
+def leaving_for(unit: Unit, hardware: Hardware) -> list[Goal]:
+    """The same of those that an earlier daemon has asked for: they are on their way out, and a unit has them not."""
+    going = (part.entry for part in hardware.in_state("leaving") if entry_of(hardware.unit, part.entry) is not None)
+    return [Gone(entry) for entry in going if entry_of(unit, entry) is None]
+
+
+class Gone:
+    """That QEMU has nothing of an entry any more, however that comes about."""
+
+    ends_with_vm = True
+
+    def __init__(self, entry: str) -> None:
+        self.key = entry
+        self._asked = False
+
+    async def step(self, context: Context) -> str:
+        """Ask for it once. That it is gone, or that the guest keeps it, comes as an event, and is on the part then."""
+        part = context.hardware.part(self.key)
+        if part is None:
+            return ""
+        if not self._asked:
+            await _ask(part, context)
+            self._asked = True
+        elif part.state != "leaving":
+            raise kept(self.key)
+        return f"{self.key} is there until the guest lets it go or is reset"
+
+    async def result(self, context: Context) -> Mapping[str, Any]:
+        """There is nothing to be known of it."""
+        return {}
+
+    async def stop(self, context: Context) -> None:
+        """QEMU has no command for that."""
+        raise DeniedError(NOT_TAKEN_BACK, hint=f"a reset of the guest has {self.key} go")
+
+
+def kept(entries: str) -> GuestRefused:
+    """That the guest does not let something go."""
+    return GuestRefused(f"the guest does not let {entries} go", hint="its console may say why: it may be in use")
 
 
 def boot_disk(hardware: Hardware) -> str:

@@ -18,6 +18,8 @@ from qsup.errors import DeniedError, QsupError
 
 #: The kinds that can be ended while the guest works on them.
 LASTING = frozenset({"set"})
+#: Why a detach is not cancellable.
+NOT_TAKEN_BACK = "QEMU does not take a request to unplug back"
 #: What ends the operations that a stop does not.
 _INSTEAD = {
     "stop": "kill the VM to end it at once",
@@ -141,7 +143,7 @@ def uncancellable(operation: Operation) -> DeniedError:
     if operation.is_final:
         words, hint = "has ended", ""
     elif operation.pending:
-        words = "cannot be cancelled: QEMU does not take a request to unplug back"
+        words = f"cannot be cancelled: {NOT_TAKEN_BACK}"
         hint = "the guest lets the device go, or refuses to; a reset of the guest, or its end, has it go"
     words = f"operation {operation.id} ({operation.kind}) {words}"
     return DeniedError(words, instance=operation.target, hint=hint)

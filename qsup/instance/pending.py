@@ -17,6 +17,7 @@ from qsup.instance.filing import Filing, absent
 from qsup.instance.hold import Hold
 from qsup.instance.messages import Settled, Unplugged, Waits
 from qsup.instance.services import Services
+from qsup.instance.setting import if_not_done
 from qsup.instance.shown import Shown
 from qsup.instance.teller import Teller
 from qsup.unit.load import LoadedUnit
@@ -52,10 +53,11 @@ class Pending:
     def _begin_left(self, body: Body) -> None:
         for operation, changes in self._left_works.items():
             life = body.life
+            written = changes is None
             if changes is None and life is not None:
                 changes = difference(life.unit, self._shown.loaded.unit)
             goals = () if life is None else change.goals(changes or {}, life.hardware, self._shown.name)
-            body.works.begin(operation, goals, {"changed": True})
+            body.works.begin(operation, goals, {"changed": True}, if_not_done(written))
         self._left_works.clear()
 
     async def life_over(self, body: Body) -> None:
@@ -63,8 +65,9 @@ class Pending:
         await self._departures.life_over(body)
         self._begin_left(body)
         words = "the VM ended before its guest had done what was asked of it"
-        for operation in body.works.life_over():
-            self._hold.end(operation, error=ChangeError(words, instance=self._shown.name))
+        for operation, result in body.works.life_over().items():
+            error = ChangeError(words, instance=self._shown.name) if result is None else None
+            self._hold.end(operation, result, error)
 
     # devices
 

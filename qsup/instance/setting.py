@@ -13,9 +13,9 @@ from attrs import evolve, frozen
 
 from qsup.errors import ChangeError, QsupError, UnitError
 from qsup.instance import verdict
-from qsup.instance.context import Context, LiveKeys
+from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.filing import Filing
-from qsup.instance.hardware import entry_of
+from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
@@ -30,6 +30,8 @@ class Means:
         live: who changes which keys.
         plan: see that entries can come, all together; `UnsupportedError`, `ChangeError`.
         attach: attaches them, all or none.
+        check_can_go: see that an entry can be asked to go; `QsupError`.
+        depart: asks for entries to go: that each has gone is a goal.
         again: what is named and is so by the unit, but may not be by QEMU: changes, what differs, the unit.
         sections: those whose entries can come.
     """
@@ -37,6 +39,8 @@ class Means:
     live: Sequence[LiveKeys]
     plan: Callable[[Sequence[str], Unit, Context], None]
     attach: Callable[[Sequence[str], Unit, Context], Awaitable[None]]
+    check_can_go: Callable[[str, Hardware], None]
+    depart: Callable[[Sequence[str], Context], Awaitable[Sequence[Goal]]]
     again: Callable[[Mapping[str, Any], Sequence[Change], Unit], Sequence[Change]]
     sections: Collection[str]
 
@@ -54,7 +58,8 @@ async def set_keys(
 
     Args:
         dry_run: only say what would become of each.
-        written: the VM's unit says so already; what cannot be done now counts at its next start whatever is said here.
+        written: the VM's unit says so already; what cannot be done now counts at its next start whatever is said here,
+            and entries that have gone from it are detached.
 
     Returns:
         The operation's result.
@@ -75,7 +80,7 @@ async def set_keys(
     if dry_run:
         return result_of(said, changed=False, dry_run=True, persisted=filing.wanted)
     live = [change for change in found if any(s.key == change.key and s.applied == verdict.LIVE for s in said)]
-    told = await _apply(changes, live, said, unit, context, means)
+    told = await _apply(changes, live, said, unit, context, means, written=written)
     done = ", ".join(change.key for change in live)
     try:
         await _write(changes, [goal.key for goal in context.goals], coming, filing, done)
@@ -120,8 +125,18 @@ def judge_all(changes: Mapping[str, Any], context: Context, means: Means, *, las
     found = [*found, *means.again(changes, found, unit)]
     coming = coming_of(found, unit)
     why_not = _not_attachable(coming, unit, context, means)
-    said = [_judge(change, unit, context, means, why_not, lasts=lasts) for change in found]
+    said = [
+        _judge_going(change, context, means)
+        if written and is_going(change, context.hardware)
+        else _judge(change, unit, context, means, why_not, lasts=lasts)
+        for change in found
+    ]
     return Judged(unit=unit, found=found, coming=coming, said=[each.put_off() for each in said] if written else said)
+
+
+def if_not_done(written: bool) -> str:
+    """When a key counts that could not be changed after all; ``written``: as for `set_keys`."""
+    return verdict.AT_START if written else verdict.REFUSED
 
 
 async def _write(
@@ -150,9 +165,19 @@ def _without(changes: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 async def _apply(
-    changes: Mapping[str, Any], live: Sequence[Change], said: Sequence[Said], unit: Unit, context: Context, means: Means
+    changes: Mapping[str, Any],
+    live: Sequence[Change],
+    said: Sequence[Said],
+    unit: Unit,
+    context: Context,
+    means: Means,
+    *,
+    written: bool,
 ) -> dict[str, Any]:
     """Have the VM do what can be done while it runs.
+
+    Args:
+        written: as for `set_keys`.
 
     Returns:
         What else is known of a key, by key.
@@ -175,10 +200,17 @@ async def _apply(
             if theirs := [change for change in live if keys.concerns(change.key) and change.key not in coming]:
                 told.update(await keys.apply(theirs, unit, context))
                 is_done([change.key for change in theirs])
+        # last: nothing brings back what the guest was asked to let go. Whoever cancels hears that before anything else
+        going = [change.key for change in live if is_going(change, hardware)]
+        context.goals[:0] = await means.depart(going, context)
     except QsupError as error:
         if done:
             error.message = f"{', '.join(done)} was changed, then: {error.message}"
-        raise tell_all(error, [each if each.key in done else each.given_up(error) for each in said]) from error
+        # nothing is written of what is not, and what is written waits for the next start
+        lost = {change.key for change in live} if written else {each.key for each in said}
+        given_up = lost.difference(done)
+        told_of = [each.given_up(error, if_not_done(written)) if each.key in given_up else each for each in said]
+        raise tell_all(error, told_of) from error
     return told
 
 
@@ -219,7 +251,7 @@ def _judge(
     try:
         if change.key in why_not:
             error = why_not[change.key]
-        elif change.new is None and entry_of(context.hardware.unit, change.key) is not None:
+        elif is_going(change, context.hardware):
             words = f"{change.key} is there, and goes only when the guest lets it go"
             error = ChangeError(words, hint=f"detach {change.key}")
         elif change.needs is Applies.LIVE and (keys := _whose(change, means)):
@@ -238,6 +270,24 @@ def _judge(
     if error is None:
         return Said.of(change, verdict.LIVE)
     return Said.of(change, verdict.AT_START, error.message) if lasts else Said.refused(change, error)
+
+
+def is_going(change: Change, hardware: Hardware) -> bool:
+    """Whether a change is that an entry is there no more."""
+    return change.new is None and entry_of(hardware.unit, change.key) is not None
+
+
+def _judge_going(change: Change, context: Context, means: Means) -> Said:
+    """What becomes of an entry that its unit has no more."""
+    part = context.hardware.part(change.key)
+    if part is not None and part.state == "leaving" and not context.again:
+        why = f"{change.key} is being detached: the guest has yet to let it go, and a reset of it ends that"
+        return Said.of(change, verdict.AT_RESET, why)
+    try:
+        means.check_can_go(change.key, context.hardware)
+    except QsupError as refusal:
+        return Said.refused(change, refusal)
+    return Said.of(change, verdict.LIVE)
 
 
 def _whose(change: Change, means: Means) -> LiveKeys | None:
@@ -259,7 +309,9 @@ def _not_attachable(entries: Sequence[str], unit: Unit, context: Context, means:
     return why_not
 
 
-def needs(changes: Sequence[Change], unit: Unit, means: Means, context: Context | None) -> tuple[Change, ...]:
+def needs(
+    changes: Sequence[Change], unit: Unit, means: Means, hardware: Hardware, context: Context | None
+) -> tuple[Change, ...]:
     """What differs between a VM that runs and its unit, with what each needs of that VM.
 
     Args:
@@ -271,7 +323,23 @@ def needs(changes: Sequence[Change], unit: Unit, means: Means, context: Context 
         why_not: Mapping[str, QsupError | None] = {entry: None for entry in coming if _section(entry) in means.sections}
     else:
         why_not = _not_attachable(coming, unit, context, means)
-    return tuple(evolve(change, needs=_needs(change, unit, means, context, why_not)) for change in changes)
+    return tuple(
+        evolve(change, needs=_needs_going(change.key, means, hardware))
+        if is_going(change, hardware)
+        else evolve(change, needs=_needs(change, unit, means, context, why_not))
+        for change in changes
+    )
+
+
+def _needs_going(entry: str, means: Means, hardware: Hardware) -> Applies:
+    part = hardware.part(entry)
+    if part is not None and part.state == "leaving":
+        return Applies.RESET
+    try:
+        means.check_can_go(entry, hardware)
+    except QsupError:
+        return Applies.RESTART
+    return Applies.LIVE
 
 
 def _needs(

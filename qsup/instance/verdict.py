@@ -47,9 +47,9 @@ class Said:
         """That a change is not possible."""
         return cls(key=change.key, old=change.old, new=change.new, applied=REFUSED, why=error.message, error=error)
 
-    def given_up(self, error: QsupError) -> Said:
+    def given_up(self, error: QsupError, applied: str) -> Said:
         """The same of one that was possible, and came after another that failed."""
-        return evolve(self, applied=REFUSED, why=error.message)
+        return evolve(self, applied=applied, why=error.message)
 
     def put_off(self) -> Said:
         """The same of a change that its unit says already: what is not possible now waits for the VM's next start."""

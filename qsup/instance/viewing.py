@@ -77,7 +77,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         files=tuple(map(str, loaded.files)),
         autostart=bool(loaded.files) and loaded.unit.install.autostart,
         unit_stale=stale,
-        needs_restart=stale and needs_restart(compared(unit, loaded.unit)),
+        needs_restart=life is not None and stale and needs_restart(compared(life.hardware, loaded.unit)),
         machine=summary.machine if summary else unit.machine.type,
         accel=summary.accel if summary else unit.machine.accel,
         cpu_model=summary.cpu_model if summary else unit.cpu.model,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -42,12 +43,21 @@ class _Work:
     Args:
         goals: those that are left.
         result: what is true already.
+        otherwise: when a key counts that does not come true.
     """
 
     operation: str
     goals: list[Goal]
     result: dict[str, Any]
+    otherwise: str
     told: dict[str, Any] = field(factory=dict)
+
+    def so_far(self, others: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """The operation's result with what is known now; ``others``: what is said of further keys."""
+        known = self.result.get("keys", {})
+        more = {**self.told, **others}
+        keys = {**known, **{key: {**known.get(key, {}), **told} for key, told in more.items()}}
+        return {**self.result, "keys": keys}
 
 
 class Works:
@@ -77,9 +87,14 @@ class Works:
         self._post = post
         self._works: dict[str, _Work] = {}
 
-    def begin(self, operation: str, goals: Sequence[Goal], result: Mapping[str, Any]) -> None:
-        """From now on the guest is seen to it; of an earlier daemon's operation, from where it had come."""
-        self._works[operation] = work = _Work(operation, list(goals), dict(result))
+    def begin(self, operation: str, goals: Sequence[Goal], result: Mapping[str, Any], otherwise: str) -> None:
+        """From now on the guest is seen to it; of an earlier daemon's operation, from where it had come.
+
+        Args:
+            result: what is true already.
+            otherwise: when a key counts that does not come true, as `qsup.instance.verdict` has it.
+        """
+        self._works[operation] = work = _Work(operation, list(goals), dict(result), otherwise)
         self._start(work)
 
     def _start(self, work: _Work) -> None:
@@ -125,9 +140,12 @@ class Works:
             except QsupError as failure:
                 failure.instance = self._name
                 error = failure
-        known = work.result.get("keys", {})
-        keys = {**known, **{key: {**known.get(key, {}), **told} for key, told in work.told.items()}}
-        result = None if error else {**work.result, "keys": keys}
+        result = None
+        if error is None:
+            result = work.so_far()
+        else:
+            failed = {goal.key: {"applied": work.otherwise, "why": error.message} for goal in work.goals}
+            error.details["keys"] = work.so_far(failed)["keys"]
         await self._operations.foretell(work.operation, result=result, error=error)
         self._post(Finished(operation=work.operation, result=result, error=error))
 
@@ -168,13 +186,16 @@ class Works:
             raise DeniedError("QEMU does not answer", instance=self._name, hint="try again later") from None
         await self._end(work, OperationCancelled("cancelled", instance=self._name))
 
-    def life_over(self) -> tuple[str, ...]:
+    def life_over(self) -> dict[str, Mapping[str, Any] | None]:
         """The VM has ended, and so have they.
 
         Returns:
-            The operations.
+            The results of the operations, ``None`` where something has not come true by that.
         """
-        operations = tuple(self._works)
+        ended: dict[str, Mapping[str, Any] | None] = {
+            operation: work.so_far() if all(goal.ends_with_vm for goal in work.goals) else None
+            for operation, work in self._works.items()
+        }
         self._works.clear()
-        self._jobs.cancel(*(f"work:{operation}" for operation in operations))
-        return operations
+        self._jobs.cancel(*(f"work:{operation}" for operation in ended))
+        return ended

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from qsup.errors import UnsupportedError
+from qsup.plan.board import BOARDS
 from qsup.plan.inventory import ROOT_PORT
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import BackendPlan, DevicePlan, PartPlan
@@ -92,6 +94,25 @@ def removal(made: BackendPlan | DevicePlan) -> Command:
         return Command(command="device_del", arguments={"id": made.id})
     command, arguments = _REMOVE[made.kind](made.name)
     return Command(command=command, arguments=arguments)
+
+
+def check_removable(part: PartPlan, family: str) -> None:
+    """See that QEMU can take a part out of a machine that runs, if its guest lets it go.
+
+    Raises:
+        UnsupportedError: what it hangs on takes no hotplug ("Bus '...' does not support hotplugging").
+    """
+    board = BOARDS[family]
+    for device in unplugged(part):
+        if not board.has_pci:
+            why = f"a {family} machine gives nothing back while it runs"
+        elif device.driver in ("ide-hd", "ide-cd"):
+            why = f"{part.entry} is on a SATA or IDE bus, which lets nothing go"
+        elif family == "q35" and device.bus == board.root:
+            why = f"{part.entry} is on the root bus {board.root}, which lets nothing go"
+        else:
+            continue
+        raise UnsupportedError(f"{why} while the VM runs", hint="it is gone at the next start")
 
 
 def unplugged(part: PartPlan) -> tuple[DevicePlan, ...]:

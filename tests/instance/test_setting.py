@@ -13,7 +13,7 @@ from qsup.errors import ChangeError, NoSpaceError, QmpCommandError, UnsupportedE
 from qsup.instance.context import Context
 from qsup.instance.setting import Means, needs, set_keys
 from qsup.unit.compare import Change, compare
-from qsup.unit.model import Applies, CpuSection, MachineSection, MemorySection, ServiceSection, Unit
+from qsup.unit.model import Applies, CpuSection, DiskSection, MachineSection, MemorySection, ServiceSection, Unit
 from tests.instance.test_filing import Files
 
 CHANGES = {
@@ -55,9 +55,32 @@ class Vm:
         self.unit = Unit()
         self.files = files or Files()
         self.means = Means(
-            live=live, plan=lambda *_: None, attach=cast("Any", None), again=lambda *_: (), sections=("disk",)
+            live=live,
+            plan=lambda *_: None,
+            attach=cast("Any", None),
+            check_can_go=self.check_can_go,
+            depart=self.depart,
+            again=lambda *_: (),
+            sections=("disk",),
         )
+        self.parts: dict[str, str] = {}
+        self.kept: set[str] = set()
+        self.asked: list[str] = []
         self.context = cast("Context", SimpleNamespace(hardware=self, name="web", goals=[], again=False))
+
+    def part(self, entry: str) -> Any:
+        """What QEMU has of an entry."""
+        return SimpleNamespace(state=self.parts[entry]) if entry in self.parts else None
+
+    def check_can_go(self, entry: str, hardware: object) -> None:
+        """Refuse what is to be kept."""
+        if entry in self.kept:
+            raise UnsupportedError(f"{entry} is built in")
+
+    async def depart(self, entries: Sequence[str], context: Context) -> list[Any]:
+        """Ask for them."""
+        self.asked += entries
+        return [SimpleNamespace(key=entry) for entry in entries]
 
     def set_unit(self, unit: Unit) -> None:
         """It runs as this says."""
@@ -172,8 +195,9 @@ def test_what_a_difference_needs() -> None:
         service=ServiceSection(restart="always"),
     )
     live = ("cpu.vcpus", "memory.size")
+    hardware = cast("Any", vm)
     found = [evolve(change, needs=Applies.LIVE) if change.key in live else change for change in compare(Unit(), unit)]
-    looked = {change.key: change.needs for change in needs(found, unit, vm.means, vm.context)}
+    looked = {change.key: change.needs for change in needs(found, unit, vm.means, hardware, vm.context)}
     assert looked == {
         "service.restart": Applies.SUPERVISOR,
         "machine.rtc": Applies.RESTART,
@@ -181,5 +205,52 @@ def test_what_a_difference_needs() -> None:
         "cpu.max-vcpus": Applies.RESTART,
         "memory.size": Applies.RESTART,
     }
-    usual = {change.key: change.needs for change in needs(found, unit, vm.means, None)}
+    usual = {change.key: change.needs for change in needs(found, unit, vm.means, hardware, None)}
     assert usual == looked | {"memory.size": Applies.LIVE}
+
+
+DISKS = tuple(DiskSection(id=name, path=f"{name}.img") for name in ("root", "data", "old", "log"))
+
+
+def departing() -> Vm:
+    """A VM with four disks: one is built in, one is on its way out."""
+    vm = Vm()
+    vm.unit = Unit(disks=DISKS)
+    vm.parts = dict.fromkeys(("disk.root", "disk.data", "disk.log"), "there") | {"disk.old": "leaving"}
+    vm.kept = {"disk.root"}
+    return vm
+
+
+ABSENT = {"disk": [{"id": disk.id, "present": False} for disk in DISKS[:3]]}
+
+
+async def test_what_a_units_files_have_no_more_is_asked_to_go() -> None:
+    """Until it has gone the VM has it; what cannot go waits, and what is on its way out needs a reset at most."""
+    vm = departing()
+    filing = vm.files.filing(wanted=True)
+    found = await set_keys(ABSENT, vm.context, filing, vm.means, dry_run=False, written=True)
+    assert applied(found["keys"]) == {"disk.root": "start", "disk.data": "live", "disk.old": "reset"}
+    assert found["keys"]["disk.root"]["why"] == "disk.root is built in"
+    assert "a reset of it ends that" in found["keys"]["disk.old"]["why"]
+    assert vm.asked == [goal.key for goal in vm.context.goals] == ["disk.data"]
+    assert vm.unit.disks == DISKS
+    trial = await set_keys(ABSENT, departing().context, filing, vm.means, dry_run=True, written=True)
+    assert trial["keys"] == found["keys"]
+    assert vm.asked == ["disk.data"]
+
+
+async def test_a_request_alone_detaches_nothing() -> None:
+    """That a disk is not present is said of its unit; who wants it gone now detaches it."""
+    vm = departing()
+    found = await set_keys(ABSENT, vm.context, vm.files.filing(wanted=True), vm.means, dry_run=False)
+    assert set(applied(found["keys"]).values()) == {"start"}
+    assert vm.asked == []
+
+
+def test_what_a_departure_needs() -> None:
+    """The same, as a difference shows it."""
+    vm = departing()
+    changes = compare(vm.unit, Unit(disks=DISKS[3:]))
+    for context in (vm.context, None):
+        found = {change.key: change.needs for change in needs(changes, Unit(), vm.means, cast("Any", vm), context)}
+        assert found == {"disk.root": Applies.RESTART, "disk.data": Applies.LIVE, "disk.old": Applies.RESET}

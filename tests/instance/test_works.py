@@ -45,8 +45,9 @@ class _Context:
 class _Goal:
     """Reached after some steps; each of `answers` is said, or raised, in turn."""
 
-    def __init__(self, key: str, *answers: str | Exception) -> None:
+    def __init__(self, key: str, *answers: str | Exception, ends_with_vm: bool = False) -> None:
         self.key = key
+        self.ends_with_vm = ends_with_vm
         self.answers = list(answers)
         self.stopped = False
 
@@ -93,7 +94,7 @@ class _Vm:
     def begin(self, *goals: _Goal) -> Operation:
         """A new operation with these goals."""
         operation = self.operations.begin("set", "web", uid=0)
-        self.works.begin(operation.id, goals, {"changed": True, "keys": {"done.already": {}}})
+        self.works.begin(operation.id, goals, {"changed": True, "keys": {"done.already": {}}}, "start")
         return operation
 
     async def outcome(self) -> Finished:
@@ -147,10 +148,15 @@ async def test_a_silent_qemu_ends_nothing(nursery: trio.Nursery, autojump_clock:
 async def test_a_refusal_ends_it(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, error: Exception
 ) -> None:
-    """The guest's and QEMU's alike."""
+    """The guest's and QEMU's alike; what has come true is told, too."""
     vm = _Vm(nursery)
-    vm.begin(_Goal("memory.size", error))
-    assert (await vm.outcome()).error is error
+    vm.begin(_Goal("cpu.vcpus", ""), _Goal("memory.size", "half", error))
+    ended = await vm.outcome()
+    assert (ended.error, ended.result) == (error, None)
+    assert ended.error is not None
+    lost = {"applied": "start", "why": ended.error.message}
+    keys = {"done.already": {}, "cpu.vcpus": {"reached": True}, "memory.size": lost}
+    assert ended.error.details["keys"] == keys
     assert vm.filed == []
 
 
@@ -196,11 +202,12 @@ async def test_a_later_change_overtakes_its_key_alone(
 
 
 async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
-    """They are named to whoever ends their operations, and nothing of them goes on."""
+    """They are named to whoever ends their operations, with what has come true by that, and nothing goes on."""
     vm = _Vm(nursery)
-    operation = vm.begin(_Goal("memory.size", "half"))
-    assert vm.works.life_over() == (operation.id,)
-    assert vm.works.life_over() == ()
+    gone = _Goal("disk.data", "there", ends_with_vm=True)
+    one, both = vm.begin(gone), vm.begin(gone, _Goal("memory.size", "half"))
+    assert vm.works.life_over() == {one.id: {"changed": True, "keys": {"done.already": {}}}, both.id: None}
+    assert vm.works.life_over() == {}
     assert await vm.lasts()
 
 

@@ -14,7 +14,7 @@ from qsup.plan import hotplug, inventory
 from qsup.plan.attach import Attachment, Vm, attach_device
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import PartPlan, PlanSummary
-from qsup.unit.model import AgentSection, DeviceSection, MachineSection, MemorySection, Unit
+from qsup.unit.model import AgentSection, DeviceSection, DiskSection, MachineSection, MemorySection, Unit
 from tests.plan import goldens
 from tests.plan.building import build
 
@@ -199,3 +199,31 @@ def test_memory_that_is_not_shared_keeps_shares_away() -> None:
     assert "needs memory that can be shared" in caught.value.message
     assert "shared = true in [memory]" in caught.value.hint
     assert attach(share, Unit(devices=(DeviceSection(id="y", type="share", path="other"),)))
+
+
+@pytest.mark.parametrize(
+    ("type", "bus", "why"),
+    [
+        ("q35", "virtio", ""),
+        ("q35", "scsi", ""),
+        ("q35", "nvme", ""),
+        ("q35", "usb", ""),
+        ("q35", "sata", "disk.data is on a SATA or IDE bus, which lets nothing go while the VM runs"),
+        ("pc", "virtio", ""),
+        ("pc", "scsi", ""),
+        ("pc", "sata", "disk.data is on a SATA or IDE bus, which lets nothing go while the VM runs"),
+        ("pc", "ide", "disk.data is on a SATA or IDE bus, which lets nothing go while the VM runs"),
+        ("microvm", "virtio", "a microvm machine gives nothing back while it runs"),
+    ],
+)
+def test_what_can_be_taken_from_a_machine_that_runs(type: str, bus: str, why: str) -> None:
+    """By what it hangs on: its own port, or a bus that takes hotplug."""
+    unit = Unit(machine=MachineSection(type=type), disks=(DiskSection(id="data", path="data.img", bus=bus),))
+    summary = build(unit).summary()
+    part = inventory.find(summary, "disk.data")
+    assert part is not None
+    if why:
+        with pytest.raises(UnsupportedError, match=why):
+            hotplug.check_removable(part, summary.family)
+    else:
+        hotplug.check_removable(part, summary.family)

@@ -16,10 +16,11 @@ from tests.real.hotplug import image
 ROOT = '[[disk]]\nid = "root"  # mine\npath = "root.img"\n'
 
 
-def start(daemon: Daemon, qemu: Emulator, rom: Path, name: str = "web", **sections: str) -> str:
-    """A VM with a disk that its unit's own file has: the text of that."""
+def start(daemon: Daemon, qemu: Emulator, rom: Path, name: str = "web", *, more: str = "", **sections: str) -> str:
+    """A VM with a disk that its unit's own file has, and ``more`` tables: the text of that."""
     image(daemon, "root.img")
-    text = rom_unit(qemu, rom, tables=ROOT, **sections)
+    image(daemon, "log.img")
+    text = rom_unit(qemu, rom, tables=ROOT + more, **sections)
     daemon.unit(name, text)
     daemon.do(name, "start")
     return text

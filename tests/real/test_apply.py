@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qsup.errors import DeniedError, QmpCommandError
 from tests.ctl.running import terminal
-from tests.guests import Emulator
-from tests.real.daemons import Daemon
-from tests.real.hotplug import image
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import Daemon, linux_unit, rom_unit
+from tests.real.hotplug import agree, fdsets, finished, image, nodes, peripherals, qmp
+from tests.real.hotplug import state as shown_state
 from tests.real.lasting import disks, said, start
+from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real]
 
 
 def test_a_unit_that_was_edited_is_applied(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
-    """What comes, comes at once; what cannot, and what would have to go, waits for the next start and says so."""
+    """What comes, comes at once; what cannot come or go waits for the next start and says so."""
     text = start(daemon, emulator, rom_guest)
     image(daemon, "data.img")
     edited = text.replace('id = "root"', 'id = "data"').replace("root.img", "data.img")
@@ -36,7 +40,7 @@ def test_a_unit_that_was_edited_is_applied(daemon: Daemon, emulator: Emulator, r
     assert daemon.post("/v1/instances/web/apply?wait=30&dry-run=1")["result"]["keys"] == preview["keys"]
     trial = daemon.ctl("apply", "web", "--dry-run").stdout
     assert daemon.ctl("apply", "web").stdout == trial
-    assert "the guest lets it go" in trial
+    assert "disk.root is what the VM boots from, and goes only when that is asked for" in trial
     assert disks(daemon) == ["root", "data"]
     assert (said(daemon), daemon.view("web")["unit"]["needs_restart"]) == ("", True)
     daemon.do("web", "kill")
@@ -82,3 +86,117 @@ def test_a_unit_is_edited_and_applied(
     assert "service.restart" in daemon.ctl("edit", "web", "--apply").stdout
     assert 'restart = "always"' in (daemon.units / "web.toml.d" / "80-local.toml").read_text()
     assert "service.restart" not in daemon.ctl("diff", "web", check=False).stdout
+
+
+ENTRIES = {
+    "data": '[[disk]]\nid = "data"\npath = "data.img"\nbus = "scsi"\n',
+    "log": '[[disk]]\nid = "log"\npath = "log.img"\n',
+    "dmz": '[[nic]]\nid = "dmz"\n',
+    "word": '[[device]]\nid = "word"\ntype = "serial"\n',
+    "random": '[[device]]\nid = "random"\ntype = "rng"\n',
+}
+
+
+def rewrite(daemon: Daemon, text: str) -> None:
+    """The unit's own file says that from now on."""
+    (daemon.units / "web.toml").write_text(text)
+
+
+def begin_apply(daemon: Daemon, wait: float = 0) -> dict[str, Any]:
+    """Have the VM be as its unit says: the operation as it is then."""
+    operation: dict[str, Any] = daemon.post(f"/v1/instances/web/apply?wait={wait:g}")
+    return operation
+
+
+def verdicts(daemon: Daemon) -> dict[str, str]:
+    """When each key would count."""
+    keys = daemon.post("/v1/instances/web/apply?wait=30&dry-run=1")["result"]["keys"]
+    return {key: said["applied"] for key, said in keys.items()}
+
+
+def test_what_has_gone_from_a_unit_is_detached(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """Of a live guest, in one request: QEMU has none of it afterwards, nor what it stood on."""
+    for name in ("data", "log"):
+        image(daemon, f"{name}.img")
+    text = linux_unit(qemu, linux_guest)
+    daemon.unit("web", text + "\n".join(ENTRIES.values()))
+    daemon.do("web", "start")
+    rewrite(daemon, text)
+    gone = {"disk.data", "disk.log", "nic.dmz", "device.word", "device.random"}
+    assert verdicts(daemon) == dict.fromkeys(gone, "live")
+    needs = {change["key"]: change["needs"] for change in daemon.get("/v1/instances/web/diff")["changes"]}
+    assert needs == dict.fromkeys(gone, "live")
+    operation = begin_apply(daemon, 30)
+    assert operation["state"] == "succeeded", operation
+    assert {key: said["applied"] for key, said in operation["result"]["keys"].items()} == dict.fromkeys(gone, "live")
+    entries = {device["entry"] for device in daemon.get("/v1/instances/web/devices")["devices"]}
+    assert not entries & gone
+    assert agree(daemon, "web")
+    assert not nodes(daemon, "web")
+    assert not fdsets(daemon, "web")
+    assert verdicts(daemon) == {}
+    assert (said(daemon), daemon.view("web")["unit"]["needs_restart"]) == ("", False)
+
+
+def test_what_a_guest_does_not_let_go_ends_with_a_reset(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Until then it is there, holds nobody, cannot be taken back, and is `reset` to whoever asks again; also to a later
+    daemon.
+    """
+    text = start(daemon, qemu, rom_guest, more=ENTRIES["log"])
+    rewrite(daemon, text.replace(ENTRIES["log"], ""))
+    operation = begin_apply(daemon)
+    assert came_true(lambda: shown_state(daemon, "web", "disk-log") == "leaving", seconds=5)
+    assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=5)
+    assert "disk-log" in peripherals(daemon, "web")
+    assert verdicts(daemon) == {"disk.log": "reset"}
+    assert daemon.get("/v1/instances/web/diff")["changes"][0]["needs"] == "guest reset"
+    assert "at the guest's next reset" in daemon.ctl("apply", "web").stdout
+    words = "QEMU does not take a request to unplug back"
+    with daemon.client() as client, pytest.raises(DeniedError, match=words):
+        client.delete(f"/v1/operations/{operation['id']}")
+    daemon.restart()
+    daemon.wait("web", "running")
+    found = daemon.get(f"/v1/operations/{operation['id']}")
+    assert (found["state"], verdicts(daemon)) == ("running", {"disk.log": "reset"})
+    daemon.do("web", "reset")
+    assert finished(daemon, operation)["state"] == "succeeded"
+    assert "disk-log" not in peripherals(daemon, "web")
+    assert (disks(daemon), verdicts(daemon)) == (["root"], {})
+
+
+@pytest.mark.parametrize("verb", ["kill", "restart"])
+def test_what_is_to_go_is_gone_with_the_vm(daemon: Daemon, emulator: Emulator, rom_guest: Path, verb: str) -> None:
+    """Its unit does not have it, so that the VM ends is as good as that its guest lets it go."""
+    text = start(daemon, emulator, rom_guest, more=ENTRIES["log"])
+    rewrite(daemon, text.replace(ENTRIES["log"], ""))
+    operation = begin_apply(daemon)
+    assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=5)
+    daemon.do("web", verb)
+    found = finished(daemon, operation)
+    assert (found["state"], found["result"]["keys"]["disk.log"]["applied"]) == ("succeeded", "live")
+    assert disks(daemon) == ["root"]
+
+
+def test_what_cannot_go_while_it_runs_says_why(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """QEMU is not asked, which agrees where it is; and the disk that the VM boots from goes only by its own name."""
+    image(daemon, "built.img")
+    image(daemon, "root.img")
+    built = '[[disk]]\nid = "built"\npath = "built.img"\nbus = "sata"\n\n'
+    first = '[[disk]]\nid = "root"\npath = "root.img"\n\n'
+    legacy = '[[nic]]\nid = "old"\nmodel = "e1000"\n'
+    text = rom_unit(qemu, rom_guest, tables=first + built + legacy)
+    daemon.unit("web", text)
+    daemon.do("web", "start")
+    rewrite(daemon, text.replace(built, "").replace(legacy, "").replace(first, ""))
+    operation = begin_apply(daemon, 30)
+    assert operation["state"] == "succeeded", operation
+    why = {key: said["why"] for key, said in operation["result"]["keys"].items() if said["applied"] == "start"}
+    assert why == {
+        "disk.root": "disk.root is what the VM boots from, and goes only when that is asked for",
+        "disk.built": "disk.built is on a SATA or IDE bus, which lets nothing go while the VM runs",
+        "nic.old": "nic.old is on the root bus pcie.0, which lets nothing go while the VM runs",
+    }
+    assert daemon.view("web")["unit"]["needs_restart"]
+    for device in ("disk-built", "nic-old"):
+        with pytest.raises(QmpCommandError, match="hotplug"):
+            qmp(daemon, "web", "device_del", id=device)

@@ -223,7 +223,8 @@ ENDPOINTS = (
         handler=_apply,
         role=Role.ADMIN,
         summary="Have a VM that runs be as its unit says, as far as that is possible",
-        doc="As a change of the keys that `diff` shows; those that must wait for the VM's next start are `start`.",
+        doc="As a change of the keys that `diff` shows; those that must wait for the VM's next start are `start`. "
+        "Entries that the unit has no more are detached, and the operation ends once QEMU has none of them.",
         query=(WAIT, _DRY_RUN),
         headers=KEY,
         replies=REPLIES,

@@ -1,0 +1,77 @@
+"""What a VM's unit has no more: asked for once, and over when it has gone or the guest keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+
+from qsup.errors import ChangeError, DeniedError, GuestRefused, QmpCommandError
+from qsup.instance.context import Context
+from qsup.instance.going import Gone
+from qsup.plan.spec import DevicePlan, PartPlan
+
+
+class Vm:
+    """One disk, and a QEMU that is asked for it."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self.there: PartPlan | None = PartPlan(
+            entry="disk.data", devices=(DevicePlan(id="disk-data", driver="virtio-blk-pci"),)
+        )
+        self.refuses = refuses
+        self.asked: list[Mapping[str, Any]] = []
+        self.kept: list[str] = []
+        self.state = "there"
+        fake = SimpleNamespace(hardware=self, monitor=self, keep=lambda: self.kept.append(self.state), name="web")
+        self.context = cast("Context", fake)
+
+    def part(self, entry: str) -> Any:
+        """What QEMU has of it."""
+        return (
+            None if self.there is None else SimpleNamespace(entry=entry, devices=self.there.devices, state=self.state)
+        )
+
+    def mark(self, entry: str, state: str) -> None:
+        """It is in that state."""
+        self.state = state
+
+    async def execute(self, command: str, arguments: Mapping[str, Any], **_: object) -> object:
+        """Take or refuse ``device_del``."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append(arguments)
+        if self.refuses:
+            raise QmpCommandError(command, "GenericError", "no hotplug here")
+        return {}
+
+
+async def test_it_is_asked_for_once_and_over_when_it_has_gone() -> None:
+    """An answer ends nothing; that it is on its way out is on record before QEMU hears of it."""
+    vm, goal = Vm(), Gone("disk.data")
+    for _ in range(3):
+        assert await goal.step(vm.context) == "disk.data is there until the guest lets it go or is reset"
+    assert (vm.asked, vm.kept) == ([{"id": "disk-data"}], ["leaving"])
+    with pytest.raises(DeniedError, match="QEMU does not take a request to unplug back"):
+        await goal.stop(vm.context)
+    vm.there = None
+    assert await goal.step(vm.context) == ""
+
+
+async def test_what_the_guest_keeps_stays() -> None:
+    """Its refusal came as an event, by which the disk is there as before."""
+    vm, goal = Vm(), Gone("disk.data")
+    await goal.step(vm.context)
+    vm.mark("disk.data", "there")
+    with pytest.raises(GuestRefused, match=r"the guest does not let disk\.data go"):
+        await goal.step(vm.context)
+
+
+async def test_what_qemu_does_not_take_out_stays() -> None:
+    """Its words are told."""
+    vm = Vm(refuses=True)
+    with pytest.raises(ChangeError, match=r"QEMU does not detach disk\.data: .*no hotplug here"):
+        await Gone("disk.data").step(vm.context)
+    assert vm.state == "there"
