@@ -56,6 +56,7 @@ from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.compose import pick
 from qsup.unit.load import LoadedUnit
+from qsup.unit.quantity import format_duration
 
 _log = structlog.get_logger()
 
@@ -452,7 +453,7 @@ class Body:
 
     def _limit_start(self, orders: Orders, left: float) -> None:
         seconds = orders.loaded.unit.service.start_timeout
-        late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {seconds:g} s")
+        late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {format_duration(seconds)}")
         self._say_after("start-timeout", left, Event.START_TIMEOUT, late)
 
     def limit_guest(self, orders: Orders) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qsup.errors import KeyReusedError
 from qsup.instance.operation import KeyUse, Operation
+from qsup.unit.quantity import format_duration
 
 
 class Keys:
@@ -45,7 +46,7 @@ def check_repeated(known: Operation, asked: KeyUse, target: str) -> None:
     about = known.target if batch is None else " ".join(batch.names)
     if (use, about) != (asked, target):
         given = f" of {about}" if about else ""
-        given += "" if use.timeout is None else f" with a timeout of {use.timeout:g} s"
+        given += "" if use.timeout is None else f" with a timeout of {format_duration(use.timeout)}"
         raise KeyReusedError(
             f"the Idempotency-Key was used for {use.kind}{given} (operation {known.id})",
             instance="" if " " in target else target,

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from qsup.instance.cause import PANICS, Cause, CauseKind
 from qsup.instance.state import Event, State
 from qsup.unit.model import ServiceSection
+from qsup.unit.quantity import format_duration
 
 #: Restarts that are remembered at least: by so many doublings any delay has long met its maximum.
 RECENT_MAX = 64
@@ -86,7 +87,7 @@ def wants_restart(policy: str, cause: Cause) -> bool:
 
 def limit_cause(last: Cause, service: ServiceSection) -> Cause:
     """Why a VM stays down that was restarted too often; how it ended the last time stays in view."""
-    often = f"restarted {service.start_limit_burst} times within {service.start_limit_interval:g} s"
+    often = f"restarted {service.start_limit_burst} times within {format_duration(service.start_limit_interval)}"
     words = f"{often}; the last end: {last.text}"
     return evolve(last, detail=f"{words}: {last.detail}" if last.detail else words)
 

@@ -89,7 +89,7 @@ async def test_a_key_is_known_to_the_next_daemon() -> None:
         assert known.repeated(8, "one", "stop", "web", 5.0) is None
         assert known.repeated(7, "", "stop", "web", 5.0) is None
         for kind, target, timeout in (("kill", "web", 5.0), ("stop", "db", 5.0), ("stop", "web", None)):
-            with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 5 s") as refused:
+            with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 5s") as refused:
                 known.repeated(7, "one", kind, target, timeout)
             assert (refused.value.status, refused.value.details["operation"]) == (422, first.id)
 
@@ -155,7 +155,7 @@ async def test_a_request_that_joins_an_operation_is_repeated_safely() -> None:
             found = known.repeated(uid, key, kind, "web", timeout)
             assert found is not None
             assert found.id == stop.id
-        with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 3 s"):
+        with pytest.raises(KeyReusedError, match="was used for stop of web with a timeout of 3s"):
             known.repeated(2, "two", "kill", "web", None)
         assert known.repeated(2, "one", "kill", "web", None) is None
 

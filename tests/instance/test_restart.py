@@ -148,4 +148,4 @@ def test_the_limit_keeps_the_last_cause_in_view() -> None:
     last = Cause(kind=CauseKind.EXIT_CODE, exit_code=3, detail="no such disk")
     said = limit_cause(last, service(start_limit_burst=2, start_limit_interval=60.0))
     assert said.kind is CauseKind.EXIT_CODE
-    assert said.detail == "restarted 2 times within 60 s; the last end: exit code 3: no such disk"
+    assert said.detail == "restarted 2 times within 1min; the last end: exit code 3: no such disk"

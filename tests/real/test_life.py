@@ -228,7 +228,7 @@ def test_readiness_can_be_a_text_on_the_console(daemon: Daemon, qemu: Emulator, 
     daemon.unit("never", rom_unit(qemu, rom_guest, service='ready = { serial = "no such" }\nstart-timeout = "1s"'))
     operation = daemon.power("never", "start")
     assert operation["state"] == "failed"
-    assert operation["error"]["detail"] == "it was not ready within 1 s"
+    assert operation["error"]["detail"] == "it was not ready within 1s"
     assert daemon.view("never")["cause"]["kind"] == "start-timeout"
 
 

@@ -60,7 +60,7 @@ def test_an_idempotency_key_outlives_the_daemon(daemon: Daemon, emulator: Emulat
             with pytest.raises(KeyReusedError, match="was used for start of web") as refused:
                 client.post(f"/v1/instances/{path}", body, key="start web")
             assert (refused.value.status, refused.value.details["operation"]) == (422, started["id"])
-        with pytest.raises(KeyReusedError, match="was used for stop of db with a timeout of 60 s"):
+        with pytest.raises(KeyReusedError, match="was used for stop of db with a timeout of 1min"):
             client.post("/v1/instances/db/stop", key="stop db")
     assert daemon.view("web")["pid"] == pid
     daemon.do("db", "kill")
