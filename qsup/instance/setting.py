@@ -19,6 +19,7 @@ from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
+from qsup.unit.entries import check_known
 from qsup.unit.model import Applies, Unit
 
 
@@ -119,7 +120,10 @@ def judge_all(changes: Mapping[str, Any], context: Context, means: Means, *, las
 
     Raises:
         UnitError: they make no unit.
+        NoSuchDevice: see `qsup.unit.entries.check_known`.
     """
+    if not written:
+        check_known(changes, context.hardware.unit, "it")
     unit = amended(changes, context)
     found = keys_said(compare(context.hardware.unit, unit), changes)
     found = [*found, *means.again(changes, found, unit)]

@@ -18,7 +18,7 @@ from qsup.errors import ChangeError, Diagnostic, UnitError
 from qsup.unit.compare import compare
 from qsup.unit.compose import amend, compose, raw
 from qsup.unit.document import Document, read_document
-from qsup.unit.entries import without_entry
+from qsup.unit.entries import check_known, without_entry
 from qsup.unit.files import printable
 from qsup.unit.load import read_unit
 from qsup.unit.model import Unit
@@ -54,12 +54,14 @@ def changed_text(
     Raises:
         NoSuchUnit: there is no such unit.
         UnitError: it has errors, or would have some.
+        NoSuchDevice: see `qsup.unit.entries.check_known`.
         ChangeError: another file has the last word.
     """
     context = evolve(context, name=name)
     documents = read_unit(name, dirs).documents
     now = compose(documents, context)
     base = _valid(now.unit, now.diagnostics, name)
+    check_known(changes, base, "its unit", replaced)
     wanted = amend(functools.reduce(without_entry, replaced, base), changes, name)
     unit = _valid(wanted.unit, wanted.diagnostics, name)
     others = [document for document in documents if document.file != printable(path)]

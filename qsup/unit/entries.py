@@ -1,16 +1,19 @@
 """The entries of a unit's arrays of tables, by their names: ``disk.data``, ``nic.lan``.
 
-Decides: how an entry is named.
+Decides: how an entry is named, and which change names one that is not there.
 Must not: know what an entry is for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attrs import evolve
 
+from qsup.errors import NoSuchDevice
 from qsup.unit.model import Unit, sections_of
+from qsup.unit.quantity import alternatives, did_you_mean, shown
 
 
 def without_entry(unit: Unit, entry: str) -> Unit:
@@ -19,6 +22,41 @@ def without_entry(unit: Unit, entry: str) -> Unit:
     attribute = sections_of(Unit)[section][0].name
     changes: dict[str, Any] = {attribute: tuple(each for each in getattr(unit, attribute) if each.id != name)}
     return evolve(unit, **changes)
+
+
+#: The keys one of which says what a new entry is.
+_FOUNDING = {"disk": ("path", "type"), "nic": ("type",), "device": ("type",)}
+
+
+def check_known(changes: Mapping[str, Any], unit: Unit, owner: str, new: Collection[str] = ()) -> None:
+    """See that entries which are to be changed are there, or said to be new by what they are.
+
+    Args:
+        changes: as for `qsup.unit.compose.amend`.
+        unit: that is to be changed.
+        owner: whose it is, for the message.
+        new: entries of which the changes say all there is.
+
+    Raises:
+        NoSuchDevice: one is not there, so its name may be wrong.
+    """
+    for section, founding in _FOUNDING.items():
+        known = [each.id for each in getattr(unit, sections_of(Unit)[section][0].name)]
+        entries = changes.get(section)
+        for entry in entries if isinstance(entries, list | tuple) else ():
+            id_ = entry.get("id") if isinstance(entry, Mapping) else None
+            # what is not of its kind is for whoever reads the change
+            if (
+                not isinstance(id_, str)
+                or id_ in known
+                or f"{section}.{id_}" in new
+                or entry.keys() & {*founding, "present"}
+            ):
+                continue
+            if entry.keys() - {"id"}:
+                words = f"{owner} has no {section} {shown(id_)}{did_you_mean(id_, known)}"
+                there = f"it has {alternatives(known, 'and')}" if known else f"it has no {section} at all"
+                raise NoSuchDevice(words, hint=f"{there}; a new one needs its {alternatives(founding)}")
 
 
 def entry_of(unit: Unit, entry: str) -> Any:

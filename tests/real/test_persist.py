@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qsup.errors import ChangeError, DeniedError, QmpCommandError, RequestError, UnitError
+from qsup.errors import ChangeError, DeniedError, NoSuchDevice, QmpCommandError, RequestError, UnitError
 from qsup.unit.dropin import CHANGES
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
@@ -164,7 +164,7 @@ def test_one_key_that_is_refused_refuses_all(daemon: Daemon, emulator: Emulator,
     assert "goes by the unit's files; machine.boot-menu cannot" in error["detail"]
     error = keys(daemon, {"disk.root.present": "false", "vcpus": "1"}, "&persist=0")["error"]
     assert error["hint"] == "detach disk.root"
-    assert keys(daemon, {"disk.new.bus": "virtio"})["error"]["code"] == UnitError.code
+    assert keys(daemon, {"disk.new.bus": "virtio"})["error"]["code"] == NoSuchDevice.code
     with pytest.raises(RequestError, match="did you mean 'vcpus'"):
         keys(daemon, {"vcpu": "2"})
     assert (shown(daemon, "web"), nodes(daemon, "web"), fdsets(daemon, "web")) == before
@@ -302,6 +302,9 @@ def test_the_command_line_shows_what_became_of_each_key(daemon: Daemon, emulator
     assert shown[1].split()[1:] == ["now", '"no"', '"always"']
     assert "at the next start" in shown[2]
     assert shown[4:] == ["machine.rtc cannot be changed while it runs"]
+    for option in ("--runtime", "--persist", "--next-start"):
+        unknown = daemon.ctl("set", "web", option, "disk.dat.cache=none", check=False)
+        assert (unknown.returncode, "no disk 'dat'; did you mean 'data'?" in unknown.stderr) == (1, True), unknown
     refused = daemon.ctl("set", "web", "--runtime", "vcpus=2", check=False)
     assert refused.returncode == 1
     assert "cpu.vcpus" in refused.stdout
