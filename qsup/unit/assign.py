@@ -45,6 +45,21 @@ def changes_of(assignments: Mapping[str, str]) -> dict[str, Any]:
     return changes
 
 
+def entry_of(section: str, assignments: Mapping[str, str]) -> dict[str, Any]:
+    """An entry of an array of tables as a drop-in would say it.
+
+    Args:
+        assignments: texts by the names of its keys, such as ``throttle.iops``; its ``id`` is among them.
+
+    Raises:
+        RequestError: as `changes_of`.
+    """
+    name = assignments["id"]
+    changes = changes_of({f"{section}.{name}.{key}": text for key, text in assignments.items() if key != "id"})
+    entry: dict[str, Any] = changes.get(section, [{"id": name}])[0]
+    return entry
+
+
 def _put(changes: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     section, *rest = path
     if sections_of(Unit)[section][2].many:
@@ -79,10 +94,22 @@ def _single() -> dict[str, tuple[tuple[str, ...], Kind]]:
     return {".".join(path): (path, kind) for path, kind in _keys(Unit)}
 
 
+def _tables(value: object) -> object:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError("expected an array of tables, as JSON spells it")
+    return value
+
+
+#: What is in it is for whoever reads the whole entry.
+_TABLES = Kind(word="array of table", parse=_tables)
+
+
 @functools.cache
 def _entry_keys(section: str) -> dict[str, tuple[tuple[str, ...], Kind]]:
     """The keys of an entry of an array of tables, without that of its name, by their names within it."""
-    found = {".".join(path): (path, kind) for path, kind in _keys(sections_of(Unit)[section][1])}
+    entry = sections_of(Unit)[section][1]
+    found = {".".join(path): (path, kind) for path, kind in _keys(entry)}
+    found |= {name: ((name,), _TABLES) for name, (_, _, inner) in sections_of(entry).items() if inner.many}
     del found["id"]
     return found
 

@@ -49,15 +49,62 @@ async def test_set_asks_for_all_keys_at_once(served: Daemon, ctl: Ctl) -> None:
 
 
 async def test_every_key_of_an_entry_can_be_said(served: Daemon, ctl: Ctl) -> None:
-    """Those of the tables in it, and texts that look like numbers; what is said twice is refused."""
-    await ctl.ok(
-        "attach", "web", "disk", "id=data", "path=a.img", 'serial="12"', "throttle.iops=100", "throttle.bps=1M"
-    )
-    disk = {"id": "data", "path": "a.img", "serial": "12", "throttle": {"iops": 100, "bps": "1M"}}
-    assert asked(served.backend)["changes"] == {"disk": [disk]}
-    for twice in (("id=a", "id=b"), ("throttle.iops=1", "throttle.iops=2"), ("throttle=1", "throttle.iops=2")):
+    """Those of the tables in it, too, each as its key takes it; what is said twice, or means nothing, is refused."""
+    said = ("path=a.img", "serial=0123", "throttle.iops=100", "throttle.bps=1M", 'backing=[{"path": "b.img"}]')
+    await ctl.ok("attach", "web", "disk", "id=data", "read-only=true", *said)
+    assert asked(served.backend)["changes"] == {
+        "disk": [
+            {
+                "id": "data",
+                "path": "a.img",
+                "read-only": True,
+                "serial": "0123",
+                "throttle": {"iops": 100, "bps": "1M"},
+                "backing": [{"path": "b.img"}],
+            }
+        ]
+    }
+    await ctl.ok("attach", "web", "nic", "id=dmz", "forward=8080:80,2222:22")
+    assert asked(served.backend)["changes"] == {"nic": [{"id": "dmz", "forward": ["8080:80", "2222:22"]}]}
+    await ctl.ok("attach", "web", "nic", "id=dmz")
+    assert asked(served.backend)["changes"] == {"nic": [{"id": "dmz"}]}
+    for twice in (("id=a", "id=b"), ("id=a", "throttle.iops=1", "throttle.iops=2")):
         result = await ctl("attach", "web", "disk", *twice)
         assert (result.code, "is there twice" in result.err) == (2, True)
+    for wrong, words in {
+        "cash=none": "did you mean 'cache'?",
+        "throttle.iops=many": "disk.data.throttle.iops: expected an integer",
+        "backing=b.img": "disk.data.backing: expected an array of tables",
+    }.items():
+        result = await ctl("attach", "web", "disk", "id=data", wrong)
+        assert (result.code, words in result.err) == (1, True), result
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("disk", "path=/srv/img/data-2.qcow2"), "such as id=data-2"),
+        (("disk", "path=ä.img"), "such as id=data"),
+        (("nic", "bridge=br0"), "such as id=dmz"),
+        (("device", "type=rng", "id="), "such as id=rng"),
+    ],
+    ids=str,
+)
+async def test_what_is_attached_needs_a_name(served: Daemon, ctl: Ctl, words: tuple[str, ...], hint: str) -> None:
+    """Which is said, with one that would do."""
+    result = await ctl("attach", "web", *words)
+    assert (result.code, f"the {words[0]} needs an id" in result.err, hint in result.err) == (2, True, True)
+    assert served.backend.operations() == ()
+
+
+async def test_how_long_a_guest_may_take(served: Daemon, ctl: Ctl) -> None:
+    """It reaches the daemon as it was meant, be it short or long; what is too long is told as people write times."""
+    for text, value in {"1h": 3600.0, "50ms": 0.05, "0.00001s": 0.00001}.items():
+        await ctl.ok("detach", "web", "disk.root", "--force-after", text)
+        assert asked(served.backend)["force_after"] == value
+    result = await ctl("detach", "web", "disk.root", "--force-after", "999h")
+    assert result.code == 2
+    assert "--force-after takes at most 1h, not 1 month 1w" in result.err
 
 
 async def test_attach_and_detach_say_whether_it_is_to_last(served: Daemon, ctl: Ctl) -> None:

@@ -33,7 +33,7 @@ from qsup.errors import (
     UnsupportedError,
 )
 from qsup.instance.state import Request as Verb
-from qsup.unit.assign import changes_of
+from qsup.unit.assign import changes_of, entry_of
 from qsup.unit.quantity import parse_size
 
 #: The nouns of entries that can come and go, and their sections of a unit.
@@ -81,9 +81,14 @@ async def _begin(call: Call, verb: Verb, arguments: Mapping[str, Any]) -> Answer
 
 
 async def _attach(section: str, call: Call) -> Answer:
-    if not isinstance(call.body.get("id"), str):
-        raise RequestError(f"the body lacks an 'id' for the {section}")
-    return await _begin(call, Verb.ATTACH, {"changes": {section: [call.body]}, "persist": call.query["persist"]})
+    keys = call.body["keys"] if call.body.keys() == {"keys"} else None
+    if keys is not None and not (isinstance(keys, dict) and all(isinstance(text, str) for text in keys.values())):
+        raise RequestError("'keys' must be texts by the names of keys")
+    said = call.body if keys is None else keys
+    if not isinstance(said.get("id"), str):
+        raise RequestError(f"the body lacks an 'id' for the {section}", hint="it is detached by that name again")
+    entry = said if keys is None else entry_of(section, keys)
+    return await _begin(call, Verb.ATTACH, {"changes": {section: [entry]}, "persist": call.query["persist"]})
 
 
 async def _change(call: Call) -> Answer:
@@ -152,7 +157,8 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
             handler=partial(_attach, section),
             role=Role.ADMIN,
             summary=f"Attach a {section} to a VM that runs",
-            doc=f"The body is a `[[{section}]]` of a unit as JSON. The operation ends when QEMU has it, all of it.",
+            doc=f"The body is a `[[{section}]]` of a unit as JSON, or has `keys` with texts by their names, which are "
+            "read as those of a change are. The operation ends when QEMU has it, all of it.",
             query=(WAIT, _PERSIST),
             headers=KEY,
             body=Body(shape=dict[str, Any]),

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_OK, instance_path, quote
+from qsup.api.protocol import EXIT_OK, WAIT_MAX, instance_path, quote
 from qsup.ctl.client import new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name, name_of_vm
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import clean, document, table
+from qsup.ctl.render import clean, document, span, table
 from qsup.ctl.verbs.power import see_through
+from qsup.ctl.verbs.set import assignments
 from qsup.errors import NoSuchDevice, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from qsup.api.wire import Operation, PluggedList, PluggedWire
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
 _NOUNS = {"disk": "disks", "nic": "nics", "device": "devices"}
+#: Names of examples, by kind, and the keys whose value is a better one.
+_NAMES = {"disk": "data", "nic": "dmz", "device": "random"}
+_TELLING = ("path", "name", "type")
 _HEADER = ("ID", "DRIVER", "BUS", "ADDRESS", "FOR", "STATE")
 
 
@@ -56,7 +60,7 @@ def run(client: Client, options: Options) -> int:
         return _show(client, options)
     if options.verb == "attach":
         path = instance_path(options.name, f"/{_NOUNS[options.kind]}{query(options)}")
-        operation: Operation = client.post(path, entry(options.values), key=new_token())
+        operation: Operation = client.post(path, {"keys": entry(options)}, key=new_token())
     else:
         operation = client.delete(_path(client, options) + query(options, *_wanted(options)), key=new_token())
     return see_through(client, {options.name: operation}, options, Deadline(options.timeout))
@@ -68,36 +72,24 @@ def add_waiting(parser: Parser) -> None:
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
 
 
-def entry(words: Sequence[str]) -> dict[str, object]:
-    """An entry of a unit by its keys: numbers, ``true`` and ``false``, JSON lists and what stands in double quotes mean
-    themselves, the rest is text.
+def entry(options: Options) -> dict[str, str]:
+    """The texts of an entry's keys; the daemon knows what each means.
 
-    >>> entry(["id=data", "path=a.img", "read-only=true", 'serial="12"', "throttle.iops=100"])
-    {'id': 'data', 'path': 'a.img', 'read-only': True, 'serial': '12', 'throttle': {'iops': 100}}
+    Raises:
+        UsageError: it has no name.
     """
-    values: dict[str, object] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{word!r} is no KEY=VALUE", hint="such as path=data.img")
-        section, dot, inner = key.partition(".")
-        table = values.setdefault(section, {}) if dot else values
-        name = inner if dot else key
-        if not isinstance(table, dict) or name in table:
-            raise UsageError(f"{key!r} is there twice", hint="say it once")
-        table[name] = _value(value)
+    values = assignments(options.values, such_as="path=data.img")
+    if not values.get("id"):
+        words = f"attach: the {options.kind} needs an id, the name by which it is detached again"
+        raise UsageError(words, hint=f"add one, such as id={_name(options.kind, values)}")
     return values
 
 
-def _value(text: str) -> object:
-    import json
-
-    if text in ("true", "false") or text[:1] in ("[", "{", '"') or text.lstrip("-").isdecimal():
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
+def _name(kind: str, values: Mapping[str, str]) -> str:
+    """A name for an example, made from what is said."""
+    said = next((values[key] for key in _TELLING if values.get(key)), "")
+    stem = said.rpartition("/")[2].partition(".")[0]
+    return stem if stem.isascii() and stem.replace("-", "").replace("_", "").isalnum() else _NAMES[kind]
 
 
 def _path(client: Client, options: Options) -> str:
@@ -119,8 +111,13 @@ def _path(client: Client, options: Options) -> str:
 
 
 def _wanted(options: Options) -> list[str]:
-    wanted = ["force=1"] if options.force else []
-    return wanted + ([f"force-after={options.force_after:g}"] if options.force_after is not None else [])
+    wanted, after = ["force=1"] if options.force else [], options.force_after
+    if after is None:
+        return wanted
+    if after > WAIT_MAX:
+        words = f"detach: --force-after takes at most {span(WAIT_MAX)}, not {span(after)}"
+        raise UsageError(words, hint="without it the guest has as long as it wants; qsupctl reset ends it, too")
+    return [*wanted, f"force-after={after:f}"]
 
 
 def _show(client: Client, options: Options) -> int:

@@ -93,8 +93,8 @@ def describe(keys: Mapping[str, Mapping[str, Any]]) -> str:
     return table(_HEADER, [_row(key, said) for key, said in keys.items()]) + "".join(lines)
 
 
-def assignments(words: Sequence[str]) -> dict[str, str]:
-    """Texts by the names of keys.
+def assignments(words: Sequence[str], such_as: str = "vcpus=4") -> dict[str, str]:
+    """Texts by the names of keys; ``such_as``: an example of one.
 
     >>> assignments(["vcpus=4", "append=a=b"])
     {'vcpus': '4', 'append': 'a=b'}
@@ -103,7 +103,7 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UsageError(f"{word!r} is no KEY=VALUE", hint="such as vcpus=4")
+            raise UsageError(f"{word!r} is no KEY=VALUE", hint=f"such as {such_as}")
         if key in values:
             raise UsageError(f"{key!r} is there twice", hint="say it once")
         values[key] = value
