@@ -23,6 +23,7 @@ from qsup.instance.filing import Filing, file_only
 from qsup.instance.going import Waiting, check_can_go, depart, detach, leaving_for
 from qsup.instance.hardware import Hardware
 from qsup.instance.live import throttle
+from qsup.instance.live.bootorder import BootOrder
 from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium, check_drive
 from qsup.instance.live.memory import SIZE, Memory, memory_goal
@@ -40,9 +41,10 @@ from qsup.unit.write import difference, values_of
 
 _log = structlog.get_logger()
 
-#: What can be changed while a VM runs, besides that entries come and go; each key that the model calls live has one.
+#: What can be changed while a VM runs, besides that entries come and go; each key has one that the model calls live, or
+#: says to need no more than a reset of the guest.
 LIVE: tuple[LiveKeys, ...] = (
-    *(throttle.Throttle(), Medium(), Caching()),
+    *(throttle.Throttle(), Medium(), Caching(), BootOrder()),
     *(NicKeys(), WatchdogKeys(), Vcpus(), Memory()),
 )
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.

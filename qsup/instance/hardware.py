@@ -88,6 +88,11 @@ class Hardware:
         self.summary = summary
         self.claims = (*(claim for claim in self.claims if claim not in attached.claims), *attached.claims)
 
+    def order_boot(self, order: Mapping[str, int]) -> None:
+        """The disks that are booted from are these now, by their ids; see `qsup.plan.disks.boot_order`."""
+        disks = tuple(evolve(disk, bootindex=order.get(disk.id, -1)) for disk in self.summary.disks)
+        self.summary = evolve(self.summary, disks=disks)
+
     def replug(self, nic: NicPlan) -> None:
         """What is known of a NIC is this now."""
         nics = tuple(nic if each.id == nic.id else each for each in self.summary.nics)

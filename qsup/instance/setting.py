@@ -80,7 +80,7 @@ async def set_keys(
         said += [Said.of(change, verdict.LIVE) for change in news if change.key not in known]
     if dry_run:
         return result_of(said, changed=False, dry_run=True, persisted=filing.wanted)
-    live = [change for change in found if any(s.key == change.key and s.applied == verdict.LIVE for s in said)]
+    live = [change for change in found if any(_is_to_be_done(change, each) for each in said)]
     told = await _apply(changes, live, said, unit, context, means, written=written)
     done = ", ".join(change.key for change in live)
     try:
@@ -92,6 +92,12 @@ async def set_keys(
     # what is named and was so already is asked of the guest again all the same
     changed = any(each.old != each.new for each in said) or bool(context.goals) or context.again
     return result_of(said, changed=changed, dry_run=False, persisted=filing.wanted, told=told)
+
+
+def _is_to_be_done(change: Change, said: Said) -> bool:
+    """Whether QEMU is told of a change now; what a reset alone ends is on its way already."""
+    told_now = said.applied == verdict.LIVE or (said.applied == verdict.AT_RESET and change.needs is Applies.RESET)
+    return change.key == said.key and told_now
 
 
 @frozen(kw_only=True)
@@ -258,7 +264,7 @@ def _judge(
         elif is_going(change, context.hardware):
             words = f"{change.key} is there, and goes only when the guest lets it go"
             error = ChangeError(words, hint=f"detach {change.key}")
-        elif change.needs is Applies.LIVE and (keys := _whose(change, means)):
+        elif change.needs in (Applies.LIVE, Applies.RESET) and (keys := _whose(change, means)):
             keys.check(change, unit, context)
             error = None
         elif change.needs is Applies.SUPERVISOR and lasts:
@@ -272,7 +278,7 @@ def _judge(
     except QsupError as refusal:
         return Said.refused(change, refusal)
     if error is None:
-        return Said.of(change, verdict.LIVE)
+        return Said.of(change, verdict.AT_RESET if change.needs is Applies.RESET else verdict.LIVE)
     return Said.of(change, verdict.AT_START, error.message) if lasts else Said.refused(change, error)
 
 
@@ -356,13 +362,13 @@ def _needs(
     if change.old is None and entry_of(unit, change.key) is not None:
         return Applies.LIVE if change.key in why_not and why_not[change.key] is None else Applies.RESTART
     keys = _whose(change, means)
-    if keys is None or change.needs is not Applies.LIVE or context is None:
+    if keys is None or change.needs not in (Applies.LIVE, Applies.RESET) or context is None:
         return change.needs
     try:
         keys.check(change, unit, context)
     except QsupError:
         return Applies.RESTART
-    return Applies.LIVE
+    return change.needs
 
 
 def _section(entry: str) -> str:

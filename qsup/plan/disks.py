@@ -85,9 +85,14 @@ def boot_order(unit: Unit) -> Mapping[str, int]:
     return {disk.id: index for index, disk in enumerate(unit.disks)}
 
 
+def boot_place(bootindex: int | None) -> int:
+    """``bootindex`` as QEMU has it: one more than the unit's, since a kernel that is booted directly takes 0; or -1."""
+    return -1 if bootindex is None else bootindex + 1
+
+
 def boot_property(bootindex: int | None) -> Properties:
-    """``bootindex`` as QEMU has it: one more than the unit's, since a kernel that is booted directly takes 0."""
-    return {} if bootindex is None else {"bootindex": bootindex + 1}
+    """The same of a device that is made; what has none needs not say so."""
+    return {} if bootindex is None else {"bootindex": boot_place(bootindex)}
 
 
 def device_id(disk: DiskSection) -> str:

@@ -269,6 +269,16 @@ async def qom_set(monitor: Monitor, path: str, name: str, value: object, *, time
     await monitor.execute("qom-set", {"path": path, "property": name, "value": value}, timeout=timeout)
 
 
+async def qom_get_number(monitor: Monitor, path: str, name: str, *, timeout: float) -> int:
+    """``qom-get`` of a property that is a whole number."""
+
+    def parse(answer: object) -> int:
+        number: int = member({name: answer}, name, int)
+        return number
+
+    return await _ask(monitor, "qom-get", parse, timeout, {"path": path, "property": name})
+
+
 async def query_guest_stats(monitor: Monitor, path: str, *, timeout: float) -> Mapping[str, int]:
     """``qom-get`` of a balloon's ``guest-stats``, by QEMU's names without ``stat-``; none before a driver sent any."""
 

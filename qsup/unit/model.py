@@ -531,7 +531,11 @@ class DiskSection:
     )
     serial: str = _key(kinds.STRING, "The serial number the guest sees.", default="", qemu="serial")
     bootindex: int = _key(
-        kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"
+        kinds.integer(-1, 1000),
+        "Place in the boot order; -1: not in it.",
+        default=-1,
+        qemu="bootindex",
+        applies=Applies.RESET,
     )
     throttle: ThrottleSection = _section(
         ThrottleSection, "How much the guest may do with it; without limits by default."
@@ -593,7 +597,13 @@ class NicSection:
         applies=Applies.LIVE,
     )
     bootindex: int = _key(
-        kinds.integer(-1, 1000), "Place in the boot order; -1: not in it.", default=-1, qemu="bootindex"
+        kinds.integer(-1, 1000),
+        "Place in the boot order; -1: not in it.",
+        default=-1,
+        qemu="bootindex",
+        applies=Applies.RESET,
+        only="of a card that is in it, as others have no boot ROM",
+        holds=lambda before, after: before.bootindex >= 0,
     )
 
 

@@ -24,7 +24,7 @@ def test_each_live_key_is_somebodys() -> None:
     for key, applies in keys(Unit):
         whose = [each for each in LIVE if each.concerns(key)]
         # without one of its own, the most follows the number
-        assert len(whose) == (applies is Applies.LIVE or key == "cpu.max-vcpus"), key
+        assert len(whose) == (applies in (Applies.LIVE, Applies.RESET) or key == "cpu.max-vcpus"), key
 
 
 def test_of_a_vm_that_cannot_be_asked_only_the_daemon_does_something_now() -> None:
