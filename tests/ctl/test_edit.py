@@ -283,3 +283,12 @@ async def test_wrong_usage(ctl: Ctl) -> None:
     """Options that exclude each other, and what is not there."""
     assert (await ctl("edit", "web", "--apply", "--no-apply")).code == 2
     assert (await ctl("edit", "nope")).code == 4
+
+
+async def test_a_drop_in_may_be_emptied(served: Daemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon removes it then, and its lines are shown as what goes."""
+    served.backend.dropins["web", DROPIN] = "[cpu]\nvcpus = 2\n"
+    monkeypatch.setenv("EDITOR", "truncate -s 0")
+    shown = await ctl.ok("edit", "web", "--drop-in", "--no-apply")
+    assert "-[cpu]\n-vcpus = 2\n" in shown
+    assert served.backend.dropins["web", DROPIN] == ""

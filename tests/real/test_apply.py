@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from qsup.errors import DeniedError, QmpCommandError
 from tests.ctl.running import terminal
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
-from tests.real.hotplug import agree, fdsets, finished, image, nodes, patch, peripherals, qmp
-from tests.real.hotplug import state as shown_state
+from tests.real.hotplug import agree, fdsets, finished, image, nodes, patch, peripherals, qmp, state
 from tests.real.lasting import disks, said, start
 from tests.waiting import came_true
 
@@ -117,6 +117,11 @@ def verdicts(daemon: Daemon) -> dict[str, str]:
     return {key: said["applied"] for key, said in keys.items()}
 
 
+def is_leaving(daemon: Daemon, device: str) -> bool:
+    """Whether the guest has been asked to let a device go, and has yet to."""
+    return state(daemon, "web", device) == "leaving"
+
+
 def test_what_has_gone_from_a_unit_is_detached(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
     """Of a live guest, in one request: QEMU has none of it afterwards, nor what it stood on."""
     for name in ("data", "log"):
@@ -148,7 +153,7 @@ def test_what_a_guest_does_not_let_go_ends_with_a_reset(daemon: Daemon, qemu: Em
     text = start(daemon, qemu, rom_guest, more=ENTRIES["log"])
     rewrite(daemon, text.replace(ENTRIES["log"], ""))
     operation = begin_apply(daemon)
-    assert came_true(lambda: shown_state(daemon, "web", "disk-log") == "leaving", seconds=5)
+    assert came_true(lambda: is_leaving(daemon, "disk-log"), seconds=5)
     assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=5)
     assert "disk-log" in peripherals(daemon, "web")
     assert verdicts(daemon) == {"disk.log": "reset"}
@@ -279,3 +284,25 @@ def test_all_that_is_booted_from_changes_its_place(daemon: Daemon, qemu: Emulato
         path = f"/machine/peripheral/{key.replace('.', '-')}"
         assert qmp(daemon, "web", "qom-get", path=path, property="bootindex") == place + 1
     assert verdicts(daemon) == {}
+
+
+def test_a_daemon_that_is_killed_meanwhile_leaves_it_to_the_next(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """At any moment: in the end the disk is gone, and the operation ends by that and no sooner."""
+    extra = [ENTRIES["log"].replace("log", f"d{number}") for number in range(5)]
+    for number in range(5):
+        image(daemon, f"d{number}.img")
+    text = start(daemon, emulator, rom_guest, more="".join(extra))
+    for number, entry in enumerate(extra):
+        rewrite(daemon, text := text.replace(entry, ""))
+        # it is killed after that many seconds, whatever it is doing then
+        operation = begin_apply(daemon, number * 0.003)
+        daemon.restart()
+        assert came_true(partial(is_leaving, daemon, f"disk-d{number}"), seconds=10)
+        assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=10)
+        assert daemon.get(f"/v1/operations/{operation['id']}")["state"] == "running"
+        daemon.do("web", "reset")
+        assert finished(daemon, operation)["state"] == "succeeded"
+        assert agree(daemon, "web")
+    assert (disks(daemon), verdicts(daemon)) == (["root"], {})
