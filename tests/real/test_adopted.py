@@ -17,7 +17,7 @@ import pytest
 from tests.faults.trial import Promise, Tries
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, Events, elapsed, kill_process, rom_unit, signal_process
-from tests.real.test_wrecks import record, start
+from tests.real.wrecking import record, start
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]

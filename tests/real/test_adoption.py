@@ -23,7 +23,8 @@ from tests import leftovers
 from tests.bare import BareConnection
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit
-from tests.real.test_wrecks import is_alive, remove_cgroup
+from tests.real.test_wrecks import remove_cgroup
+from tests.real.wrecking import is_alive
 from tests.waiting import came_true, poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]

@@ -22,7 +22,7 @@ from tests.host.full import FullFileSystem, full_file_system
 from tests.real.beside import refusal, words
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
 from tests.real.hotplug import attach_lasting, detach_lasting, finished, image, nodes, patch
-from tests.real.test_wrecks import start
+from tests.real.wrecking import start
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]

@@ -20,42 +20,25 @@ import pytest
 from tests.guests import Emulator
 from tests.real.beside import MEBIBYTE, refusal, words
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit, signal_process
+from tests.real.wrecking import (
+    TARGET,
+    found,
+    is_alive,
+    put_directory,
+    put_fifo,
+    put_link,
+    record,
+    remove,
+    start,
+    target_of,
+)
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
 
 
-def start(daemon: Daemon, emulator: Emulator, rom: Path, names: tuple[str, ...]) -> dict[str, int]:
-    """Start VMs side by side; their pids."""
-    for name in names:
-        (daemon.units / f"{name}.toml").write_text(rom_unit(emulator, rom))
-    with daemon.client() as client:
-        client.post("/v1/reload")
-        for name in names:
-            client.post(f"/v1/instances/{name}/start")
-    return {name: daemon.wait(name, "running")["pid"] for name in names}
-
-
-def record(daemon: Daemon, name: str) -> Path:
-    """A VM's run record."""
-    return daemon.run / "instances" / name / "record.json"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def _sparse(path: Path) -> None:
     os.truncate(path, 100 * MEBIBYTE)
-
-
-def _link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/etc/passwd")
 
 
 def _edit(path: Path, **changes: object) -> None:
@@ -66,25 +49,15 @@ def _edit_state(path: Path, **changes: object) -> None:
     _edit(path, state=json.loads(path.read_text())["state"] | changes)
 
 
-def _fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def _directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 WRECKS: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:500]),
     "random": lambda path: path.write_bytes(os.urandom(4096)),
     "large": _sparse,
     "nested": lambda path: path.write_bytes(b"[" * 10_000 + b"]" * 10_000),
-    "link": _link,
-    "fifo": _fifo,
-    "directory": _directory,
+    "link": put_link,
+    "fifo": put_fifo,
+    "directory": put_directory,
     "missing": lambda path: path.unlink(),
     "null": lambda path: path.write_bytes(b"null"),
     "stranger": lambda path: _edit(path, name="somebody-else"),
@@ -110,6 +83,7 @@ def test_t6_a_wrecked_record_quarantines_its_vm_alone(daemon: Daemon, emulator: 
     for name in ("truncated", "nested"):
         (daemon.units / f"{name}.toml").unlink()
     (daemon.units / "null.toml").write_text("[broken")
+    left = {name: found(record(daemon, name)) for name in WRECKS}
     memory = 64 * MEBIBYTE
     daemon.start()
     assert daemon.wait("good", "running")["pid"] == pids["good"]
@@ -128,20 +102,21 @@ def test_t6_a_wrecked_record_quarantines_its_vm_alone(daemon: Daemon, emulator: 
         assert (
             f"{record(daemon, name)} was written by a newer qsupd: its schema is 99" in listed[name]["cause"]["detail"]
         )
-        assert json.loads(record(daemon, name).read_text()), "and left as it is"
     assert daemon.memory() < memory
+    daemon.restart(signal.SIGTERM)  # which would write what it has still to write
+    assert daemon.wait("good", "running")["pid"] == pids["good"]
     for name in WRECKS:
-        _remove(record(daemon, name))
+        assert daemon.wait(name, "quarantined")["pid"] is None
+        assert found(record(daemon, name)) == left[name], f"{name} stays byte for byte as it was"
+    assert target_of(record(daemon, "link")).read_bytes() == TARGET
+    for name in WRECKS:
+        remove(record(daemon, name))
         record(daemon, name).write_bytes(kept[name])
     daemon.post("/v1/reload")
     for name in WRECKS:
         assert daemon.wait(name, "running")["pid"] == pids[name]
     assert daemon.do("link", "pause")["substate"] == "paused"
     assert "driver failed" not in daemon.log()
-
-
-def _remove(path: Path) -> None:
-    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def test_t6_what_is_no_run_directory_costs_nothing(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
@@ -234,7 +209,7 @@ def test_a_wrecked_file_of_a_vm_that_is_down_quarantines_it_alone(
     wrecks: dict[str, Callable[[Path], object]] = {
         "damaged": lambda path: path.write_bytes(b"{"),
         "newer": lambda path: _edit(path, schema=2),
-        "linked": _link,
+        "linked": put_link,
     }
     kinds = {"id": "state/instances", "end": "run/ended"}
     files = {
@@ -262,7 +237,7 @@ def test_a_wrecked_file_of_a_vm_that_is_down_quarantines_it_alone(
     daemon.post("/v1/reload")
     for name, path in files.items():
         daemon.wait(name, "quarantined")
-        _remove(path)
+        remove(path)
         path.write_bytes(kept[name])
     daemon.post("/v1/reload")
     for name in files:
