@@ -20,6 +20,7 @@ from attrs import evolve
 
 from qsup.errors import Diagnostic, NoSuchUnit, PreconditionFailed, RequestError, UnitError, from_oserror
 from qsup.host.atomic import rehearse, write_atomic
+from qsup.host.opening import open_regular
 from qsup.host.rundir import Layout
 from qsup.unit.dropin import CHANGES, changed_text, read_dropin
 from qsup.unit.files import printable, unit_name_of
@@ -311,7 +312,8 @@ def _make_folder(folder: Path) -> None:
 def _text_of(path: Path) -> str:
     """A drop-in's text, ``""`` when there is none."""
     try:
-        return path.read_text(errors="replace")
+        with open(open_regular(path, follow=True), encoding="utf-8", errors="replace") as file:
+            return file.read()
     except FileNotFoundError:
         return ""
     except OSError as error:

@@ -109,6 +109,8 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: it cannot be read, or says something wrong; every wrong key is named.
     """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"could not read {path}: it is not a regular file")  # a FIFO would hold the start up for ever
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:

@@ -532,6 +532,11 @@ class DaemonProtocolError(ClientError):
     code = "daemon-protocol"
 
 
+def oserror_words(error: OSError) -> str:
+    """What an ``OSError`` says, without its number and its file."""
+    return os.strerror(error.errno) if error.errno is not None else str(error)
+
+
 def from_oserror(error: OSError, doing: str, *, instance: str = "", hint: str = "") -> HostError:
     """Map an ``OSError`` to the tree, in the kernel's own words.
 
@@ -543,6 +548,5 @@ def from_oserror(error: OSError, doing: str, *, instance: str = "", hint: str = 
         `NoSpaceError` for ENOSPC and EDQUOT, else a plain `HostError`; the caller raises it ``from error``.
     """
     kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
-    words = os.strerror(error.errno) if error.errno is not None else str(error)
     name = errno.errorcode.get(error.errno or 0, "")
-    return kind(f"{doing}: {words}", instance=instance, hint=hint, errno=name)
+    return kind(f"{doing}: {oserror_words(error)}", instance=instance, hint=hint, errno=name)

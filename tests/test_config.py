@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,14 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Missing, a directory, or no text: one sentence."""
+    """Missing, a directory, a FIFO, or no text: one sentence, at once."""
     with pytest.raises(ConfigError, match=r"could not read .*No such file or directory"):
         load_config(tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match=r"could not read .*Is a directory"):
+    with pytest.raises(ConfigError, match=r"could not read .*not a regular file"):
         load_config(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match=r"could not read .*not a regular file"):
+        load_config(tmp_path / "fifo")
     (tmp_path / "qsupd.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"qsupd\.toml: "):
         load_config(tmp_path / "qsupd.toml")

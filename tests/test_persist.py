@@ -135,7 +135,7 @@ async def test_a_rehearsal_leaves_nothing(store: UnitStore, units: Path) -> None
     await store.persist("web", {"cpu": {"vcpus": 4}}, rehearsal=True)
     assert names(units) == ["web.toml"]
     (units / "web.toml.d" / f".{CHANGES}.new").mkdir(parents=True)
-    with pytest.raises(HostError, match=r"could not write .*Is a directory"):
+    with pytest.raises(HostError, match=r"could not write .*is a directory"):
         await store.persist("web", {"cpu": {"vcpus": 4}}, rehearsal=True)
     with pytest.raises(NoSuchUnit):
         await store.persist("other", {"cpu": {"vcpus": 4}}, rehearsal=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 
-from qsup.errors import NoSpaceError, StateFileError, from_oserror
+from qsup.errors import NoSpaceError, StateFileError, from_oserror, oserror_words
 from qsup.host import syscalls
+from qsup.host.opening import open_regular
 
 #: Larger than any record of ours by three orders of magnitude.
 RECORD_LIMIT = 1 << 20
@@ -79,9 +79,8 @@ def _filled_size(count: int) -> int:
 
 def _reserve(spare: Path, size: int) -> None:
     """Have the reserve take up that much room at least: real bytes, for a hole needs some when it is filled."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        file = os.open(spare, flags, 0o600)
+        file = open_regular(spare, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             write_all(file, b"\n" * (size - os.fstat(file).st_size))
         finally:
@@ -93,7 +92,7 @@ def _reserve(spare: Path, size: int) -> None:
 def _write_spare(spare: Path, path: Path, data: bytes) -> bool:
     """Write into the reserve and put it in the file's place; ``False`` where it does not fit, or there is none."""
     try:
-        file = os.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = open_regular(spare, os.O_WRONLY)
     except OSError:
         return False
     try:
@@ -137,8 +136,7 @@ def rehearse(path: Path, data: bytes) -> None:
 
 
 def _write_new(directory: int, name: str, data: bytes, mode: int, durable: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(name, flags, mode, dir_fd=directory)
+    file = open_regular(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, dir_fd=directory)
     try:
         write_all(file, data)
         os.fchmod(file, mode)  # whatever the umask
@@ -166,18 +164,11 @@ def read_bounded(path: Path, *, limit: int = RECORD_LIMIT) -> bytes:
             bytes, or unreadable. It is left as it is.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise StateFileError(f"{path} is not a regular file", path=str(path))
-            with open(fd, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
-        finally:
-            os.close(fd)
+        with open(open_regular(path), "rb") as file:
+            data = file.read(limit + 1)
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = os.strerror(error.errno or 0)
-        raise StateFileError(f"{path} cannot be read: {reason}", path=str(path), missing=missing) from error
+        missing, words = isinstance(error, FileNotFoundError), oserror_words(error)
+        raise StateFileError(f"{path} cannot be read: {words}", path=str(path), missing=missing) from error
     if len(data) > limit:
         raise StateFileError(f"{path} is larger than {limit} bytes", path=str(path))
     return data

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from qsup.host import proc
+from qsup.host.opening import open_regular
 from qsup.plan.spec import Firmware, HostFacts
 
 _log = structlog.get_logger(__name__)
@@ -106,8 +107,10 @@ def find_firmware(directories: Sequence[Path]) -> tuple[Firmware, ...]:
 def _read_descriptor(path: Path) -> Firmware | None:
     try:
         status = os.stat(path)
+        if not status.st_size:
+            return None  # it hides others, as a link to /dev/null does
         firmware = _parsed(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        for image in (firmware.executable, firmware.variables) if firmware else ():
+        for image in (firmware.executable, firmware.variables):
             if image:
                 os.stat(image)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -117,13 +120,13 @@ def _read_descriptor(path: Path) -> Firmware | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(path: Path, version: tuple[int, ...]) -> Firmware | None:
-    """A descriptor's content, ``None`` for an empty one; read again when ``version`` says that it is another."""
-    with open(path, "rb") as file:
+def _parsed(path: Path, version: tuple[int, ...]) -> Firmware:
+    """A descriptor's content, read again when ``version`` says that it is another."""
+    with open(open_regular(path, follow=True), "rb") as file:
         data = file.read(_DESCRIPTOR_LIMIT + 1)
     if len(data) > _DESCRIPTOR_LIMIT:
         raise ValueError(f"larger than {_DESCRIPTOR_LIMIT} bytes")
-    return parse_descriptor(str(path), json.loads(data)) if data else None
+    return parse_descriptor(str(path), json.loads(data))
 
 
 def parse_descriptor(path: str, value: Any) -> Firmware:

@@ -23,6 +23,7 @@ from attrs import frozen
 
 from qsup.errors import ImageError, ImageInUse, from_oserror
 from qsup.host import imageheader, process, syscalls
+from qsup.host.opening import open_regular
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, reads_as_protocol
 
 _FORMATS = ("raw", "qcow2")
@@ -322,20 +323,22 @@ async def create_qcow2_copy(
 
 def _create_private(path: Path) -> None:
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     except OSError as error:
         raise from_oserror(error, f"could not create {path}") from error
 
 
+def _flush(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _put_in_place(temporary: Path, target: Path) -> None:
     try:
-        for path in (temporary, target.parent):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            if path == temporary:
-                temporary.rename(target)
+        _flush(open_regular(temporary))
+        temporary.rename(target)
+        _flush(os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         raise from_oserror(error, f"could not write {target}") from error

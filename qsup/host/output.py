@@ -12,16 +12,20 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import structlog
 import trio
 from attrs import frozen
 
-from qsup.errors import from_oserror
+from qsup.errors import from_oserror, oserror_words
+from qsup.host.opening import open_fifo, open_regular
 from qsup.pace import Pace
+
+_log = structlog.get_logger()
 
 #: Bytes kept in memory of each stream.
 RING_SIZE = 64 << 10
@@ -155,19 +159,45 @@ class _Follower:
 class BoundedLog:
     """A log file of at most `LOG_SIZE` bytes, and the one before it under the name ``NAME.1``.
 
-    A log that cannot be written is no reason to fail: `lost` counts the bytes and `problem` says why.
+    A log that cannot be used is no reason to fail: `lost` counts the bytes, and `problem` names the file and says why.
+
+    Attributes:
+        on_change: called when `problem` has changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = 0
         self.problem = ""
+        self.on_change: Callable[[], None] = _ignore
         self._fd = -1
         self._size = 0
 
     def read(self) -> bytes:
         """The last `LOG_SIZE` bytes at least, as far as there are so many, of both files."""
-        return b"".join(_read_last(path, LOG_SIZE) for path in (self._older, self.path))
+        return b"".join(self._read_last(path, LOG_SIZE) for path in (self._older, self.path))
+
+    def check(self) -> None:
+        """Find out whether it can be read: something that is no regular file may stand in its place."""
+        self._read_last(self.path, 0)
+
+    def _read_last(self, path: Path, count: int) -> bytes:
+        try:
+            with open(open_regular(path), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+                return file.read(count)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:  # history is a convenience
+            self._find(f"{path}: {oserror_words(error)}")
+            return b""
+
+    def _find(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            if problem:
+                _log.warning("a log cannot be used", why=problem)
+            self.on_change()
 
     def write(self, data: bytes) -> None:
         """Append, beginning a new file whenever one is full."""
@@ -181,7 +211,9 @@ class BoundedLog:
                 data = data[written:]
         except OSError as error:
             self.lost += len(data)
-            self.problem = os.strerror(error.errno or 0)
+            self._find(f"{self.path}: {oserror_words(error)}")
+        else:
+            self._find("")
 
     @property
     def _older(self) -> Path:
@@ -189,8 +221,7 @@ class BoundedLog:
 
     def _open(self) -> None:
         if self._fd < 0:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, 0o600)
+            self._fd = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self._size = os.fstat(self._fd).st_size
 
     def _rotate(self) -> None:
@@ -212,13 +243,8 @@ class BoundedLog:
             self._fd = -1
 
 
-def _read_last(path: Path, count: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - count))
-            return file.read(count)
-    except OSError:  # no log yet, or one that cannot be read: history is a convenience
-        return b""
+def _ignore() -> None:
+    """Nobody wants to hear of it."""
 
 
 #: The feed of each log, for as long as anybody writes or follows it: a follower outlives the QEMU that wrote.
@@ -251,31 +277,41 @@ class Output:
     Args:
         fifo: in the VM's run directory.
         log: the log file; its present content is the beginning of the history.
+        adopted: of a QEMU that has been running: what it prints is not worth giving it up for.
+
+    Raises:
+        HostError: there is no FIFO to be had; of an adopted one only for want of descriptors and the like.
     """
 
-    def __init__(self, fifo: Path, log: Path) -> None:
+    def __init__(self, fifo: Path, log: Path, *, adopted: bool = False) -> None:
         self._fifo = fifo
+        self._blocked = ""
+        self._fd = -1
         self.log = BoundedLog(log)
         self.feed = feed_of(self.log)
+        self.log.check()
         try:
-            if not fifo.exists():
-                os.mkfifo(fifo, 0o600)
-            self._fd = self._open_end()
+            self._fd = open_fifo(fifo)
         except OSError as error:
-            raise from_oserror(error, f"could not open the FIFO {fifo}") from error
+            if not adopted or error.errno is not None:
+                raise from_oserror(error, f"could not open the FIFO {fifo}") from error
+            self._blocked = f"what QEMU prints is lost: {fifo}: {error}"
+            _log.warning("what QEMU prints is lost", file=str(fifo), why=str(error))
 
-    def _open_end(self) -> int:
-        # open for both, so that neither end ever sees the other's absence
-        return os.open(self._fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work of it, one sentence each."""
+        unkept = f"what QEMU prints is not kept: {self.log.problem}" if self.log.problem else ""
+        return tuple(filter(None, (self._blocked, unkept)))
 
     def open_writer(self) -> int:
         """A descriptor for QEMU to inherit, which the caller closes once it has.
 
         Raises:
-            HostError: the FIFO is gone.
+            HostError: something else stands in its place.
         """
         try:
-            fd = self._open_end()
+            fd = open_fifo(self._fifo)
         except OSError as error:
             raise from_oserror(error, f"could not open the FIFO {self._fifo}") from error
         try:
@@ -301,7 +337,7 @@ class Output:
     def _take(self) -> int:
         start = self.end
         try:
-            while self.end - start < _TURN:
+            while self._fd >= 0 and self.end - start < _TURN:
                 self.feed.append(os.read(self._fd, _READ_SIZE))
         except BlockingIOError:
             pass  # that was all

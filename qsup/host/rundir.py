@@ -23,6 +23,7 @@ from attrs import frozen
 
 from qsup.errors import AlreadyRunning, ConfigError, HostError, StateFileError, from_oserror
 from qsup.host import codec, proc
+from qsup.host.opening import open_regular
 from qsup.host.records import RunRecord
 
 _log = structlog.get_logger()
@@ -245,7 +246,7 @@ class DaemonLock:
         return lock
 
     def _add(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT)
         self._fds.append(fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,12 +10,12 @@ the directories above it. What even then could not be read is copied into a memf
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from attrs import frozen
 
-from qsup.errors import HostError, from_oserror
+from qsup.errors import from_oserror
+from qsup.host.opening import open_regular
 
 _READ_BY_OTHERS = 0o004
 _ENTER_BY_OTHERS = 0o001
@@ -50,10 +50,8 @@ def stage_file(path: Path, *, uid: int | None) -> StagedFile:
         HostError: it cannot be opened, or is no regular file.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, follow=True)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise HostError(f"could not use {path}: it is not a regular file")
             if uid is None or _is_public(path):
                 os.close(fd)
                 return StagedFile(path=str(path))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsup.errors import UnsupportedError
+from qsup.host.opening import open_regular
 
 #: Where descriptors are, the first first.
 DIRECTORIES = (Path("/etc/qemu/vhost-user"), Path("/usr/share/qemu/vhost-user"))
@@ -47,7 +48,8 @@ def find_file_server(directories: Sequence[Path] = DIRECTORIES) -> str:
 def _binary(path: Path) -> str:
     """What a descriptor names, ``""`` when it serves something else or cannot be read."""
     try:
-        values = json.loads(path.read_text())
+        with open(open_regular(path, follow=True), "rb") as file:
+            values = json.load(file)
     except (OSError, ValueError):
         return ""
     if not isinstance(values, dict) or values.get("type") != "fs":

@@ -186,7 +186,7 @@ async def _identify(
         return _found(None, cause, record, running)
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
-    output = Output(directory.path / "output", services.layout.log / f"{record.name}.log")
+    output = Output(directory.path / "output", services.layout.log / f"{record.name}.log", adopted=True)
     resources.callback(output.close)
     resources.push_async_callback(child.aclose)
     nursery.start_soon(output.run)

@@ -59,6 +59,7 @@ class ConsoleHub:
         self._name = name
         self._on_change = on_change
         self._log = log
+        log.on_change = on_change
         self._feed = Feed()
         self._is_known = False  # what earlier daemons kept has been read
         self._kept = 0
@@ -71,6 +72,12 @@ class ConsoleHub:
     def has_writer(self) -> bool:
         """Whether a client may type now."""
         return self._writer is not None
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work of it, one sentence each."""
+        problem = self._log.problem
+        return (f"what the guest writes on its console is not kept: {problem}",) if problem else ()
 
     def connect(self, connected: socket.socket, *, begins: bool) -> int:
         """Take over a connection to QEMU's console; `pump` then reads from it.

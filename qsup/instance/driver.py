@@ -289,6 +289,7 @@ class Driver(Shown):
         body.take(life)
         self.uuid, self.command_line = life.record.uuid, life.record.argv
         self.observed = Observed(threads=life.threads, resets=life.running.resets)
+        life.output.log.on_change = self.touch
         self.touch()
 
     async def _on_end(self, body: Body, cause: Cause, *, printed: bytes = b"", written: bytes = b"") -> None:

@@ -17,8 +17,9 @@ import structlog
 import trio
 from attrs import define, field
 
-from qsup.errors import from_oserror
+from qsup.errors import HostError, from_oserror
 from qsup.host import process
+from qsup.host.opening import open_fifo
 from qsup.host.output import last_lines
 from qsup.host.process import Process
 from qsup.host.rundir import InstanceDirectory
@@ -44,14 +45,14 @@ class _Helper:
     """One program.
 
     Attributes:
-        output: reads what it printed last.
+        output: reads what it printed last; ``None``: nothing does.
         ended: set by whoever watches it.
         dismissed: its end is wanted.
     """
 
     entry: str
     process: Process
-    output: int
+    output: int | None
     ended: trio.Event = field(factory=trio.Event)
     watched: bool = False
     dismissed: bool = False
@@ -99,15 +100,20 @@ class Helpers:
             if child is None:
                 self.troubles[record.entry] = _sentence(record.entry, "while no daemon was running")
             else:
-                self._add(_Helper(record.entry, child, self._open_output(record.entry)))
+                self._add(_Helper(record.entry, child, self._reopen_output(record.entry)))
+
+    def _reopen_output(self, entry: str) -> int | None:
+        try:
+            return self._open_output(entry)
+        except HostError as error:  # the program is worth more than its words
+            _log.warning("what a helper prints is lost", entry=entry, why=error.message)
+            return None
 
     def _open_output(self, entry: str) -> int:
         """A FIFO that never blocks who writes to it, and holds the last of that for as long as one end is open."""
         path = self._directory.path / f"{entry}.out"
         try:
-            if not path.exists():
-                os.mkfifo(path, 0o600)
-            return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            return open_fifo(path)
         except OSError as error:
             raise from_oserror(error, f"could not make {path}") from error
 
@@ -187,7 +193,8 @@ class Helpers:
             _log.error("the kernel keeps a helper after SIGKILL", entry=entry, pid=helper.process.pid)
         if not helper.watched:
             await helper.process.aclose()
-        os.close(helper.output)
+        if helper.output is not None:
+            os.close(helper.output)
         self._directory.unlink(f"{entry}.out")
 
     async def aclose(self) -> None:
@@ -205,6 +212,8 @@ async def _wait_exit(helper: _Helper) -> None:
 
 def _words(helper: _Helper) -> str:
     """The last line that it printed."""
+    if helper.output is None:
+        return ""
     try:
         said = os.read(helper.output, _OUTPUT_LIMIT)
     except (BlockingIOError, OSError):

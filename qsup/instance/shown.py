@@ -111,7 +111,7 @@ class Shown:
                 threads=self.observed.threads,
                 trays=self.observed.trays,
                 resets=self.observed.resets,
-                warnings=(*self.observed.warnings, *filter(None, [self._stray])),
+                warnings=(*self.observed.warnings, *self.console.troubles, *filter(None, [self._stray])),
                 console_watchers=self.console.watchers,
                 console_has_writer=self.console.has_writer,
                 uuid=self.uuid,

@@ -111,7 +111,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
 
 def _troubles(life: Life) -> tuple[str, ...]:
     """What is said of devices that do not work any more, and of what serves them."""
-    return (*life.helpers.troubles.values(), *life.hardware.troubles.values())
+    return (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles)
 
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:

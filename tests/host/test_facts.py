@@ -122,9 +122,11 @@ def test_earlier_directory_overrides(tmp_path: Path, image: Path) -> None:
 
 
 def test_empty_file_masks(tmp_path: Path, image: Path) -> None:
-    """An empty file hides those of the same name below it."""
+    """An empty file hides those of the same name below it, and so does a link to /dev/null."""
     write(tmp_path / "etc/50-a.json", "")
-    write(tmp_path / "usr/50-a.json", descriptor(image))
+    (tmp_path / "etc/60-b.json").symlink_to("/dev/null")
+    for name in ("50-a", "60-b"):
+        write(tmp_path / f"usr/{name}.json", descriptor(image))
     assert find_firmware([tmp_path / "etc", tmp_path / "usr"]) == ()
 
 

@@ -15,6 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsup.errors import HostError
 from qsup.host import output as module
 from qsup.host.output import (
     LOG_SIZE,
@@ -30,6 +31,7 @@ from qsup.host.output import (
     printable,
 )
 from tests.host.full import full_file_system
+from tests.host.test_opening import OBSTACLES
 from tests.waiting import wait_until
 
 
@@ -141,11 +143,46 @@ def test_log_on_a_full_disk_fails_nobody(tmp_path: Path) -> None:
         full.fill()
         log.write(b"x" * 30_000)
         assert log.lost > 0
-        assert log.problem == "No space left on device"
+        assert log.problem == f"{log.path}: No space left on device"
         full.make_room()
         log.write(b"and on")
         log.close()
         assert log.read().endswith(b"and on")
+        assert log.problem == ""
+
+
+@pytest.mark.parametrize("kind", OBSTACLES)
+def test_what_is_no_log_is_neither_waited_for_nor_followed(tmp_path: Path, kind: str) -> None:
+    """A FIFO, a link...: nothing is read or written, and the problem named until it is gone."""
+    log = BoundedLog(tmp_path / "web.log")
+    told: list[str] = []
+    log.on_change = lambda: told.append(log.problem)
+    OBSTACLES[kind](log.path)
+    assert log.read() == b""
+    log.write(b"lost")
+    assert log.lost == 4
+    assert told == [f"{log.path}: web.log is {kind} and not a regular file"]
+    assert kind != "a symbolic link" or (tmp_path / "target").read_bytes() == b"untouched"
+    log.remove()
+    if kind == "a directory":
+        log.path.rmdir()
+    log.write(b"kept")
+    log.close()
+    assert (log.read(), told[1:]) == (b"kept", [""])
+
+
+async def test_what_stands_in_the_place_of_the_fifo_costs_a_running_qemu_its_words_alone(tmp_path: Path) -> None:
+    """It is taken over without them, and says so; one that is to be started is not."""
+    (tmp_path / "output").write_text("in the way")
+    with pytest.raises(HostError, match="is a regular file and not a FIFO"):
+        Output(tmp_path / "output", tmp_path / "web.log")
+    output = Output(tmp_path / "output", tmp_path / "web.log", adopted=True)
+    assert output.troubles == (f"what QEMU prints is lost: {tmp_path}/output: output is a regular file and not a FIFO",)
+    with trio.fail_after(5):
+        await output.run()
+    output.drain()
+    output.close()
+    assert (tmp_path / "output").read_text() == "in the way"
 
 
 @asynccontextmanager

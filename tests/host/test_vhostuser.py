@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from qsup.host.vhostuser import file_server, find_file_server
@@ -23,6 +24,7 @@ def test_the_first_that_is_described_and_can_be_executed_serves(tmp_path: Path) 
     describe(usr, "10-gpu.json", {"type": "gpu", "binary": str(mine)})
     describe(usr, "20-broken.json", "{")
     describe(usr, "30-list.json", [])
+    os.mkfifo(usr / "35-fifo.json")
     describe(usr, "40-gone.json", {"type": "fs", "binary": str(tmp_path / "gone")})
     describe(usr, "50-fs.json", {"type": "fs", "binary": "/bin/false"})
     assert find_file_server((etc, usr)) == "/bin/false"

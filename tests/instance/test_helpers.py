@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from qsup.errors import HostError
 from qsup.host import proc
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.helpers import Helpers
@@ -90,3 +91,20 @@ async def test_a_later_daemon_watches_on(helpers: Helpers, tmp_path: Path) -> No
     await later.aclose()
     await helpers.aclose()
     assert not is_there(records[0].pid)
+
+
+async def test_what_it_printed_may_be_lost(helpers: Helpers, tmp_path: Path) -> None:
+    """A link in place of its FIFO is not followed: a later daemon watches it all the same, a start fails."""
+    await helpers.start("device.a", ("/bin/sleep", "60"), ())
+    fifo, target = tmp_path / "web" / "device.a.out", tmp_path / "target"
+    fifo.unlink()
+    target.write_text("untouched")
+    fifo.symlink_to(target)
+    later = Helpers(InstanceDirectory.open(tmp_path, "web"))
+    later.adopt(helpers.records(), proc.boot_id())
+    assert [record.entry for record in later.records()] == ["device.a"]
+    with pytest.raises(HostError, match="is a symbolic link and not a FIFO"):
+        await later.start("device.a", ("/bin/echo", "written"), ())
+    await later.aclose()
+    await helpers.aclose()
+    assert target.read_text() == "untouched"
