@@ -8,6 +8,7 @@ The first line is ``{"journal": 1}``, the format's version; the records have ver
 written together are an array, on one line. Whoever is killed
 while writing leaves at worst a torn last line, which is left out at the next opening. A file with other damage is kept
 as ``NAME.damaged``, and what can be read of it goes on in a new one. One of a newer format is kept as ``NAME.newer``.
+Where that name is taken, it is ``NAME.damaged.2`` and so on: nothing that was kept is replaced.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import trio
 
 from qsup.errors import StateFileError, from_oserror
 from qsup.host import atomic
+from qsup.host.opening import open_regular
 
 VERSION = 1
 #: Bytes after which the file is rewritten with only what is kept.
@@ -152,7 +155,7 @@ class Journal:
         data = _HEADER + b"".join(lines)
         atomic.write_atomic(self.path, data)
         self.close()
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._fd = open_regular(self.path, os.O_WRONLY | os.O_APPEND)
         self._size = len(data)
         # what is kept may fill the file by itself; it is not rewritten for every record then
         self._limit = max(self._compact_size, 2 * self._size)
@@ -198,18 +201,24 @@ class Journal:
         Args:
             move: take its first name away, too: it is nothing that could be read again.
         """
-        aside = self.path.with_name(f"{self.path.name}.{why}")
+        first = f"{self.path.name}.{why}"
+        names = chain([first], (f"{first}.{number}" for number in count(2)))
         try:
-            if aside.is_dir() and not aside.is_symlink():
-                aside = self.path.with_name(f"{aside.name}-{os.urandom(4).hex()}")
+            aside = next(filter(self._is_free, map(self.path.with_name, names)))
             if move:
                 os.rename(self.path, aside)
-            else:
-                aside.unlink(missing_ok=True)
+            elif not os.path.lexists(aside):
                 os.link(self.path, aside)
         except OSError as error:
             raise from_oserror(error, f"could not set {self.path} aside") from error
         self.damage = f"{words}; it is kept as {aside}"
+
+    def _is_free(self, aside: Path) -> bool:
+        """Whether a name can be the file's second one: it is nobody's, or it is so since an earlier start."""
+        try:
+            return os.path.samestat(os.lstat(aside), os.lstat(self.path))
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Close the file; a later `append` would open it again."""

@@ -200,13 +200,18 @@ async def test_newer_format_is_kept_aside(path: Path) -> None:
     assert open_journal(path).records() == (record(1),)
 
 
+TARGET = b"somebody else's\n"
+
+
 def obstruct(path: Path, kind: str) -> None:
     """Put something where the journal should be."""
     match kind:
         case "directory":
             path.mkdir()
         case "link":
-            path.symlink_to("/etc/passwd")
+            target = path.with_name("somebody-elses")
+            target.write_bytes(TARGET)
+            path.symlink_to(target)
         case _:
             path.touch()
             os.truncate(path, 100_000_000)
@@ -223,9 +228,26 @@ async def test_what_is_no_journal_is_moved_aside(path: Path, kind: str) -> None:
         journal.close()
         assert open_journal(path).records() == (record(1),)
         os.unlink(path)
-    kept = list(path.parent.glob("operations.jsonl.damaged*"))
-    assert len(kept) == (2 if kind == "directory" else 1)
+    kept = sorted(path.parent.glob("operations.jsonl.damaged*"))
+    assert [entry.name for entry in kept] == ["operations.jsonl.damaged", "operations.jsonl.damaged.2"]
     assert all(entry.is_dir() if kind == "directory" else entry.is_symlink() or entry.stat().st_size for entry in kept)
+    assert kind != "link" or (path.parent / "somebody-elses").read_bytes() == TARGET
+
+
+async def test_what_was_kept_is_not_replaced(path: Path) -> None:
+    """A directory after a damaged file, and two damaged files: each has a name; the same one at each start has one."""
+    for wreck in (b"first", b"second"):
+        write(path, wreck + b" wreck\n")
+        for _ in range(2):
+            open_journal(path).close()
+        os.unlink(path)
+    os.mkdir(path)
+    journal = open_journal(path)
+    assert journal.damage.endswith(f"it is kept as {path}.damaged.3")
+    await journal.append(record(1))
+    journal.close()
+    kept = sorted(path.parent.glob("operations.jsonl.damaged*"))
+    assert [entry.is_dir() or entry.read_bytes() for entry in kept] == [b"first wreck\n", b"second wreck\n", True]
 
 
 async def test_without_a_flush_a_record_is_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
