@@ -56,7 +56,7 @@ CASES = {
         ),
         Case(
             name="T4",
-            fault="a record that names a living stranger's pid",
+            fault="a record that names the pid of a living stranger, of the VM's own user",
             promise="never signalled; the VM is down",
             repeat=5,
         ),

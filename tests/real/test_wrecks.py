@@ -155,35 +155,46 @@ def remove_cgroup(cgroup: Path) -> None:
     poll_until(removed, f"{cgroup} is empty", seconds=DEADLINE)
 
 
+def stranger(daemon: Daemon, name: str) -> subprocess.Popen[bytes]:
+    """A process that is no VM, but of a VM's user, and of "held" it holds the output, which keeps its run directory."""
+    uid = json.loads(record(daemon, name).read_text())["uid"] if os.geteuid() == 0 else None
+    with (record(daemon, name).parent / "output").open("r+b", buffering=0) as output:
+        stdout = output if name == "held" else None
+        return subprocess.Popen(["sleep", "600"], start_new_session=True, user=uid, stdout=stdout)
+
+
 def test_t4_a_record_that_names_a_living_stranger_is_not_believed(
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
-    """Another start time, another boot: the VM is down, and the process of that pid is never signalled."""
-    pids = start(daemon, emulator, rom_guest, ("time", "boot", "good"))
-    strangers = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]
+    """Another start time, or another boot, and the VM's own user: it is down, and the stranger never signalled."""
+    pids = start(daemon, emulator, rom_guest, ("time", "boot", "held", "good"))
+    strangers = {name: stranger(daemon, name) for name in ("time", "boot", "held")}
     try:
         daemon.signal(signal.SIGKILL)
-        for name in ("time", "boot"):
+        for name, process in strangers.items():
             kill_process(pids[name])
-        began = int(Path(f"/proc/{strangers[1].pid}/stat").read_text().rpartition(") ")[2].split()[19])
-        _edit(record(daemon, "time"), pid=strangers[0].pid)
-        _edit(record(daemon, "boot"), pid=strangers[1].pid, start_time=began, boot_id="of another boot")
-        for cgroup in json.loads(record(daemon, "boot").read_text())["cgroups"]:
-            remove_cgroup(Path(cgroup))  # which no boot leaves to the next
+            _edit(record(daemon, name), pid=process.pid)
+        for name in ("boot", "held"):
+            began = int(Path(f"/proc/{strangers[name].pid}/stat").read_text().rpartition(") ")[2].split()[19])
+            _edit(record(daemon, name), start_time=began, boot_id="of another boot")
+            for cgroup in json.loads(record(daemon, name).read_text())["cgroups"]:
+                remove_cgroup(Path(cgroup))  # which no boot leaves to the next
         daemon.start()
         view = daemon.wait("time", "crashed")
         assert (view["pid"], view["cause"]["text"]) == (None, "exit-unknown")
-        view = daemon.wait("boot", "dead")
-        assert view["pid"] is None
+        assert daemon.wait("boot", "dead")["pid"] is None
+        view = daemon.wait("held", "dead")
+        assert (view["pid"], view["cause"]["kind"]) == (None, "host-reboot")
         assert daemon.view("good")["pid"] == pids["good"]
         assert daemon.do("time", "kill")["substate"] == "crashed"
-        assert [stranger.poll() for stranger in strangers] == [None, None]
+        assert daemon.do("held", "kill")["substate"] == "dead"
+        assert {name: process.poll() for name, process in strangers.items()} == dict.fromkeys(strangers)
         assert daemon.do("time", "start")["substate"] == "running"
         assert daemon.remains() == ["good", "time"]
     finally:
-        for stranger in strangers:
-            stranger.kill()
-            stranger.wait()
+        for process in strangers.values():
+            process.kill()
+            process.wait()
 
 
 def test_a_wrecked_identity_costs_its_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
