@@ -25,7 +25,7 @@ class Row:
         tries: how often it was tried.
         lost: how many of them broke a promise or left something behind.
         longest: seconds of the longest test.
-        worst: by what was measured, the largest value, what is promised, and the unit.
+        worst: by what was measured and what is promised of it, the largest value and the unit.
         left_out: tests that were not run for want of root.
     """
 
@@ -33,7 +33,7 @@ class Row:
     tries: int = 0
     lost: int = 0
     longest: float = 0.0
-    worst: dict[str, tuple[float, float, str]] = field(factory=dict)
+    worst: dict[tuple[str, float], tuple[float, str]] = field(factory=dict)
     left_out: set[str] = field(factory=set)
 
     def leave_out(self, test: str) -> None:
@@ -47,7 +47,7 @@ class Row:
             tries += f" ({len(self.left_out)} {'test needs' if len(self.left_out) == 1 else 'tests need'} root)"
         worst = "; ".join(
             f"{what} {_short(value, unit)} of {_short(within, unit)}"
-            for what, (value, within, unit) in self.worst.items()
+            for (what, within), (value, unit) in self.worst.items()
         )
         if self.tries and not worst:
             worst = f"a whole test {self.longest:.3g} s"
@@ -87,9 +87,9 @@ class Tally:
         row.tries += sum(number for what, number in told if what == TRIED) or 1
         row.longest = max(row.longest, seconds)
         for what, value, within, unit in (measured for key, measured in told if key == MEASURED):
-            known = row.worst.get(what)
+            known = row.worst.get((what, within))
             if known is None or value > known[0]:
-                row.worst[what] = (value, within, unit)
+                row.worst[what, within] = (value, unit)
 
     @property
     def lost(self) -> int:

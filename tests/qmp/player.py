@@ -118,7 +118,7 @@ def _addressed(line: bytes, request: dict[str, object]) -> bytes:
         return line
     message["id"] = request["id"]
     arguments = request.get("arguments")
-    if request["execute"] == "guest-sync-delimited" and isinstance(arguments, dict):
+    if request.get("execute") == "guest-sync-delimited" and isinstance(arguments, dict):
         message["return"] = arguments["id"]
     return mark + json.dumps(message).encode()
 

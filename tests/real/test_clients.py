@@ -7,7 +7,6 @@ Must not: repeat the kernel's own tests; its attacks are borrowed from them.
 from __future__ import annotations
 
 import math
-import re
 import socket
 import subprocess
 import time
@@ -23,7 +22,7 @@ from tests.api.serving import Client, ConnectionEnded, Reply, request
 from tests.api.test_abuse import ATTACKS, CPUS, endless, has_hung_up
 from tests.faults.trial import Promise
 from tests.guests import Emulator
-from tests.real.beside import BYSTANDER, MEBIBYTE, bystander
+from tests.real.beside import BYSTANDER, MEBIBYTE, bystander, forget_peak, peak
 from tests.real.daemons import Daemon, elapsed, rom_unit
 from tests.waiting import poll_until, wait_until
 
@@ -34,18 +33,6 @@ GROWTH_MAX = 16 * MEBIBYTE
 #: Seconds any one answer may take.
 PATIENCE = 20.0
 QMP = f"POST /v1/instances/{BYSTANDER}/qmp"
-
-
-def forget_peak(daemon: Daemon) -> int:
-    """Count the peak of the daemon's memory from now on (proc(5): clear_refs); what it holds now, in bytes."""
-    Path(f"/proc/{daemon.pid}/clear_refs").write_text("5")
-    return peak(daemon)
-
-
-def peak(daemon: Daemon) -> int:
-    """The most memory that it held, in bytes."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{daemon.pid}/status").read_text())
-    return int(kilobytes) * 1024
 
 
 async def connected(daemon: Daemon) -> Client:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from qsup.errors import AgentTimeout, MonitorError
+from qsup.errors import AgentTimeout, MonitorError, MonitorTimeout
 from tests.faults.trial import Promise
 from tests.guests import Emulator
 from tests.qmp import hostile
@@ -104,11 +104,12 @@ def once(fault: Fault) -> Fault:
 
 
 def test_t17_a_running_qemu_that_turns_hostile_is_out_of_reach_and_taken_back(
-    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path
+    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path, promise: Promise
 ) -> None:
     """Its VM is `unreachable` with the cause named, and in a state of its own again once QEMU is sane."""
     parts = numbered(map(once, (*hostile.NOT_QMP, *hostile.ENDED)))
-    with bystander(daemon, emulator, rom_guest, growth=64 * MEBIBYTE), daemon.events() as events:
+    beside = bystander(daemon, emulator, rom_guest, growth=96 * MEBIBYTE, promise=promise)
+    with beside, daemon.events() as events:
         puppets = cast(daemon, stage, rom_unit(stage.emulator, rom_guest), parts)
         with daemon.client() as client:
             for name, fault in parts.items():
@@ -135,6 +136,39 @@ def has_returned(daemon: Daemon, name: str, state: str) -> bool:
     moves = [line for line in lines if line.get("instance") == name and "before" in line]
     since = [line["state"] for line in itertools.dropwhile(lambda line: line["before"] != "unreachable", moves)]
     return state in since
+
+
+@pytest.mark.slow
+def test_t17_a_running_qemu_that_answers_what_was_not_asked_is_unresponsive(
+    daemon: Daemon, stage: Stage, emulator: Emulator, rom_guest: Path, promise: Promise
+) -> None:
+    """Mute, or with another's id: named within 10 s, and killed at once; a second answer and 12 MB change nothing."""
+    silent = numbered(fault for fault in hostile.TOLERATED if fault.at == hostile.STATUS)
+    odd = {f"odd{number}": once(fault) for number, fault in enumerate(hostile.ANSWERED)}
+    beside = bystander(daemon, emulator, rom_guest, growth=96 * MEBIBYTE, promise=promise)
+    with beside, daemon.client() as client, daemon.events() as events:
+        cast(daemon, stage, rom_unit(stage.emulator, rom_guest), silent | odd)
+        for name in (*silent, *odd):
+            daemon.wait(name, "running")
+        began = time.monotonic()
+        for name, fault in silent.items():
+            with pytest.raises(MonitorTimeout):
+                client.post(f"/v1/instances/{name}/qmp", {"execute": fault.at, "timeout": SHORT})
+        for name, fault in odd.items():
+            request = {"execute": fault.at, "arguments": {"command-line": "info"}, "timeout": 20}
+            assert client.post(f"/v1/instances/{name}/qmp", request)["result"]
+            answer = client.post(f"/v1/instances/{name}/qmp", {"execute": hostile.STATUS, "timeout": 20})
+            assert answer["result"]["running"] is not None
+            assert daemon.view(name)["substate"] == "running"
+        found = {events.next("instance-state", substate="unresponsive")["instance"] for _ in silent}
+        promise.kept("all named", elapsed(began), within=10.0)
+        assert found == set(silent)
+        for name in silent:
+            assert daemon.view(name)["cause"]["kind"] == "main-loop-silent"
+        for name in (*silent, *odd):
+            asked = time.monotonic()
+            assert daemon.do(name, "kill")["substate"] == "dead"
+            promise.kept("force stop", elapsed(asked), within=2.0)
 
 
 # Floods
@@ -165,7 +199,7 @@ def test_t17_endless_events_cost_no_memory_and_nobody_elses_time(
         "runs": _flood("running and stopped", alternating),
         "disk": _flood("a disk that fails", failing),
     }
-    with bystander(daemon, emulator, rom_guest, growth=24 * MEBIBYTE):
+    with bystander(daemon, emulator, rom_guest, growth=24 * MEBIBYTE, promise=promise):
         cast(daemon, stage, rom_unit(stage.emulator, rom_guest), parts)
         with daemon.client() as client:
             for name in parts:
@@ -216,7 +250,7 @@ def test_t15_a_hostile_agent_costs_its_call_and_nothing_else(
     """The call through the API fails in time with its cause, the next one works, and memory is bounded."""
     parts = {f"vm{number}": fault for number, (fault, _) in enumerate(HOSTILE)}
     unit = rom_unit(stage.emulator, rom_guest).replace("[agent]\nenabled = false", "[agent]\nenabled = true")
-    with bystander(daemon, emulator, rom_guest, growth=32 * MEBIBYTE):
+    with bystander(daemon, emulator, rom_guest, growth=32 * MEBIBYTE, promise=promise):
         puppets = cast(daemon, stage, unit, dict.fromkeys(parts, faithful(SESSION)))
         with daemon.client() as client:
             for (name, fault), (_, wanted) in zip(parts.items(), HOSTILE, strict=True):

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -20,8 +21,9 @@ import pytest
 
 from qsup.errors import AgentError
 from tests.bare import BareConnection
+from tests.faults.trial import Promise
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, elapsed, linux_unit, rom_unit
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.root]
@@ -82,7 +84,7 @@ def written(daemon: Daemon, name: str) -> None:
 
 
 def test_a_guest_goes_on_when_there_is_room_again(
-    small: Small, daemon: Daemon, qemu: Emulator, rom_guest: Path
+    small: Small, daemon: Daemon, qemu: Emulator, rom_guest: Path, promise: Promise
 ) -> None:
     """ENOSPC: `io-error` with the disk and the reason, told to all; it goes on without anybody's word, nothing lost."""
     daemon.unit("web", disk_unit(qemu, rom_guest, small.image("web.img"), service='restart = "always"'))
@@ -97,7 +99,9 @@ def test_a_guest_goes_on_when_there_is_room_again(
         status = daemon.ctl("status", "web").stdout
         assert "it goes on by itself once there is room" in status
         small.make_room()
+        began = time.monotonic()
         events.next("instance-state", substate="running")
+        promise.kept("the guest goes on", elapsed(began), within=2.0)
     written(daemon, "web")
     view = daemon.view("web")
     assert (view["pid"], view["restarts"], view["cause"]) == (pid, 0, None)
