@@ -83,8 +83,36 @@ def test_what_needs_root_is_named_as_not_run(
 ) -> None:
     """A user's campaign does not count it as passed; when nothing at all was tried that is no success."""
     assert tried(tmp_path, monkeypatch, "--user", "T4", "T5") == 0
-    assert re.search(r"^T4 .*not run \(1 test needs root\)", capsys.readouterr().out, re.MULTILINE)
+    said = capsys.readouterr().out
+    assert re.search(r"^T4 .*not run \(1 test needs root\)", said, re.MULTILINE)
+    assert said.endswith("\n2 tries, 0 lost; not run for want of root: all of T4\n")
     assert tried(tmp_path, monkeypatch, "--user", "T4") == 1
+
+
+def test_it_is_tried_as_often_as_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oftener than the case says, too."""
+    assert tried(tmp_path, monkeypatch, "--tries", "7", "T5") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^T5 .* 7 +0 ", said, re.MULTILINE)
+    assert "\n7 tries, 0 lost; nothing left out\n" in said
+
+
+def test_a_name_that_only_begins_alike_is_no_case() -> None:
+    """Random numbers are no random ends of the daemon."""
+    assert case_of("tests/real/test_x.py::test_random_ends_of_the_daemon_lose_nothing") == CASES["random"]
+    assert case_of("tests/real/test_x.py::test_random_numbers_can_be_limited[qemu-7.2]") is None
+
+
+def test_what_is_promised_of_nothing_is_told_all_the_same() -> None:
+    """Beside what is; and of one thing with two promises both are."""
+    tally, promise = Tally(["T3"]), Promise(properties=[])
+    promise.told("its end", 0.02)
+    for within in (1.0, 2.0):
+        promise.kept("an answer", 0.5, within=within)
+    tally.count("T3", failed=False, seconds=1.0, told=promise.properties)
+    assert tally.rows["T3"].cells()[4] == "its end 20 ms; an answer 500 ms of 1 s; an answer 500 ms of 2 s"
 
 
 def test_the_worst_of_all_tries_is_shown() -> None:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program: 0 when nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Try what qsup must survive.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
-    parser.add_argument("--tries", type=int, metavar="N", help="how often faults are repeated (default: by case)")
+    parser.add_argument("--tries", type=int, metavar="N", help="how often each fault is repeated (default: by case)")
     parser.add_argument("--user", action="store_true", help="as root, too, try an ordinary user's daemon")
     parser.add_argument(
         "--write",
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     user = options.user or os.geteuid() != 0
     machine = describe(user=user)
     tally = run(options.cases or list(CASES), tries=options.tries, user=user).tally
-    print(f"\n{machine}\n{tally.text()}")
+    print(f"\n{machine}\n{tally.text()}\n{tally.summary()}")
     if options.write:
         what = "tried as a user" if user else "tried as root"
         table = tally.markdown(measured(options.write, what=what))

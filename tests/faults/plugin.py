@@ -23,7 +23,7 @@ class Campaign:
 
     Args:
         names: of the cases that were asked for.
-        tries: how often a fault is repeated, ``None`` for what the cases say; whole tests run no oftener than they say.
+        tries: how often a fault is repeated, by its test or with it, ``None`` for what the cases say.
         user: with an ordinary user's daemon.
     """
 
@@ -54,7 +54,7 @@ class Campaign:
         case = case_of(metafunc.function.__name__)
         if case is not None and "tries" not in metafunc.fixturenames:
             metafunc.fixturenames.append(_STEP)
-            metafunc.parametrize(_STEP, range(min(self._tries or case.repeat, case.repeat)), indirect=True)
+            metafunc.parametrize(_STEP, range(self._tries or case.repeat), indirect=True)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the tests of the cases that were asked for, in the cases' order."""

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import define, field
 
 from tests.faults.cases import CASES, Case
-from tests.faults.trial import MEASURED, TRIED
+from tests.faults.trial import MEASURED, NOTHING, TRIED
 
 HEADINGS = ("case", "what is done", "tries", "lost", "worst, of what is promised", "promise")
 
@@ -40,13 +40,19 @@ class Row:
         """A test of it is not run, for it needs root."""
         self.left_out.add(test)
 
+    def what_is_left_out(self) -> str:
+        """How much of it is not run."""
+        if not self.tries:
+            return "all"
+        return f"{len(self.left_out)} {'test' if len(self.left_out) == 1 else 'tests'}"
+
     def cells(self) -> list[str]:
         """The line's cells, as `HEADINGS` names them."""
         tries = str(self.tries) if self.tries else "not run"
         if self.left_out:
             tries += f" ({len(self.left_out)} {'test needs' if len(self.left_out) == 1 else 'tests need'} root)"
         worst = "; ".join(
-            f"{what} {_short(value, unit)} of {_short(within, unit)}"
+            f"{what} {_short(value, unit)}" + (f" of {_short(within, unit)}" if within < NOTHING else "")
             for (what, within), (value, unit) in self.worst.items()
         )
         if self.tries and not worst:
@@ -90,6 +96,12 @@ class Tally:
             known = row.worst.get((what, within))
             if known is None or value > known[0]:
                 row.worst[what, within] = (value, unit)
+
+    def summary(self) -> str:
+        """What was done in all, and what was not, in one line."""
+        words = f"{sum(row.tries for row in self.rows.values())} tries, {self.lost} lost"
+        left_out = [f"{row.what_is_left_out()} of {name}" for name, row in self.rows.items() if row.left_out]
+        return f"{words}; not run for want of root: {', '.join(left_out)}" if left_out else f"{words}; nothing left out"
 
     @property
     def lost(self) -> int:

@@ -15,6 +15,9 @@ from attrs import frozen
 FEW = 3
 TRIED, MEASURED = "tried", "measured"
 
+#: Of something that was measured, without a promise.
+NOTHING = float("inf")
+
 #: pytest's ``user_properties``.
 Properties = list[tuple[str, Any]]
 
@@ -42,6 +45,10 @@ class Promise:
     """Where one test tells what it measured; raises AssertionError when that is not what was promised."""
 
     properties: Properties
+
+    def told(self, what: str, value: float, *, unit: str = "s") -> None:
+        """Something took so long, or became so large, and nothing is promised of that."""
+        self.properties.append((MEASURED, (what, value, NOTHING, unit)))
 
     def kept(self, what: str, value: float, *, within: float, unit: str = "s") -> None:
         """Something took so long, or became so large."""

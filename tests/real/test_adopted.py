@@ -96,7 +96,7 @@ def test_t3_the_death_of_an_adopted_qemu_is_told_at_once(
 ) -> None:
     """The event names the signal, the VM is `crashed` or started again as its policy says."""
     policy = 'restart = "on-failure"\nrestart-delay = "20ms"\nrestart-max-delay = "20ms"\nstart-limit-burst = 1000'
-    units = {"down": "", "again": policy}
+    units, ends = {"down": "", "again": policy}, {"down": "crashed", "again": "auto-restart"}
     for name, service in units.items():
         daemon.unit(name, rom_unit(emulator, rom_guest, service=service))
         daemon.do(name, "start")
@@ -110,6 +110,10 @@ def test_t3_the_death_of_an_adopted_qemu_is_told_at_once(
                 told = told_of_signal(events, name)
                 promise.kept("event", elapsed(began), within=0.1)
                 assert told["cause"]["text"] == "signal KILL"
+                while told["substate"] == "exiting":
+                    told = told_of_signal(events, name)
+                assert told["substate"] == ends[name]
+                promise.told("its end", elapsed(began))
         assert daemon.wait("down", "crashed")["cause"]["text"] == "signal KILL"
         poll_until(lambda: daemon.view("again")["substate"] == "running", "it is started again", seconds=DEADLINE)
         assert daemon.view("again")["pid"] != pids["again"]
@@ -118,7 +122,7 @@ def test_t3_the_death_of_an_adopted_qemu_is_told_at_once(
 
 
 def told_of_signal(events: Events, name: str) -> dict[str, Any]:
-    """What the first event says that names a signal as the cause of a VM's state."""
+    """What the next event says that names a signal as the cause of a VM's state."""
     while True:
         event = events.next("instance-state")
         cause = event["data"]["cause"]

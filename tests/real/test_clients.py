@@ -6,7 +6,6 @@ Must not: repeat the kernel's own tests; its attacks are borrowed from them.
 
 from __future__ import annotations
 
-import math
 import socket
 import subprocess
 import time
@@ -176,10 +175,8 @@ async def test_t13_idle_connections_and_a_mute_subscriber_harm_nobody(
         for one in idle:
             clients.callback(one.stream.socket.close)
         with daemon.client() as client:
-            # a machine that others use as well stands still at times, but not in every round
-            rounds = (slowest_of_99_percent(client, "web") for _ in range(5))
-            best = next((seconds for seconds in rounds if seconds < 0.05), math.inf)
-            promise.kept("p99 of the others", best, within=0.05)
+            # so many that a machine which stands still at times, for others use it, too, is told from a slow daemon
+            promise.kept("p99 of the others", slowest_of_99_percent(client, "web", count=2000), within=0.05)
         # the oldest went when the bound of one user was reached
         closed = [await one.closed() for one in idle[:50]]
         assert closed == [b""] * 50
@@ -188,15 +185,15 @@ async def test_t13_idle_connections_and_a_mute_subscriber_harm_nobody(
         daemon.do("web", "kill")
 
 
-def slowest_of_99_percent(client: ApiClient, name: str) -> float:
-    """The p99 of 400 reads, in seconds, while a VM is paused and resumed between them."""
+def slowest_of_99_percent(client: ApiClient, name: str, *, count: int) -> float:
+    """The p99 of so many reads, in seconds, while a VM is paused and resumed between them."""
     times = []
-    for number in range(400):
+    for number in range(count):
         began = time.perf_counter()
         client.get("/v1/instances")
         times.append(time.perf_counter() - began)
         client.post(f"/v1/instances/{name}/qmp", {"execute": "stop" if number % 2 else "cont"})
-    return sorted(times)[396]
+    return sorted(times)[count * 99 // 100]
 
 
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
