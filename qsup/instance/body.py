@@ -293,7 +293,8 @@ class Body:
         def on_filed(loaded: LoadedUnit) -> None:
             self._post(Filed(loaded=loaded))
 
-        return Filing(name=self._name, wanted=wanted, persist=self._services.persist, on_filed=on_filed)
+        persist, overrule = self._services.persist, self.works.overruled
+        return Filing(name=self._name, wanted=wanted, persist=persist, on_filed=on_filed, overrule=overrule)
 
     async def _file_reached(self, operation: str, keys: Sequence[str]) -> None:
         """Have the unit say what the guest has made true of a change."""

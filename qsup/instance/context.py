@@ -6,7 +6,7 @@ Must not: do anything itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import field, frozen
@@ -84,7 +84,7 @@ class Context:
     again: bool = False
     force: bool = False
     note: Callable[[Mapping[str, Any]], None] = _ignore
-    overtake: Callable[[str], None] = _ignore
+    overtake: Callable[[str], Awaitable[None]]
     goals: list[Goal] = field(factory=list)
 
     @property

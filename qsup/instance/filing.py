@@ -7,6 +7,7 @@ Must not: know how a file is written (`qsup.catalog` does), or what can be chang
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from attrs import frozen
@@ -30,12 +31,14 @@ class Filing:
         name: the VM's.
         wanted: whether a change is to be written down at all.
         on_filed: told the unit as its files say it from now on.
+        overrule: entered while changes are written: whatever is under way does not write their keys over.
     """
 
     name: str
     wanted: bool
     persist: Persist
     on_filed: Callable[[LoadedUnit], None]
+    overrule: Callable[[Mapping[str, Any]], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
 
     async def rehearse(self, changes: Mapping[str, Any], replaced: Sequence[str] = ()) -> Unit | None:
         """See that a change can be written down: the unit as its files say it now, ``None`` where nothing is wanted.
@@ -66,7 +69,8 @@ class Filing:
         if not self.wanted:
             return
         try:
-            loaded = await self.persist(self.name, changes, replaced=replaced)
+            async with self.overrule(changes):
+                loaded = await self.persist(self.name, changes, replaced=replaced)
         except QsupError as error:
             if done:
                 error.message = f"{done}, but that could not be written down: {error.message}"

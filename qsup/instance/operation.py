@@ -20,6 +20,9 @@ from qsup.errors import DeniedError, QsupError
 LASTING = frozenset({"set"})
 #: Why a detach is not cancellable.
 NOT_TAKEN_BACK = "QEMU does not take a request to unplug back"
+#: What becomes of a key of an operation once a later request has changed it: the guest is not asked for it any more; or
+#: it is, and the unit is not changed when it comes true.
+GIVEN_UP, UNWRITTEN = "given-up", "unwritten"
 #: What ends the operations that a stop does not.
 _INSTEAD = {
     "stop": "kill the VM to end it at once",
@@ -88,6 +91,7 @@ class Operation:
         uptime: CLOCK_BOOTTIME seconds of when it was asked for.
         batch: the rest of what its own request began, where that named several VMs and this is the first.
         until: CLOCK_BOOTTIME seconds by when all of it is to be over, where a later request has said so.
+        overtaken: of its keys those that a later request has changed: `GIVEN_UP` or `UNWRITTEN`.
     """
 
     id: str
@@ -111,6 +115,7 @@ class Operation:
     until: float | None = None
     uptime: float = 0.0
     batch: Batch | None = None
+    overtaken: Mapping[str, str] = field(factory=dict)
 
     @property
     def key_uses(self) -> tuple[KeyUse, ...]:

@@ -99,6 +99,7 @@ class OperationRecord:
     batch: BatchRecord | None
     until: float | None = field(validator=within(0, LATEST))
     uptime: float = field(validator=within(0, LATEST))
+    overtaken: Mapping[str, str]
 
     @classmethod
     def of(cls, operation: Operation) -> OperationRecord:
@@ -124,6 +125,7 @@ class OperationRecord:
             batch=None if operation.batch is None else BatchRecord.of(operation.batch),
             until=operation.until,
             uptime=operation.uptime,
+            overtaken=operation.overtaken,
         )
 
     def operation(self) -> Operation:
@@ -153,5 +155,6 @@ class OperationRecord:
             batch=None if self.batch is None else self.batch.batch(),
             until=self.until,
             uptime=self.uptime,
+            overtaken=self.overtaken,
             cancellable=self.pending and self.state == OperationState.RUNNING.value and self.kind in LASTING,
         )

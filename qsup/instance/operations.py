@@ -288,6 +288,24 @@ class OperationTable:
             # a later daemon asks QEMU for it once more, which changes nothing
             _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
 
+    async def overtake(self, operation_id: str, key: str, how: str) -> None:
+        """A later request has changed one of its keys; a later daemon knows that, too.
+
+        Args:
+            how: `qsup.instance.operation.GIVEN_UP` or `UNWRITTEN`; ``""``: it has not after all.
+        """
+        operation = self._operations.get(operation_id)
+        if operation is None or operation.is_final:
+            return
+        others = {name: value for name, value in operation.overtaken.items() if name != key}
+        overtaken = evolve(operation, overtaken=others | ({key: how} if how else {}))
+        self._operations[operation_id] = overtaken
+        try:
+            await self._journal.append(codec.encode(OperationRecord.of(overtaken)), flush=False)
+        except QsupError as why:
+            # a daemon that dies before the operation's end costs that knowledge
+            _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
+
     async def limit(self, operation_id: str, until: float) -> None:
         """Have it be over sooner than it was to be.
 

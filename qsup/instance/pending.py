@@ -16,6 +16,7 @@ from qsup.instance.departures import Departures
 from qsup.instance.filing import Filing, absent
 from qsup.instance.hold import Hold
 from qsup.instance.messages import Settled, Unplugged, Waits
+from qsup.instance.operation import GIVEN_UP
 from qsup.instance.services import Services
 from qsup.instance.setting import if_not_done
 from qsup.instance.shown import Shown
@@ -56,7 +57,9 @@ class Pending:
             written = changes is None
             if changes is None and life is not None:
                 changes = difference(life.unit, self._shown.loaded.unit)
-            goals = () if life is None else change.goals(changes or {}, life.hardware, self._shown.name)
+            overtaken = self._services.operations.get(operation).overtaken
+            wanted = [] if life is None else change.goals(changes or {}, life.hardware, self._shown.name)
+            goals = [goal for goal in wanted if overtaken.get(goal.key) != GIVEN_UP]
             body.works.begin(operation, goals, {"changed": True}, if_not_done(written))
         self._left_works.clear()
 

@@ -10,7 +10,8 @@ one that it makes from the operation's arguments.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,9 @@ from qsup.errors import DeniedError, MonitorError, OperationCancelled, QmpComman
 from qsup.instance.context import Context, Goal
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
+from qsup.instance.operation import GIVEN_UP, UNWRITTEN
 from qsup.instance.operations import OperationTable
+from qsup.unit.compose import pick
 
 _log = structlog.get_logger()
 
@@ -32,6 +35,9 @@ _log = structlog.get_logger()
 _FIRST, _LONGEST = 0.02, 1.0
 #: Seconds for QEMU to be told that no more is wanted.
 _STOP_TIMEOUT = 15.0
+
+#: What is said of a key that has come true, and that a later request has the unit say otherwise of.
+_UNWRITTEN = "not written: a later change has its unit say something else"
 
 MakeContext = Callable[[str], Awaitable[Context | None]]
 
@@ -52,11 +58,16 @@ class _Work:
     otherwise: str
     told: dict[str, Any] = field(factory=dict)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it is about."""
+        return (*self.told, *(goal.key for goal in self.goals))
+
     def so_far(self, others: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-        """The operation's result with what is known now; ``others``: what is said of further keys."""
-        known = self.result.get("keys", {})
-        more = {**self.told, **others}
-        keys = {**known, **{key: {**known.get(key, {}), **told} for key, told in more.items()}}
+        """The operation's result with what is known now; ``others``: what else is said of keys."""
+        keys: dict[str, Any] = dict(self.result.get("keys", {}))
+        for told in (self.told, others):
+            keys.update({key: {**keys.get(key, {}), **said} for key, said in told.items()})
         return {**self.result, "keys": keys}
 
 
@@ -134,32 +145,57 @@ class Works:
     async def _end(self, work: _Work, error: QsupError | None = None) -> None:
         if self._works.pop(work.operation, None) is None:
             return  # somebody else has ended it meanwhile
-        if error is None and work.told:
+        overtaken = self._overtaken(work.operation)
+        if error is None and (written := tuple(key for key in work.told if key not in overtaken)):
             try:
-                await self._file(work.operation, tuple(work.told))
+                await self._file(work.operation, written)
             except QsupError as failure:
                 failure.instance = self._name
                 error = failure
         result = None
         if error is None:
-            result = work.so_far()
+            result = work.so_far({key: {"why": _UNWRITTEN} for key in overtaken if key in work.told})
         else:
             failed = {goal.key: {"applied": work.otherwise, "why": error.message} for goal in work.goals}
             error.details["keys"] = work.so_far(failed)["keys"]
         await self._operations.foretell(work.operation, result=result, error=error)
         self._post(Finished(operation=work.operation, result=result, error=error))
 
-    def overtake(self, key: str) -> None:
+    def _overtaken(self, operation: str) -> Mapping[str, str]:
+        return self._operations.get(operation).overtaken if self._operations.is_under_way(operation) else {}
+
+    async def overtake(self, key: str) -> None:
         """A later operation asks for something else: what was wanted of a key is given up."""
-        for work in list(self._works.values()):
+        for work in [work for work in self._works.values() if key in work.keys]:
             work.goals = [goal for goal in work.goals if goal.key != key]
+            work.told.pop(key, None)
             self._jobs.cancel(f"work:{work.operation}")
-            if work.goals or work.told:
+            if work.keys:
                 self._start(work)
+                await self._operations.overtake(work.operation, key, GIVEN_UP)
             else:
                 self._works.pop(work.operation)
                 error = OperationCancelled(f"overtaken by a later change of {key}", instance=self._name)
+                # a later daemon must not go on with it
+                await self._operations.foretell(work.operation, error=error)
                 self._post(Finished(operation=work.operation, error=error))
+
+    @asynccontextmanager
+    async def overruled(self, changes: Mapping[str, Any]) -> AsyncIterator[None]:
+        """While changes are written to the unit, and from then on: what is under way does not write their keys.
+
+        One that is just being written comes first, and so does not stay.
+        """
+        found = [(work.operation, key) for work in self._works.values() for key in work.keys if pick(changes, [key])]
+        new = [(operation, key) for operation, key in found if key not in self._overtaken(operation)]
+        for operation, key in new:
+            await self._operations.overtake(operation, key, UNWRITTEN)
+        try:
+            yield
+        except QsupError:
+            for operation, key in new:
+                await self._operations.overtake(operation, key, "")
+            raise
 
     async def stop(self, operation: str) -> None:
         """End one: the guest keeps what it has.

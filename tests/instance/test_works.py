@@ -13,7 +13,7 @@ from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, NoSpaceError,
 from qsup.instance.context import Context
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
-from qsup.instance.operation import Operation, OperationState, uncancellable
+from qsup.instance.operation import GIVEN_UP, UNWRITTEN, Operation, OperationState, uncancellable
 from qsup.instance.operations import OperationTable
 from qsup.instance.works import Works
 
@@ -192,12 +192,32 @@ async def test_a_later_change_overtakes_its_key_alone(
     vm = _Vm(nursery)
     one = vm.begin(_Goal("memory.size", "half"))
     both = vm.begin(_Goal("memory.size", "half"), _Goal("cpu.vcpus", "one left", ""))
-    vm.works.overtake("memory.size")
+    await vm.works.overtake("memory.size")
+    assert vm.operations.get(both.id).overtaken == {"memory.size": GIVEN_UP}
     first, second = await vm.outcome(), await vm.outcome()
     assert (first.operation, type(first.error)) == (one.id, OperationCancelled)
     assert (second.operation, second.error) == (both.id, None)
     assert second.result is not None
     assert second.result["keys"].keys() == {"done.already", "cpu.vcpus"}
+    assert vm.filed == [("cpu.vcpus",)]
+
+
+async def test_what_a_later_change_has_written_is_not_written_over(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It comes true all the same, and says so; where the later one could not be written nothing has changed."""
+    vm = _Vm(nursery)
+    operation = vm.begin(_Goal("memory.size", "half", ""), _Goal("cpu.vcpus", "one left", ""))
+    with pytest.raises(NoSpaceError):
+        async with vm.works.overruled({"memory": {"size": "1G"}}):
+            raise NoSpaceError("the disk is full")
+    assert vm.operations.get(operation.id).overtaken == {}
+    async with vm.works.overruled({"memory": {"size": "1G", "slots": 2}}):
+        assert vm.operations.get(operation.id).overtaken == {"memory.size": UNWRITTEN}
+    ended = await vm.outcome()
+    assert ended.result is not None
+    assert ended.result["keys"]["memory.size"].keys() == {"reached", "why"}
+    assert ended.result["keys"]["cpu.vcpus"].keys() == {"reached"}
     assert vm.filed == [("cpu.vcpus",)]
 
 

@@ -120,6 +120,27 @@ def test_a_guest_that_needs_its_memory_gives_back_what_it_can(
     assert not dropin.exists()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_the_next_start_is_to_have_outlasts_a_shrinking(
+    daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest, restarted: bool
+) -> None:
+    """What was asked for later stays in the unit, under a later daemon, too; the guest gives back all the same."""
+    start(daemon, emulator, linux_guest, GROWS)
+    assert size(daemon, "512M")["state"] == "succeeded"
+    fill(daemon, 8)
+    operation = size(daemon, "256M", wait=1)
+    assert operation["state"] == "running"
+    later = ask(daemon, {"memory": {"size": "384M"}}, query="&next-start=1")
+    assert later["result"]["keys"]["memory.size"]["applied"] == "start"
+    if restarted:
+        daemon.restart()
+        daemon.wait("web", "running")
+    ended = finished(daemon, operation, seconds=60)
+    assert (ended["state"], has(daemon, 256)) == ("succeeded", True)
+    assert "a later change" in told(ended, "memory.size")["why"]
+    assert 'size = "384M"' in (daemon.units / "web.toml.d" / "90-changes.toml").read_text()
+
+
 def test_a_shrinking_can_be_cancelled(daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest) -> None:
     """The guest keeps what it has, QEMU wants no more of it, and another change begins from there."""
     start(daemon, emulator, linux_guest, GROWS)

@@ -62,7 +62,7 @@ class Memory:
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Ask for it; what the guest has not done at once becomes a goal."""
-        context.overtake(SIZE)
+        await context.overtake(SIZE)
         goal = memory_goal(unit, context.hardware)
         if isinstance(goal, _Modules):
             await goal.grow(context)

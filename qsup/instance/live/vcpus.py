@@ -99,7 +99,7 @@ class Vcpus:
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Plug what is missing and have the guest take it, or ask the guest for what is too much."""
-        context.overtake(VCPUS)
+        await context.overtake(VCPUS)
         hardware, wanted = context.hardware, unit.cpu.vcpus
         if not hardware.unit.cpu.max_vcpus:
             # what QEMU was started with stays the most, however many there are
