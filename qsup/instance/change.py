@@ -185,7 +185,7 @@ def _again(changes: Mapping[str, Any], found: Sequence[Change], unit: Unit) -> l
     """Keys that are named and are so by the unit, but may not be by QEMU: what they ask of the guest may be left."""
     known = {change.key for change in found}
     values = values_of(unit)
-    named = [key for key in GOALS if key not in known and _value(changes, key) is not None]
+    named = [key for key in goal_keys(changes) if key not in known]
     return [Change(key=key, old=_value(values, key), new=_value(values, key), needs=Applies.LIVE) for key in named]
 
 
@@ -203,5 +203,9 @@ def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Go
         hardware: what the VM consists of.
     """
     unit = amend(hardware.unit, changes, name).unit or hardware.unit
-    keys = (make(unit, hardware) for key, make in GOALS.items() if _value(changes, key) is not None)
-    return (*leaving_for(unit, hardware), *keys)
+    return (*leaving_for(unit, hardware), *(GOALS[key](unit, hardware) for key in goal_keys(changes)))
+
+
+def goal_keys(changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a change that the guest may have to make true."""
+    return tuple(key for key in GOALS if _value(changes, key) is not None)

@@ -26,11 +26,9 @@ class Goal(Protocol):
 
     Attributes:
         key: of the unit that it makes true, such as ``memory.size``.
-        ends_with_vm: it is true once the VM has ended.
     """
 
     key: str
-    ends_with_vm: bool
 
     async def step(self, context: Context) -> str:
         """Do what can be done for it now.

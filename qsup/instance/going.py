@@ -111,8 +111,6 @@ def leaving_for(unit: Unit, hardware: Hardware) -> list[Goal]:
 class Gone:
     """That QEMU has nothing of an entry any more, however that comes about."""
 
-    ends_with_vm = True
-
     def __init__(self, entry: str) -> None:
         self.key = entry
         self._asked = False

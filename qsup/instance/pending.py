@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qsup.errors import ChangeError, DeniedError
+from qsup.errors import ChangeError, DeniedError, QsupError
 from qsup.instance import change
 from qsup.instance.body import Body
 from qsup.instance.departures import Departures
@@ -21,6 +21,9 @@ from qsup.instance.services import Services
 from qsup.instance.setting import if_not_done
 from qsup.instance.shown import Shown
 from qsup.instance.teller import Teller
+from qsup.instance.verdict import AT_START
+from qsup.instance.works import Unreached
+from qsup.unit.compose import pick
 from qsup.unit.load import LoadedUnit
 from qsup.unit.write import difference
 
@@ -64,13 +67,16 @@ class Pending:
         self._left_works.clear()
 
     async def life_over(self, body: Body) -> None:
-        """The VM has ended: nothing of it goes on, and what its guest was to do is not done."""
+        """The VM has ended: nothing of it goes on. What was to last the next start has, whatever the guest did."""
         await self._departures.life_over(body)
         self._begin_left(body)
-        words = "the VM ended before its guest had done what was asked of it"
-        for operation, result in body.works.life_over().items():
-            error = ChangeError(words, instance=self._shown.name) if result is None else None
-            self._hold.end(operation, result, error)
+        for work in body.works.life_over():
+            try:
+                result = await self._put_off(work)
+            except QsupError as error:
+                self._hold.end(work.operation, error=error)
+            else:
+                self._hold.end(work.operation, result)
 
     # devices
 
@@ -105,6 +111,25 @@ class Pending:
 
     # works
 
+    async def _put_off(self, work: Unreached) -> Mapping[str, Any]:
+        """Have the next start bring what a guest was still at: the result.
+
+        Raises:
+            QsupError: why it does not.
+        """
+        operation = self._services.operations.get(work.operation)
+        changes, known = operation.arguments["changes"], work.result.get("keys", {})
+        words = "the VM ended before its guest had done what was asked of it"
+        if changes is None:  # its unit says so already
+            wanted = [key for key in change.GOALS if key in known]
+        else:
+            wanted = [key for key in change.goal_keys(changes) if key not in operation.overtaken]
+            if not operation.arguments["persist"] or not wanted:
+                raise ChangeError(words, instance=self._shown.name)
+            await self._filing().write(pick(changes, wanted))
+        late = {key: {**known.get(key, {}), "applied": AT_START, "why": words} for key in wanted}
+        return {**work.result, "keys": {**known, **late}}
+
     async def cancel_work(self, operation: str) -> None:
         """Have the guest left alone with what was asked of it; `DeniedError` where that cannot be."""
         body = self._shown.body
@@ -121,7 +146,10 @@ class Pending:
             data = {"added": [], "changed": [self._shown.name], "removed": []}
             self._services.publish("units-reloaded", None, data)
 
+    def _filing(self) -> Filing:
+        # told at once: a restart that follows takes the unit as it is then
+        return Filing(name=self._shown.name, wanted=True, persist=self._services.persist, on_filed=self.on_filed)
+
     async def _forget_entry(self, entry: str) -> None:
         """Have the unit have an entry no more, which the VM has not any more."""
-        filing = Filing(name=self._shown.name, wanted=True, persist=self._services.persist, on_filed=self.on_filed)
-        await filing.write(absent(entry), done=f"{entry} is gone")
+        await self._filing().write(absent(entry), done=f"{entry} is gone")

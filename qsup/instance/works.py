@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qsup.errors import DeniedError, MonitorError, OperationCancelled, QmpCommandError, QsupError
 from qsup.instance.context import Context, Goal
@@ -50,6 +50,8 @@ class _Work:
         goals: those that are left.
         result: what is true already.
         otherwise: when a key counts that does not come true.
+        told: what has come true of each goal.
+        is_stopping: somebody is ending it.
     """
 
     operation: str
@@ -57,6 +59,7 @@ class _Work:
     result: dict[str, Any]
     otherwise: str
     told: dict[str, Any] = field(factory=dict)
+    is_stopping: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -69,6 +72,18 @@ class _Work:
         for told in (self.told, others):
             keys.update({key: {**keys.get(key, {}), **said} for key, said in told.items()})
         return {**self.result, "keys": keys}
+
+
+@frozen
+class Unreached:
+    """An operation that its VM's end has left where it was.
+
+    Args:
+        result: what has come true.
+    """
+
+    operation: str
+    result: Mapping[str, Any]
 
 
 class Works:
@@ -207,6 +222,7 @@ class Works:
         if work is None:
             raise DeniedError(f"operation {operation} cannot be cancelled now", instance=self._name, hint="try again")
         self._jobs.cancel(f"work:{operation}")
+        work.is_stopping = True
         try:
             with trio.fail_after(_STOP_TIMEOUT):
                 if (context := await self._context(operation)) is None:
@@ -215,23 +231,26 @@ class Works:
                     await goal.stop(context)
                 context.keep()
         except (QsupError, trio.TooSlowError) as error:
-            if operation in self._works:
-                self._start(work)
+            if operation not in self._works:
+                return  # the VM has ended, and this with it
+            work.is_stopping = False
+            self._start(work)
             if isinstance(error, QsupError):
                 raise
             raise DeniedError("QEMU does not answer", instance=self._name, hint="try again later") from None
         await self._end(work, OperationCancelled("cancelled", instance=self._name))
 
-    def life_over(self) -> dict[str, Mapping[str, Any] | None]:
-        """The VM has ended, and so have they.
+    def life_over(self) -> tuple[Unreached, ...]:
+        """The VM has ended, and so have they; what somebody was just ending is cancelled.
 
         Returns:
-            The results of the operations, ``None`` where something has not come true by that.
+            What was left of the others.
         """
-        ended: dict[str, Mapping[str, Any] | None] = {
-            operation: work.so_far() if all(goal.ends_with_vm for goal in work.goals) else None
-            for operation, work in self._works.items()
-        }
+        works = tuple(self._works.values())
         self._works.clear()
-        self._jobs.cancel(*(f"work:{operation}" for operation in ended))
-        return ended
+        self._jobs.cancel(*(f"work:{work.operation}" for work in works))
+        for work in works:
+            if work.is_stopping:
+                error = OperationCancelled("cancelled", instance=self._name)
+                self._post(Finished(operation=work.operation, error=error))
+        return tuple(Unreached(work.operation, work.so_far()) for work in works if not work.is_stopping)

@@ -45,9 +45,8 @@ class _Context:
 class _Goal:
     """Reached after some steps; each of `answers` is said, or raised, in turn."""
 
-    def __init__(self, key: str, *answers: str | Exception, ends_with_vm: bool = False) -> None:
+    def __init__(self, key: str, *answers: str | Exception) -> None:
         self.key = key
-        self.ends_with_vm = ends_with_vm
         self.answers = list(answers)
         self.stopped = False
 
@@ -68,6 +67,20 @@ class _Goal:
         """Give it up."""
         await trio.lowlevel.checkpoint()
         self.stopped = True
+
+
+class _Stuck(_Goal):
+    """Given up only once QEMU is gone."""
+
+    def __init__(self, key: str, *answers: str | Exception) -> None:
+        super().__init__(key, *answers)
+        self.asked, self.ended = trio.Event(), trio.Event()
+
+    async def stop(self, context: Context) -> None:
+        """Wait, and fail."""
+        self.asked.set()
+        await self.ended.wait()
+        raise MonitorTimeout("no answer")
 
 
 class _Vm:
@@ -224,11 +237,28 @@ async def test_what_a_later_change_has_written_is_not_written_over(
 async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
     """They are named to whoever ends their operations, with what has come true by that, and nothing goes on."""
     vm = _Vm(nursery)
-    gone = _Goal("disk.data", "there", ends_with_vm=True)
-    one, both = vm.begin(gone), vm.begin(gone, _Goal("memory.size", "half"))
-    assert vm.works.life_over() == {one.id: {"changed": True, "keys": {"done.already": {}}}, both.id: None}
-    assert vm.works.life_over() == {}
+    operation = vm.begin(_Goal("memory.size", "half"))
+    (left,) = vm.works.life_over()
+    assert (left.operation, left.result) == (operation.id, {"changed": True, "keys": {"done.already": {}}})
+    assert vm.works.life_over() == ()
     assert await vm.lasts()
+
+
+async def test_what_is_being_ended_when_the_vm_ends_is_cancelled(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its wish does not count at the next start, and whoever ends it hears no error."""
+    vm = _Vm(nursery)
+    goal = _Stuck("memory.size", "half")
+    operation = vm.begin(goal)
+    assert await vm.lasts()
+    async with trio.open_nursery() as children:
+        children.start_soon(vm.works.stop, operation.id)
+        await goal.asked.wait()
+        assert vm.works.life_over() == ()
+        goal.ended.set()
+    ended = await vm.outcome()
+    assert (ended.operation, type(ended.error)) == (operation.id, OperationCancelled)
 
 
 async def test_what_lasts_can_be_cancelled_by_a_later_daemon_too() -> None:

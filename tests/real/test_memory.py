@@ -12,7 +12,7 @@ import pytest
 
 from qsup.errors import ChangeError, GuestRefused, OperationCancelled, UnitError
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import Daemon, linux_unit, rom_unit
+from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 from tests.real.growing import ask, cancel, run
 from tests.real.hotplug import agree, finished, peripherals, qmp, told
 from tests.waiting import came_true
@@ -221,10 +221,37 @@ def test_a_guest_that_does_not_answer_keeps_nobody(
     assert cancel(daemon, operation)["state"] == "cancelled"
     assert has(daemon, 16)
     # its next start is not with what it never had
-    assert not (daemon.units / "web.toml.d" / "90-changes.toml").exists()
-    again = size(daemon, wanted, wait=0.5)
+    dropin = daemon.units / "web.toml.d" / "90-changes.toml"
+    assert not dropin.exists()
+    again = ask(daemon, {"memory": {"size": wanted}}, wait=0.5, query="&persist=0")
     daemon.do("web", "kill")
-    assert finished(daemon, again)["error"]["code"] == ChangeError.code
+    assert (finished(daemon, again)["error"]["code"], dropin.exists()) == (ChangeError.code, False)
+
+
+@pytest.mark.parametrize(("memory", "wanted"), [('max = "64M"', 32), ("balloon = true", 8)])
+@pytest.mark.parametrize("how", ["kill", "restart", "alone"])
+def test_what_the_guest_was_still_at_the_next_start_has(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, memory: str, wanted: int, how: str
+) -> None:
+    """However the VM ends, be it while no daemon runs: it was asked for, and a new guest need give nothing back."""
+    start_rom(daemon, emulator, rom_guest, memory)
+    operation = size(daemon, f"{wanted}M", wait=1)
+    assert operation["state"] == "running"
+    if how == "alone":
+        pid = daemon.view("web")["pid"]
+        daemon.signal(signal.SIGKILL)
+        kill_process(pid)
+        daemon.start()
+    else:
+        daemon.do("web", how)
+    done = finished(daemon, operation)
+    assert done["state"] == "succeeded", done
+    if how != "alone":
+        assert done["result"]["keys"]["memory.size"]["applied"] == "start"
+    if how != "restart":
+        daemon.do("web", "start")
+    assert has(daemon, wanted)
+    assert not daemon.view("web")["unit"]["needs_restart"]
 
 
 @pytest.mark.parametrize("number", range(4))

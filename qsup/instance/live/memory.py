@@ -103,7 +103,6 @@ class _Growth:
     """So much memory in all, by virtio-mem."""
 
     key: str = SIZE
-    ends_with_vm = False
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -164,7 +163,6 @@ class _Balloon:
     """So much memory left to the guest by its balloon."""
 
     key: str = SIZE
-    ends_with_vm = False
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -223,7 +221,6 @@ class _Modules:
     """So much memory in all, by memory modules."""
 
     key: str = SIZE
-    ends_with_vm = False
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted

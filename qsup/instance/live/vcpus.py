@@ -272,7 +272,6 @@ class FewerVcpus:
     """No more vCPUs than wanted: the guest is asked for the last ones until they have gone."""
 
     key: str = VCPUS
-    ends_with_vm = False
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
