@@ -28,7 +28,7 @@ from qsup.host.pci import Binding
 from qsup.host.pidfd import PidFd
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
-from qsup.instance import room, watch
+from qsup.instance import balloon, room, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
@@ -323,6 +323,7 @@ async def _ask(
     elif status.status == "prelaunch" and not launched:
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
+        await balloon.impose(life.unit, life.summary, monitor)
         await join_cgroup(life.cgroup, life.process)
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)

@@ -1,7 +1,7 @@
-"""What a guest tells of its memory through its balloon.
+"""The balloon besides its changes: what it leaves a guest from the start, and what the guest tells through it.
 
-Decides: which of its figures are figures.
-Must not: wait for the guest: QEMU keeps what its driver sent last.
+Decides: which of the guest's figures are figures.
+Must not: wait for the guest: QEMU keeps what it was asked for, and what the guest's driver sent last.
 
 The guest is only asked while somebody wants to know, and anew on each connection: a daemon that is killed leaves it
 being asked, which costs it next to nothing.
@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from qsup.errors import QmpCommandError
+from qsup.plan.spec import PlanSummary
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
+from qsup.unit.model import Unit, effective_resize
 
 _PATH: Final = "/machine/peripheral/balloon"
 #: Seconds between two times that the guest's driver sends its figures.
@@ -22,6 +24,17 @@ _INTERVAL = 5
 _TIMEOUT = 3.0
 #: What a driver sends for a figure that it does not have is -1 as an unsigned number.
 _NONE = 1 << 63
+
+
+async def impose(unit: Unit, summary: PlanSummary, monitor: Monitor) -> None:
+    """Have the balloon leave the guest what its unit says, as soon as its driver is there.
+
+    Raises:
+        QmpCommandError: QEMU has no balloon that works.
+        MonitorError: it did not answer.
+    """
+    if effective_resize(unit) == "balloon" and unit.memory.size < summary.memory_base:
+        await commands.balloon(monitor, unit.memory.size, timeout=_TIMEOUT)
 
 
 class BalloonSampler:

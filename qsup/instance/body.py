@@ -8,7 +8,7 @@ every effect has its method here, and they share what is connected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
@@ -22,9 +22,9 @@ from qsup.host.output import BoundedLog, feed_of
 from qsup.instance import adopt, change, going, pulled, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
-from qsup.instance.context import Context
+from qsup.instance.context import Changes, Context
 from qsup.instance.control import WaitState, carry_out
-from qsup.instance.filing import Filing, file_only
+from qsup.instance.filing import Filing, file_only, with_besides
 from qsup.instance.guest import GuestChannel
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.inbox import Inbox
@@ -54,7 +54,6 @@ from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
-from qsup.unit.compose import pick
 from qsup.unit.load import LoadedUnit
 from qsup.unit.quantity import format_duration
 
@@ -296,12 +295,12 @@ class Body:
         persist, overrule = self._services.persist, self.works.overruled
         return Filing(name=self._name, wanted=wanted, persist=persist, on_filed=on_filed, overrule=overrule)
 
-    async def _file_reached(self, operation: str, keys: Sequence[str]) -> None:
+    async def _file_reached(self, operation: str, keys: Mapping[str, Changes]) -> None:
         """Have the unit say what the guest has made true of a change."""
         arguments = self._services.operations.get(operation).arguments
         filing = self._filing(wanted=bool(arguments.get("persist")))
-        # a change without any is one that the unit says already
-        await filing.write(pick(arguments["changes"] or {}, keys), done=f"{', '.join(keys)} is as it was asked for")
+        changes = with_besides(arguments["changes"], keys)
+        await filing.write(changes, done=f"{', '.join(keys)} is as it was asked for")
 
     def file(self, asked: Asked) -> None:
         """Change the unit of a VM that does not run; posts `Finished`."""

@@ -20,15 +20,24 @@ from qsup.qmp.connection import Monitor
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
 
+#: What a drop-in would say: sections with their keys.
+Changes = Mapping[str, Any]
+NOTHING: Changes = {}
+
 
 class Goal(Protocol):
     """Something that QEMU can be asked for and the guest has to fulfil, in its own time or never.
 
     Attributes:
         key: of the unit that it makes true, such as ``memory.size``.
+        besides: what the unit must say with it for it to be taken back after a restart, too, as a drop-in would.
     """
 
     key: str
+
+    @property
+    def besides(self) -> Changes:
+        """See the attributes."""
 
     async def step(self, context: Context) -> str:
         """Do what can be done for it now.
@@ -70,6 +79,7 @@ class Context:
         note: tells what is seen of the VM; fields of `qsup.instance.shown.Observed`.
         overtake: an earlier operation gives up its goal of a key.
         goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
+        reached: those that were so at once.
     """
 
     life: Life
@@ -84,6 +94,7 @@ class Context:
     note: Callable[[Mapping[str, Any]], None] = _ignore
     overtake: Callable[[str], Awaitable[None]]
     goals: list[Goal] = field(factory=list)
+    reached: list[Goal] = field(factory=list)
 
     @property
     def name(self) -> str:

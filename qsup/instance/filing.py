@@ -16,7 +16,7 @@ from qsup.errors import ChangeError, QsupError
 from qsup.instance.services import Persist
 from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said, result_of
 from qsup.unit.compare import compare
-from qsup.unit.compose import amend
+from qsup.unit.compose import amend, pick
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Applies, Unit
 
@@ -83,6 +83,22 @@ def absent(entry: str) -> dict[str, Any]:
     """The change by which a unit has an entry no more."""
     section, _, name = entry.partition(".")
     return {section: [{"id": name, "present": False}]}
+
+
+def with_besides(changes: Mapping[str, Any] | None, keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of a request's changes that concern keys, with what else the unit is to say unless the request says it.
+
+    Args:
+        changes: ``None``: the unit says them already.
+        keys: with what is to be said besides each, of sections that there is one of.
+    """
+    if changes is None:
+        return {}
+    found = pick(changes, tuple(keys))
+    for section, values in (each for besides in keys.values() for each in besides.items()):
+        unsaid = {name: value for name, value in values.items() if name not in changes.get(section, {})}
+        found[section] = {**unsaid, **found.get(section, {})}
+    return found
 
 
 async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bool) -> Mapping[str, Any]:

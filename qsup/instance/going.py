@@ -14,7 +14,7 @@ from attrs import frozen
 from qsup.errors import ChangeError, DeniedError, GuestRefused, NoSuchDevice, QmpCommandError
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
-from qsup.instance.context import Context, Goal
+from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.filing import Filing, absent
 from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT
@@ -110,6 +110,8 @@ def leaving_for(unit: Unit, hardware: Hardware) -> list[Goal]:
 
 class Gone:
     """That QEMU has nothing of an entry any more, however that comes about."""
+
+    besides: Changes = NOTHING
 
     def __init__(self, entry: str) -> None:
         self.key = entry

@@ -34,6 +34,7 @@ from qsup.errors import (
 from qsup.host import descriptors, kvmnode, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.process import Credentials, Process
+from qsup.instance import balloon
 from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
 from qsup.instance.life import Life, last_words
@@ -255,6 +256,7 @@ async def _bring_up(
         nursery.start_soon(console.pump)
     await unplug_links(loaded.unit.nics, monitor)
     await throttle.impose(throttle.limited(loaded.unit), prepared.running.plan, monitor)
+    await balloon.impose(loaded.unit, prepared.running.plan, monitor)
     await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)

@@ -26,7 +26,7 @@ from qsup.instance.services import Services
 from qsup.plan.others import channel_socket
 from qsup.plan.spec import ConnectFd, FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.qmp.dial import connect_unix
-from qsup.unit.model import DeviceSection, Unit
+from qsup.unit.model import DeviceSection, Unit, machine_memory
 
 _log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ _DEVICE_MEMORY = 1 << 30
 
 def lockable_memory(requests: Sequence[FdRequest], unit: Unit) -> int:
     """Bytes that QEMU must be able to lock: a device of the host may write to all of the guest's memory, and more."""
-    return unit.memory.size + _DEVICE_MEMORY if any(isinstance(each, PciTaken) for each in requests) else 0
+    return machine_memory(unit) + _DEVICE_MEMORY if any(isinstance(each, PciTaken) for each in requests) else 0
 
 
 def reserve_pci(requests: Sequence[FdRequest], name: str, services: Services) -> tuple[Binding, ...]:

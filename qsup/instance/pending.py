@@ -13,7 +13,7 @@ from qsup.errors import ChangeError, DeniedError, QsupError
 from qsup.instance import change
 from qsup.instance.body import Body
 from qsup.instance.departures import Departures
-from qsup.instance.filing import Filing, absent
+from qsup.instance.filing import Filing, absent, with_besides
 from qsup.instance.hold import Hold
 from qsup.instance.messages import Settled, Unplugged, Waits
 from qsup.instance.operation import GIVEN_UP
@@ -23,7 +23,6 @@ from qsup.instance.shown import Shown
 from qsup.instance.teller import Teller
 from qsup.instance.verdict import AT_START
 from qsup.instance.works import Unreached
-from qsup.unit.compose import pick
 from qsup.unit.load import LoadedUnit
 from qsup.unit.write import difference
 
@@ -126,7 +125,7 @@ class Pending:
             wanted = [key for key in change.goal_keys(changes) if key not in operation.overtaken]
             if not operation.arguments["persist"] or not wanted:
                 raise ChangeError(words, instance=self._shown.name)
-            await self._filing().write(pick(changes, wanted))
+            await self._filing().write(with_besides(changes, {key: work.besides.get(key, {}) for key in wanted}))
         late = {key: {**known.get(key, {}), "applied": AT_START, "why": words} for key in wanted}
         return {**work.result, "keys": {**known, **late}}
 

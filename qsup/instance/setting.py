@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from qsup.errors import ChangeError, QsupError, UnitError
 from qsup.instance import verdict
 from qsup.instance.context import Context, Goal, LiveKeys
-from qsup.instance.filing import Filing
+from qsup.instance.filing import Filing, with_besides
 from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
 from qsup.unit.compare import Change, compare
@@ -84,7 +84,8 @@ async def set_keys(
     told = await _apply(changes, live, said, unit, context, means, written=written)
     done = ", ".join(change.key for change in live)
     try:
-        await _write(changes, [goal.key for goal in context.goals], coming, filing, done)
+        written_now = _with_reached(changes, [] if written else context.reached)
+        await _write(written_now, [goal.key for goal in context.goals], coming, filing, done)
     except QsupError as error:
         raise tell_all(error, said) from error
     at_once = [each.key for each in said if each.applied == verdict.AT_ONCE]
@@ -147,6 +148,12 @@ def judge_all(changes: Mapping[str, Any], context: Context, means: Means, *, las
 def if_not_done(written: bool) -> str:
     """When a key counts that could not be changed after all; ``written``: as for `set_keys`."""
     return verdict.AT_START if written else verdict.REFUSED
+
+
+def _with_reached(changes: Mapping[str, Any], reached: Sequence[Goal]) -> Mapping[str, Any]:
+    """Changes with what the unit is to say besides of what came true at once."""
+    more = with_besides(changes, {goal.key: goal.besides for goal in reached})
+    return {**changes, **{section: {**changes[section], **values} for section, values in more.items()}}
 
 
 async def _write(

@@ -21,7 +21,7 @@ import trio
 from attrs import define, field, frozen
 
 from qsup.errors import DeniedError, MonitorError, OperationCancelled, QmpCommandError, QsupError
-from qsup.instance.context import Context, Goal
+from qsup.instance.context import Changes, Context, Goal
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
 from qsup.instance.operation import GIVEN_UP, UNWRITTEN
@@ -51,6 +51,7 @@ class _Work:
         result: what is true already.
         otherwise: when a key counts that does not come true.
         told: what has come true of each goal.
+        besides: what the unit is to say with it.
         is_stopping: somebody is ending it.
     """
 
@@ -59,6 +60,7 @@ class _Work:
     result: dict[str, Any]
     otherwise: str
     told: dict[str, Any] = field(factory=dict)
+    besides: dict[str, Changes] = field(factory=dict)
     is_stopping: bool = False
 
     @property
@@ -80,10 +82,12 @@ class Unreached:
 
     Args:
         result: what has come true.
+        besides: what the unit is to say with each key.
     """
 
     operation: str
     result: Mapping[str, Any]
+    besides: Mapping[str, Changes]
 
 
 class Works:
@@ -92,7 +96,8 @@ class Works:
     Args:
         jobs: where they live.
         context: makes what an operation works on; ``None`` while QEMU cannot be asked.
-        file: writes keys of an operation to the VM's unit that have come true, if that is wanted.
+        file: writes keys of an operation to the VM's unit that have come true, if that is wanted, each with what is to
+            be said besides.
         post: tells how an operation has ended.
     """
 
@@ -102,7 +107,7 @@ class Works:
         jobs: Jobs,
         operations: OperationTable,
         context: MakeContext,
-        file: Callable[[str, Sequence[str]], Awaitable[None]],
+        file: Callable[[str, Mapping[str, Changes]], Awaitable[None]],
         post: Callable[[Finished], None],
     ) -> None:
         self._name = name
@@ -149,6 +154,7 @@ class Works:
                     words.append(said)
                 else:
                     work.told[goal.key] = await goal.result(context)
+                    work.besides[goal.key] = goal.besides
                     work.goals.remove(goal)
         except QmpCommandError:
             raise
@@ -163,7 +169,7 @@ class Works:
         overtaken = self._overtaken(work.operation)
         if error is None and (written := tuple(key for key in work.told if key not in overtaken)):
             try:
-                await self._file(work.operation, written)
+                await self._file(work.operation, {key: work.besides[key] for key in written})
             except QsupError as failure:
                 failure.instance = self._name
                 error = failure
@@ -253,4 +259,8 @@ class Works:
             if work.is_stopping:
                 error = OperationCancelled("cancelled", instance=self._name)
                 self._post(Finished(operation=work.operation, error=error))
-        return tuple(Unreached(work.operation, work.so_far()) for work in works if not work.is_stopping)
+        return tuple(
+            Unreached(work.operation, work.so_far(), work.besides | {goal.key: goal.besides for goal in work.goals})
+            for work in works
+            if not work.is_stopping
+        )

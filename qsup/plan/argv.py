@@ -14,7 +14,7 @@ from qsup.plan.board import BOARDS
 from qsup.plan.firmware import firmware_part, kernel_part
 from qsup.plan.part import Part, escape
 from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
-from qsup.unit.model import Unit, effective_bus, effective_video, shares_memory
+from qsup.unit.model import Unit, effective_bus, effective_video, machine_memory, shares_memory
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -72,7 +72,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         variables=firmware.variables,
         family=chosen.family,
         vcpus_made=unit.cpu.vcpus,
-        memory_base=unit.memory.size,
+        memory_base=machine_memory(unit),
         parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),

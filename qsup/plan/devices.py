@@ -11,7 +11,15 @@ from qsup.plan.board import Board
 from qsup.plan.part import Backend, Part, Properties, chardev_on_listener
 from qsup.plan.spec import Argument, Capabilities, ListenerFd
 from qsup.unit.families import FAMILIES
-from qsup.unit.model import AGENT_PORT, MEMORY_BLOCK, Unit, effective_resize, effective_video, shares_memory
+from qsup.unit.model import (
+    AGENT_PORT,
+    MEMORY_BLOCK,
+    Unit,
+    effective_resize,
+    effective_video,
+    machine_memory,
+    shares_memory,
+)
 
 _MIB = 1 << 20
 #: The object that holds the guest's memory, where others are given it.
@@ -81,12 +89,12 @@ def balloon_part(unit: Unit, board: Board, capabilities: Capabilities) -> Part:
 
 def memory_part(unit: Unit) -> Part:
     """The memory at the start, and the room for more."""
-    memory = unit.memory
-    sizes = {"size": memory.size} | ({"maxmem": memory.max} if memory.max > memory.size else {})
+    memory, start = unit.memory, machine_memory(unit)
+    sizes = {"size": start} | ({"maxmem": memory.max} if memory.max > start else {})
     words = [f"{name}={size // _MIB}M" if size % _MIB == 0 else f"{name}={size}B" for name, size in sizes.items()]
     if "maxmem" in sizes and memory.slots:
         words.insert(1, f"slots={memory.slots}")
-    backends = (_store(RAM, memory.size, shared=True),) if shares_memory(unit) else ()
+    backends = (_store(RAM, start, shared=True),) if shares_memory(unit) else ()
     return Part(subject="[memory]", arguments=("-m", ",".join(words)), backends=backends)
 
 

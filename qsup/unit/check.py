@@ -166,24 +166,23 @@ def _processors(unit: Unit) -> Iterator[Finding]:
 
 
 def _memory(unit: Unit) -> Iterator[Finding]:
-    """`max` is not less than `size`, both are multiples of 2M, `resize` has what it needs; `microvm` has no `max`."""
+    """`max` is not less than `size`, `resize` has what it needs; what comes does so by 2M, and to no `microvm`."""
     memory, way, most = unit.memory, effective_resize(unit), ("memory", "max")
-    if memory.max:
+    if memory.max and way != "balloon":
         family = machine_family(unit.machine.type)
         if family and not FAMILIES[family].has_memory_slots:
             yield Finding(f"a {family} machine takes no memory while it runs", [most, ("machine", "type")])
-        if memory.max < memory.size:
-            sizes = f"max ({format_size(memory.max)}) is less than size ({format_size(memory.size)})"
-            yield Finding(sizes, [most, ("memory", "size")])
         for name, value in (("size", memory.size), ("max", memory.max)):
             if value % MEMORY_BLOCK:
                 message = f"{name} ({format_size(value)}) is not a multiple of {format_size(MEMORY_BLOCK)}"
                 yield Finding(message, [("memory", name), most])
+    if 0 < memory.max < memory.size:
+        why = ", and a balloon gives it no more" if way == "balloon" else ""
+        sizes = f"max ({format_size(memory.max)}) is less than size ({format_size(memory.size)}){why}"
+        yield Finding(sizes, [most, ("memory", "size")])
     keys = [("memory", "resize"), most]
     if way in ("virtio-mem", "dimm") and not memory.max:
         yield Finding(f"{way} needs max, the most memory it can have", keys)
-    if way == "balloon" and memory.max:
-        yield Finding("a balloon changes memory within size, so max means nothing", keys)
     if way == "balloon" and not memory.balloon:
         yield Finding("resize is balloon, and the VM has none", [*keys, ("memory", "balloon")])
     if (way == "dimm") != bool(memory.slots):

@@ -19,8 +19,10 @@ from qsup.unit.model import (
     Unit,
     effective_bus,
     effective_max_vcpus,
+    effective_resize,
     effective_video,
     keys_of,
+    machine_memory,
     sections_of,
 )
 from qsup.unit.write import section_values
@@ -45,7 +47,8 @@ class Change:
 
 def compare(old: Unit, new: Unit) -> tuple[Change, ...]:
     """Everything that differs, in the order of the model; nothing when the two mean the same."""
-    return tuple(_sections(Unit, _filled(old), _filled(new), ()))
+    before, after = _with_room(_filled(old), _filled(new))
+    return tuple(_sections(Unit, before, after, ()))
 
 
 def _filled(unit: Unit) -> Unit:
@@ -55,6 +58,18 @@ def _filled(unit: Unit) -> Unit:
         disks=tuple(evolve(disk, bus=effective_bus(unit, disk)) for disk in unit.disks),
         display=evolve(unit.display, video=effective_video(unit)),
     )
+
+
+def _with_room(old: Unit, new: Unit) -> tuple[Unit, Unit]:
+    """Units whose guests have balloons say how large their machines are where one of them does."""
+    is_same = (old.memory.max, old.memory.resize) == (new.memory.max, new.memory.resize)
+    if is_same or not effective_resize(old) == effective_resize(new) == "balloon":
+        return old, new
+    return _with_max(old), _with_max(new)
+
+
+def _with_max(unit: Unit) -> Unit:
+    return evolve(unit, memory=evolve(unit.memory, max=machine_memory(unit), resize="balloon"))
 
 
 def _sections(cls: type[Any], old: Any, new: Any, path: tuple[str, ...]) -> Iterator[Change]:

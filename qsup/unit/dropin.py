@@ -21,7 +21,7 @@ from qsup.unit.document import Document, read_document
 from qsup.unit.entries import check_known, without_entry
 from qsup.unit.files import printable
 from qsup.unit.load import read_unit
-from qsup.unit.model import Unit
+from qsup.unit.model import Unit, effective_resize
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import difference, unit_text
 
@@ -65,10 +65,24 @@ def changed_text(
     wanted = amend(functools.reduce(without_entry, replaced, base), changes, name)
     unit = _valid(wanted.unit, wanted.diagnostics, name)
     others = [document for document in documents if document.file != printable(path)]
-    values = difference(raw(others, context), unit)
+    rest = raw(others, context)
+    unit = _without_needless_room(unit, rest)
+    values = difference(rest, unit)
     text = _HEADER + unit_text(values) if values else ""
     _check(others, path, text, unit, context)
     return text
+
+
+def _without_needless_room(unit: Unit, rest: Unit) -> Unit:
+    """A guest that has all its memory back needs no `max` for its balloon, unless a person's file says one.
+
+    Args:
+        rest: what other files say.
+    """
+    memory, others = unit.memory, rest.memory
+    plain = evolve(unit, memory=evolve(memory, max=0, resize=others.resize))
+    is_needless = memory.max == memory.size and not others.max and effective_resize(unit) == "balloon"
+    return plain if is_needless and effective_resize(plain) == "balloon" else unit
 
 
 def _valid(unit: Unit | None, diagnostics: tuple[Diagnostic, ...], name: str) -> Unit:

@@ -372,9 +372,10 @@ class MemorySection:
     )
     max: int = _key(
         kinds.size(0, 1 << 46),
-        'The most memory it can have while it runs; `"0B"`: no more than `size`.',
+        'The most memory it can have while it runs; `"0B"`: no more than `size`. With `resize = "balloon"` the machine '
+        "has so much from the start, and its guest is left `size` of it.",
         default=0,
-        qemu="-m maxmem=",
+        qemu="-m maxmem=, -m size= with a balloon",
     )
     slots: int = _key(
         kinds.integer(0, 256), "Memory modules that can be plugged (`dimm`).", default=0, qemu="-m slots="
@@ -384,8 +385,8 @@ class MemorySection:
         "How `size` changes while the VM runs. `virtio-mem`: between what it was started with and `max`, in steps of "
         "2M; its guest must know virtio-mem (Linux 5.8). `dimm`: by memory modules of multiples of 128M, one for each "
         "change, up to `max` and `slots`; one goes as a whole, and only if the guest uses it for what can be moved. "
-        "`balloon`: at most what it was started with. By default `virtio-mem` where `max` is given, else `balloon` "
-        "where there is one.",
+        "`balloon`: up to `max`, by a guest that has a driver for it. By default `virtio-mem` where `max` is given, "
+        "else `balloon` where there is one.",
         default="",
         qemu="virtio-mem, pc-dimm, balloon",
     )
@@ -820,6 +821,12 @@ def effective_resize(unit: Unit) -> str:
     """How the memory changes while the VM runs, ``""`` where it cannot."""
     memory = unit.memory
     return memory.resize or ("virtio-mem" if memory.max else "balloon" if memory.balloon else "")
+
+
+def machine_memory(unit: Unit) -> int:
+    """Bytes of memory that the machine is started with; a balloon may leave its guest less."""
+    memory = unit.memory
+    return memory.max or memory.size if effective_resize(unit) == "balloon" else memory.size
 
 
 def effective_max_vcpus(unit: Unit) -> int:

@@ -66,7 +66,7 @@ class Vm:
         self.parts: dict[str, str] = {}
         self.kept: set[str] = set()
         self.asked: list[str] = []
-        self.context = cast("Context", SimpleNamespace(hardware=self, name="web", goals=[], again=False))
+        self.context = cast("Context", SimpleNamespace(hardware=self, name="web", goals=[], reached=[], again=False))
 
     def part(self, entry: str) -> Any:
         """What QEMU has of an entry."""

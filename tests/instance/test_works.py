@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from qsup.errors import DeniedError, GuestRefused, MonitorTimeout, NoSpaceError, OperationCancelled, QmpCommandError
-from qsup.instance.context import Context
+from qsup.instance.context import Changes, Context
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
 from qsup.instance.operation import GIVEN_UP, UNWRITTEN, Operation, OperationState, uncancellable
@@ -48,6 +48,7 @@ class _Goal:
     def __init__(self, key: str, *answers: str | Exception) -> None:
         self.key = key
         self.answers = list(answers)
+        self.besides: Changes = {"for": key}
         self.stopped = False
 
     async def step(self, context: Context) -> str:
@@ -94,10 +95,11 @@ class _Vm:
         self.filed: list[tuple[str, ...]] = []
         self.full = False
 
-    async def _file(self, operation: str, keys: Sequence[str]) -> None:
+    async def _file(self, operation: str, keys: Mapping[str, Changes]) -> None:
         await trio.lowlevel.checkpoint()
         if self.full:
             raise NoSpaceError("the disk is full")
+        assert all(besides == {"for": key} for key, besides in keys.items())
         self.filed.append(tuple(keys))
 
     async def _make(self, operation: str) -> Context | None:
@@ -240,6 +242,7 @@ async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio
     operation = vm.begin(_Goal("memory.size", "half"))
     (left,) = vm.works.life_over()
     assert (left.operation, left.result) == (operation.id, {"changed": True, "keys": {"done.already": {}}})
+    assert left.besides == {"memory.size": {"for": "memory.size"}}
     assert vm.works.life_over() == ()
     assert await vm.lasts()
 

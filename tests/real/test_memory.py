@@ -14,7 +14,7 @@ from qsup.errors import ChangeError, GuestRefused, OperationCancelled, UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 from tests.real.growing import ask, cancel, run
-from tests.real.hotplug import agree, finished, peripherals, qmp, told
+from tests.real.hotplug import agree, finished, peripherals, qmp, set_keys, told
 from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real]
@@ -200,7 +200,33 @@ def test_the_balloon_takes_and_gives(daemon: Daemon, qemu: Emulator, linux_guest
     assert daemon.view("web")["memory"]["size"] == 256 * MIB
     assert size(daemon, "256M")["state"] == "succeeded"
     assert daemon.view("web")["memory"]["actual"] == 256 * MIB
+    assert not (daemon.units / "web.toml.d").exists()
     assert "a balloon gives it no more" in size(daemon, "512M")["error"]["detail"]
+
+
+def test_what_a_balloon_took_can_be_given_back_after_a_restart(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """The next start has the machine as it was, its guest with what it was left; nothing of that needs another."""
+    start(daemon, qemu, linux_guest, "")
+    assert size(daemon, "200M")["state"] == "succeeded"
+    dropin = daemon.units / "web.toml.d" / "90-changes.toml"
+    assert dropin.read_text().partition("\n\n")[2] == '[memory]\nsize = "200M"\nmax = "256M"\nresize = "balloon"\n'
+    assert not daemon.view("web")["unit"]["needs_restart"]
+    daemon.do("web", "restart")
+    assert came_true(lambda: daemon.view("web")["memory"]["actual"] == 200 * MIB, seconds=10)
+    assert (machine(daemon), daemon.get("/v1/instances/web/diff")["changes"]) == (256, [])
+    assert size(daemon, "240M")["state"] == "succeeded"
+    assert daemon.view("web")["memory"]["actual"] == 240 * MIB
+    # while it is still at it, too: a guest that has answered once can be asked for more again
+    daemon.do("web", "pause")
+    operation = size(daemon, "200M", wait=0.5)
+    assert operation["state"] == "running", operation
+    daemon.do("web", "kill")
+    assert finished(daemon, operation)["state"] == "succeeded"
+    assert 'size = "200M"\nmax = "256M"' in dropin.read_text()
+    assert set_keys(daemon, "web", memory="256M")["state"] == "succeeded"
+    assert not dropin.exists()
 
 
 @pytest.mark.parametrize(

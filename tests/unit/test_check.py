@@ -129,7 +129,7 @@ def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
         ('resize = "dimm"\nslots = 1', "dimm needs max"),
         ('resize = "dimm"\nmax = "1G"', "dimm needs slots"),
         ('slots = 1\nmax = "1G"', "slots are for memory modules (dimm) alone"),
-        ('resize = "balloon"\nmax = "1G"', "so max means nothing"),
+        ('resize = "balloon"\nmax = "1G"\nsize = "2G"', "and a balloon gives it no more"),
         ('resize = "balloon"\nballoon = false', "and the VM has none"),
         ('max = "1G"\n[machine]\ntype = "microvm"', "a microvm machine takes no memory while it runs"),
     ],

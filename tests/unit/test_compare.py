@@ -94,6 +94,20 @@ def test_nothing_differs_but_where_something_does(one: Unit, other: Unit) -> Non
     assert len(compare(one, other)) == len(compare(other, one))
 
 
+def test_a_guest_with_a_balloon_differs_in_what_it_is_left_and_what_its_machine_has() -> None:
+    """However that is said: by `max`, or by the size that it began with."""
+    began = unit_from_values({"memory": {"size": "1G"}})
+    full = unit_from_values({"memory": {"size": "1G", "max": "1G", "resize": "balloon"}})
+    left = unit_from_values({"memory": {"size": "512M", "max": "1G", "resize": "balloon"}})
+    assert compare(began, full) == compare(full, began) == ()
+    assert [change.key for change in compare(left, began)] == ["memory.size"]
+    smaller = unit_from_values({"memory": {"size": "512M"}})
+    assert [change.key for change in compare(began, smaller)] == ["memory.size"]
+    assert [change.key for change in compare(left, smaller)] == ["memory.max"]
+    none = unit_from_values({"memory": {"size": "1G", "balloon": False}})
+    assert [change.key for change in compare(began, none)] == ["memory.balloon"]
+
+
 def test_a_restart_is_needed_where_a_key_needs_one() -> None:
     """What the daemon alone acts on needs none."""
     assert not needs_restart(compare(Unit(), unit_from_values({"service": {"restart": "always"}})))

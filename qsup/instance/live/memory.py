@@ -19,7 +19,7 @@ from attrs import evolve
 
 from qsup.errors import ChangeError, GuestRefused, MonitorError, QmpCommandError
 from qsup.instance import hotplug as wiring
-from qsup.instance.context import Context, Goal
+from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.hotplug import STEP_TIMEOUT, Piece
 from qsup.plan.devices import GROWTH, module_part
@@ -63,23 +63,33 @@ class Memory:
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Ask for it; what the guest has not done at once becomes a goal."""
         await context.overtake(SIZE)
+        if effective_resize(context.hardware.unit) == "balloon":
+            # what QEMU was started with stays the most, however little of it the guest has
+            _keep_memory(context.hardware, max=context.hardware.summary.memory_base, resize="balloon")
         goal = memory_goal(unit, context.hardware)
         if isinstance(goal, _Modules):
             await goal.grow(context)
         if await goal.step(context):
             context.goals.append(goal)
             return {}
+        context.reached.append(goal)
         return {SIZE: await goal.result(context)}
 
 
 def memory_goal(unit: Unit, hardware: Hardware) -> Goal:
     """The goal of a unit that is to have another size."""
-    kinds: Mapping[str, type[_Growth | _Balloon | _Modules]] = {"virtio-mem": _Growth, "dimm": _Modules}
-    return kinds.get(effective_resize(hardware.unit), _Balloon)(unit.memory.size)
+    way, wanted = effective_resize(hardware.unit), unit.memory.size
+    if way == "balloon":
+        return _Balloon(wanted, hardware.summary.memory_base)
+    return _Modules(wanted) if way == "dimm" else _Growth(wanted)
 
 
 def _keep_size(hardware: Hardware, size: int) -> None:
-    hardware.set_unit(evolve(hardware.unit, memory=evolve(hardware.unit.memory, size=size)))
+    _keep_memory(hardware, size=size)
+
+
+def _keep_memory(hardware: Hardware, **values: Any) -> None:
+    hardware.set_unit(evolve(hardware.unit, memory=evolve(hardware.unit.memory, **values)))
 
 
 def _stands(size: int, wanted: int, before: int | None) -> str:
@@ -103,6 +113,7 @@ class _Growth:
     """So much memory in all, by virtio-mem."""
 
     key: str = SIZE
+    besides: Changes = NOTHING
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -160,19 +171,33 @@ async def _told(context: Context) -> Mapping[str, Any]:
 
 
 class _Balloon:
-    """So much memory left to the guest by its balloon."""
+    """So much memory left to the guest by its balloon.
+
+    Args:
+        base: what the machine has.
+    """
 
     key: str = SIZE
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, base: int) -> None:
         self._wanted = wanted
+        self._base = base
         self._before: int | None = None
         self._asked = False
+        self._answers = False
+
+    @property
+    def besides(self) -> Changes:
+        """The machine stays as large as it is; but where no guest has answered yet, less would only be a wish."""
+        if self._wanted >= self._base or not self._answers:
+            return {}
+        return {"memory": {"max": format_size(self._base), "resize": "balloon"}}
 
     async def step(self, context: Context) -> str:
         """Ask once, which a balloon's driver keeps to, and look."""
         actual = await _actual(context)
         context.note({"memory_actual": actual})
+        self._answers = self._answers or actual < self._base
         if actual == self._wanted:
             return ""
         if not self._asked:
@@ -221,6 +246,7 @@ class _Modules:
     """So much memory in all, by memory modules."""
 
     key: str = SIZE
+    besides: Changes = NOTHING
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted

@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 
 from qsup.errors import AgentError, ChangeError, GuestRefused, MonitorError, QmpCommandError, UnsupportedError
 from qsup.instance import watch
-from qsup.instance.context import Context, Goal
+from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.plan.part import Part
@@ -272,6 +272,7 @@ class FewerVcpus:
     """No more vCPUs than wanted: the guest is asked for the last ones until they have gone."""
 
     key: str = VCPUS
+    besides: Changes = NOTHING
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
