@@ -7,7 +7,7 @@ Must not: change the VM's state; what raw commands change comes back as events, 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.verdict import AT_START, Said
-from qsup.instance.view import StatsView
-from qsup.plan.inventory import Slots, slots
-from qsup.plan.spec import PartPlan
+from qsup.instance.view import HardwareView, StatsView
+from qsup.plan.inventory import slots
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
 from qsup.unit.compare import compare
+from qsup.unit.entries import entries_of, entry_of
 from qsup.unit.info import UnitChanges, UnitPreview
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit
@@ -155,15 +155,18 @@ async def vnc(driver: Driver) -> AsyncIterator[trio.SocketStream]:
             yield stream
 
 
-def devices(driver: Driver) -> tuple[Sequence[PartPlan], Slots]:
-    """What QEMU has of devices, as far as is known without asking it, and the room that is left for more.
+def devices(driver: Driver) -> HardwareView:
+    """What QEMU has of devices, as far as is known without asking it, and what its unit has besides.
 
     Raises:
         DeniedError: it does not run.
     """
     if driver.life is None:
         raise DeniedError("it does not run, so it has no devices", instance=driver.name, hint="start it first")
-    return driver.life.summary.parts, slots(driver.life.summary)
+    summary, unit = driver.life.summary, driver.loaded.unit
+    entries = (f"{section}.{entry.id}" for section, entry in entries_of(unit))
+    absent = tuple(entry for entry in entries if entry_of(driver.life.unit, entry) is None)
+    return HardwareView(parts=summary.parts, slots=slots(summary), absent=absent)
 
 
 async def compared(driver: Driver, loaded: LoadedUnit) -> UnitChanges:

@@ -25,11 +25,9 @@ from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, uncancellable
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request
-from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
 from qsup.order.relations import relations
 from qsup.order.view import Relations
-from qsup.plan.inventory import Slots
-from qsup.plan.spec import PartPlan
 from qsup.supervisor import Supervisor
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
@@ -115,7 +113,7 @@ class DaemonBackend:
                 raise error from None
         return self._store.is_ours(loaded.files)
 
-    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
+    def devices(self, name: str) -> HardwareView:
         """What QEMU has of devices, and the room that is left; see `qsup.access.devices`."""
         return access.devices(self._supervisor.driver(name))
 

@@ -17,10 +17,8 @@ from typing import Any, Protocol
 from qsup.errors import Diagnostic
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
-from qsup.instance.view import EventRecord, HealthView, InstanceView, StatsView
+from qsup.instance.view import EventRecord, HardwareView, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
-from qsup.plan.inventory import Slots
-from qsup.plan.spec import PartPlan
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
 __all__ = [
@@ -84,9 +82,9 @@ class Backend(Protocol):
         Raises `NoSuchInstance`, `DeniedError`, `BusyError`, `UnitError`.
         """
 
-    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
-        """What QEMU has of devices, with the entries of the unit that they are for, and how much room is left for more;
-        `DeniedError` while the VM does not run.
+    def devices(self, name: str) -> HardwareView:
+        """What QEMU has of devices, how much room is left for more, and what its unit has besides; `DeniedError` while
+        the VM does not run.
         """
 
     async def request_all(self, names: Sequence[str], use: KeyUse) -> Begun:

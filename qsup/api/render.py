@@ -15,10 +15,9 @@ from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Begun, Operation
-from qsup.instance.view import EventRecord, InstanceView, StatsView
+from qsup.instance.view import EventRecord, HardwareView, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
-from qsup.plan.spec import PartPlan
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
 
 
@@ -114,7 +113,7 @@ def _slots(slots: Slots) -> wire.SlotsWire:
     return {"free": slots.free, "total": slots.total}
 
 
-def devices(parts: Iterable[PartPlan], slots: Slots) -> wire.PluggedList:
+def devices(view: HardwareView) -> wire.PluggedList:
     """Every device of a VM, in the order in which they came."""
     return {
         "devices": [
@@ -126,10 +125,11 @@ def devices(parts: Iterable[PartPlan], slots: Slots) -> wire.PluggedList:
                 "entry": part.entry,
                 "state": cast("wire.PartState", part.state),
             }
-            for part in parts
+            for part in view.parts
             for device in part.devices
         ],
-        "slots": _slots(slots),
+        "slots": _slots(view.slots),
+        "absent": list(view.absent),
     }
 
 

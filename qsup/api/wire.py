@@ -137,10 +137,15 @@ class PluggedWire(TypedDict):
 
 
 class PluggedList(TypedDict):
-    """Every device of a VM that runs."""
+    """Every device of a VM that runs.
+
+    ``absent``: entries that its unit has and QEMU has not, such as ``disk.data``: somebody or the guest has removed
+    them, or they are yet to come.
+    """
 
     devices: list[PluggedWire]
     slots: SlotsWire
+    absent: list[str]
 
 
 class AgentWire(TypedDict):

@@ -41,19 +41,24 @@ class Waiting:
     persist: bool
 
 
-async def detach(arguments: Mapping[str, Any], context: Context, filing: Filing) -> Waiting:
+async def detach(arguments: Mapping[str, Any], context: Context, filing: Filing) -> Waiting | Mapping[str, Any]:
     """Ask for an entry to be unplugged.
 
     Args:
         arguments: ``entry``, ``force`` and ``force_after``, as `qsup.instance.change.carry_out` has them.
+
+    Returns:
+        That it waits; the operation's result where QEMU has it no more, and only its unit had.
 
     Raises:
         QsupError: why it was not; it is there as before, unless QEMU did not answer.
     """
     entry, hardware = str(arguments["entry"]), context.hardware
     part = hardware.part(entry)
-    if part is None or part.state == "coming":
-        raise NoSuchDevice(f"it has no {entry}", instance=context.name, hint="`qsupctl devices` shows what it has")
+    if part is None:
+        return await _forget_absent(entry, context, filing)
+    if part.state == "coming":
+        raise _unknown(entry, context)
     if not arguments["force"] and entry == boot_disk(hardware):
         raise ChangeError(f"{entry} is what the VM boots from", hint="say --force to detach it all the same")
     await filing.rehearse(absent(entry))
@@ -141,6 +146,25 @@ class Gone:
 def kept(entries: str) -> GuestRefused:
     """That the guest does not let something go."""
     return GuestRefused(f"the guest does not let {entries} go", hint="its console may say why: it may be in use")
+
+
+async def _forget_absent(entry: str, context: Context, filing: Filing) -> Mapping[str, Any]:
+    """Have the unit have an entry no more that somebody else, or the guest, has removed from QEMU."""
+    if entry_of((await context.services.load(context.name)).unit, entry) is None:
+        # whoever takes it up may find that it was done, and not told
+        if context.again:
+            return {"changed": True}
+        raise _unknown(entry, context)
+    if not filing.wanted:
+        words = f"QEMU has no {entry}; only its unit has"
+        raise NoSuchDevice(words, instance=context.name, hint="say --persist to take it out of the unit")
+    await filing.rehearse(absent(entry))
+    await filing.write(absent(entry))
+    return {"changed": True}
+
+
+def _unknown(entry: str, context: Context) -> NoSuchDevice:
+    return NoSuchDevice(f"it has no {entry}", instance=context.name, hint="`qsupctl devices` shows what it has")
 
 
 def boot_disk(hardware: Hardware) -> str:

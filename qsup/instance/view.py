@@ -14,7 +14,7 @@ from attrs import field, frozen
 from qsup.instance.cause import Cause
 from qsup.instance.state import State
 from qsup.plan.inventory import Slots
-from qsup.plan.spec import DiskPlan, NicPlan
+from qsup.plan.spec import DiskPlan, NicPlan, PartPlan
 
 
 @frozen(kw_only=True)
@@ -97,6 +97,22 @@ class InstanceView:
     operation: str | None
     waits_for: str
     warnings: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class HardwareView:
+    """The devices of a VM that runs.
+
+    Args:
+        parts: what QEMU has.
+        slots: the room that is left.
+        absent: entries that the unit has and QEMU has not, such as ``disk.data``: somebody or the guest has removed
+            them, or they are to come yet.
+    """
+
+    parts: tuple[PartPlan, ...]
+    slots: Slots
+    absent: tuple[str, ...]
 
 
 @frozen(kw_only=True)

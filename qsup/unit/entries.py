@@ -6,7 +6,7 @@ Must not: know what an entry is for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from attrs import evolve
@@ -14,6 +14,13 @@ from attrs import evolve
 from qsup.errors import NoSuchDevice
 from qsup.unit.model import Unit, sections_of
 from qsup.unit.quantity import alternatives, did_you_mean, shown
+
+
+def entries_of(unit: Unit) -> Iterator[tuple[str, Any]]:
+    """Every entry, with its section: ``disk``, ``nic`` or ``device``."""
+    for name, (attribute, _, section) in sections_of(Unit).items():
+        if section.many:
+            yield from ((name, entry) for entry in getattr(unit, attribute.name))
 
 
 def without_entry(unit: Unit, entry: str) -> Unit:

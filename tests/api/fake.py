@@ -37,7 +37,7 @@ from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
-from qsup.instance.view import DeviceView, EventRecord, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import DeviceView, EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
@@ -226,13 +226,14 @@ class FakeBackend:
         except KeyError:
             raise NoSuchInstance(f"there is no instance {name!r}") from None
 
-    def devices(self, name: str) -> tuple[Sequence[PartPlan], Slots]:
+    def devices(self, name: str) -> HardwareView:
         """A disk behind a port."""
         if self.instance(name).pid is None:
             raise DeniedError("it does not run", instance=name)
         port = DevicePlan(id="port-disk-0", driver="pcie-root-port", bus="pcie.0", address="0xe.0x0")
         disk = DevicePlan(id="disk-root", driver="virtio-blk-pci", bus="port-disk-0", address="0x0")
-        return (PartPlan(entry="disk.root", devices=(port, disk)),), Slots(free=7, total=8)
+        parts = (PartPlan(entry="disk.root", devices=(port, disk)),)
+        return HardwareView(parts=parts, slots=Slots(free=7, total=8), absent=("disk.data",))
 
     async def relations(self) -> Relations:
         """What the test put there, and the VMs of which it says nothing."""

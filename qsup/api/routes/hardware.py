@@ -66,7 +66,7 @@ _PERSIST = flag(
 
 
 async def _devices(call: Call) -> Answer:
-    return json_response(render.devices(*call.backend.devices(call.instance())))
+    return json_response(render.devices(call.backend.devices(call.instance())))
 
 
 async def _begin(call: Call, verb: Verb, arguments: Mapping[str, Any]) -> Answer:
@@ -173,7 +173,8 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
             role=Role.ADMIN,
             summary=f"Detach a {section} from a VM that runs",
             doc="The operation ends when QEMU does not have it any more: the guest must let it go, or be reset. Until "
-            "then it holds the VM no longer than QEMU takes to accept it, and `progress` says where it stands.",
+            "then it holds the VM no longer than QEMU takes to accept it, and `progress` says where it stands. What "
+            "QEMU has not any more is only taken out of the unit.",
             query=(
                 WAIT,
                 flag("force", "Detach also what the VM boots from."),
@@ -196,7 +197,7 @@ ENDPOINTS = (
         pattern=f"{INSTANCE}/devices",
         handler=_devices,
         role=Role.READ,
-        summary="Every device that QEMU has, and how much room is left for more",
+        summary="Every device that QEMU has, how much room is left for more, and what is missing",
         replies=(Reply(shape=wire.PluggedList, doc="The devices in the order in which they came."),),
         errors=(NoSuchInstance, DeniedError),
     ),

@@ -98,7 +98,7 @@ def _path(client: Client, options: Options) -> str:
     if dot and section in _NOUNS:
         return instance_path(options.name, f"/{_NOUNS[section]}/{quote(name)}")
     found: PluggedList = client.get(instance_path(options.name, "/devices"))
-    entries = {device["entry"] for device in found["devices"]}
+    entries = {device["entry"] for device in found["devices"]}.union(found["absent"])
     known = [each for each in _NOUNS if f"{each}.{options.id}" in entries]
     if len(known) > 1:
         raise UsageError(
@@ -128,9 +128,18 @@ def _show(client: Client, options: Options) -> int:
     devices = found["devices"]
     rows = _tree(devices) if options.tree else [(device["id"], device) for device in devices]
     sys.stdout.write(table(_HEADER, [_row(label, device) for label, device in rows]))
+    for entry in found["absent"]:
+        sys.stdout.write(absent(options.name, entry))
     slots = found["slots"]
     sys.stdout.write(f"{slots['free']} of {slots['total']} hotplug slots free\n")
     return EXIT_OK
+
+
+def absent(vm: str, entry: str) -> str:
+    """What can be done about an entry that the unit has and QEMU has not."""
+    vm, entry = clean(vm), clean(entry)
+    words = f"qsupctl apply {vm} attaches it, qsupctl detach {vm} {entry} takes it out of the unit"
+    return f"{entry} is in the unit and not in QEMU: {words}\n"
 
 
 def _row(label: str, device: PluggedWire) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, instance_path
 from qsup.ctl.failures import for_each
 from qsup.ctl.names import add_names, targets
 from qsup.ctl.render import bold, clean, document, documents, table
+from qsup.ctl.verbs.attach import absent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Diff
+    from qsup.api.wire import ChangeWire, Diff
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -63,7 +64,13 @@ def describe(diff: Diff) -> str:
     else:
         words = "was started with another unit; what differs counts without a restart"
     rows = [(change["key"], spelled(change["old"]), spelled(change["new"]), change["needs"]) for change in changes]
-    return f"{bold(clean(diff['instance']))} {words}\n" + table(_HEADER, rows)
+    hints = [absent(diff["instance"], change["key"]) for change in changes if _comes(change)]
+    return f"{bold(clean(diff['instance']))} {words}\n" + table(_HEADER, rows) + "".join(hints)
+
+
+def _comes(change: ChangeWire) -> bool:
+    """Whether it is a whole entry that the VM has not, and can have while it runs."""
+    return change["old"] is None and change["needs"] == "live"
 
 
 #: What tells people which entry it is.
