@@ -52,6 +52,7 @@ from qsup.instance.silence import stillness
 from qsup.instance.state import CHANGES, Effect, Event, State
 from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
+from qsup.plan import inventory
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -89,8 +90,9 @@ _LEFT_TIMEOUT = 30.0
 #: Seconds that a guest has to let a device go until that is said to be pending: an unplug takes Linux 0.2 s.
 _PATIENCE = 5.0
 
-#: Seconds until what a device stood on is removed again that was still in use.
-_IN_USE_AGAIN = 0.5
+#: Seconds until what a device stood on is removed again that was still in use; and until when a controller that is on
+#: its way out is looked for unasked, more and more seldom.
+_IN_USE_AGAIN, _LOOKED_FOR = 0.5, 60.0
 #: Seconds until it is tried again to reset a guest that was to be reset.
 _FORCE_AGAIN = 0.5
 
@@ -174,6 +176,7 @@ class Body:
         self._inbox = inbox
         self._keep = keep
         self._settling = trio.Lock()
+        self._look_in = _IN_USE_AGAIN
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
         self.works = Works(name, self._jobs, services.operations, self._context_now, self._file_reached, self._post)
@@ -385,13 +388,22 @@ class Body:
             context = await self._context(life, monitor)
             if remind:
                 await going.remind(context)
-            gone, in_use = await going.settle(context)
+            gone, again = await going.settle(context)
+            if self._jobs.is_running("control"):
+                # what comes may have been planned onto a controller that has nothing on it now
+                again |= bool(inventory.idle_controllers(life.hardware.summary))
+            elif await going.release_controllers(context):
+                self._look_in = _IN_USE_AGAIN
         except QsupError as error:
             _log.info("could not find out which devices it has", instance=self._name, why=error.message)
             return
         self._post(Settled(life=life.number, gone=gone))
-        if in_use:
+        if again:
             self._jobs.after("hardware-again", _IN_USE_AGAIN, self.settle_hardware)
+        elif inventory.leaving_controllers(life.hardware.summary) and self._look_in < _LOOKED_FOR:
+            # of a USB controller no event tells: QEMU holds on to what it has taken out of its tree
+            self._jobs.after("hardware-again", self._look_in, self.settle_hardware)
+            self._look_in *= 2
 
     def limit_left(self, operation: str, error: QsupError) -> None:
         """What an earlier daemon left unfinished does not wait for QEMU for ever."""

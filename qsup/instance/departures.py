@@ -70,6 +70,7 @@ class Departures:
         held = {p.entry for p in hardware.in_state("leaving") if any(device == each.id for each in p.devices)}
         for entry in held:
             hardware.mark(entry, "there")
+        hardware.kept |= held
         error = kept(", ".join(held))
         error.instance = self._name
         for waits in self._take(lambda waits: waits.entry in held, clock):

@@ -20,7 +20,7 @@ from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.operation import NOT_TAKEN_BACK
 from qsup.instance.taps import release_bridges
-from qsup.plan import hotplug
+from qsup.plan import hotplug, inventory
 from qsup.plan.spec import PartPlan
 from qsup.qmp import commands
 from qsup.unit.model import Unit
@@ -199,6 +199,35 @@ async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
     if gone:
         context.keep()
     return tuple(gone), in_use
+
+
+async def release_controllers(context: Context) -> bool:
+    """Ask for controllers to go that came for something and have nothing on them any more; each keeps a slot.
+
+    Nobody waits for that. A guest that does not let one go is not asked again.
+
+    Returns:
+        Whether any was asked for.
+
+    Raises:
+        MonitorError: QEMU did not answer, or refused.
+    """
+    hardware = context.hardware
+    idle = [entry for entry in inventory.idle_controllers(hardware.summary) if entry not in hardware.kept]
+    for entry in idle:
+        hardware.mark(entry, "leaving")
+    if idle:
+        context.keep()
+    for part in map(hardware.part, idle):
+        if part is None:
+            continue  # gone meanwhile
+        try:
+            await wiring.ask_to_go(part, context.monitor)
+        except QmpCommandError:
+            hardware.kept.add(part.entry)
+            hardware.mark(part.entry, "there")
+            raise
+    return bool(idle)
 
 
 async def remind(context: Context) -> None:

@@ -49,6 +49,7 @@ class Hardware:
         summary: what is planned of it.
         claims: on images.
         troubles: what is said of devices of the host that are gone, by entry.
+        kept: entries that the guest did not let go, as far as this daemon knows.
     """
 
     def __init__(self, unit: Unit, values: Mapping[str, Any], summary: PlanSummary, claims: tuple[Claim, ...]) -> None:
@@ -57,6 +58,7 @@ class Hardware:
         self.summary = summary
         self.claims = claims
         self.troubles: dict[str, str] = {}
+        self.kept: set[str] = set()
 
     def set_unit(self, unit: Unit) -> None:
         """It runs as this says from now on."""

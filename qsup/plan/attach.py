@@ -15,7 +15,7 @@ from qsup.plan.board import BOARDS, Board, Place
 from qsup.plan.disks import check_disk, disk_part
 from qsup.plan.hotplug import Command
 from qsup.plan.identity import node_name
-from qsup.plan.inventory import devices_of, free_slot, next_fdset, takes_nothing, with_part
+from qsup.plan.inventory import CONTROLLER, devices_of, free_controller, free_slot, next_fdset, takes_nothing, with_part
 from qsup.plan.network import nic_part, nic_role
 from qsup.plan.others import Tools, device_part, needs_slot, place_on_bus
 from qsup.plan.part import Part, Properties
@@ -67,9 +67,10 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     check_disk(disk, bus, board, vm.capabilities)
     if bus in ("sata", "ide"):
         raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
+    name = bus
     if bus in ("scsi", "usb"):
-        found, summary = _with_controller(bus, board, summary)
-    place = _place(disk, bus, summary)
+        found, summary, name = _with_controller(bus, board, summary)
+    place = _place(disk, bus, name, summary)
     planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
     return [*found, Attachment(part=planned.part, disk=planned.plan)]
 
@@ -125,38 +126,39 @@ class Reopening:
     members: tuple[Command, ...]
 
 
-def _with_controller(bus: str, board: Board, summary: PlanSummary) -> tuple[list[Attachment], PlanSummary]:
-    """The controller of a bus, where there is none yet, and the plan with it."""
-    if any(device.id == bus for device in devices_of(summary)):
-        return [], summary
-    controller = _controller(bus, board, summary)
-    return [Attachment(part=controller)], with_part(summary, controller.plan())
+def _with_controller(bus: str, board: Board, summary: PlanSummary) -> tuple[list[Attachment], PlanSummary, str]:
+    """The controller of a bus, where there is none yet, the plan with it, and what it is called."""
+    name, is_there = free_controller(summary, bus)
+    if is_there:
+        return [], summary, name
+    controller = _controller(bus, name, board, summary)
+    return [Attachment(part=controller)], with_part(summary, controller.plan()), name
 
 
-def _controller(bus: str, board: Board, summary: PlanSummary) -> Part:
+def _controller(bus: str, name: str, board: Board, summary: PlanSummary) -> Part:
     if not board.has_pci:
         raise takes_nothing(board)
     # what there is one of has a slot of its own wherever the root bus takes hotplug
-    place = free_slot(summary, "device") if board.family == "q35" else board.place(bus)
-    device: Properties = {"driver": board.virtio_device(bus), "id": bus, **place}
+    place = board.place(bus) if board.family != "q35" and name == bus else free_slot(summary, "device")
+    device: Properties = {"driver": board.virtio_device(bus), "id": name, **place}
     if bus == "usb":
-        device = {"driver": "qemu-xhci", "id": "usb", **place, "p2": 15, "p3": 15}
-    return Part(subject=f"the {bus} controller", entry=f"controller.{bus}", devices=(device,))
+        device = {"driver": "qemu-xhci", "id": name, **place, "p2": 15, "p3": 15}
+    return Part(subject=f"the {bus} controller", entry=f"{CONTROLLER}.{name}", devices=(device,))
 
 
-def _place(disk: DiskSection, bus: str, summary: PlanSummary) -> Place:
+def _place(disk: DiskSection, bus: str, controller: str, summary: PlanSummary) -> Place:
     match bus:
         case "scsi":
-            used = {device.address for device in devices_of(summary) if device.bus == "scsi.0"}
+            used = {device.address for device in devices_of(summary) if device.bus == f"{controller}.0"}
             index = next((index for index in range(256) if f"0:{index}:0" not in used), None)
             if index is None:
                 raise UnsupportedError(f"disk {disk.id!r}: all 256 places of the SCSI controller are taken")
-            return Place(properties={"bus": "scsi.0", "channel": 0, "scsi-id": index, "lun": 0})
+            return Place(properties={"bus": f"{controller}.0", "channel": 0, "scsi-id": index, "lun": 0})
         case "usb" if disk.type == "cdrom":
-            adapter = {"driver": "usb-bot", "id": f"usb-{disk.id}", "bus": "usb.0"}
+            adapter = {"driver": "usb-bot", "id": f"usb-{disk.id}", "bus": f"{controller}.0"}
             return Place(ports=(adapter,), properties={"bus": f"usb-{disk.id}.0", "lun": 0})
         case "usb":
-            return Place(properties={"bus": "usb.0"})
+            return Place(properties={"bus": f"{controller}.0"})
     return Place(properties=free_slot(summary, "disk"))
 
 
@@ -183,7 +185,7 @@ def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: V
     if needs_slot(device):
         place = Place(properties=free_slot(summary, "device"))
     else:
-        found, summary = _with_controller(device.type, board, summary)
-        place = place_on_bus(device)
+        found, summary, name = _with_controller(device.type, board, summary)
+        place = place_on_bus(name)
     tools = Tools(board=board, capabilities=vm.capabilities, uuid=vm.uuid, fdsets=next_fdset(summary))
     return [*found, Attachment(part=device_part(device, place, tools))]

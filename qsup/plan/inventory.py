@@ -18,6 +18,12 @@ from qsup.plan.part import Properties
 from qsup.plan.spec import DevicePlan, PartPlan, PlanSummary
 
 ROOT_PORT: Final = "pcie-root-port"
+#: The section of entries that no unit has: of controllers that came for something.
+CONTROLLER: Final = "controller"
+_NO_SLOT = "detach something, or raise [machine] hotplug-slots and restart the VM"
+_MAY_COME = "wait until the guest has let go of what is leaving, or reset it"
+#: What the drivers of devices begin with that are on controllers.
+_ON_CONTROLLERS = ("scsi-", "usb-", "virtserial", "virtcon")
 
 
 def find(summary: PlanSummary, entry: str) -> PartPlan | None:
@@ -51,6 +57,46 @@ def without_part(summary: PlanSummary, entry: str) -> PlanSummary:
         disks=tuple(disk for disk in summary.disks if kind != "disk" or disk.id != name),
         nics=tuple(nic for nic in summary.nics if kind != "nic" or nic.id != name),
     )
+
+
+# controllers
+
+
+def free_controller(summary: PlanSummary, bus: str) -> tuple[str, bool]:
+    """The controller of a bus that something can come to: its name, and whether it is there.
+
+    One that is on its way out takes nothing along, so whatever comes meanwhile comes to another.
+    """
+    states = {device.id: part.state for part in summary.parts for device in part.devices}
+    for number in itertools.count(1):
+        name = bus if number == 1 else f"{bus}{number}"
+        if states.get(name) != "leaving":
+            return name, name in states
+    raise AssertionError("there is always another number")
+
+
+def idle_controllers(summary: PlanSummary) -> tuple[str, ...]:
+    """The entries of controllers that came for something, and have nothing on them any more.
+
+    None while another is on its way out: a guest that does not answer keeps no more than that one's slot. Nor while
+    QEMU has a device of somebody else's that may be on one.
+    """
+    came = _came(summary)
+    foreign = any(not device.bus and device.driver.startswith(_ON_CONTROLLERS) for device in devices_of(summary))
+    if foreign or leaving_controllers(summary):
+        return ()
+    buses = {device.bus for device in devices_of(summary)}
+    idle = [part for part in came if not any(f"{device.id}.0" in buses for device in part.devices)]
+    return tuple(part.entry for part in idle if part.state == "there")
+
+
+def leaving_controllers(summary: PlanSummary) -> bool:
+    """Whether any is on its way out."""
+    return any(part.state == "leaving" for part in _came(summary))
+
+
+def _came(summary: PlanSummary) -> list[PartPlan]:
+    return [part for part in summary.parts if part.entry.startswith(f"{CONTROLLER}.")]
 
 
 def check_entry(entry: str, summary: PlanSummary, names: Sequence[str]) -> None:
@@ -124,7 +170,7 @@ def free_slot(summary: PlanSummary, role: str) -> Properties:
         total = slots(summary).total
         raise UnsupportedError(
             f"there is no free slot: all {total} PCIe root ports are taken",
-            hint="detach something, or raise [machine] hotplug-slots and restart the VM",
+            hint=_NO_SLOT if all(part.state != "leaving" for part in summary.parts) else f"{_MAY_COME}; or {_NO_SLOT}",
         )
     used = {(device.bus, device.address) for device in devices_of(summary)}
     for index in range(board.several[role].size):

@@ -17,8 +17,8 @@ from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, conne
 from qsup.plan.spec import Capabilities, ConnectFd, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
 
-#: The bus that devices of a type are on that need no slot of their own.
-_BUSES = {"serial": "serial.0", "usb": "usb.0"}
+#: The types that need no slot of their own; the controller that they are on is called so at a start.
+_ON_BUSES = ("serial", "usb")
 
 
 @frozen(kw_only=True)
@@ -38,7 +38,7 @@ class Tools:
 
 def needs_slot(device: DeviceSection) -> bool:
     """Whether it is on the machine's own bus."""
-    return device.type not in _BUSES
+    return device.type not in _ON_BUSES
 
 
 def device_parts(unit: Unit, tools: Tools) -> list[Part]:
@@ -54,12 +54,12 @@ def device_parts(unit: Unit, tools: Tools) -> list[Part]:
 def _place(device: DeviceSection, slots: Mapping[str, int], board: Board) -> Place:
     if device.id in slots:
         return board.place_one_of("device", slots[device.id])
-    return place_on_bus(device)
+    return place_on_bus(device.type)
 
 
-def place_on_bus(device: DeviceSection) -> Place:
+def place_on_bus(controller: str) -> Place:
     """Where one goes that needs no slot."""
-    return Place(properties={"bus": _BUSES[device.type]})
+    return Place(properties={"bus": f"{controller}.0"})
 
 
 def device_part(device: DeviceSection, place: Place, tools: Tools) -> Part:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from qsup.errors import UnsupportedError
 from qsup.plan import hotplug, inventory
 from qsup.plan.attach import Attachment, Vm, attach_device
 from qsup.plan.identity import derive_mac
-from qsup.plan.spec import PartPlan, PlanSummary
+from qsup.plan.spec import DevicePlan, PartPlan, PlanSummary
 from qsup.unit.model import AgentSection, DeviceSection, DiskSection, MachineSection, MemorySection, Unit
 from tests.plan import goldens
 from tests.plan.building import build
@@ -181,6 +182,24 @@ def test_a_machine_that_takes_nothing_says_so(type: str) -> None:
     unit = Unit(machine=MachineSection(type="microvm"), memory=SHARED)
     with pytest.raises(UnsupportedError, match="a microvm machine takes no devices while it runs"):
         attach(DeviceSection(id="x", type=type), unit)
+
+
+def test_a_controller_is_idle_once_nothing_is_on_it() -> None:
+    """One at a time, and only what came for something; what may be somebody else's device on it keeps it."""
+    attachments, summary = attach(DeviceSection(id="x", type="usb", port="1-2"))
+    controller, stick = (attachment.part.plan() for attachment in attachments)
+    there = inventory.with_part(summary, controller)
+    assert inventory.free_controller(there, "usb") == ("usb", True)
+    assert inventory.idle_controllers(inventory.with_part(there, stick)) == ()
+    assert inventory.idle_controllers(there) == ("controller.usb",)
+    foreign = PartPlan(entry="", devices=(DevicePlan(id="mine", driver="usb-mouse"),))
+    assert inventory.idle_controllers(inventory.with_part(there, foreign)) == ()
+    leaving = inventory.with_part(there, evolve(controller, state="leaving"))
+    assert inventory.free_controller(leaving, "usb") == ("usb2", False)
+    (second, _) = attach_device(Unit(), DeviceSection(id="y", type="usb", port="1-3"), leaving, VM)
+    both = inventory.with_part(leaving, second.part.plan())
+    assert inventory.free_controller(both, "usb") == ("usb2", True)
+    assert inventory.idle_controllers(both) == ()
 
 
 @pytest.mark.parametrize("type", ["serial", "usb"])

@@ -89,7 +89,7 @@ def test_channels_are_there_from_the_start(daemon: Daemon, qemu: Emulator, linux
 
 
 def test_a_channel_brings_its_controller(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
-    """Of a VM without an agent; both are shown, and the controller stays for the next."""
+    """Of a VM without an agent; both are shown, and the controller stays as long as there is another channel."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
     daemon.do("web", "start")
     for name in ("one", "two"):

@@ -11,7 +11,7 @@ import pytest
 from qsup.errors import ImageInUse
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
-from tests.real.hotplug import agree, attach, change, detach, fdsets, image, in_guest, nodes, peripherals, qmp
+from tests.real.hotplug import agree, attach, change, detach, fdsets, image, in_guest, nodes, peripherals, qmp, state
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -62,6 +62,54 @@ def test_disks_of_each_bus(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGue
     poll_until(lambda: set(sizes(daemon)) == known, "the guest has its own disks only", seconds=15)
     assert (nodes(daemon, "web"), fdsets(daemon, "web")) == before
     assert daemon.view("web")["disks"] == []
+
+
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_a_controller_goes_with_the_last_disk_on_it(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest, machine: str
+) -> None:
+    """It gives its slot back; a disk that comes meanwhile comes to another, and stays there."""
+    daemon.unit("web", linux_unit(qemu, linux_guest, machine=f'type = "{machine}"'))
+    daemon.do("web", "start")
+    there, slots = peripherals(daemon, "web"), daemon.view("web")["slots"]
+    for name in ("a", "b"):
+        image(daemon, f"{name}.img", SIZE)
+    for bus in ("scsi", "usb"):
+        for name in ("a", "b"):
+            assert attach(daemon, "web", "disks", id=name, path=f"{name}.img", bus=bus)["state"] == "succeeded"
+        assert detach(daemon, "web", "disks/a")["state"] == "succeeded"
+        assert bus in peripherals(daemon, "web")
+        assert detach(daemon, "web", "disks/b")["state"] == "succeeded"
+        # at once: its controller is still there, on its way out, or gone
+        assert attach(daemon, "web", "disks", id="a", path="a.img", bus=bus)["state"] == "succeeded"
+        poll_until(lambda: len(peripherals(daemon, "web") - there) == 2, "one disk, one controller", seconds=15)
+        assert agree(daemon, "web")
+        assert detach(daemon, "web", "disks/a")["state"] == "succeeded"
+        poll_until(lambda: peripherals(daemon, "web") == there, "no controller is left", seconds=15)
+        assert agree(daemon, "web")
+    assert daemon.view("web")["slots"] == slots
+
+
+def test_a_guest_that_keeps_a_controller_costs_one_slot(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """However often a disk comes and goes; a later daemon and a reset have it go."""
+    daemon.unit("web", rom_unit(qemu, rom_guest))
+    daemon.do("web", "start")
+    image(daemon, "a.img", SIZE)
+    there = peripherals(daemon, "web")
+    for _ in range(4):
+        assert attach(daemon, "web", "disks", id="a", path="a.img", bus="scsi")["state"] == "succeeded"
+        assert detach(daemon, "web", "disks/a")["state"] == "succeeded"
+        poll_until(lambda: state(daemon, "web", "scsi") == "leaving", "it is asked for", seconds=5)
+    assert peripherals(daemon, "web") - there == {"scsi", "scsi2"}
+    assert (state(daemon, "web", "scsi2"), agree(daemon, "web")) == ("there", True)
+    daemon.restart()
+    daemon.wait("web", "running")
+    daemon.do("web", "reset")
+    poll_until(lambda: "scsi" not in peripherals(daemon, "web"), "a reset has it go", seconds=5)
+    poll_until(lambda: state(daemon, "web", "scsi2") == "leaving", "the other is asked for", seconds=5)
+    daemon.do("web", "reset")
+    poll_until(lambda: peripherals(daemon, "web") == there, "no controller is left", seconds=5)
+    assert agree(daemon, "web")
 
 
 def test_a_chain_of_images(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
