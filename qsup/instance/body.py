@@ -31,6 +31,7 @@ from qsup.instance.inbox import Inbox
 from qsup.instance.jobs import Jobs
 from qsup.instance.launch import launch
 from qsup.instance.life import Life
+from qsup.instance.live.medium import settle_media
 from qsup.instance.messages import (
     DEVICE_PULLED,
     HELPER_ENDED,
@@ -176,6 +177,7 @@ class Body:
         self._inbox = inbox
         self._keep = keep
         self._settling = trio.Lock()
+        self._drives = trio.Lock()
         self._look_in = _IN_USE_AGAIN
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
@@ -338,6 +340,7 @@ class Body:
             progress=partial(self._services.operations.progress, operation),
             note=lambda changes: self._post(Noted(life=life.number, changes=changes)),
             overtake=self.works.overtake,
+            drives=self._drives,
         )
 
     async def _context_now(self, operation: str) -> Context | None:
@@ -394,6 +397,7 @@ class Body:
                 again |= bool(inventory.idle_controllers(life.hardware.summary))
             elif await going.release_controllers(context):
                 self._look_in = _IN_USE_AGAIN
+            await settle_media(context)
         except QsupError as error:
             _log.info("could not find out which devices it has", instance=self._name, why=error.message)
             return

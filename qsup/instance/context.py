@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import trio
 from attrs import field, frozen
 
 from qsup.instance.guest import GuestChannel
@@ -80,6 +81,7 @@ class Context:
         overtake: an earlier operation gives up its goal of a key.
         goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
         reached: those that were so at once.
+        drives: held by whoever changes a medium, or finds out what became of one.
     """
 
     life: Life
@@ -95,6 +97,7 @@ class Context:
     overtake: Callable[[str], Awaitable[None]]
     goals: list[Goal] = field(factory=list)
     reached: list[Goal] = field(factory=list)
+    drives: trio.Lock = field(factory=trio.Lock)
 
     @property
     def name(self) -> str:

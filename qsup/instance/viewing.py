@@ -110,8 +110,13 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
 
 
 def _troubles(life: Life) -> tuple[str, ...]:
-    """What is said of devices that do not work any more, and of what serves them."""
-    return (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles)
+    """What is said of devices that do not work any more, of what serves them, and of media that are being changed."""
+    media = (
+        f"disk {disk.id}: its medium is being changed to {disk.coming.path or 'none'}"
+        for disk in life.summary.disks
+        if disk.coming is not None
+    )
+    return (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles, *media)
 
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:

@@ -301,6 +301,21 @@ class NicPlan:
 
 
 @frozen(kw_only=True)
+class ComingMedium:
+    """What is about to be in a CD drive.
+
+    Args:
+        path, format, node: as those of the `DiskPlan` are to be; of a drive that is to be empty there are none.
+        claims: how many of the last claims of the drive are for it.
+    """
+
+    path: str
+    format: str
+    node: str
+    claims: int
+
+
+@frozen(kw_only=True)
 class DiskPlan:
     """What was planned for one disk.
 
@@ -308,6 +323,7 @@ class DiskPlan:
         node: the block node the device reads (at most 31 characters).
         device: the device's QOM id, as in ``/machine/peripheral/DEVICE``.
         bootindex: its place in the boot order, -1 for none; what came while the VM runs has none.
+        coming: of a drive whose medium is being changed; QEMU knows which of the two it has.
     """
 
     id: str
@@ -319,6 +335,7 @@ class DiskPlan:
     node: str
     device: str
     bootindex: int = -1
+    coming: ComingMedium | None = None
 
 
 @frozen(kw_only=True)

@@ -1,11 +1,11 @@
 """A qsupd that kills itself between two steps: ``python -m tests.real.dying ARGUMENTS...``, as for ``qsup.daemon``.
 
 Decides: what a step is (a call by which the daemon changes anything outside itself: files, processes, what it tells
-QEMU and clients), and that SIGKILL comes before the step of a number.
+QEMU and clients), and that SIGKILL comes before the step of a number; or that another process is stopped then.
 Must not: change what any step does.
 
-SIGUSR1 makes it read from ``dies-at`` in its directory before which step to die, 0 for none, and begin to count. What
-it counts is in ``steps``.
+SIGUSR1 makes it read from ``dies-at`` in its directory before which step to die, 0 for none, and begin to count; with a
+process's id behind it that process gets SIGSTOP instead. What it counts is in ``steps``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ class _Steps:
         self._file = os.open(_ROOT / "steps", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC)
         self._write = os.write
         self._last = 0
+        self._stops = 0
         self._count = 0
 
     def begin(self, *_: object) -> None:
         """Count from now on."""
         with self._lock:
-            self._last, self._count = int((_ROOT / "dies-at").read_text()), 0
+            last, _space, stops = (_ROOT / "dies-at").read_text().partition(" ")
+            self._last, self._stops, self._count = int(last), int(stops or 0), 0
             os.ftruncate(self._file, 0)
             self._write(self._file, f"begun {self._last}\n".encode())
 
@@ -47,7 +49,9 @@ class _Steps:
             if self._last:
                 self._count += 1
                 self._write(self._file, f"{name}\n".encode())
-                if self._count == self._last:
+                if self._count == self._last and self._stops:
+                    os.kill(self._stops, signal.SIGSTOP)
+                elif self._count == self._last:
                     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -65,9 +65,13 @@ class Death:
 class Mortal(Daemon):
     """A daemon that can be told before which of its next steps to die."""
 
-    def die_at(self, step: int) -> None:
-        """From now on count steps, and die before one of them; 0 for never, unless it dies even now."""
-        (self.root / "dies-at").write_text(str(step))
+    def die_at(self, step: int, *, stops: int = 0) -> None:
+        """From now on count steps, and die before one of them; 0 for never, unless it dies even now.
+
+        Args:
+            stops: the id of a process that is stopped instead.
+        """
+        (self.root / "dies-at").write_text(f"{step} {stops}")
         assert self._process is not None
         self._process.send_signal(signal.SIGUSR1)
         begun = f"begun {step}"

@@ -6,6 +6,9 @@ Must not: take a medium from a guest that has locked the tray, unless that is fo
 The new medium's nodes are there, and found good, before the old one is touched; until then nothing has changed for
 the guest. ``blockdev-open-tray`` answers ``{}`` for a locked tray as well: QEMU then only asks the guest. So the tray
 is open when QEMU says that it is, and not before (QAPI ``query-block``, DEVICE_TRAY_MOVED).
+
+What comes is on record, as `ComingMedium`, before QEMU hears of it, and stays there when QEMU does not answer: it may
+carry out later what it was asked for. So once it answers it is asked which medium it has, and that is what counts.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import ChangeError, NoSuchDevice, QmpCommandError, QsupError
+from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError
 from qsup.host import descriptors
 from qsup.host.claims import Claim
 from qsup.instance import hotplug as wiring
@@ -29,10 +32,11 @@ from qsup.instance.hardware import Attached, entry_of
 from qsup.instance.images import open_images
 from qsup.instance.live import throttle
 from qsup.plan.attach import plan_medium
-from qsup.plan.spec import BackendPlan, DiskPlan, ImageFd, PartPlan
+from qsup.plan.spec import BackendPlan, ComingMedium, DiskPlan, ImageFd, PartPlan
 from qsup.qmp import commands
 from qsup.qmp.results import BlockInfo
 from qsup.unit.compare import Change
+from qsup.unit.compose import amend
 from qsup.unit.model import DiskSection, Unit
 
 _TIMEOUT = 10.0
@@ -61,6 +65,19 @@ class Medium:
             tray = await _Drive(disk, context).change()
             told |= {change.key: {"tray": tray} for change in changes if _entry(change) == entry}
         return told
+
+
+async def settle_media(context: Context) -> None:
+    """Find out what became of media whose change QEMU did not answer, and have the VM be what it is then.
+
+    Raises:
+        MonitorError: QEMU does not answer yet.
+    """
+    for name in [plan.id for plan in context.hardware.summary.disks if plan.coming is not None]:
+        disk = entry_of(context.hardware.unit, f"disk.{name}")
+        if disk is not None:
+            async with context.drives:
+                await _Drive(disk, context).settle()
 
 
 def check_drive(name: str, context: Context) -> None:
@@ -124,38 +141,91 @@ class _Drive:
         self._entry = f"disk.{disk.id}"
         self._context = context
         self._hardware = context.hardware
+        self._step = "it was looked at"
 
     async def change(self) -> str:
-        """Do it, or leave everything as it is; where the tray is then."""
-        drive = await self._look()
-        await self._tidy(drive)
+        """Do it, or leave everything as it is; where the tray is then.
+
+        Raises:
+            QsupError: why it was not done.
+            MonitorError: QEMU did not answer, and may do it yet; `settle_media` finds out.
+        """
+        async with self._context.drives:
+            try:
+                return await self._change()
+            except QmpCommandError:
+                raise
+            except MonitorError as error:
+                error.message = f"{self._entry}: {error.message}, while {self._step}"
+                error.hint = "once QEMU answers, `qsupctl status` shows which medium it has; then say it again"
+                raise
+
+    async def _change(self) -> str:
+        drive = await self.settle()
+        wanted = self._disk.path, self._disk.format
+        if drive.node_name == self._plan.node and self._disk.path and (self._plan.path, self._plan.format) == wanted:
+            # an earlier attempt has come to its end after all
+            self._step = "its tray was closed"
+            await commands.blockdev_close_tray(self._context.monitor, drive.qdev, timeout=_TIMEOUT)
+            return (await self._look()).tray
         before = Attached(part=self._part, disk=self._plan, claims=self._claims)
         try:
             new = await self._bring(drive)
-        except BaseException:
-            self._hardware.replace(before)
-            self._release(before.claims)
+        except BaseException as error:
+            if self._plan.coming is None or not _is_open(error):
+                self._hardware.replace(before)
+                self._release(before.claims)
             raise
         try:
             await self._open_tray(drive)
             await self._swap(drive, new)
-        except QsupError as error:
-            if isinstance(error, QmpCommandError | ChangeError):
-                # nothing has changed for the guest, and what came for it goes
-                await wiring.give_up(evolve(new.part, backends=new.backends), self._context.monitor)
-                self._hardware.replace(before)
-                self._release(before.claims)
-                self._context.keep()
+        except (QmpCommandError, ChangeError):
+            # mostly nothing has changed for the guest, and what came for it goes
+            await self.settle()
             raise
-        old = evolve(before.part, backends=media(before.part, drive.node_name).present)
-        await wiring.give_up(old, self._context.monitor)
-        self._hardware.replace(
-            Attached(part=evolve(before.part, backends=new.backends), disk=new.disk, claims=new.claims)
-        )
-        self._release(new.claims)
-        if self._disk.path:
-            await throttle.impose([self._disk], self._hardware.summary, self._context.monitor)
+        await self.settle()
         return (await self._look()).tray
+
+    async def settle(self) -> BlockInfo:
+        """Have the VM be what QEMU has in the drive, and give up the other medium: what QEMU says of the drive.
+
+        Raises:
+            ChangeError: there is no such drive any more.
+            MonitorError: QEMU did not answer; nothing has changed.
+        """
+        drive, plan, part = await self._look(), self._plan, self._part
+        coming, claims = plan.coming, self._claims
+        now = evolve(plan, coming=None)
+        if coming is not None:
+            older, newer = claims[: len(claims) - coming.claims], claims[len(claims) - coming.claims :]
+            if coming.node and drive.node_name == coming.node:
+                now, claims = evolve(now, path=coming.path, format=coming.format, node=coming.node), newer
+            elif not drive.node_name:
+                now, claims = evolve(now, path="", node=""), ()
+            else:
+                claims = older
+        found = media(part, drive.node_name)
+        if coming is None and not found.others:
+            return drive
+        # what is in use all the same is tried again at the next change
+        is_gone = await wiring.give_up(evolve(part, backends=found.others), self._context.monitor)
+        backends = found.present if is_gone else part.backends
+        self._hardware.replace(Attached(part=evolve(part, backends=backends), disk=now, claims=claims))
+        self._release(claims)
+        self._take(now)
+        self._context.keep()
+        if now.node:
+            disk = entry_of(self._hardware.unit, self._entry)
+            await throttle.impose([disk], self._hardware.summary, self._context.monitor)
+        return drive
+
+    def _take(self, plan: DiskPlan) -> None:
+        """The VM runs with this medium, whatever was asked for."""
+        disk = entry_of(self._hardware.unit, self._entry)
+        if (disk.path, disk.format) != (plan.path, plan.format):
+            changes = {"disk": [{"id": disk.id, "path": plan.path, "format": plan.format}]}
+            composed = amend(self._hardware.unit, changes, self._context.name)
+            self._hardware.set_unit(composed.unit or self._hardware.unit)
 
     @property
     def _part(self) -> PartPlan:
@@ -184,18 +254,8 @@ class _Drive:
             raise ChangeError(f"QEMU has no drive for {self._entry} any more", instance=self._context.name)
         return drives[self._disk.id]
 
-    async def _tidy(self, drive: BlockInfo) -> None:
-        """Take away what an earlier daemon brought and did not come to insert."""
-        part = self._part
-        found = media(part, drive.node_name)
-        if found.others:
-            await wiring.give_up(evolve(part, backends=found.others), self._context.monitor)
-            self._hardware.replace(
-                Attached(part=evolve(part, backends=found.present), disk=self._plan, claims=self._claims)
-            )
-
-    async def _bring(self, drive: BlockInfo) -> _New:
-        """Give QEMU the new medium, beside the one that is in the drive."""
+    async def _bring(self, drive: BlockInfo) -> str:
+        """Give QEMU the new medium, beside the one that is in the drive: its node, ``""`` for none."""
         part, plan = self._part, self._plan
         coming = plan_medium(self._disk, self._hardware.summary, beside=drive.node_name)
         requests = [fd for fd in coming.fds if isinstance(fd, ImageFd)]
@@ -205,16 +265,19 @@ class _Drive:
             stack.callback(_close, numbers)
             claims = await open_images(requests, self._context.services, self._context.name, numbers)
             backends = coming.plan().backends
+            node = backends[-1].name if backends else ""
+            medium = ComingMedium(path=self._disk.path, format=self._disk.format, node=node, claims=len(claims))
             whole = evolve(part, backends=(*part.backends, *backends))
-            self._hardware.replace(Attached(part=whole, disk=plan, claims=(*self._claims, *claims)))
+            disk = evolve(plan, coming=medium)
+            self._step = "its new medium was opened"
+            self._hardware.replace(Attached(part=whole, disk=disk, claims=(*self._claims, *claims)))
             self._context.keep()
             await wiring.bring_backends(coming, self._context.monitor, numbers)
-        node = backends[-1].name if backends else ""
-        disk = evolve(plan, path=self._disk.path, format=self._disk.format, node=node)
-        return _New(part=part, backends=backends, disk=disk, claims=claims)
+        return node
 
     async def _open_tray(self, drive: BlockInfo) -> None:
         context = self._context
+        self._step = "its tray was opened"
         await commands.blockdev_open_tray(context.monitor, drive.qdev, force=context.force, timeout=_TIMEOUT)
         with trio.move_on_after(_PATIENCE):
             while (await self._look()).tray != "open":
@@ -225,9 +288,10 @@ class _Drive:
         hint = "have the guest let it go (umount, eject), or say --force"
         raise ChangeError(words, instance=context.name, hint=hint)
 
-    async def _swap(self, drive: BlockInfo, new: _New) -> None:
+    async def _swap(self, drive: BlockInfo, node: str) -> None:
         """Take the old medium out and put the new one in; where that fails the old one is put back."""
-        monitor, node = self._context.monitor, new.disk.node
+        monitor = self._context.monitor
+        self._step = "its medium was taken out"
         if drive.node_name:
             remove = partial(commands.blockdev_remove_medium, monitor, drive.qdev, timeout=_TIMEOUT)
             await self._while_open(drive, remove)
@@ -242,8 +306,10 @@ class _Drive:
 
     async def _insert(self, drive: BlockInfo, node: str) -> None:
         monitor = self._context.monitor
+        self._step = "its new medium was put in"
         insert = partial(commands.blockdev_insert_medium, monitor, drive.qdev, node, timeout=_TIMEOUT)
         await self._while_open(drive, insert)
+        self._step = "its tray was closed"
         await commands.blockdev_close_tray(monitor, drive.qdev, timeout=_TIMEOUT)
 
     async def _while_open(self, drive: BlockInfo, step: Callable[[], Awaitable[None]]) -> None:
@@ -259,21 +325,10 @@ class _Drive:
                 return
 
 
-@frozen(kw_only=True)
-class _New:
-    """A medium that QEMU has, and that is in no drive yet.
-
-    Args:
-        part: the drive's.
-        backends: what the medium stands on, none where the drive is to be empty.
-        disk: what is known of the drive with it.
-        claims: on its images.
-    """
-
-    part: PartPlan
-    backends: tuple[BackendPlan, ...]
-    disk: DiskPlan
-    claims: tuple[Claim, ...]
+def _is_open(error: BaseException) -> bool:
+    """Whether QEMU may have done, or may do yet, what came to this end."""
+    unanswered = isinstance(error, MonitorError) and not isinstance(error, QmpCommandError)
+    return unanswered or isinstance(error, trio.Cancelled)
 
 
 def _close(numbers: Mapping[str, int]) -> None:
