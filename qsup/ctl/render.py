@@ -25,6 +25,8 @@ _VISIBLE[0x09] = _VISIBLE[0x0A] = " "
 _GREEN, _YELLOW, _RED, _BOLD = "32", "33", "31", "1"
 _LEVEL_COLOURS = {"active": _GREEN, "activating": _YELLOW, "deactivating": _YELLOW, "failed": _RED}
 _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
+#: What tells people which entry it is.
+_TELLING = ("path", "type", "bus", "bridge", "name", "address", "socket")
 _SPANS = ((31536000, "y"), (2592000, " month"), (604800, "w"), (86400, " day"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -212,3 +214,16 @@ def _plain(value: object) -> str:
     if isinstance(value, str):
         return clean(value) if value and " " not in value else document(value, "jsonl").rstrip()
     return clean(document(value, "jsonl").rstrip())
+
+
+def spelled(value: object) -> str:
+    """A value as a unit file spells it; of a whole entry where it is and what it is, ``-`` where there is none.
+
+    An entry has dozens of keys, more than a line of a table takes; other forms of output have all.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        told = [f"{name} = {spelled(inner)}" for name, inner in value.items() if name in _TELLING and inner]
+        return "{ " + ", ".join([*told, "..."]) + " }"
+    return document(value, "jsonl").rstrip()

@@ -229,13 +229,11 @@ class OperationTable:
         Raises:
             NoSpaceError: the file system is full; it must not be sent.
         """
-        operation = self._operations.get(operation_id)
-        if operation is not None and not operation.is_final:
+        if (operation := self._running(operation_id)) is not None:
             sent = evolve(operation, sent=True)
             # QEMU knows nothing of a command that a crash of this machine has ended with it
             await self._journal.append(codec.encode(OperationRecord.of(sent)), flush=False)
-            operation = self._operations.get(operation_id)
-            if operation is not None and not operation.is_final:
+            if (operation := self._running(operation_id)) is not None:
                 self._operations[operation_id] = evolve(operation, sent=True)
                 return True
         return False
@@ -243,50 +241,30 @@ class OperationTable:
     async def foretell(
         self, operation_id: str, *, result: Mapping[str, Any] | None = None, error: QsupError | None = None
     ) -> None:
-        """Write down how it is about to end, before anybody hears it; its VM's state may not tell a later daemon.
-
-        If it cannot be written, a daemon that dies within the next moment costs that knowledge.
-        """
-        operation = self._operations.get(operation_id)
-        if operation is None or operation.is_final:
-            return
-        ended = _ended(operation, result, error)
-        try:
-            await self._journal.append(codec.encode(OperationRecord.of(ended)), flush=False)
-        except QsupError as why:
-            _log.error("the end of an operation could not be recorded", operation=operation_id, why=why.message)
+        """Write down how it is about to end, before anybody hears it; its VM's state may not tell a later daemon."""
+        if (operation := self._running(operation_id)) is not None:
+            await self._note(_ended(operation, result, error))
 
     async def account(self, operation_id: str, result: Mapping[str, Any]) -> None:
         """Write down what has become of it so far: a later daemon that goes on with it tells of that, too."""
-        operation = self._operations.get(operation_id)
-        if operation is None or operation.is_final:
-            return
-        self._operations[operation_id] = so_far = evolve(operation, result=result)
-        try:
-            await self._journal.append(codec.encode(OperationRecord.of(so_far)), flush=False)
-        except QsupError as why:
-            _log.error(
-                "what an operation has done so far could not be recorded", operation=operation_id, why=why.message
-            )
+        if (operation := self._running(operation_id)) is not None:
+            self._operations[operation_id] = so_far = evolve(operation, result=result)
+            await self._note(so_far)
 
     async def pend(self, operation_id: str, words: str) -> None:
         """QEMU has taken it, and the guest has to fulfil it; the VM is free for others meanwhile.
 
+        A later daemon that does not know asks QEMU for it once more, which changes nothing.
+
         Args:
             words: where it stands.
         """
-        operation = self._operations.get(operation_id)
-        if operation is None or operation.is_final:
-            return
-        # what a guest works on can be left so; a device that is on its way out cannot be called back
-        cancellable = operation.kind in LASTING
-        pending = evolve(operation, pending=True, progress=words, updated=time.time(), cancellable=cancellable)
-        self._operations[operation_id] = pending
-        try:
-            await self._journal.append(codec.encode(OperationRecord.of(pending)), flush=False)
-        except QsupError as why:
-            # a later daemon asks QEMU for it once more, which changes nothing
-            _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
+        if (operation := self._running(operation_id)) is not None:
+            # what a guest works on can be left so; a device that is on its way out cannot be called back
+            cancellable = operation.kind in LASTING
+            pending = evolve(operation, pending=True, progress=words, updated=time.time(), cancellable=cancellable)
+            self._operations[operation_id] = pending
+            await self._note(pending)
 
     async def overtake(self, operation_id: str, key: str, how: str) -> None:
         """A later request has changed one of its keys; a later daemon knows that, too.
@@ -294,17 +272,23 @@ class OperationTable:
         Args:
             how: `qsup.instance.operation.GIVEN_UP` or `UNWRITTEN`; ``""``: it has not after all.
         """
+        if (operation := self._running(operation_id)) is not None:
+            others = {name: value for name, value in operation.overtaken.items() if name != key}
+            overtaken = evolve(operation, overtaken=others | ({key: how} if how else {}))
+            self._operations[operation_id] = overtaken
+            await self._note(overtaken)
+
+    def _running(self, operation_id: str) -> Operation | None:
+        """One that has not ended."""
         operation = self._operations.get(operation_id)
-        if operation is None or operation.is_final:
-            return
-        others = {name: value for name, value in operation.overtaken.items() if name != key}
-        overtaken = evolve(operation, overtaken=others | ({key: how} if how else {}))
-        self._operations[operation_id] = overtaken
+        return None if operation is None or operation.is_final else operation
+
+    async def _note(self, operation: Operation) -> None:
+        """Write down what a later daemon should know of one; where that fails, one that comes soon does not know it."""
         try:
-            await self._journal.append(codec.encode(OperationRecord.of(overtaken)), flush=False)
+            await self._journal.append(codec.encode(OperationRecord.of(operation)), flush=False)
         except QsupError as why:
-            # a daemon that dies before the operation's end costs that knowledge
-            _log.error("an operation could not be recorded", operation=operation_id, why=why.message)
+            _log.error("an operation could not be recorded", operation=operation.id, why=why.message)
 
     async def limit(self, operation_id: str, until: float) -> None:
         """Have it be over sooner than it was to be.
@@ -320,8 +304,7 @@ class OperationTable:
 
     def progress(self, operation_id: str, words: str) -> None:
         """Say where a running operation stands; one that has ended stays as it is."""
-        operation = self._operations.get(operation_id)
-        if operation is not None and not operation.is_final:
+        if (operation := self._running(operation_id)) is not None:
             self._operations[operation_id] = evolve(operation, progress=words, updated=time.time())
 
     def finish(
@@ -332,8 +315,8 @@ class OperationTable:
         Returns:
             The operation as it ended, or ``None`` where nothing has changed: it had ended before, or is no longer kept.
         """
-        operation = self._operations.get(operation_id)
-        if operation is None or operation.is_final:
+        operation = self._running(operation_id)
+        if operation is None:
             return None
         operation = self._operations[operation_id] = _ended(operation, result, error)
         self._finished.pop(operation_id).set()

@@ -2,6 +2,8 @@
 
 Decides: what must hold while one QEMU lies: its state is named, the others do not notice, memory is bounded.
 Must not: repeat what `tests/qmp` shows of the transport; here the whole daemon runs, and puppets are its QEMUs.
+
+Long because it is one table of misbehaviour and the few questions that are asked of each.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import sys
 from qsup.api.protocol import EXIT_FAILURE, EXIT_OK, instance_path
 from qsup.ctl.failures import for_each
 from qsup.ctl.names import add_names, targets
-from qsup.ctl.render import bold, clean, document, documents, table
+from qsup.ctl.render import bold, clean, document, documents, spelled, table
 from qsup.ctl.verbs.attach import absent
 
 TYPE_CHECKING = False
@@ -71,20 +71,3 @@ def describe(diff: Diff) -> str:
 def _comes(change: ChangeWire) -> bool:
     """Whether it is a whole entry that the VM has not, and can have while it runs."""
     return change["old"] is None and change["needs"] == "live"
-
-
-#: What tells people which entry it is.
-_TELLING = ("path", "type", "bus", "bridge", "name", "address", "socket")
-
-
-def spelled(value: object) -> str:
-    """A value as a unit file spells it; of a whole entry where it is and what it is, ``-`` where there is none.
-
-    An entry has dozens of keys, more than a line of a table takes; other forms of output have all.
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        told = [f"{name} = {spelled(inner)}" for name, inner in value.items() if name in _TELLING and inner]
-        return "{ " + ", ".join([*told, "..."]) + " }"
-    return document(value, "jsonl").rstrip()

@@ -15,8 +15,7 @@ from qsup.ctl.failures import complain
 from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import clean, documents, table
-from qsup.ctl.verbs.diff import spelled
+from qsup.ctl.render import clean, documents, spelled, table
 from qsup.ctl.verbs.power import wait_operation
 from qsup.errors import UsageError
 
