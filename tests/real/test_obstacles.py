@@ -36,12 +36,13 @@ def test_t6_what_stands_in_place_of_a_log_is_named_and_costs_its_vm_that_log_alo
     daemon: Daemon, emulator: Emulator, rom_guest: Path
 ) -> None:
     """The console's history, QEMU's words, the FIFO that they come by: none is waited for, followed or replaced."""
-    kinds = {"history": "run/console/{}.log", "words": "log/{}.log", "output": "run/instances/{}/output"}
-    files = {
-        f"{kind}-{how}": daemon.root / where.format(f"{kind}-{how}")
-        for kind, where in kinds.items()
-        for how in OBSTACLES
+    run = daemon.run
+    kinds = {
+        "history": f"{run}/console/{{}}.log",
+        "words": f"{daemon.logs}/{{}}.log",
+        "output": f"{run}/instances/{{}}/output",
     }
+    files = {f"{kind}-{how}": Path(where.format(f"{kind}-{how}")) for kind, where in kinds.items() for how in OBSTACLES}
     pids = start(daemon, emulator, rom_guest, ("good", *files))
     for name, path in files.items():
         if not name.startswith("words"):
@@ -61,7 +62,7 @@ def test_t6_what_stands_in_place_of_a_log_is_named_and_costs_its_vm_that_log_alo
     for name, path in files.items():
         poll_until(partial(warns, daemon, name, path), f"{name} is warned of", seconds=DEADLINE)
         assert str(path) in daemon.log()
-    assert daemon.view("good")["warnings"] == []
+    assert not warns(daemon, "good", daemon.root)
     daemon.restart(signal.SIGTERM)
     for name, path in files.items():
         assert daemon.wait(name, "running")["pid"] == pids[name]
@@ -73,5 +74,5 @@ def test_t6_what_stands_in_place_of_a_log_is_named_and_costs_its_vm_that_log_alo
     for path in files.values():
         remove(path)
     assert daemon.do("history-other", "start")["substate"] == "running"
-    poll_until(lambda: daemon.view("history-other")["warnings"] == [], "it is kept again", seconds=DEADLINE)
+    poll_until(lambda: not warns(daemon, "history-other", daemon.root), "it is kept again", seconds=DEADLINE)
     assert "driver failed" not in daemon.log()

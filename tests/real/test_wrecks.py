@@ -157,10 +157,11 @@ def remove_cgroup(cgroup: Path) -> None:
 
 def stranger(daemon: Daemon, name: str) -> subprocess.Popen[bytes]:
     """A process that is no VM, but of a VM's user, and of "held" it holds the output, which keeps its run directory."""
-    uid = json.loads(record(daemon, name).read_text())["uid"] if os.geteuid() == 0 else None
+    uid = json.loads(record(daemon, name).read_text())["uid"]
+    whose = {"user": uid, "group": uid, "extra_groups": []} if os.geteuid() == 0 else {}
     with (record(daemon, name).parent / "output").open("r+b", buffering=0) as output:
         stdout = output if name == "held" else None
-        return subprocess.Popen(["sleep", "600"], start_new_session=True, user=uid, stdout=stdout)
+        return subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=stdout, **whose)
 
 
 def test_t4_a_record_that_names_a_living_stranger_is_not_believed(

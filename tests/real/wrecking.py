@@ -45,7 +45,7 @@ TARGET = b'{"schema": 1, "somebody": "else\'s"}\n'
 
 def target_of(path: Path) -> Path:
     """Where `put_link` leads to: beside the daemon's directories, and nobody's."""
-    root = next(parent for parent in path.parents if (parent / "units").is_dir())
+    root = next(parent for parent in path.parents if (parent / "qsupd.log").exists())
     return root / "somebody-elses"
 
 
