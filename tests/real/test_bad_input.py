@@ -106,14 +106,14 @@ def test_what_a_host_lacks_is_named_at_the_start(daemon: Daemon, emulator: Emula
     """Images, binaries, ports, bridges: the operation fails with the one thing that is wrong, and nothing is left."""
     (daemon.root / "disk.img").write_bytes(bytes(1 << 20))
     (daemon.root / "directory.img").mkdir()
-    (daemon.root / "link.img").symlink_to("/etc/passwd")
+    (daemon.root / "link.img").symlink_to("/proc/version")
     (daemon.root / "no-program").write_text("not a program")
     with bystander(daemon, emulator, rom_guest), listening() as port:
         cases: dict[str, tuple[dict[str, str], str]] = {
             "missing": (disk("no.img"), "could not open disk image no.img: No such file or directory"),
             "format": (disk("disk.img", "qcow2"), "disk image 'disk.img' "),
             "directory": (disk("directory.img"), "is no regular file"),
-            "outside": (disk("/etc/passwd"), "is in none of the pools"),
+            "outside": (disk("/proc/version"), "is in none of the pools"),
             "link": (disk("link.img"), "leaves its pool"),
             "dots": (disk("directory.img/../../disk.img"), "leaves its pool"),
             "port": (forward(port), f"tcp port {port} on 127.0.0.1 is already taken by"),

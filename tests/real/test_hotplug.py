@@ -176,7 +176,7 @@ def test_there_are_as_many_slots_as_the_unit_says(daemon: Daemon, emulator: Emul
         ({"id": "data", "path": "root.img"}, UnitError.code, "the path of disk 'root' already"),
         ({"id": "data", "path": "link.img"}, ImageInUse.code, "another disk of this VM"),
         ({"id": "data", "path": "data.img", "bus": "sata"}, "unsupported", "takes no disks while the VM runs"),
-        ({"id": "data", "path": "/etc/passwd"}, "image", "/etc/passwd"),
+        ({"id": "data", "path": "/proc/version"}, "image", "/proc/version"),
     ],
     ids=str,
 )
