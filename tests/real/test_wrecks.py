@@ -288,6 +288,14 @@ def test_a_wrecked_journal_of_operations_stops_nobody(daemon: Daemon, emulator: 
         if name in ("later", "foreign"):
             before, after = (list(map(json.loads, text.splitlines())) for text in (wreck, journal.read_bytes()))
             assert after[: len(before)] == before, "and they are kept"
+    daemon.signal(signal.SIGKILL)
+    put_directory(journal)  # beside those that are kept already
+    daemon.start()
+    assert "operations.jsonl is a directory" in (told := " ".join(daemon.get("/v1/health")["problems"]))
+    assert Path(told.rpartition("it is kept as ")[2]).is_dir()
+    assert told in daemon.log()
+    daemon.do("web", "pause")
+    daemon.do("web", "resume")
     daemon.restart()
     assert kinds(daemon) == ["resume", "pause"]
 
