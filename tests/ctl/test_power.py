@@ -16,7 +16,7 @@ from qsup.errors import StartError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import Level, State
 from tests.api.calling import Daemon
-from tests.ctl.running import Ctl, Result
+from tests.ctl.running import Ctl, Result, in_thread, terminal
 from tests.waiting import wait_until
 
 
@@ -81,6 +81,18 @@ async def test_it_waits_for_all_of_them(served: Daemon, ctl: Ctl) -> None:
         assert not call.done
         served.backend.finish(first)
     assert call.result == Result(code=0, out="", err="")
+
+
+async def test_a_terminal_is_told_what_takes_long(served: Daemon) -> None:
+    """Whoever waits there sees how far it is, and silence otherwise means that it is soon over."""
+    served.backend.held.add("web")
+    with terminal("kill", "web", "--socket", served.served.path) as attached:
+        (operation,) = await running_operations(served, 1)
+        words = served.backend.operations()[0].progress.encode()
+        await in_thread(attached.read_until, b"web: " + words)
+        served.backend.finish(operation)
+        assert await in_thread(attached.end) == 0
+        assert attached.seen.count(words) == 1
 
 
 async def test_no_block_leaves_at_once(served: Daemon, ctl: Ctl) -> None:

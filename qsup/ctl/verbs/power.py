@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _STOPPING = ("stop", "restart")
 #: Seconds that one request waits; the next one goes on.
 _WAIT_STEP = 60.0
+#: Seconds between two looks at how far an operation is that somebody at a terminal waits for.
+_TELL_STEP = 2.0
 
 
 def options(parser: Parser, verb: str) -> None:
@@ -145,7 +147,11 @@ def finish(client: Client, operations: dict[str, Operation], deadline: Deadline)
 
 
 def wait_operation(client: Client, operation: Operation, deadline: Deadline) -> Operation:
-    """The operation once it is final; `ClientError` when the deadline comes first."""
+    """The operation once it is final; `ClientError` when the deadline comes first.
+
+    At a terminal, what takes seconds says how far it is.
+    """
+    words, is_watched = "", sys.stderr.isatty()
     while operation["state"] == "running":
         left = deadline.left()
         if left == 0.0:
@@ -154,7 +160,11 @@ def wait_operation(client: Client, operation: Operation, deadline: Deadline) -> 
                 instance=operation["target"],
                 hint=f"it goes on; qsupctl operations {operation['id']} shows how far it is",
             )
-        step = _WAIT_STEP if left is None else min(left, _WAIT_STEP)
+        longest = _TELL_STEP if is_watched else _WAIT_STEP
+        step = longest if left is None else min(left, longest)
         path = f"{PREFIX}/operations/{operation['id']}/wait?timeout={step:g}"
         operation = client.get(path, timeout=step + ANSWER_TIMEOUT, outlast=True)
+        if is_watched and operation["state"] == "running" and operation["progress"] not in ("", words):
+            words = operation["progress"]
+            complain(f"{clean(operation['target'] or operation['kind'])}: {clean(words)}")
     return operation
