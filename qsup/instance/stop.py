@@ -28,6 +28,9 @@ Post = Callable[[Message], None]
 
 #: Seconds for QEMU to acknowledge a command that asks for the end.
 _COMMAND_TIMEOUT = 5.0
+#: Seconds until the power button is pressed again: a guest that has only just begun has not switched it on yet, and the
+#: hardware drops what nobody waits for. One that is on its way down takes no notice of another press.
+_PRESS_AGAIN = 5.0
 #: Seconds after SIGKILL until the kernel is said to keep the process.
 KILL_TIMEOUT = 5.0
 
@@ -81,8 +84,9 @@ async def ask_guest(
     button = given if "acpi" in service.stop_methods else 0.0
     if guest is not None and "agent" in service.stop_methods and left > button and await _ask_agent(life, guest):
         await trio.sleep_until(over - button)
-    if button and await _press_button(life, monitor):
-        await trio.sleep_until(min(over, trio.current_time() + given))
+    over = min(over, trio.current_time() + button)
+    while trio.current_time() < over and await _press_button(life, monitor):  # noqa: ASYNC110  # each turn does it anew
+        await trio.sleep_until(min(over, trio.current_time() + _PRESS_AGAIN))
     _failed(life, post)
 
 

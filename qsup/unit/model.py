@@ -243,8 +243,8 @@ class ServiceSection:
     stop_methods: tuple[str, ...] = _key(
         kinds.list_of(kinds.choice(*STOP_METHODS)),
         "How the VM is stopped. The order is fixed: the guest agent's shutdown (skipped when no agent answers), the "
-        "ACPI power button, QMP `quit`, SIGTERM, SIGKILL. The list chooses among them, in any order, "
-        "and SIGKILL always comes last, listed or not.",
+        "ACPI power button (pressed every five seconds, for a guest that is just booting hears it later), QMP `quit`, "
+        "SIGTERM, SIGKILL. The list chooses among them, in any order, and SIGKILL always comes last, listed or not.",
         default=STOP_METHODS,
         qemu="guest-shutdown, system_powerdown, quit",
         applies=_S,

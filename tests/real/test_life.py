@@ -256,6 +256,15 @@ def test_a_stop_of_a_deaf_guest_escalates_to_quit(daemon: Daemon, qemu: Emulator
         assert events.next("instance-state")["data"]["substate"] == "dead"
 
 
+def test_a_stop_right_behind_a_start_is_heard(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The guest has not switched its power button on yet, and the hardware drops what nobody waits for."""
+    daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "1min"\nstop-methods = ["acpi"]'))
+    for _ in range(3):
+        daemon.do("web", "start")
+        daemon.do("web", "stop")
+        assert daemon.view("web")["cause"]["kind"] == "operator"
+
+
 def test_a_long_stop_says_where_it_is(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
     """Its progress is the VM's substate; it cannot be cancelled, and the hint says what ends it."""
     daemon.unit("web", rom_unit(qemu, rom_guest, service='stop-timeout = "1h"'))
