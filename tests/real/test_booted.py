@@ -241,7 +241,11 @@ def test_a_host_without_a_daemon_stops_its_vms_all_the_same(host: Host, daemon: 
     down = history(host, boot=-1, unit="qsup-guests")
     assert in_order(down, ("web", "stopping-guest"), ("web", "dead"), ("db", "stopping-guest"), ("db", "dead"))
     told = next(each for each in daemon.get("/v1/operations")["operations"] if each["kind"] == "stop-all")
-    assert (told["state"], told["result"]["stopped"], told["result"]["killed"]) == ("succeeded", ["db", "web"], [])
+    assert (told["state"], told["result"]["stopped"], told["result"]["killed"]) == (
+        "succeeded",
+        ["db", "idle", "web"],
+        [],
+    )
 
 
 def late_storage(host: Host, rom_guest: Path) -> Path:

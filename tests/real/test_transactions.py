@@ -34,11 +34,15 @@ def write(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> Write:
 
 
 def ordered(write: Write) -> None:
-    """Three VMs that nothing but their order joins: db, then web, then shop; and one by itself."""
-    write("db")
-    write("web", 'after = ["db"]\nbefore = ["shop"]')
-    write("shop")
-    write("alone")
+    """Three VMs that nothing but their order joins: db, then web, then shop; and one by itself.
+
+    What a guest says while no daemon runs is lost, and taken as said once its time to start is over.
+    """
+    soon = 'start-timeout = "6s"'
+    write("db", service=soon)
+    write("web", 'after = ["db"]\nbefore = ["shop"]', service=soon)
+    write("shop", service=soon)
+    write("alone", service=soon)
 
 
 def ask(daemon: Daemon, verb: str, *names: str) -> dict[str, Any]:
