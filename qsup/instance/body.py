@@ -94,6 +94,8 @@ _PATIENCE = 5.0
 #: Seconds until what a device stood on is removed again that was still in use; and until when a controller that is on
 #: its way out is looked for unasked, more and more seldom.
 _IN_USE_AGAIN, _LOOKED_FOR = 0.5, 60.0
+#: Seconds that a stop waits for the first attempt to reach the monitor, at most.
+_REACHED_WITHIN = 3.0
 #: Seconds until it is tried again to reset a guest that was to be reset.
 _FORCE_AGAIN = 0.5
 
@@ -166,6 +168,8 @@ class Body:
         self.guest = GuestChannel(name)
         self.sampler = watch.DiskSampler()
         self._attached = -math.inf
+        self._tried = trio.Event()
+        self._tried.set()
         self._heard = trio.Event()
         self._heard.set()  # there is nothing to hear without a monitor
         self._launched = False
@@ -424,6 +428,22 @@ class Body:
 
         self._jobs.start("turn", job, operation=asked.operation)
 
+    @property
+    def is_reaching(self) -> bool:
+        """Whether the first attempt to reach its monitor (again) is still under way."""
+        return not self._tried.is_set()
+
+    def await_reach(self, asked: Asked) -> None:
+        """Have a stop wait until it is known whether the guest can be asked; posts it once more then."""
+        tried = self._tried
+
+        async def job() -> None:
+            with trio.move_on_after(_REACHED_WITHIN):
+                await tried.wait()
+            self._inbox.post(evolve(asked, tried=True))
+
+        self._jobs.start("turn", job, operation=asked.operation)
+
     def cancel_turn(self) -> None:
         """Nothing of this VM waits for another any more."""
         self._jobs.cancel("turn")
@@ -546,9 +566,10 @@ class Body:
         self._jobs.cancel("heartbeat", "monitor")
         if self.life is not None:
             wait = 0.0 if trio.current_time() - self._attached > _LASTED else _RECONNECT_DELAY
-            self._jobs.start("reconnect", partial(self._reconnect_job, self.life, orders, wait))
+            self._tried = trio.Event()
+            self._jobs.start("reconnect", partial(self._reconnect_job, self.life, orders, wait, self._tried))
 
-    async def _reconnect_job(self, life: Life, orders: Orders, wait: float) -> None:
+    async def _reconnect_job(self, life: Life, orders: Orders, wait: float, tried: trio.Event) -> None:
         if self.monitor is not None:
             await self.monitor.aclose()
             self.monitor = None
@@ -557,6 +578,7 @@ class Body:
         def on_failure(why: str) -> None:
             cause = Cause(kind=CauseKind.MONITOR_LOST, detail=f"{why}; {stillness(life)}")
             self._post(Happened(life=life.number, event=Event.MONITOR_LOST, cause=cause))
+            tried.set()
 
         monitor, reached = await adopt.reconnect(
             life,
@@ -574,6 +596,7 @@ class Body:
         changes = {"monitor_connected": True, "threads": reached.threads, "agent_connected": reached.agent_connected}
         self._post(Noted(life=life.number, changes=changes))
         self._post(Happened(life=life.number, event=reached.event, cause=reached.cause))
+        tried.set()
         self._jobs.start("look-over", partial(self._look_over, life, monitor))
 
     async def _look_over(self, life: Life, monitor: Monitor) -> None:

@@ -119,6 +119,11 @@ class Fulfilment:
                 return
         elif asked.request is Request.KILL:
             body.cancel_turn()
+        is_unasked = self._shown.state is State.UNREACHABLE and body.is_reaching and not asked.tried
+        if is_unasked and asked.request in (Request.STOP, Request.RESTART):
+            # its guest can be asked in a moment, as every one's can of whom a daemon has just begun to know
+            body.await_reach(asked)
+            return
         self._hold.holder = evolve(holder, begun=True, start_next=asked.request is Request.RESTART)
         operator = _ordered(asked.request)
         match asked.request:
@@ -174,7 +179,7 @@ class Fulfilment:
         waited = not holder.begun
         if waited:
             body.cancel_turn()
-            await self._begin(body, Asked(operation=message.operation, request=Request.STOP, in_turn=True))
+            await self._begin(body, Asked(operation=message.operation, request=Request.STOP, in_turn=True, tried=True))
         asked = self._shown.state is State.STOPPING_GUEST
         if asked:
             self._course.apply(body, Event.STAGE_TIMEOUT)

@@ -28,12 +28,14 @@ class Asked:
     Args:
         loaded: the VM's unit, where it has just been read.
         in_turn: a stop that need wait for no other VM's any more.
+        tried: a stop that need not wait for the monitor to be reached any more.
     """
 
     operation: str
     request: Request
     loaded: LoadedUnit | None = None
     in_turn: bool = False
+    tried: bool = False
 
 
 @frozen(kw_only=True)

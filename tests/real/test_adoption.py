@@ -22,7 +22,7 @@ import pytest
 from tests import leftovers
 from tests.bare import BareConnection
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, kill_process, linux_unit, rom_unit, signal_process
 from tests.real.test_wrecks import remove_cgroup
 from tests.real.wrecking import is_alive
 from tests.waiting import came_true, poll_until
@@ -274,3 +274,22 @@ def test_a_qemu_that_was_only_asked_ends_with_its_daemon(daemon: Daemon, rom_gue
     binary.write_text(f'#!/bin/sh\nexec {qemu.path} "$@"\n')
     daemon.start()
     daemon.wait("web", "running")
+
+
+def test_a_stop_before_the_monitor_is_reached_asks_the_guest_all_the_same(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Every VM is out of reach to a daemon that begins, for a moment, and is not to be cut short for that."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, service='ready = {serial = "ready"}'))
+    pid = daemon.do("web", "start")["pid"]
+    signal_process(pid, signal.SIGSTOP)
+    daemon.restart()
+    daemon.wait("web", "unreachable")
+    with daemon.events() as events:
+        operation = daemon.post("/v1/instances/web/stop")
+        signal_process(pid, signal.SIGCONT)
+        seen = [events.next("instance-state")["data"]["substate"]]
+        while seen[-1] != "dead":
+            seen.append(events.next("instance-state")["data"]["substate"])
+    assert seen == ["running", "stopping-guest", "stopping-quit", "dead"]
+    assert daemon.get(f"/v1/operations/{operation['id']}/wait?timeout=5")["state"] == "succeeded"
