@@ -113,6 +113,20 @@ def test_a_vcpu_that_went_can_come_again(daemon: Daemon, qemu: Emulator, linux_g
     assert present(daemon) == 1
 
 
+def test_vcpus_that_went_can_come_again_after_a_restart(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """The unit that has fewer from now on still has room for as many as the machine was started with."""
+    if not unplugs(qemu):
+        pytest.skip("this QEMU removes no vCPU under TCG")
+    start(daemon, qemu, linux_guest, cpu="vcpus = 2")
+    assert ask(daemon, {"cpu": {"vcpus": 1}}, wait=30, query="")["state"] == "succeeded"
+    daemon.do("web", "restart")
+    assert present(daemon) == 1
+    assert vcpus(daemon, 2)["state"] == "succeeded"
+    assert agrees(daemon, 2)
+
+
 def test_a_guest_that_does_not_answer_keeps_nobody(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """The operation waits, holds nobody, outlives the daemon, and ends when somebody cancels it."""
     if not unplugs(emulator):

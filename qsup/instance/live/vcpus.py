@@ -272,16 +272,21 @@ class FewerVcpus:
     """No more vCPUs than wanted: the guest is asked for the last ones until they have gone."""
 
     key: str = VCPUS
-    besides: Changes = NOTHING
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
+        self._most = 0
         self._asked: dict[str, float] = {}
-        self._offline = False
+
+    @property
+    def besides(self) -> Changes:
+        """The machine keeps its places: a unit that names no maximum would have the next one end at what is left."""
+        return {"cpu": {"max-vcpus": self._most}} if self._most else NOTHING
 
     async def step(self, context: Context) -> str:
         """Ask for what has not been asked for of late, and look what is left."""
         places = await _places(context)
+        self._most = len(places)
         taken = _taken(places)
         surplus = taken[self._wanted :]
         if not surplus:
