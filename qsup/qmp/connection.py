@@ -305,23 +305,21 @@ class Monitor:
         failure: QsupError | None = None
         with trio.CancelScope(deadline=trio.current_time() + max(timeout, 0)) as scope:
             try:
-                for number, call in enumerate(calls):
-                    await self._wait_turn(call)
-                    if number:  # there was room, or an answer has made some
-                        scope.deadline = trio.current_time() + timeout
-                    await self._send(call)
-            except QsupError as error:
-                failure = error
-            except trio.Cancelled:
-                _abandon(calls)
-                raise
-            try:
+                try:
+                    for number, call in enumerate(calls):
+                        await self._wait_turn(call)
+                        if number:  # there was room, or an answer has made some
+                            scope.deadline = trio.current_time() + timeout
+                        await self._send(call)
+                except QsupError as error:
+                    failure = error
                 for call in calls:
                     if call.sent:
                         await call.done.wait()
                         scope.deadline = trio.current_time() + timeout
             except trio.Cancelled:
-                _abandon(calls)
+                for call in calls:
+                    call.abandoned = not call.answered
                 raise
         late = timeout if scope.cancelled_caught else None
         return [self._outcome(call, failure, late) for call in calls]
@@ -494,11 +492,6 @@ class Monitor:
         kind = MonitorProtocolError if isinstance(reason, MonitorProtocolError) else MonitorClosed
         words = reason.message if reason is not None else "the connection is closed"
         return kind(f"{call.command}: {words}", instance=self.name, sent=call.sent)
-
-
-def _abandon(calls: Sequence[_Call]) -> None:
-    for call in calls:
-        call.abandoned = not call.answered
 
 
 def _write_nowait(stream: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 
 from qsup.errors import AgentError, ChangeError, GuestRefused, MonitorError, QmpCommandError, UnsupportedError
 from qsup.instance import watch
-from qsup.instance.context import NOTHING, Changes, Context, Goal
+from qsup.instance.context import Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.plan.part import Part
@@ -107,7 +107,7 @@ class Vcpus:
             hardware.set_unit(evolve(hardware.unit, cpu=cpu))
         places = await _places(context)
         if len(_taken(places)) > wanted:
-            goal = FewerVcpus(wanted)
+            goal = fewer_vcpus(unit, hardware)
             if not await _is_reached(goal, context):
                 context.goals.append(goal)
                 return {}
@@ -265,28 +265,27 @@ async def tell_threads(context: Context) -> None:
 
 def fewer_vcpus(unit: Unit, hardware: Hardware) -> Goal:
     """The goal of a unit that is to have fewer."""
-    return FewerVcpus(unit.cpu.vcpus)
+    return FewerVcpus(unit.cpu.vcpus, effective_max_vcpus(hardware.unit))
 
 
 class FewerVcpus:
-    """No more vCPUs than wanted: the guest is asked for the last ones until they have gone."""
+    """No more vCPUs than wanted: the guest is asked for the last ones until they have gone.
+
+    Args:
+        most: what the machine has places for.
+    """
 
     key: str = VCPUS
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, most: int) -> None:
         self._wanted = wanted
-        self._most = 0
+        # a unit that names no maximum would have the next machine end at what is left
+        self.besides: Changes = {"cpu": {"max-vcpus": most}}
         self._asked: dict[str, float] = {}
-
-    @property
-    def besides(self) -> Changes:
-        """The machine keeps its places: a unit that names no maximum would have the next one end at what is left."""
-        return {"cpu": {"max-vcpus": self._most}} if self._most else NOTHING
 
     async def step(self, context: Context) -> str:
         """Ask for what has not been asked for of late, and look what is left."""
         places = await _places(context)
-        self._most = len(places)
         taken = _taken(places)
         surplus = taken[self._wanted :]
         if not surplus:
