@@ -27,6 +27,7 @@ from tests.guests import Emulator, LinuxGuest, emulators
 from tests.guests import linux_guest as find_linux_guest
 from tests.guests import rom_guest as find_rom_guest
 from tests.real.daemons import Daemon
+from tests.real.mortal import Mortal, may_die
 from tests.real.users import UsersDaemon
 
 EVIDENCE = pytest.StashKey[tuple[leftovers.Session, Path]]()
@@ -165,3 +166,10 @@ def _keep(root: Path, test: str) -> Path | None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(_tail(path, KEPT))
     return kept if kept.exists() else None
+
+
+@pytest.fixture
+def mortal(root_dir: Path) -> Iterator[Mortal]:
+    """A daemon that dies at a step when it is told to, and has not been told yet."""
+    with may_die(root_dir) as daemon:
+        yield daemon

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,13 @@ import pytest
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, rom_unit, signal_process
 from tests.real.hotplug import fdsets, finished, image, nodes, qmp
-from tests.real.mortal import BEYOND, Mortal, may_die
+from tests.real.mortal import BEYOND, Mortal
 from tests.waiting import came_true
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 SIZES = {"": 0, "one.iso": 2 << 20, "two.iso": 3 << 20}
 CD = '[[disk]]\nid = "cd"\ntype = "cdrom"\npath = "one.iso"\n'
-
-
-@pytest.fixture
-def mortal(root_dir: Path) -> Iterator[Mortal]:
-    """One that can be told when to stop QEMU."""
-    with may_die(root_dir) as daemon:
-        yield daemon
 
 
 def ask(daemon: Mortal, verb: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Must not: know the steps; `tests.real.dying` counts them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,13 @@ import pytest
 
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit
-from tests.real.mortal import Asked, Mortal, may_die, points
+from tests.real.mortal import Asked, Mortal, points
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
 
 #: The guest counts its boots here (contrib/guest/rom.S); memory outlives a reset.
 BOOTS = re.compile(r"0x([0-9a-f]{4}) 0x5175")
-
-
-@pytest.fixture
-def mortal(root_dir: Path) -> Iterator[Mortal]:
-    """One that has not been told to die."""
-    with may_die(root_dir) as daemon:
-        yield daemon
 
 
 def status(daemon: Daemon) -> str:

@@ -7,7 +7,7 @@ Must not: know the steps; `tests.real.dying` counts them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,12 @@ from attrs import frozen
 from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
 from tests.real.hotplug import agree, fdsets, image, nodes, peripherals, qmp
-from tests.real.mortal import Asked, Mortal, may_die, points
+from tests.real.mortal import Asked, Mortal, points
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real, pytest.mark.fault]
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def mortal(root_dir: Path) -> Iterator[Mortal]:
-    """One that has not been told to die."""
-    with may_die(root_dir) as daemon:
-        yield daemon
 
 
 @frozen(kw_only=True)
