@@ -128,7 +128,7 @@ class Daemon:
 
     def log(self) -> str:
         """What it logged."""
-        return (self.root / "qsupd.log").read_text()
+        return whole_lines(self.root / "qsupd.log")
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -213,6 +213,12 @@ class Daemon:
     def events(self) -> Events:
         """The stream of events, from now on."""
         return Events(Client(self.address).stream("/v1/events"))
+
+
+def whole_lines(path: Path) -> str:
+    """What a process that still writes to a file has written of it, without the line that it is at."""
+    text = path.read_text(errors="replace")
+    return text[: text.rfind("\n") + 1]
 
 
 def _connects(path: Path) -> bool:

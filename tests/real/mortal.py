@@ -18,7 +18,7 @@ from typing import Any
 from attrs import frozen
 
 from qsup.errors import DaemonUnreachable
-from tests.real.daemons import DEADLINE, Daemon
+from tests.real.daemons import DEADLINE, Daemon, whole_lines
 from tests.waiting import poll_until
 
 #: Seconds for the next daemon to say how an operation ended.
@@ -124,7 +124,7 @@ class Mortal(Daemon):
 
     def _has_ended(self, operation: dict[str, Any]) -> bool:
         """Whether the end of an operation has been written down."""
-        lines = (self.root / "state" / "operations.jsonl").read_text().splitlines()
+        lines = whole_lines(self.root / "state" / "operations.jsonl").splitlines()
         records: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
         return bool(next(each["state"] for each in reversed(records) if each["id"] == operation["id"]) != "running")
 
