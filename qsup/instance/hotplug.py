@@ -63,11 +63,13 @@ async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, 
         HostError: the kernel did not take a command; everything before it was undone.
     """
     made: _Made = []
+    # a device upon somebody else's thing of the same name would come although ours has failed: it waits for ours
     for steps in (hotplug.backend_steps, hotplug.device_steps):
         asked = [(piece, command) for piece in pieces for command in steps(piece.part)]
         errors = await _send([command for _, command in asked], monitor, numbers)
         for (piece, command), error in zip(asked, errors, strict=True):
-            if error is None and command.makes is not None:
+            # the descriptors of a set come one by one, in a row
+            if error is None and command.makes is not None and made[-1:] != [(piece, command.makes)]:
                 made.append((piece, command.makes))
         if failures := list(filter(None, errors)):
             telling = _telling(failures)
