@@ -1,0 +1,171 @@
+"""What a host is made of, as far as it matters where a VM runs: CPUs, caches, memory and how far they are apart.
+
+Decides: what is known of a CPU, a cache, a NUMA node and a pool of huge pages, and what they are together.
+Must not: read any of it (`qsup.host.topology`), or decide who runs where (`qsup.plan.placement`).
+
+Terms are the kernel's: Documentation/ABI/stable/sysfs-devices-system-cpu and sysfs-devices-node in Linux's source.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+
+from attrs import field, frozen
+
+#: Distance of a node to itself, by which all others are measured (ACPI's SLIT).
+LOCAL = 10
+
+
+@frozen(kw_only=True)
+class Cpu:
+    """One logical CPU.
+
+    Args:
+        number: the kernel's.
+        node: its NUMA node.
+        package, die, core: where it is; a core's number is unique within its die only.
+        kind: ``performance`` or ``efficiency`` on a host that has cores of both, else ``""``.
+        online: it can run anything at all; of one that is offline nothing else may be known.
+        isolated: the kernel's scheduler leaves it alone (``isolcpus=``): who runs there was put there by name.
+        allowed: this daemon, and so what it starts, may use it (cpuset(7)).
+    """
+
+    number: int
+    node: int = 0
+    package: int = 0
+    die: int = 0
+    core: int = 0
+    kind: str = ""
+    online: bool = True
+    isolated: bool = False
+    allowed: bool = True
+
+
+@frozen(kw_only=True)
+class Cache:
+    """One cache.
+
+    Args:
+        level: 1 to 4.
+        type: ``Data``, ``Instruction`` or ``Unified``.
+        size: bytes.
+        cpus: who shares it.
+    """
+
+    level: int
+    type: str
+    size: int
+    cpus: frozenset[int]
+
+
+@frozen(kw_only=True)
+class HugePages:
+    """A node's pool of huge pages of one size.
+
+    Args:
+        size: bytes of a page.
+        total, free: pages.
+    """
+
+    size: int
+    total: int
+    free: int
+
+
+@frozen(kw_only=True)
+class Node:
+    """One NUMA node.
+
+    Args:
+        number: the kernel's.
+        memory: bytes it has, 0 for one of CPUs alone.
+        free: bytes of that which nobody uses, or that can be had at once.
+        distances: by node, `LOCAL` for itself.
+        hugepages: its pools, smallest pages first.
+    """
+
+    number: int
+    memory: int
+    free: int = 0
+    distances: Mapping[int, int] = field(factory=dict)
+    hugepages: tuple[HugePages, ...] = ()
+
+    def distance(self, other: int) -> int:
+        """How far another node is."""
+        return self.distances.get(other, LOCAL if other == self.number else 2 * LOCAL)
+
+
+@frozen(kw_only=True)
+class Core:
+    """One core: the CPUs that share it, all of them online, ascending."""
+
+    node: int
+    package: int
+    die: int
+    kind: str
+    cpus: tuple[int, ...]
+
+
+@frozen(kw_only=True, eq=False)
+class Topology:
+    """A host at one moment.
+
+    Args:
+        cpus: all that are possible and known, ascending.
+        nodes: all that are online, ascending.
+        caches: of the CPUs online, smallest level first.
+    """
+
+    cpus: tuple[Cpu, ...]
+    nodes: tuple[Node, ...]
+    caches: tuple[Cache, ...] = ()
+
+    @functools.cached_property
+    def by_number(self) -> Mapping[int, Cpu]:
+        """Its CPUs by number."""
+        return {cpu.number: cpu for cpu in self.cpus}
+
+    @functools.cached_property
+    def online(self) -> frozenset[int]:
+        """The CPUs that can run something."""
+        return frozenset(cpu.number for cpu in self.cpus if cpu.online)
+
+    @functools.cached_property
+    def placeable(self) -> frozenset[int]:
+        """The CPUs that a VM is put on by itself: online, ours, and not isolated for somebody else."""
+        return frozenset(cpu.number for cpu in self.cpus if cpu.online and cpu.allowed and not cpu.isolated)
+
+    @functools.cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """All cores with a CPU that is online, by the lowest of their CPUs."""
+        found: dict[tuple[int, int, int], list[Cpu]] = {}
+        for cpu in self.cpus:
+            if cpu.online:
+                found.setdefault((cpu.package, cpu.die, cpu.core), []).append(cpu)
+        return tuple(
+            Core(
+                node=cpus[0].node,
+                package=cpus[0].package,
+                die=cpus[0].die,
+                kind=cpus[0].kind,
+                cpus=tuple(cpu.number for cpu in cpus),
+            )
+            for cpus in found.values()
+        )
+
+    def unusable(self, numbers: Iterable[int]) -> str:
+        """Why not all of some CPUs can be used, ``""`` if they can: the first that is not there, or is another's."""
+        for number in sorted(numbers):
+            cpu = self.by_number.get(number)
+            if cpu is None:
+                return f"there is no CPU {number} on this host, which has {_count(len(self.cpus))}"
+            if not cpu.online:
+                return f"CPU {number} is offline"
+            if not cpu.allowed:
+                return f"CPU {number} is not among those that this daemon may use"
+        return ""
+
+
+def _count(number: int) -> str:
+    return f"{number} CPU{'' if number == 1 else 's'}"
