@@ -42,6 +42,7 @@ EVENT_TYPES = (
         "watchdog",
         "helper-ended",
         "device-pulled",
+        "pin-drift",
     ),
     *("units-reloaded", "overflow"),
 )

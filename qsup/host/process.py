@@ -11,9 +11,9 @@ The child becomes QEMU by execs alone, so the pid never changes and no helper st
     PROGRAM
 
 What further programs of the chain would need a millisecond each for, it inherits. From the daemon (`settle`) come the
-directory, the umask and the core limit; with `kvm_node`, a mount namespace comes from the spawning thread, with a
-/dev/kvm that the VM's user may open. That thread is a new one each time and ends with the spawn, so nobody else ever
-works in such a place.
+directory, the umask and the core limit. From the spawning thread come the CPUs that it is to run on, and with
+`kvm_node` a mount namespace with a /dev/kvm that the VM's user may open. That thread is a new one each time and ends
+with the spawn, so nobody else ever works in such a place.
 
 The child joins no cgroup: that makes whoever does it wait for the kernel (see `qsup.host.cgroup.Cgroup.join`), and QEMU
 can start meanwhile. The vfork-and-exec is `os.posix_spawn`: it holds the interpreter for 0.2 ms, half of what
@@ -27,7 +27,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -37,7 +37,7 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError, StartError, from_oserror
-from qsup.host import descriptors, kvmnode, syscalls
+from qsup.host import affinity, descriptors, kvmnode, syscalls
 from qsup.host.pidfd import ExitStatus, PidFd
 
 #: The whole environment of what we start; nothing of the daemon's, of systemd's or of a session's goes along. No
@@ -149,6 +149,7 @@ async def spawn(
     credentials: Credentials | None = None,
     kvm_node: bool = False,
     lockable: int = 0,
+    cpus: Set[int] = frozenset(),
     mortal: bool = False,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
@@ -163,23 +164,24 @@ async def spawn(
         credentials: whom it runs as (root only), ``None`` for the caller.
         kvm_node: give it a /dev/kvm that it may open (root only).
         lockable: bytes of memory that it must be able to lock (``RLIMIT_MEMLOCK``).
+        cpus: where it runs from its first moment (sched_setaffinity(2)), one of them online at least; none: anywhere.
         mortal: the kernel kills it when the daemon ends, however that ends: nobody would find it again. It hangs on
-            the calling thread, so this does not go with ``kvm_node``, and needs the daemon's main thread.
+            the calling thread, so this does not go with ``kvm_node`` and ``cpus``, and needs the daemon's main thread.
         env: its whole environment.
 
     Raises:
         StartError: the chain's first program could not be executed, or the KVM node not be made.
-        HostError: there is no descriptor left to watch it by, or no thread; then nothing runs.
+        HostError: there is no descriptor left to watch it by, no thread, or none of the CPUs; then nothing runs.
     """
     await trio.lowlevel.checkpoint()
-    assert not (mortal and kvm_node)
+    assert not (mortal and (kvm_node or cpus))
     if kvm_node:
         kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials, parent=os.getpid() if mortal else None)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
     with _watchable(), _can_lock(lockable):
         try:
-            pid = _in_a_namespace(work) if kvm_node else work()
+            pid = _in_a_place(work, cpus, kvm_node=kvm_node) if cpus or kvm_node else work()
         except OSError as error:
             raise StartError(f"could not execute {chain[0]}: {os.strerror(error.errno or 0)}") from error
     return _watch(pid)
@@ -193,16 +195,19 @@ def settle() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _in_a_namespace(spawn: Callable[[], int]) -> int:
-    """Spawn where /dev/kvm is our node: in the mount namespace of a thread that ends with that."""
+def _in_a_place(spawn: Callable[[], int], cpus: Set[int], *, kvm_node: bool) -> int:
+    """Spawn from a thread of some CPUs, in a mount namespace where /dev/kvm is our node, and that ends with it."""
 
     def enter_and_spawn() -> int:
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.follow_mounts()
-            syscalls.bind_mount(str(kvmnode.NODE), str(kvmnode.HOST_NODE))
-        except OSError as error:
-            raise kvmnode.failure(error) from error
+        if cpus:
+            affinity.put(_thread.get_native_id(), cpus)
+        if kvm_node:
+            try:
+                syscalls.unshare(syscalls.CLONE_NEWNS)
+                syscalls.follow_mounts()
+                syscalls.bind_mount(str(kvmnode.NODE), str(kvmnode.HOST_NODE))
+            except OSError as error:
+                raise kvmnode.failure(error) from error
         return spawn()
 
     return _in_a_new_thread(enter_and_spawn)

@@ -37,6 +37,7 @@ from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
 from qsup.instance.live import throttle
 from qsup.instance.outside import release_pci
+from qsup.instance.pinning import Pinning
 from qsup.instance.position import Position
 from qsup.instance.record import CauseRecord, Running
 from qsup.instance.restart import RestartHistory
@@ -202,7 +203,7 @@ async def _identify(
         helpers=helpers,
         monitor=None,
         launched=running.launched,
-        threads=(),
+        pinning=Pinning(child.pid),
         output_start=output.end,
         console_start=0,
         resources=resources,
@@ -315,7 +316,7 @@ async def _ask(
     life: Life, monitor: Monitor, ending: Cause | None, *, launched: bool, was_ready: bool, held: bool
 ) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
-    cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
+    threads = await life.pinning.find(monitor, life.unit)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
     if ending is not None:
         event = Event.ADOPTED_SHUTDOWN if status.status == "shutdown" else Event.ADOPTED_STOPPING
@@ -335,7 +336,7 @@ async def _ask(
             cause = room.cause_of(await room.look(monitor, life))
             if held:
                 event, cause = Event.ADOPTED_PAUSED, held_by(cause)
-    return Reached(event=event, cause=cause, threads=tuple(c.thread_id for c in cpus), agent_connected=connected)
+    return Reached(event=event, cause=cause, threads=threads, agent_connected=connected)
 
 
 def held_by(cause: Cause | None) -> Cause:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -19,7 +20,7 @@ from attrs import evolve, frozen
 from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.host import descriptors, proc
 from qsup.host.output import BoundedLog, feed_of
-from qsup.instance import adopt, change, going, pulled, ready, room, stop, watch
+from qsup.instance import adopt, change, going, pinning, pulled, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Changes, Context
@@ -35,6 +36,7 @@ from qsup.instance.live.medium import settle_media
 from qsup.instance.messages import (
     DEVICE_PULLED,
     HELPER_ENDED,
+    PIN_DRIFT,
     Asked,
     Filed,
     Finished,
@@ -54,6 +56,7 @@ from qsup.instance.state import CHANGES, Effect, Event, State
 from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
 from qsup.plan import inventory
+from qsup.plan.pinning import pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -79,6 +82,7 @@ _LIFE_JOBS = (
     "hardware-again",
     "force-reset",
     "usb",
+    "pins",
 )
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
@@ -209,18 +213,27 @@ class Body:
         self.guest.attach(life)
         life.helpers.watch(self._nursery, partial(self._tell, life, HELPER_ENDED))
         self._watch_usb(life)
+        self._keep_pinned(life)
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
 
     def _tell(self, life: Life, kind: str, entry: str, words: str) -> None:
         """Have it told what became of an entry's device, by the kind of event."""
-        self._post(Told(life=life.number, type=kind, data={"entry": entry, "detail": words}))
+        self._tell_all(life, kind, {"entry": entry, "detail": words})
+
+    def _tell_all(self, life: Life, kind: str, data: Mapping[str, Any]) -> None:
+        self._post(Told(life=life.number, type=kind, data=data))
 
     def _watch_usb(self, life: Life) -> None:
         if pulled.usb_devices(life.unit) and not self._jobs.is_running("usb"):
             root = self._services.passthrough.sysfs.root
             self._jobs.start("usb", partial(pulled.watch, life, root, partial(self._tell, life, DEVICE_PULLED)))
+
+    def _keep_pinned(self, life: Life) -> None:
+        if pins_of(life.unit) and not self._jobs.is_running("pins"):
+            tell = partial(self._tell_all, life, PIN_DRIFT)
+            self._jobs.start("pins", partial(pinning.keep, life.pinning, lambda: life.unit, tell))
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
@@ -277,6 +290,7 @@ class Body:
                 filing = self._filing(wanted=bool(arguments.get("persist")))
                 outcome = await change.carry_out(asked.request, arguments, context, filing)
                 self._watch_usb(context.life)
+                self._keep_pinned(context.life)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):

@@ -28,6 +28,7 @@ from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium, check_drive
 from qsup.instance.live.memory import SIZE, Memory, memory_goal
 from qsup.instance.live.nics import NicKeys
+from qsup.instance.live.pins import PinKeys
 from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
@@ -45,7 +46,7 @@ _log = structlog.get_logger()
 #: says to need no more than a reset of the guest.
 LIVE: tuple[LiveKeys, ...] = (
     *(throttle.Throttle(), Medium(), Caching(), BootOrder()),
-    *(NicKeys(), WatchdogKeys(), Vcpus(), Memory()),
+    *(NicKeys(), WatchdogKeys(), Vcpus(), Memory(), PinKeys()),
 )
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
 GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus, SIZE: memory_goal}

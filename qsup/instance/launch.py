@@ -39,11 +39,13 @@ from qsup.instance.console import ConsoleHub
 from qsup.instance.hardware import Hardware
 from qsup.instance.life import Life, last_words
 from qsup.instance.live import throttle
+from qsup.instance.pinning import Pinning
 from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.taps import unplug_links
 from qsup.instance.watch import OUT_OF_MEMORY
+from qsup.plan.pinning import Pins, pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
@@ -69,7 +71,7 @@ class _Up:
     """What bringing QEMU up yields."""
 
     monitor: Monitor
-    threads: tuple[int, ...]
+    pinning: Pinning
     console_start: int
 
 
@@ -95,7 +97,7 @@ async def launch(
         with descriptors.reserved(_descriptors_of(loaded.unit), "start another VM", beside=descriptors.KEPT):
             prepared = await prepare(loaded, services, history, resources)
             output_start = prepared.output.end
-            child = await _spawn(prepared, resources)
+            child = await _spawn(prepared, pins_of(loaded.unit), resources)
             record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
             prepared.directory.write_record(record)
             nursery.start_soon(prepared.output.run)
@@ -123,7 +125,7 @@ async def launch(
         helpers=prepared.helpers,
         monitor=up.monitor,
         launched=True,
-        threads=up.threads,
+        pinning=up.pinning,
         output_start=output_start,
         console_start=up.console_start,
         resources=resources,
@@ -146,7 +148,7 @@ async def _give_back(resources: AsyncExitStack) -> None:
         _log.error("clean-up after a failed start", exc_info=error)
 
 
-async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
+async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack) -> Process:
     credentials = None if prepared.uid is None else Credentials(uid=prepared.uid, gid=prepared.uid)
     with ExitStack() as handed_over:
         handed_over.callback(prepared.close_fds)
@@ -158,6 +160,7 @@ async def _spawn(prepared: Prepared, resources: AsyncExitStack) -> Process:
             output_fd=writer,
             credentials=credentials,
             lockable=prepared.lockable,
+            cpus=pins.start,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
         resources.push_async_callback(end_process, child, prepared.cgroup)
@@ -248,7 +251,10 @@ async def _bring_up(
     )
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
-    cpus = await commands.query_cpus_fast(monitor, timeout=_QUERY_TIMEOUT)
+    pinning = Pinning(child.pid)
+    await pinning.find(monitor, loaded.unit)
+    if pinning.trouble:
+        raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin in its unit")
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost
@@ -259,7 +265,7 @@ async def _bring_up(
     await balloon.impose(loaded.unit, prepared.running.plan, monitor)
     await joined.wait()  # the guest never runs outside
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
-    return _Up(monitor=monitor, threads=tuple(cpu.thread_id for cpu in cpus), console_start=console_start)
+    return _Up(monitor=monitor, pinning=pinning, console_start=console_start)
 
 
 def _connect_console(prepared: Prepared) -> socket.socket:

@@ -18,6 +18,7 @@ from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.hardware import Hardware
 from qsup.instance.helpers import Helpers
+from qsup.instance.pinning import Pinning
 from qsup.instance.record import Running
 from qsup.plan.spec import PlanSummary
 from qsup.qmp.connection import Monitor
@@ -38,7 +39,7 @@ class Life:
         helpers: programs that serve its devices.
         monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
         launched: its guest has been let run, by whichever daemon.
-        threads: host thread ids of the vCPUs at birth.
+        pinning: its threads, and the CPUs that they run on.
         output_start: where in QEMU's output this life begins.
         console_start: where in the console's output this life begins.
         resources: closed after QEMU's end: claims, cgroup, sockets, record.
@@ -56,7 +57,7 @@ class Life:
     helpers: Helpers
     monitor: Monitor | None
     launched: bool
-    threads: tuple[int, ...]
+    pinning: Pinning
     output_start: int
     console_start: int
     resources: AsyncExitStack

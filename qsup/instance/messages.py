@@ -166,6 +166,8 @@ class Settled:
 RESET = "guest-reset"
 #: A device of the host is not plugged in any more, or is so again.
 DEVICE_PULLED = "device-pulled"
+#: A thread of QEMU was moved off its CPUs by somebody, and is back.
+PIN_DRIFT = "pin-drift"
 #: A program that serves a device has ended.
 HELPER_ENDED = "helper-ended"
 

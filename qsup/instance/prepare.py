@@ -29,6 +29,7 @@ from qsup.instance import ended
 from qsup.instance.helpers import Helpers
 from qsup.instance.images import open_images
 from qsup.instance.outside import lockable_memory, open_outside, release_pci, reserve_pci
+from qsup.instance.pinning import check_pins
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -92,6 +93,7 @@ async def prepare(
     Raises:
         QsupError: why it cannot be made.
     """
+    check_pins(loaded.unit)
     known = services.identities.load(loaded.name)
     identity = _identity(loaded, known, services)
     plan = await _plan(loaded, identity, services)

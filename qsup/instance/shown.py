@@ -17,7 +17,7 @@ from qsup.instance.body import Body
 from qsup.instance.console import ConsoleHub
 from qsup.instance.hold import Hold
 from qsup.instance.life import Life
-from qsup.instance.messages import DEVICE_PULLED, HELPER_ENDED, RESET, Noted, Told, TrayMoved
+from qsup.instance.messages import DEVICE_PULLED, HELPER_ENDED, PIN_DRIFT, RESET, Noted, Told, TrayMoved
 from qsup.instance.position import Position
 from qsup.instance.services import Services
 from qsup.instance.settle import Holder
@@ -165,7 +165,7 @@ class Shown:
             self.observed = evolve(self.observed, resets=self.observed.resets + bool(data["guest"]))
             self.touch()
             data["resets"] = self.observed.resets
-        elif message.type in (HELPER_ENDED, DEVICE_PULLED):
+        elif message.type in (HELPER_ENDED, DEVICE_PULLED, PIN_DRIFT):
             self.touch()  # the view warns of it
         self._teller.happened(message.type, data)
 

@@ -116,7 +116,9 @@ def _troubles(life: Life) -> tuple[str, ...]:
         for disk in life.summary.disks
         if disk.coming is not None
     )
-    return (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles, *media)
+    threads = filter(None, [life.pinning.trouble])
+    troubles = (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles)
+    return (*troubles, *threads, *media)
 
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:

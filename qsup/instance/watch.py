@@ -342,9 +342,9 @@ async def refresh(life: Life, connection: Monitor, post: Post) -> None:
     """Query again what events may have told while nobody listened, or what a reset may have changed."""
     await trio.sleep(_REFRESH_DELAY)
     try:
-        cpus = await commands.query_cpus_fast(connection, timeout=_QUERY_TIMEOUT)
+        threads = await life.pinning.find(connection, life.unit)
         status = await commands.query_status(connection, timeout=_QUERY_TIMEOUT)
-        changes: dict[str, Any] = {"threads": tuple(cpu.thread_id for cpu in cpus)}
+        changes: dict[str, Any] = {"threads": threads}
         if life.summary.has_agent:
             changes["agent_connected"] = await agent_is_open(connection)
     except MonitorError as error:

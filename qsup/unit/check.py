@@ -165,6 +165,14 @@ def _processors(unit: Unit) -> Iterator[Finding]:
         yield Finding(message, [("cpu", "topology"), *counts])
 
 
+def _pins(unit: Unit) -> Iterator[Finding]:
+    """`pin` has a CPU set for each vCPU up to `max-vcpus`, or one for all."""
+    pins, most = len(unit.cpu.pin), effective_max_vcpus(unit)
+    if pins not in (0, 1, most):
+        message = f"pin has {pins} CPU sets for {most} vCPUs (max-vcpus, else vcpus); give one for each, or one for all"
+        yield Finding(message, [("cpu", "pin"), ("cpu", "max-vcpus"), ("cpu", "vcpus")])
+
+
 def _memory(unit: Unit) -> Iterator[Finding]:
     """`max` is not less than `size`, `resize` has what it needs; what comes does so by 2M, and to no `microvm`."""
     memory, way, most = unit.memory, effective_resize(unit), ("memory", "max")
@@ -448,6 +456,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _machine,
     _boot,
     _processors,
+    _pins,
     _memory,
     _ids,
     _boot_order,

@@ -182,12 +182,12 @@ PCI_ADDRESS = _matching(
 )
 
 
-def optional(kind: Kind) -> Kind:
-    """The same kind, or the empty string for "not given"."""
+def optional(kind: Kind, nothing: Any = "") -> Kind:
+    """The same kind, or the empty string for "not given", which the model keeps as ``nothing``."""
     return Kind(
         word=kind.word,
-        parse=lambda value: "" if value == "" else kind.parse(value),
-        format=lambda value: "" if value == "" else kind.format(value),
+        parse=lambda value: nothing if value == "" else kind.parse(value),
+        format=lambda value: "" if value == nothing else kind.format(value),
         schema={"anyOf": [{"const": ""}, dict(kind.schema)]},
         specifiers=kind.specifiers,
     )

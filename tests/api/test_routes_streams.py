@@ -120,7 +120,7 @@ async def test_a_type_that_can_never_match_is_refused(tmp_path: Path, types: str
 
 def test_every_event_that_is_told_has_a_known_type() -> None:
     """The types that listeners may ask for are those that the daemon's code names."""
-    told = {OVERFLOW, messages.HELPER_ENDED, messages.DEVICE_PULLED}
+    told = {OVERFLOW, messages.HELPER_ENDED, messages.DEVICE_PULLED, messages.PIN_DRIFT}
     for path in Path(qsup.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):

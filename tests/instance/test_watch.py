@@ -21,9 +21,11 @@ from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told, Unplugged
+from qsup.instance.pinning import Pinning
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
 from qsup.qmp.events import MAX_EVENTS
+from qsup.unit.model import Unit
 from tests.qmp.support import Peer, by_hand
 from tests.recordings.recording import load
 
@@ -34,7 +36,9 @@ def life(dying: ExitStatus | None = None) -> Life:
         "process": SimpleNamespace(pid=os.getpid(), dying=lambda: dying),
         "record": SimpleNamespace(name="web"),
         "summary": SimpleNamespace(disks=()),
+        "pinning": Pinning(os.getpid()),
         "cgroup": Cgroup(),
+        "unit": Unit(),
     }
     found = SimpleNamespace(number=1, last_words=lambda: "oh", was_oom_killed=lambda: False, **parts)
     return cast(Life, found)

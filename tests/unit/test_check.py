@@ -22,6 +22,8 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[service]\nrestart-delay = "1min"\nrestart-max-delay = "1min"\n',
         '[service]\nstart-limit-interval = "0s"\nstart-limit-burst = 0\n',
         "[cpu]\nvcpus = 2\nmax-vcpus = 2\n",
+        '[cpu]\nvcpus = 2\npin = ["0", "1-2"]\nemulator-pin = "0"\n',
+        '[cpu]\nvcpus = 2\nmax-vcpus = 8\npin = ["0-7"]\n',
         "[cpu]\nvcpus = 2\nmax-vcpus = 8\n[cpu.topology]\nsockets = 2\ncores = 2\nthreads = 2\n",
         "[cpu]\nvcpus = 8\n[cpu.topology]\ncores = 4\n",
         "[cpu]\nvcpus = 8\n[cpu.topology]\nsockets = 1\ndies = 2\ncores = 2\nthreads = 2\n",

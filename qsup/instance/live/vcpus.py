@@ -255,9 +255,8 @@ async def _bring_online(context: Context, wanted: int) -> int:
 
 
 async def tell_threads(context: Context) -> None:
-    """Have it shown which threads run the vCPUs."""
-    cpus = await commands.query_cpus_fast(context.monitor, timeout=STEP_TIMEOUT)
-    context.note({"threads": tuple(cpu.thread_id for cpu in cpus)})
+    """Pin the threads of vCPUs that came, and have it shown which they are."""
+    context.note({"threads": await context.life.pinning.find(context.monitor, context.hardware.unit)})
 
 
 # fewer

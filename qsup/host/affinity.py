@@ -1,0 +1,60 @@
+"""Where threads may run: what the kernel says of each, and telling it otherwise.
+
+Decides: how a process's threads and the host's CPUs are found.
+Must not: know what a thread is for.
+
+Sources: sched_setaffinity(2), proc_pid_task(5), Documentation/ABI/testing/sysfs-devices-system-cpu in Linux's source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from pathlib import Path
+
+from qsup.errors import HostError, from_oserror
+from qsup.unit.quantity import format_cpu_set, parse_cpu_set
+
+_ONLINE = Path("/sys/devices/system/cpu/online")
+
+
+def threads(pid: int) -> tuple[int, ...]:
+    """The ids of a process's threads, none of one that has ended; the first is the process's own."""
+    try:
+        return tuple(sorted(map(int, os.listdir(f"/proc/{pid}/task"))))
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+
+
+def online() -> frozenset[int]:
+    """The CPUs that can run something now."""
+    try:
+        return frozenset(parse_cpu_set(_ONLINE.read_text().strip()))
+    except (OSError, ValueError) as error:
+        raise HostError(f"could not read {_ONLINE}: {error}") from error
+
+
+def get(thread: int) -> frozenset[int] | None:
+    """The CPUs online that a thread may run on; ``None`` when it has ended."""
+    try:
+        return frozenset(os.sched_getaffinity(thread))
+    except ProcessLookupError:
+        return None
+
+
+def put(thread: int, cpus: Set[int]) -> bool:
+    """Have a thread run on some CPUs alone, of which one at least is online.
+
+    Returns:
+        Whether it is there to do so.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    try:
+        os.sched_setaffinity(thread, cpus)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        raise from_oserror(error, f"could not pin thread {thread} to CPUs {format_cpu_set(cpus)}") from error
+    return True

@@ -1,0 +1,162 @@
+"""The threads of a VM and the CPUs that they are to run on.
+
+Decides: when a thread is put where it belongs, and what counts as drift: somebody else has moved it.
+Must not: choose CPUs; the unit has (`qsup.plan.pinning`), or fail a VM that runs because it cannot be pinned.
+
+QEMU cannot pin itself, by its sandbox (``resourcecontrol=deny``). What it starts later begins where the thread is that
+starts it, so a worker of the main loop needs nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+import trio
+from attrs import frozen
+
+from qsup.errors import HostError, UnsupportedError
+from qsup.host import affinity
+from qsup.plan.pinning import ANYWHERE, Pins, pins_of
+from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
+from qsup.unit.model import Unit
+from qsup.unit.quantity import format_cpu_set
+
+_log = structlog.get_logger()
+
+#: Seconds between two looks at the threads of a VM that is pinned; what was moved is back within five.
+INTERVAL = 4.0
+#: Seconds for QEMU to say which threads run its vCPUs.
+_TIMEOUT = 10.0
+#: Threads that one event names.
+_NAMED = 4
+
+
+@frozen(kw_only=True)
+class Drift:
+    """A thread that somebody has moved, and that is back.
+
+    Args:
+        vcpu: the number of the vCPU that it runs, ``None`` if it runs none.
+        was, cpus: where it might run, and may run now.
+    """
+
+    thread: int
+    vcpu: int | None
+    was: frozenset[int]
+    cpus: frozenset[int]
+
+    def __str__(self) -> str:
+        who = f"thread {self.thread}" if self.vcpu is None else f"vCPU {self.vcpu}"
+        return f"{who} was moved to CPUs {format_cpu_set(self.was)}, and is back on {format_cpu_set(self.cpus)}"
+
+
+class Pinning:
+    """The threads of one life.
+
+    Args:
+        pid: QEMU's.
+
+    Attributes:
+        vcpus: ids of the threads that run the vCPUs, in their order, as QEMU said last.
+        trouble: why a thread is not where it belongs, one sentence, or ``""``.
+        drifts: how many have been put back.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.vcpus: tuple[int, ...] = ()
+        self.trouble = ""
+        self.drifts = 0
+        self._pid = pid
+        self._placed: dict[int, frozenset[int]] = {}
+
+    async def find(self, monitor: Monitor, unit: Unit) -> tuple[int, ...]:
+        """Ask QEMU which threads run the vCPUs, and put those that are new where they belong.
+
+        Returns:
+            The vCPUs' threads, in their order.
+
+        Raises:
+            MonitorError: QEMU did not say it.
+        """
+        cpus = await commands.query_cpus_fast(monitor, timeout=_TIMEOUT)
+        self.vcpus = tuple(cpu.thread_id for cpu in cpus)
+        self.put(pins_of(unit))
+        return self.vcpus
+
+    def put(self, pins: Pins) -> tuple[Drift, ...]:
+        """Put every thread where it belongs; nothing happens before QEMU has said which of them run vCPUs.
+
+        Returns:
+            Those that were there before and are no more.
+        """
+        if not self.vcpus:
+            return ()
+        try:
+            return self._put(pins)
+        except HostError as error:
+            if self.trouble != error.message:
+                _log.error("a thread is not where it belongs", pid=self._pid, why=error.message)
+            self.trouble = error.message
+            return ()
+
+    def _put(self, pins: Pins) -> tuple[Drift, ...]:
+        wanted = pins.of_threads(self.vcpus, affinity.threads(self._pid))
+        online = affinity.online()
+        drifts: list[Drift] = []
+        trouble = ""
+        for thread, cpus in wanted.items():
+            former = self._placed.get(thread, ANYWHERE)
+            if not cpus and not former:
+                continue  # it never was to be anywhere
+            # one that is free again may run wherever we may
+            target = (cpus or affinity.get(0) or online) & online
+            now = affinity.get(thread)
+            if not target:
+                trouble = f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
+            elif now is not None and now != target and affinity.put(thread, cpus or target) and former == cpus:
+                vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
+                drifts.append(Drift(thread=thread, vcpu=vcpu, was=now, cpus=target))
+        self.trouble = trouble
+        self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
+        self.drifts += len(drifts)
+        return tuple(drifts)
+
+
+def check_pins(unit: Unit) -> None:
+    """See that this host has the CPUs that a unit names.
+
+    Raises:
+        UnsupportedError: it has one of them not, or not now.
+    """
+    online = affinity.online()
+    for key, sets in (("pin", unit.cpu.pin), ("emulator-pin", (unit.cpu.emulator_pin,))):
+        if missing := sorted(set().union(*sets) - online):
+            raise UnsupportedError(
+                f"[cpu] {key}: CPU {missing[0]} is not online on this host, which has {format_cpu_set(online)}",
+                hint="see `lscpu --extended`",
+            )
+
+
+async def keep(pinning: Pinning, unit: Callable[[], Unit], tell: Callable[[Mapping[str, Any]], None]) -> None:
+    """See to it that the threads of a VM stay where they belong, for as long as its unit says where that is.
+
+    Args:
+        unit: as it runs.
+        tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
+    """
+    known = ""
+    while pins := pins_of(unit()):
+        moved = pinning.put(pins)
+        words = list(map(str, moved[:_NAMED])) + [f"{len(moved) - _NAMED} more"] * (len(moved) > _NAMED)
+        if pinning.trouble != known:
+            known = pinning.trouble
+            words.append(known or "all threads are where they belong")
+        if words:
+            vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
+            tell({"detail": "; ".join(words), "threads": [drift.thread for drift in moved], "vcpus": vcpus})
+        # on whole seconds: the daemon wakes once for all VMs
+        await trio.sleep_until(math.floor(trio.current_time() + INTERVAL))

@@ -1,0 +1,67 @@
+"""Which CPUs of the host each thread of a VM may run on.
+
+Decides: what a unit's pins mean for a thread, by what it does.
+Must not: find the threads or move them (`qsup.host.affinity`), or choose CPUs (`qsup.plan.placement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from attrs import frozen
+
+from qsup.unit.model import Unit
+
+#: What is wanted of a thread that may run anywhere.
+ANYWHERE: frozenset[int] = frozenset()
+
+
+@frozen
+class Pins:
+    """The pins of one VM.
+
+    Args:
+        vcpus: a set for each vCPU, or one for all of them, or none: `ANYWHERE`.
+        emulator: for all other threads.
+    """
+
+    vcpus: tuple[frozenset[int], ...] = ()
+    emulator: frozenset[int] = ANYWHERE
+
+    def __bool__(self) -> bool:
+        """Whether any thread is to be anywhere."""
+        return bool(self.vcpus or self.emulator)
+
+    @property
+    def start(self) -> frozenset[int]:
+        """Where QEMU begins, before its threads are known: memory is the host node's that first touches it."""
+        return self.emulator.union(*self.vcpus) if self.vcpus else ANYWHERE
+
+    def of_vcpu(self, index: int) -> frozenset[int]:
+        """Those of one vCPU, counted from 0 as QEMU does."""
+        if len(self.vcpus) > 1:
+            return self.vcpus[index] if index < len(self.vcpus) else ANYWHERE
+        return self.vcpus[0] if self.vcpus else ANYWHERE
+
+    def of_threads(self, vcpus: Sequence[int], threads: Iterable[int]) -> Mapping[int, frozenset[int]]:
+        """Those of each thread of a VM.
+
+        Args:
+            vcpus: thread ids of its vCPUs, in their order; several may share one thread (TCG without MTTCG), which may
+                run where any of them may.
+            threads: ids of all its threads.
+        """
+        wanted = {thread: self.emulator for thread in threads}
+        sharing: dict[int, list[frozenset[int]]] = {}
+        for index, thread in enumerate(vcpus):
+            sharing.setdefault(thread, []).append(self.of_vcpu(index))
+        for thread, sets in sharing.items():
+            if thread in wanted:
+                wanted[thread] = ANYWHERE if ANYWHERE in sets else ANYWHERE.union(*sets)
+        return wanted
+
+
+def pins_of(unit: Unit) -> Pins:
+    """What a unit says."""
+    vcpus = tuple(map(frozenset, unit.cpu.pin))
+    return Pins(vcpus, frozenset(unit.cpu.emulator_pin) or ANYWHERE.union(*vcpus))

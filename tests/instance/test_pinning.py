@@ -1,0 +1,99 @@
+"""Where threads are put, seen with a fake kernel: no test takes a CPU of the machine offline."""
+
+from __future__ import annotations
+
+import pytest
+
+from qsup.host import affinity
+from qsup.instance.pinning import Pinning
+from qsup.plan.pinning import Pins
+from qsup.unit.quantity import format_cpu_set
+
+PID, VCPU = 10, 11
+PINS = Pins((frozenset({2, 3}),), frozenset({0}))
+
+
+class FakeKernel:
+    """Two threads on four CPUs, which may go offline."""
+
+    def __init__(self) -> None:
+        self.online = frozenset({0, 1, 2, 3})
+        self.masks = {PID: self.online, VCPU: self.online}
+
+    def get(self, thread: int) -> frozenset[int] | None:
+        """As sched_getaffinity(2): of those that are online."""
+        return self.online if thread == 0 else (self.masks[thread] & self.online) or self.online
+
+    @property
+    def shown(self) -> dict[int, str]:
+        """Where each thread may run."""
+        return {thread: format_cpu_set(mask) for thread, mask in self.masks.items()}
+
+    def put(self, thread: int, cpus: frozenset[int]) -> bool:
+        """As sched_setaffinity(2), which refuses what nothing can run on."""
+        assert cpus & self.online
+        self.masks[thread] = cpus
+        return True
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """The kernel that is asked."""
+    fake = FakeKernel()
+    for name in ("get", "put"):
+        monkeypatch.setattr(affinity, name, getattr(fake, name))
+    monkeypatch.setattr(affinity, "online", lambda: fake.online)
+    monkeypatch.setattr(affinity, "threads", lambda pid: tuple(fake.masks))
+    return fake
+
+
+@pytest.fixture
+def pinning(kernel: FakeKernel) -> Pinning:
+    """A VM with one vCPU, which is where it belongs."""
+    pinning = Pinning(PID)
+    pinning.vcpus = (VCPU,)
+    assert pinning.put(PINS) == ()
+    assert kernel.shown == {PID: "0", VCPU: "2-3"}
+    return pinning
+
+
+def test_nothing_is_moved_before_it_is_known_what_runs_the_vcpus_fake(kernel: FakeKernel) -> None:
+    """A vCPU would be taken for the main loop."""
+    assert Pinning(PID).put(PINS) == ()
+    assert kernel.masks[VCPU] == kernel.online
+
+
+def test_a_cpu_that_goes_offline_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """The thread still may run on the other, and on both again later."""
+    kernel.online -= {3}
+    assert (pinning.put(PINS), pinning.trouble) == ((), "")
+    kernel.online |= {3}
+    assert (pinning.put(PINS), pinning.trouble, kernel.shown[VCPU]) == ((), "", "2-3")
+
+
+def test_a_thread_without_any_cpu_left_is_told_of_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """The kernel lets it run anywhere; it is back as soon as it can be."""
+    kernel.online -= {2, 3}
+    kernel.masks[VCPU] = frozenset({0, 1, 2, 3})  # as select_fallback_rq() in kernel/sched/core.c does
+    assert pinning.put(PINS) == ()
+    assert pinning.trouble == "none of the CPUs 2-3 that it is pinned to is online"
+    kernel.online |= {2, 3}
+    assert pinning.put(PINS) == (), "nobody has moved it"
+    assert (pinning.trouble, kernel.shown[VCPU]) == ("", "2-3")
+
+
+def test_what_somebody_has_moved_is_drift_and_what_is_new_is_not_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """A worker that has just begun was never anywhere else."""
+    kernel.masks |= {VCPU: frozenset({1}), 12: frozenset({1})}
+    (drift,) = pinning.put(PINS)
+    assert str(drift) == "vCPU 0 was moved to CPUs 1, and is back on 2-3"
+    assert (kernel.shown[12], pinning.drifts) == ("0", 1)
+
+
+def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """Those that were pinned; and then nobody is touched any more."""
+    assert pinning.put(Pins()) == ()
+    assert kernel.shown == {PID: "0-3", VCPU: "0-3"}
+    kernel.masks[VCPU] = frozenset({1})
+    assert pinning.put(Pins()) == ()
+    assert kernel.shown[VCPU] == "1"

@@ -1,0 +1,69 @@
+"""What a unit's pins mean for each thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsup.plan.pinning import ANYWHERE, Pins, pins_of
+from qsup.unit.model import CpuSection, Unit
+
+VCPUS, OTHERS = (11, 12), (10, 13)
+THREADS = (*OTHERS, *VCPUS)
+
+
+def of(**cpu: Any) -> Pins:
+    """The pins of a unit with two vCPUs."""
+    return pins_of(Unit(cpu=CpuSection(vcpus=2, **cpu)))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "vcpus", "others", "start"),
+    [
+        ({}, [{}, {}], {}, {}),
+        ({"pin": ((2,), (3,))}, [{2}, {3}], {2, 3}, {2, 3}),
+        ({"pin": ((2, 3),)}, [{2, 3}, {2, 3}], {2, 3}, {2, 3}),
+        ({"pin": ((2,), (3,)), "emulator_pin": (0, 1)}, [{2}, {3}], {0, 1}, {0, 1, 2, 3}),
+        # its vCPUs may run anywhere, and so QEMU must not begin anywhere else
+        ({"emulator_pin": (0,)}, [{}, {}], {0}, {}),
+    ],
+)
+def test_every_thread_has_its_cpus(
+    cpu: dict[str, Any], vcpus: list[set[int]], others: set[int], start: set[int]
+) -> None:
+    """Of a vCPU its own, of all else those of the emulator; without a word about these, all that the vCPUs have."""
+    pins = of(**cpu)
+    wanted = pins.of_threads(VCPUS, THREADS)
+    assert [wanted[thread] for thread in VCPUS] == [frozenset(each) for each in vcpus]
+    assert {wanted[thread] for thread in OTHERS} == {frozenset(others)}
+    assert pins.start == frozenset(start)
+    assert bool(pins) is bool(cpu)
+
+
+def test_vcpus_that_share_a_thread_may_run_where_any_of_them_may() -> None:
+    """TCG without MTTCG has one thread for all."""
+    assert of(pin=((2,), (3,))).of_threads((11, 11), (10, 11))[11] == {2, 3}
+
+
+def test_a_vcpu_that_nobody_speaks_of_runs_anywhere() -> None:
+    """QEMU has one more than its unit says, by its own monitor."""
+    assert of(pin=((2,), (3,))).of_threads((11, 12, 14), (*THREADS, 14))[14] == ANYWHERE
+
+
+@given(
+    st.lists(st.frozensets(st.integers(0, 9), min_size=1), max_size=4),
+    st.frozensets(st.integers(0, 9)),
+    st.lists(st.integers(1, 9), max_size=4),
+    st.frozensets(st.integers(1, 9)),
+)
+def test_only_threads_that_are_there_are_spoken_of(
+    sets: list[frozenset[int]], emulator: frozenset[int], vcpus: list[int], threads: frozenset[int]
+) -> None:
+    """Whatever QEMU says of its threads, and each is to be within all that the unit names."""
+    pins = Pins(tuple(sets), emulator)
+    wanted = pins.of_threads(vcpus, threads)
+    assert wanted.keys() == threads
+    assert all(cpus <= emulator.union(*sets) for cpus in wanted.values())

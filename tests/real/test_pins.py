@@ -1,0 +1,156 @@
+"""Threads of a VM that are to run on CPUs of the host: read back from the kernel, on every QEMU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from qsup.unit.quantity import format_cpu_set
+from tests.guests import Emulator, LinuxGuest
+from tests.real.daemons import Daemon, linux_unit, rom_unit
+from tests.real.growing import ask
+from tests.real.hotplug import finished
+from tests.waiting import poll_until
+
+pytestmark = [pytest.mark.real]
+
+#: This is how soon what somebody has moved is back.
+WITHIN = 5.0
+#: One CPU for each of two vCPUs, and the first for all else.
+APART = 'vcpus = 2\npin = ["0", "1"]\nemulator-pin = "0"'
+
+
+@pytest.fixture(autouse=True)
+def two_cpus() -> None:
+    """Pins of one CPU of one alone say nothing."""
+    assert {0, 1} <= os.sched_getaffinity(0), "these tests need the CPUs 0 and 1"
+
+
+def allowed(thread: int) -> str:
+    """Where the kernel lets a thread run."""
+    return format_cpu_set(os.sched_getaffinity(thread))
+
+
+def vcpus(daemon: Daemon) -> list[str]:
+    """Of each vCPU, in their order."""
+    return [allowed(thread) for thread in daemon.view("web")["cpus"]["threads"]]
+
+
+def others(daemon: Daemon) -> set[str]:
+    """Of all the other threads of QEMU."""
+    view = daemon.view("web")
+    threads = {int(name) for name in os.listdir(f"/proc/{view['pid']}/task")} - set(view["cpus"]["threads"])
+    return {allowed(thread) for thread in threads}
+
+
+def start(daemon: Daemon, emulator: Emulator, rom: Path, cpu: str = APART, **sections: str) -> None:
+    """A VM of the ROM guest."""
+    daemon.unit("web", rom_unit(emulator, rom, cpu=cpu, **sections))
+    daemon.do("web", "start")
+
+
+def test_each_thread_is_where_the_unit_has_it(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Each vCPU, and everything else; a reset changes nothing."""
+    start(daemon, qemu, rom_guest)
+    assert (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"})
+    daemon.do("web", "reset")
+    assert (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"})
+
+
+def test_qemu_is_there_from_its_first_moment(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Memory is the node's that first touches it, and QEMU may touch it all before it says a word."""
+    seen = daemon.root / "seen"
+    seen.touch()
+    seen.chmod(0o666)
+    program = daemon.root / "qemu-system-x86_64"
+    program.write_text(f'#!/bin/sh\ntaskset -pc $$ >> {seen}\nexec {emulator.path} "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    unit = rom_unit(emulator, rom_guest, cpu='pin = ["1"]').replace(str(emulator.path), str(program))
+    daemon.unit("web", unit)
+    daemon.do("web", "start")
+    assert seen.read_text().splitlines()[-1].endswith("affinity list: 1")
+    assert os.sched_getaffinity(daemon.pid) == os.sched_getaffinity(0), "the daemon itself is where it was"
+
+
+def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A vCPU and the main loop, within five seconds, and an event says which."""
+    start(daemon, emulator, rom_guest)
+    view = daemon.view("web")
+    with daemon.events() as events:
+        os.sched_setaffinity(view["cpus"]["threads"][1], {0})
+        os.sched_setaffinity(view["pid"], {1})
+        poll_until(lambda: (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"}), "back", seconds=WITHIN)
+        told = [events.next("pin-drift")["data"]]
+        if len(told[0]["threads"]) == 1:  # it was looked between the two
+            told.append(events.next("pin-drift")["data"])
+    assert {thread for each in told for thread in each["threads"]} == {view["pid"], view["cpus"]["threads"][1]}
+    assert [each["vcpus"] for each in told if each["vcpus"]] == [[1]]
+    words = "; ".join(each["detail"] for each in told)
+    assert "vCPU 1 was moved to CPUs 0, and is back on 1" in words
+    assert f"thread {view['pid']} was moved to CPUs 1, and is back on 0" in words
+
+
+def test_the_next_daemon_keeps_them_there(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Somebody has moved them while there was none."""
+    start(daemon, emulator, rom_guest)
+    view = daemon.view("web")
+    daemon.signal(signal.SIGKILL)
+    os.sched_setaffinity(view["cpus"]["threads"][1], {0})
+    daemon.start()
+    poll_until(lambda: vcpus(daemon) == ["0", "1"], "back", seconds=WITHIN)
+    os.sched_setaffinity(view["cpus"]["threads"][0], {1})
+    poll_until(lambda: vcpus(daemon) == ["0", "1"], "back once more", seconds=WITHIN)
+
+
+def test_a_vcpu_that_comes_is_pinned_when_it_is_there(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """Not some seconds later: its operation ends after that."""
+    cpu = 'max-vcpus = 3\npin = ["0", "1", "0-1"]\nemulator-pin = "0"'
+    daemon.unit("web", linux_unit(qemu, linux_guest, cpu=cpu))
+    daemon.do("web", "start")
+    assert vcpus(daemon) == ["0"]
+    assert ask(daemon, {"cpu": {"vcpus": 3}})["state"] == "succeeded"
+    assert vcpus(daemon) == ["0", "1", "0-1"]
+    assert others(daemon) == {"0"}
+
+
+def test_pins_change_while_it_runs(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """At once, and without them its threads run anywhere again; the unit says so, and the next start."""
+    start(daemon, emulator, rom_guest, cpu="vcpus = 2")
+    anywhere = allowed(0)
+    assert set(vcpus(daemon)) == {anywhere}
+    operation = ask(daemon, {"cpu": {"pin": ["1", "0"]}})
+    assert operation["result"]["keys"]["cpu.pin"]["applied"] == "live"
+    assert (vcpus(daemon), others(daemon)) == (["1", "0"], {"0-1"})
+    assert ask(daemon, {"cpu": {"emulator-pin": "1"}})["state"] == "succeeded"
+    assert (vcpus(daemon), others(daemon)) == (["1", "0"], {"1"})
+    daemon.do("web", "restart")
+    assert (vcpus(daemon), others(daemon)) == (["1", "0"], {"1"})
+    os.sched_setaffinity(daemon.view("web")["cpus"]["threads"][0], {0})
+    poll_until(lambda: vcpus(daemon) == ["1", "0"], "it is looked after", seconds=WITHIN)
+    assert ask(daemon, {"cpu": {"pin": [], "emulator-pin": ""}})["state"] == "succeeded"
+    assert {*vcpus(daemon), *others(daemon)} == {anywhere}
+
+
+def test_vcpus_in_one_thread_are_not_torn_apart(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """TCG with -icount has one thread for all vCPUs, which may run where any of them may."""
+    start(daemon, emulator, rom_guest, qemu='extra-args = ["-icount", "shift=auto"]')
+    assert len(set(daemon.view("web")["cpus"]["threads"])) == 1
+    assert (set(vcpus(daemon)), others(daemon)) == ({"0-1"}, {"0"})
+
+
+def test_cpus_that_there_are_not(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A start fails before QEMU is there, a change changes nothing, and both name the key and the CPU."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, cpu='pin = ["4000"]'))
+    failed = finished(daemon, daemon.post("/v1/instances/web/start"))
+    assert failed["error"]["code"] == "start-failed"
+    assert "[cpu] pin: CPU 4000 is not online on this host" in failed["error"]["detail"]
+    assert daemon.view("web")["pid"] is None
+    start(daemon, emulator, rom_guest)
+    refused = ask(daemon, {"cpu": {"emulator-pin": "4000"}}, query="&persist=0")
+    assert (refused["state"], refused["error"]["code"]) == ("failed", "unsupported")
+    assert "[cpu] emulator-pin: CPU 4000" in refused["error"]["detail"]
+    assert (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"})
