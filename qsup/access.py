@@ -26,8 +26,9 @@ from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.verdict import AT_START, Said
-from qsup.instance.view import HardwareView, StatsView
+from qsup.instance.view import CpusView, HardwareView, StatsView
 from qsup.plan.inventory import slots
+from qsup.plan.pinning import pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
@@ -219,8 +220,22 @@ def stats(driver: Driver) -> StatsView:
         threads=usage.threads if usage else 0,
         disks=driver.body.sampler.look() if driver.body else {},
         balloon=driver.body.sampler.look_balloon() if driver.body else {},
+        drifts=life.pinning.drifts,
         nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record, nic.id))},
     )
+
+
+async def cpus(driver: Driver) -> CpusView:
+    """The threads of a VM's QEMU, and where they run.
+
+    Raises:
+        DeniedError: it does not run.
+    """
+    life = driver.life
+    if life is None:
+        raise DeniedError("it does not run, so it has no threads", instance=driver.name, hint="start it first")
+    # a QEMU can have a great many
+    return await trio.to_thread.run_sync(life.pinning.look, pins_of(life.unit))
 
 
 def _tap(vm: RunRecord, nic: str) -> Mapping[str, int]:

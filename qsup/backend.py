@@ -25,7 +25,7 @@ from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, uncancellable
 from qsup.instance.operations import OperationTable
 from qsup.instance.state import Request
-from qsup.instance.view import EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import CpusView, EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
 from qsup.order.relations import relations
 from qsup.order.view import Relations
 from qsup.supervisor import Supervisor
@@ -215,6 +215,10 @@ class DaemonBackend:
     def events(self, *, since: int | None) -> AsyncIterator[EventRecord]:
         """Events after ``since``, without end; `GoneError`."""
         return self._ring.subscribe(since=since)
+
+    async def cpus(self, name: str) -> CpusView:
+        """See `qsup.access.cpus`."""
+        return await access.cpus(self._supervisor.driver(name))
 
     def stats(self, name: str) -> StatsView:
         """Counters as last read."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from qsup.errors import Diagnostic
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
-from qsup.instance.view import EventRecord, HardwareView, HealthView, InstanceView, StatsView
+from qsup.instance.view import CpusView, EventRecord, HardwareView, HealthView, InstanceView, StatsView
 from qsup.order.view import Relations
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
@@ -162,6 +162,9 @@ class Backend(Protocol):
 
     def command_line(self, name: str) -> tuple[Sequence[str], bool]:
         """QEMU's argv, and whether it is the running one or that of the last start; `DeniedError` before any."""
+
+    async def cpus(self, name: str) -> CpusView:
+        """The threads of a VM's QEMU, and where they run; `DeniedError` when it does not run."""
 
     def stats(self, name: str) -> StatsView:
         """Counters as last read."""

@@ -216,11 +216,17 @@ def _processes(snapshot: Snapshot) -> Iterator[Metric]:
         "qsup_instance_resident_memory_bytes", "Resident memory of a VM's QEMU.", labels=("instance",)
     )
     threads = GaugeMetricFamily("qsup_instance_threads", "Threads of a VM's QEMU.", labels=("instance",))
+    drifts = CounterMetricFamily(
+        "qsup_instance_pin_drifts",
+        "Threads of a VM's QEMU that somebody had moved off their CPUs, and that were put back.",
+        labels=("instance",),
+    )
     for name, stats in snapshot.stats.items():
         cpu.add_metric((name,), stats.cpu_seconds)
         memory.add_metric((name,), stats.memory_rss)
         threads.add_metric((name,), stats.threads)
-    yield from (cpu, memory, threads)
+        drifts.add_metric((name,), stats.drifts)
+    yield from (cpu, memory, threads, drifts)
 
 
 def _counters(

@@ -15,10 +15,11 @@ from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Begun, Operation
-from qsup.instance.view import EventRecord, HardwareView, InstanceView, StatsView
+from qsup.instance.view import CpusView, EventRecord, HardwareView, InstanceView, StatsView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
+from qsup.unit.quantity import format_cpu_set
 
 
 def timestamp(seconds: float) -> str:
@@ -290,6 +291,27 @@ def event(record: EventRecord) -> wire.Event:
     }
 
 
+def cpus(view: CpusView) -> wire.Cpus:
+    """The threads of one VM."""
+    return {
+        "threads": [
+            {
+                "thread": thread.thread,
+                "name": thread.usage.name,
+                "vcpus": list(thread.vcpus),
+                "pin": format_cpu_set(thread.pin),
+                "allowed": format_cpu_set(thread.allowed),
+                "cpu": thread.usage.cpu,
+                "seconds": thread.usage.seconds,
+                "waited": thread.usage.waited,
+            }
+            for thread in view.threads
+        ],
+        "count": view.count,
+        "drifts": view.drifts,
+    }
+
+
 def stats(view: StatsView) -> wire.Stats:
     """Counters of one VM."""
     return {
@@ -299,4 +321,5 @@ def stats(view: StatsView) -> wire.Stats:
         "disks": {name: dict(counters) for name, counters in view.disks.items()},
         "nics": {name: dict(counters) for name, counters in view.nics.items()},
         "balloon": dict(view.balloon),
+        "drifts": view.drifts,
     }

@@ -566,6 +566,31 @@ class Root(TypedDict):
     links: dict[str, str]
 
 
+class Thread(TypedDict):
+    """One thread of QEMU, and the ``vcpus`` that it runs.
+
+    CPU sets are as ``0-3,8``: ``pin`` is where it is to run, none is anywhere, ``allowed`` where it may. ``cpu`` is the
+    one it ran on last. It ran for ``seconds``, and ``waited`` for a CPU.
+    """
+
+    thread: int
+    name: str
+    vcpus: list[int]
+    pin: str
+    allowed: str
+    cpu: int
+    seconds: float
+    waited: float | None
+
+
+class Cpus(TypedDict):
+    """The threads of a VM's QEMU: the first 512 of ``count``. ``drifts``: how often one was put back on its CPUs."""
+
+    threads: list[Thread]
+    count: int
+    drifts: int
+
+
 class Stats(TypedDict):
     """Counters of one VM, from /proc and QEMU's own, as last read."""
 
@@ -575,3 +600,4 @@ class Stats(TypedDict):
     disks: dict[str, dict[str, int]]
     nics: dict[str, dict[str, int]]
     balloon: dict[str, int]
+    drifts: int

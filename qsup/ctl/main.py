@@ -45,6 +45,7 @@ VERBS = {
     "agent": ("agent", "Ask the guest agent, or run a command in the guest"),
     "logs": ("logs", "Show what QEMU wrote to its output"),
     "events": ("events", "Show what happens, as it happens"),
+    "cpus": ("cpus", "Show the threads of a VM that runs, and which CPUs they run on"),
     "cmdline": ("cmdline", "Show QEMU's command line"),
     "qmp": ("qmp", "Send QMP commands to QEMU, one or at a prompt"),
     "show": ("show", "Show every key of a unit with its effective value"),

@@ -18,7 +18,8 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError, UnsupportedError
-from qsup.host import affinity
+from qsup.host import affinity, proc
+from qsup.instance.view import CpusView, ThreadView
 from qsup.plan.pinning import ANYWHERE, Pins, pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
@@ -31,8 +32,8 @@ _log = structlog.get_logger()
 INTERVAL = 4.0
 #: Seconds for QEMU to say which threads run its vCPUs.
 _TIMEOUT = 10.0
-#: Threads that one event names.
-_NAMED = 4
+#: Threads that one event names, and that are shown.
+_NAMED, SHOWN = 4, 512
 
 
 @frozen(kw_only=True)
@@ -102,6 +103,19 @@ class Pinning:
                 _log.error("a thread is not where it belongs", pid=self._pid, why=error.message)
             self.trouble = error.message
             return ()
+
+    def look(self, pins: Pins) -> CpusView:
+        """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
+        threads = affinity.threads(self._pid)
+        wanted = pins.of_threads(self.vcpus, threads)
+        shown = []
+        for thread in threads[:SHOWN]:
+            allowed, usage = affinity.get(thread), proc.thread_usage(thread)
+            if allowed is not None and usage is not None:
+                mine = tuple(index for index, other in enumerate(self.vcpus) if other == thread)
+                pin = wanted[thread]
+                shown.append(ThreadView(thread=thread, vcpus=mine, pin=pin, allowed=allowed, usage=usage))
+        return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
 
     def _put(self, pins: Pins) -> tuple[Drift, ...]:
         wanted = pins.of_threads(self.vcpus, affinity.threads(self._pid))

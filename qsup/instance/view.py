@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from qsup.host.proc import ThreadUsage
 from qsup.instance.cause import Cause
 from qsup.instance.state import State
 from qsup.plan.inventory import Slots
@@ -129,7 +130,9 @@ class EventRecord:
 
 @frozen(kw_only=True)
 class StatsView:
-    """Counters of one VM as last read; disks and NICs by id, and what its guest says of its memory."""
+    """Counters of one VM as last read; disks and NICs by id, what its guest says of its memory, and how often a thread
+    was put back on its CPUs.
+    """
 
     cpu_seconds: float
     memory_rss: int
@@ -137,6 +140,41 @@ class StatsView:
     disks: Mapping[str, Mapping[str, int]]
     nics: Mapping[str, Mapping[str, int]]
     balloon: Mapping[str, int]
+    drifts: int
+
+
+@frozen(kw_only=True)
+class ThreadView:
+    """One thread of a VM's QEMU.
+
+    Args:
+        thread: its id on the host.
+        vcpus: the vCPUs that it runs.
+        pin: where it is to run, empty for anywhere.
+        allowed: where it may.
+        usage: what it has had of the host's CPUs.
+    """
+
+    thread: int
+    vcpus: tuple[int, ...]
+    pin: frozenset[int]
+    allowed: frozenset[int]
+    usage: ThreadUsage
+
+
+@frozen(kw_only=True)
+class CpusView:
+    """The threads of a VM's QEMU.
+
+    Args:
+        threads: its main thread first, and no more than `qsup.instance.pinning.SHOWN`.
+        count: of all of them.
+        drifts: how often one was put back that somebody had moved.
+    """
+
+    threads: tuple[ThreadView, ...]
+    count: int
+    drifts: int
 
 
 @frozen

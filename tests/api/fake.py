@@ -33,11 +33,22 @@ from qsup.errors import (
     RequestError,
     UnitError,
 )
+from qsup.host.proc import ThreadUsage
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.state import Request, State, Verdict, judge
-from qsup.instance.view import DeviceView, EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import (
+    CpusView,
+    DeviceView,
+    EventRecord,
+    HardwareView,
+    HealthView,
+    InstanceView,
+    StatsView,
+    ThreadView,
+    Usage,
+)
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
@@ -508,6 +519,21 @@ class FakeBackend:
             raise DeniedError("it has not been started since the daemon was", instance=name, hint="start it first")
         return [view.emulator, "-nodefaults"], view.pid is not None
 
+    async def cpus(self, name: str) -> CpusView:
+        """A vCPU that is pinned, and the rest, which is not."""
+        if self.instance(name).pid is None:
+            raise DeniedError("it is not running", instance=name)
+        usages = (
+            ThreadUsage(name="qemu-system-x86", cpu=0, seconds=0.5, waited=0.25),
+            ThreadUsage(name="CPU 0/KVM", cpu=2, seconds=12.0, waited=None),
+        )
+        everywhere, pin = frozenset(range(4)), frozenset({2})
+        threads = (
+            ThreadView(thread=41, vcpus=(), pin=frozenset(), allowed=everywhere, usage=usages[0]),
+            ThreadView(thread=42, vcpus=(0,), pin=pin, allowed=pin, usage=usages[1]),
+        )
+        return CpusView(threads=threads, count=2, drifts=3)
+
     def stats(self, name: str) -> StatsView:
         """Always the same."""
         if self.instance(name).pid is None:
@@ -519,6 +545,7 @@ class FakeBackend:
             disks={"root": {"rd_bytes": 4096, "wr_bytes": 512, "rd_operations": 2, "rd_total_time_ns": 1_500_000_000}},
             nics={"lan": {"rx_bytes": 100, "tx_bytes": 200}},
             balloon={"total_memory": 400 << 20, "free_memory": 100 << 20, "major_faults": 7},
+            drifts=3,
         )
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:

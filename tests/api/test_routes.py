@@ -47,6 +47,7 @@ EXAMPLES = {
     "listDependencies": Example(target="/v1/dependencies"),
     "getInstance": Example(target=WEB),
     "getInstanceStats": Example(target=f"{WEB}/stats"),
+    "getInstanceCpus": Example(target=f"{WEB}/cpus"),
     "getInstanceCommandLine": Example(target=f"{WEB}/cmdline"),
     "diffInstance": Example(target=f"{WEB}/diff"),
     "startInstance": Example(target=f"{WEB}/start", status=202),

@@ -161,6 +161,18 @@ async def test_show_selects_keys(served: Daemon, ctl: Ctl) -> None:
     assert "a unit has no key 'cpus'" in result.err
 
 
+async def test_cpus(served: Daemon, ctl: Ctl) -> None:
+    """Each thread, where it is to run and does, what it has had; and what was put back."""
+    shown = (await ctl.ok("cpus", "web")).splitlines()
+    assert [line.split() for line in shown[:3]] == [
+        ["THREAD", "NAME", "VCPU", "PIN", "ALLOWED", "ON", "SECONDS", "WAITED"],
+        ["41", "qemu-system-x86", "0-3", "0", "0.50", "0.25"],
+        ["42", "CPU", "0/KVM", "0", "2", "2", "2", "12.00"],
+    ]
+    assert shown[3:] == ["Threads that were moved by somebody, and put back: 3"]
+    assert json.loads(await ctl.ok("cpus", "web", "-o", "json"))["threads"][1]["pin"] == "2"
+
+
 async def test_cmdline(served: Daemon, ctl: Ctl) -> None:
     """The command line is quoted for a shell, an option and its value on one line."""
     assert await ctl.ok("cmdline", "web") == "/usr/bin/qemu-system-x86_64 \\\n  -nodefaults\n"

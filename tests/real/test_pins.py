@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qsup.errors import DeniedError
 from qsup.unit.quantity import format_cpu_set
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
@@ -76,6 +77,25 @@ def test_qemu_is_there_from_its_first_moment(daemon: Daemon, emulator: Emulator,
     assert os.sched_getaffinity(daemon.pid) == os.sched_getaffinity(0), "the daemon itself is where it was"
 
 
+def test_threads_and_what_they_had_are_shown(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """As /proc has them: each vCPU, and the main loop; a VM that does not run has none."""
+    start(daemon, emulator, rom_guest)
+    view = daemon.view("web")
+    cpus = daemon.get("/v1/instances/web/cpus")
+    by_vcpu = {vcpu: thread for thread in cpus["threads"] for vcpu in thread["vcpus"]}
+    assert [by_vcpu[vcpu]["thread"] for vcpu in (0, 1)] == view["cpus"]["threads"]
+    assert [(by_vcpu[vcpu]["pin"], by_vcpu[vcpu]["allowed"]) for vcpu in (0, 1)] == [("0", "0"), ("1", "1")]
+    assert by_vcpu[1]["cpu"] == 1 and by_vcpu[1]["name"].startswith("CPU 1")
+    main = cpus["threads"][0]
+    assert (main["thread"], main["vcpus"], main["pin"]) == (view["pid"], [], "0")
+    assert 0 < main["seconds"] < 60 and main["waited"] >= 0
+    assert cpus["count"] == len(cpus["threads"]) == len(os.listdir(f"/proc/{view['pid']}/task"))
+    assert "CPU 1" in daemon.ctl("cpus", "web").stdout
+    daemon.do("web", "kill")
+    with pytest.raises(DeniedError, match="it does not run"):
+        daemon.get("/v1/instances/web/cpus")
+
+
 def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """A vCPU and the main loop, within five seconds, and an event says which."""
     start(daemon, emulator, rom_guest)
@@ -89,6 +109,9 @@ def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator,
             told.append(events.next("pin-drift")["data"])
     assert {thread for each in told for thread in each["threads"]} == {view["pid"], view["cpus"]["threads"][1]}
     assert [each["vcpus"] for each in told if each["vcpus"]] == [[1]]
+    assert daemon.get("/v1/instances/web/cpus")["drifts"] == 2
+    with daemon.client() as client:
+        assert b'qsup_instance_pin_drifts_total{instance="web"} 2.0' in client.exchange("GET", "/metrics")
     words = "; ".join(each["detail"] for each in told)
     assert "vCPU 1 was moved to CPUs 0, and is back on 1" in words
     assert f"thread {view['pid']} was moved to CPUs 1, and is back on 0" in words

@@ -43,6 +43,10 @@ async def _stats(call: Call) -> Answer:
     return json_response(render.stats(call.backend.stats(call.instance())))
 
 
+async def _cpus(call: Call) -> Answer:
+    return json_response(render.cpus(await call.backend.cpus(call.instance())))
+
+
 async def _cmdline(call: Call) -> Answer:
     argv, running = call.backend.command_line(call.instance())
     line: wire.CommandLine = {"argv": list(argv), "running": running}
@@ -93,6 +97,17 @@ ENDPOINTS = (
         role=Role.READ,
         summary="A VM's counters, as last read",
         replies=(Reply(shape=wire.Stats, doc="The counters."),),
+        errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="getInstanceCpus",
+        method="GET",
+        pattern=f"{INSTANCE}/cpus",
+        handler=_cpus,
+        role=Role.READ,
+        summary="The threads of a VM's QEMU, and which CPUs they run on",
+        doc="As the kernel has them now. What they are to run on is `cpu.pin` and `cpu.emulator-pin` of its unit.",
+        replies=(Reply(shape=wire.Cpus, doc="The threads, the main one first."),),
         errors=(NoSuchInstance, DeniedError),
     ),
     Endpoint(
