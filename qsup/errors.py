@@ -39,6 +39,7 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     │   ├── AlreadyRunning          another daemon owns these directories           already-running      409
     │   ├── ImageError              an image is missing, of another format, unsafe  image                422
     │   │   └── ImageInUse          another VM or process holds it                  image-in-use         409
+    │   ├── PlacementError          the CPUs and nodes that are left do not do      placement            409
     │   ├── NetworkError            taps, bridges, ports                            network              500
     │   ├── NoSpaceError            ENOSPC or EDQUOT                                no-space             507
     │   └── StateFileError          a record of ours is unreadable                  state-file           500
@@ -380,6 +381,13 @@ class HostDeviceError(HostError):
 
     code = "host-device"
     status = 422
+
+
+class PlacementError(HostError):
+    """A VM cannot have the CPUs and the memory it wants beside those that are there already."""
+
+    code = "placement"
+    status = 409
 
 
 class NetworkError(HostError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from attrs import field, frozen
 
@@ -107,6 +108,9 @@ class Core:
     cpus: tuple[int, ...]
 
 
+_Placed = TypeVar("_Placed", Cpu, Core)
+
+
 @frozen(kw_only=True, eq=False)
 class Topology:
     """A host at one moment.
@@ -134,7 +138,7 @@ class Topology:
     @functools.cached_property
     def placeable(self) -> frozenset[int]:
         """The CPUs that a VM is put on by itself: online, ours, and not isolated for somebody else."""
-        return frozenset(cpu.number for cpu in self.cpus if cpu.online and cpu.allowed and not cpu.isolated)
+        return frozenset([cpu.number for cpu in self.cpus if cpu.online and cpu.allowed and not cpu.isolated])
 
     @functools.cached_property
     def cores(self) -> tuple[Core, ...]:
@@ -149,10 +153,37 @@ class Topology:
                 package=cpus[0].package,
                 die=cpus[0].die,
                 kind=cpus[0].kind,
-                cpus=tuple(cpu.number for cpu in cpus),
+                cpus=tuple([cpu.number for cpu in cpus]),
             )
             for cpus in found.values()
         )
+
+    @functools.cached_property
+    def cpus_on(self) -> Mapping[int, tuple[Cpu, ...]]:
+        """The CPUs of each node that has any, ascending."""
+        return _by_node(self.cpus)
+
+    @functools.cached_property
+    def cores_on(self) -> Mapping[int, tuple[Core, ...]]:
+        """The cores of each node that has any."""
+        return _by_node(self.cores)
+
+    @functools.cached_property
+    def core_of(self) -> Mapping[int, Core]:
+        """The core of each CPU that is online."""
+        return {number: core for core in self.cores for number in core.cpus}
+
+    @functools.cached_property
+    def last_level(self) -> Mapping[int, int]:
+        """By CPU its last-level cache, named by the lowest CPU behind it, as far as caches are known."""
+        found: dict[int, int] = {}
+        for cache in reversed(self.caches):
+            # of small caches there are many, and what they are asked for is answered by then
+            if cache.type != "Instruction" and not found.keys() >= cache.cpus:
+                lowest = min(cache.cpus)
+                for number in cache.cpus:
+                    found.setdefault(number, lowest)
+        return found
 
     def unusable(self, numbers: Iterable[int]) -> str:
         """Why not all of some CPUs can be used, ``""`` if they can: the first that is not there, or is another's."""
@@ -165,6 +196,13 @@ class Topology:
             if not cpu.allowed:
                 return f"CPU {number} is not among those that this daemon may use"
         return ""
+
+
+def _by_node(things: Iterable[_Placed]) -> Mapping[int, tuple[_Placed, ...]]:
+    found: dict[int, list[_Placed]] = {}
+    for thing in things:
+        found.setdefault(thing.node, []).append(thing)
+    return {node: tuple(there) for node, there in found.items()}
 
 
 def _count(number: int) -> str:

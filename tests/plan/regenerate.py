@@ -17,7 +17,7 @@ from attrs import evolve
 from qsup.host import codec
 from qsup.instance.probe import ProbeRecord, find_emulator, probe_binary
 from qsup.qmp.capabilities import REVISION
-from tests.plan import goldens
+from tests.plan import goldens, placing
 
 
 async def record(emulator: str) -> str:
@@ -42,6 +42,12 @@ def main(arguments: list[str]) -> None:
         if not golden.expected.exists() or golden.expected.read_text() != text:
             golden.expected.write_text(text)
             sys.stdout.write(f"wrote {golden.expected.name}\n")
+    for host in placing.ARRIVALS:
+        kept = placing.KEPT / f"{host.replace(' ', '-')}.txt"
+        text = placing.render(host)
+        if not kept.exists() or kept.read_text() != text:
+            kept.write_text(text)
+            sys.stdout.write(f"wrote {kept.name}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+"""Where a VM runs: which CPUs each of its vCPUs has, which its other threads, and on which NUMA nodes.
+
+Decides: the placement of a VM beside those that are there, by what is said below, and why it is refused.
+Must not: move anybody, read the host (`qsup.host.topology`), or pin a thread.
+
+Always: the fewest nodes that have the CPUs and the memory wanted, and of these sets of nodes those nearest to each
+other (the least sum of distances). Memory counts as what a node has less what is promised there. An offline CPU, one
+that this daemon may not use and one that is isolated are never given, nor one that is exclusively somebody's.
+
+An exclusive VM gets whole cores of which its unit allows every CPU and no other VM's unit names one; one vCPU a CPU,
+siblings to neighbouring vCPUs. A CPU that an odd number leaves idle is given to nobody. What a choice of cores costs is
+this tuple, of which the least is chosen::
+
+    (number of nodes, sum of their distances, *`qsup.plan.wholecores.COST`, CPU numbers ascending, node numbers)
+
+Its other threads run on the shared CPUs of its nodes, or of the nearest node that has any.
+
+All other VMs float over all shared CPUs of their nodes: of the sets of nodes that come into question, the one with the
+fewest vCPUs a shared CPU, this VM's included, and then the lowest numbers. A VM of more vCPUs than there are shared
+CPUs has all of them.
+
+Nothing depends on the order of VMs or of any mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+from attrs import evolve
+
+from qsup.errors import PlacementError
+from qsup.plan import explained
+from qsup.plan.ledger import Ledger
+from qsup.plan.nodesets import Offer, nearest_sets
+from qsup.plan.residents import Placement, Request, Resident, Sets
+from qsup.plan.topology import Topology
+from qsup.plan.wholecores import FreeCores
+
+
+def place(request: Request, residents: Iterable[Resident], topology: Topology) -> Placement:
+    """Place a VM.
+
+    Args:
+        residents: all VMs on the host; the one to be placed does not count itself.
+
+    Raises:
+        PlacementError: what it wants is not left.
+    """
+    others = [resident for resident in residents if resident.name != request.name]
+    ledger = Ledger(topology, others)
+    return (_exclusive if request.exclusive else _shared)(request, ledger)
+
+
+def present_sets(residents: Iterable[Resident], topology: Topology) -> Mapping[str, Sets]:
+    """Where the threads of all automatically placed VMs belong now, by name.
+
+    Shared CPUs come and go with exclusive VMs, and CPUs go off and on; the nodes stay as they were chosen.
+    """
+    return Ledger(topology, residents).present()
+
+
+def _exclusive(request: Request, ledger: Ledger) -> Placement:
+    topology = ledger.topology
+    free = FreeCores(topology, ledger.free_cores(request.within), request.vcpus)
+    offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in topology.nodes})
+    lines = [explained.wish(request)]
+    lines += [
+        explained.on_node(offer, explained.free_on(offer.node.number, free, ledger, request.within), request)
+        for offer in offers
+    ]
+    sets = nearest_sets(offers, cpus=request.vcpus, memory=request.memory)
+    if not sets:
+        if sum(offer.cpus for offer in offers) < request.vcpus:
+            raise PlacementError(
+                explained.short_of_cores(request, free, ledger, offers),
+                instance=request.name,
+                hint="ask for fewer vCPUs, leave `exclusive` out, or stop or move another VM",
+            )
+        raise _short_of_memory(request, offers)
+    lines.append(explained.fewest(sets, offers))
+    best, *rest = free.choices(sets)
+    if rest:
+        lines.append(explained.better(best, rest[0]))
+    lines += explained.cores(request, best)
+    chosen = Resident(
+        name=request.name,
+        sets=Sets(vcpus=tuple(frozenset({number}) for number in best.cpus[: request.vcpus]), emulator=frozenset()),
+        exclusive=True,
+        nodes=best.nodes,
+        within=request.within,
+        memory=_memory(request, best.nodes, offers),
+    )
+    beside = ledger.beside(chosen)
+    if not beside.pool:
+        raise _nothing_shared(request.name, ledger.shared.pool)
+    chosen = evolve(chosen, sets=beside.sets(chosen))
+    lines.append(explained.others(chosen, topology))
+    lines += explained.displaced(ledger, beside)
+    return Placement(resident=chosen, explanation=tuple(lines))
+
+
+def _shared(request: Request, ledger: Ledger) -> Placement:
+    pools = {
+        node: shared if request.within is None else shared & request.within
+        for node, shared in ledger.shared.by_node.items()
+    }
+    total = sum(map(len, pools.values()))
+    offers = _offers(request, ledger, {node: len(shared) for node, shared in pools.items()})
+    if not total:
+        within = "" if request.within is None else f" of {explained.cpus(request.within)}"
+        raise PlacementError(
+            f"wants shared CPUs, and none{within} is shared",
+            instance=request.name,
+            hint="let it use more CPUs, or stop an exclusive VM",
+        )
+    promised = {node: ledger.promised_vcpus(shared) for node, shared in pools.items()}
+    lines = [explained.wish(request)]
+    lines += [
+        explained.on_node(
+            offer, explained.load_on(offer.cpus, promised.get(offer.node.number, Fraction()), request.vcpus), request
+        )
+        for offer in offers
+    ]
+    sets = nearest_sets(offers, cpus=min(request.vcpus, total), memory=request.memory)
+    if not sets:
+        raise _short_of_memory(request, offers)
+    lines.append(explained.fewest(sets, offers))
+    (load, nodes), *rest = sorted((_load(request, nodes, pools, promised), nodes) for nodes in sets)
+    if rest:
+        lines.append(explained.less_loaded(nodes, load, rest[0][1], rest[0][0]))
+    if request.vcpus > total:
+        lines.append(explained.all_of_them(request.vcpus, total))
+    chosen = Resident(
+        name=request.name,
+        sets=Sets(vcpus=(frozenset(),) * request.vcpus, emulator=frozenset()),
+        nodes=nodes,
+        within=request.within,
+        memory=_memory(request, nodes, offers),
+    )
+    chosen = evolve(chosen, sets=ledger.shared.sets(chosen))
+    lines.append(explained.floating(chosen))
+    return Placement(resident=chosen, explanation=tuple(lines))
+
+
+def _load(
+    request: Request, nodes: tuple[int, ...], pools: Mapping[int, frozenset[int]], promised: Mapping[int, Fraction]
+) -> Fraction:
+    """The vCPUs a shared CPU of some nodes, with those of the VM."""
+    there = [node for node in nodes if node in pools]
+    return (sum((promised[node] for node in there), Fraction()) + request.vcpus) / sum(
+        len(pools[node]) for node in there
+    )
+
+
+def _offers(request: Request, ledger: Ledger, cpus: Mapping[int, int]) -> list[Offer]:
+    """What the host's nodes have, ascending; of memory only where it counts."""
+    promised = ledger.promised_memory if request.memory else {}
+    return [
+        Offer(node=node, cpus=cpus.get(node.number, 0), memory=node.memory - promised.get(node.number, 0))
+        for node in ledger.topology.nodes
+    ]
+
+
+def _memory(request: Request, nodes: tuple[int, ...], offers: Iterable[Offer]) -> Mapping[int, int]:
+    """How much a VM is promised of each of its nodes: as much as those with CPUs for it have, the rest of others."""
+    chosen = sorted((offer for offer in offers if offer.node.number in nodes), key=lambda offer: not offer.cpus)
+    promised: dict[int, int] = {}
+    for offer in chosen:
+        part = min(request.memory - sum(promised.values()), max(offer.memory, 0))
+        if part > 0:
+            promised[offer.node.number] = part
+    return promised
+
+
+def _short_of_memory(request: Request, offers: list[Offer]) -> PlacementError:
+    return PlacementError(
+        explained.short_of_memory(request, offers),
+        instance=request.name,
+        hint="give it less memory, or stop or move another VM",
+    )
+
+
+def _nothing_shared(name: str, cpus: frozenset[int]) -> PlacementError:
+    return PlacementError(
+        f"wants all of {explained.cpus(cpus)} for itself, and none would be left for other VMs and QEMU's own threads",
+        instance=name,
+        hint="leave a core to be shared: ask for fewer vCPUs, or leave `exclusive` out",
+    )
+
+
+def check_named(resident: Resident, residents: Iterable[Resident], topology: Topology) -> None:
+    """See whether a VM may have the sets that its unit names.
+
+    Isolated CPUs may be named.
+
+    Args:
+        residents: all VMs on the host; the one in question does not count itself.
+
+    Raises:
+        PlacementError: a CPU cannot be used, is exclusively another's, is to be exclusive and another names it, or the
+            last shared ones are to be exclusive.
+    """
+    own = resident.vcpu_cpus
+    named = own | resident.sets.emulator
+    if unusable := topology.unusable(named):
+        raise PlacementError(
+            f"names {explained.cpus(named)}, and {unusable}",
+            instance=resident.name,
+            hint="name CPUs that are there: `qsupctl topology` shows them",
+        )
+    others = [other for other in residents if other.name != resident.name]
+    ledger = Ledger(topology, others)
+    conflicts = [
+        f"{explained.cpus(theirs)} {'is' if len(theirs) == 1 else 'are'} exclusively {name}'s"
+        for name, theirs in explained.by_holder(named, ledger.owners)
+    ]
+    if resident.exclusive:
+        conflicts += [
+            f"{explained.cpus(theirs)}, which it wants for itself, {name} names as well"
+            for name, theirs in explained.by_holder(own - ledger.owners.keys(), ledger.namers)
+        ]
+    if conflicts:
+        raise PlacementError("; ".join(conflicts), instance=resident.name, hint="name other CPUs, or change that VM's")
+    if resident.exclusive and ledger.shared.pool and not ledger.beside(resident).pool:
+        raise _nothing_shared(resident.name, own)

@@ -1,0 +1,84 @@
+"""Who wants a place on a host, and who has one.
+
+Decides: what the placement of VMs is given and what it gives.
+Must not: place anybody (`qsup.plan.placement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class Request:
+    """What a VM wants.
+
+    Args:
+        vcpus: how many, at least 1.
+        exclusive: nobody else may use its cores.
+        threads: per core of the guest; 0 or 1 where that is not known to be more.
+        memory: bytes wanted on its nodes, 0 where that does not count.
+        within: the CPUs that it may use at all, ``None`` for all.
+    """
+
+    name: str
+    vcpus: int
+    exclusive: bool = False
+    threads: int = 0
+    memory: int = 0
+    within: frozenset[int] | None = None
+
+
+@frozen(kw_only=True)
+class Sets:
+    """Where a VM's threads may run.
+
+    Args:
+        vcpus: the CPUs of each vCPU.
+        emulator: those of its other threads.
+    """
+
+    vcpus: tuple[frozenset[int], ...]
+    emulator: frozenset[int]
+
+
+@frozen(kw_only=True)
+class Resident:
+    """A VM that has its place on a host.
+
+    Args:
+        sets: as they were chosen. Those of an automatically placed VM may have changed since (`Ledger.present`).
+        exclusive: nobody else may use the CPUs of its vCPUs, nor, if they were chosen automatically, their cores.
+        named: its unit names its sets, and they do not move.
+        nodes: of an automatically placed VM, those that were chosen for it.
+        within: of an automatically placed VM, the CPUs that its unit allows; ``None`` for all.
+        memory: bytes promised to it, by node.
+    """
+
+    name: str
+    sets: Sets
+    exclusive: bool = False
+    named: bool = False
+    nodes: tuple[int, ...] = ()
+    within: frozenset[int] | None = None
+    memory: Mapping[int, int] = field(factory=dict)
+
+    @property
+    def vcpu_cpus(self) -> frozenset[int]:
+        """All CPUs of its vCPUs together."""
+        return frozenset().union(*self.sets.vcpus)
+
+
+@frozen(kw_only=True)
+class Placement:
+    """A VM's place, and why it is that.
+
+    Args:
+        resident: what it is for the placement of others: keep it with the VM.
+        explanation: sentences, in the order in which it was found.
+    """
+
+    resident: Resident
+    explanation: tuple[str, ...]
