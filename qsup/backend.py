@@ -19,13 +19,24 @@ from qsup.catalog import UnitStore
 from qsup.errors import DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit, UnitError
 from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.host.resources import OwnResources
+from qsup.host.topology import TopologyReader
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, uncancellable
 from qsup.instance.operations import OperationTable
+from qsup.instance.pinned import by_cpu
 from qsup.instance.state import Request
-from qsup.instance.view import CpusView, EventRecord, HardwareView, HealthView, InstanceView, StatsView, Usage
+from qsup.instance.view import (
+    CpusView,
+    EventRecord,
+    HardwareView,
+    HealthView,
+    InstanceView,
+    StatsView,
+    TopologyView,
+    Usage,
+)
 from qsup.order.relations import relations
 from qsup.order.view import Relations
 from qsup.supervisor import Supervisor
@@ -52,6 +63,7 @@ class DaemonBackend:
         ring: EventRing,
         latency: LatencyTable,
         resources: OwnResources,
+        topology: TopologyReader,
         *,
         logs: Path,
         damage: Sequence[str] = (),
@@ -62,6 +74,7 @@ class DaemonBackend:
         self._ring = ring
         self._latency = latency
         self._resources = resources
+        self._topology = topology
         self._logs = logs
         self._damage = damage
         self._began = time.monotonic()
@@ -235,6 +248,12 @@ class DaemonBackend:
             descriptors=Usage(*self._resources.descriptors()),
             memory=Usage(*self._resources.memory()),
         )
+
+    async def topology(self) -> TopologyView:
+        """The host as it is now, and who is pinned where on it."""
+        host = await self._topology.look()
+        sets = {driver.name: access.cpu_sets(driver) for driver in self._supervisor.drivers()}
+        return TopologyView(topology=host, pinned=by_cpu(sets))
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """Per command: counts by bucket, and the sum in seconds."""

@@ -50,6 +50,7 @@ from qsup.host.notify import JournalSender, Notifier, ServiceEnvironment, take_e
 from qsup.host.records import IdentityStore
 from qsup.host.resources import OwnResources
 from qsup.host.rundir import DaemonLock, Layout
+from qsup.host.topology import TopologyReader
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import OperationState
@@ -199,7 +200,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
     )
     return supervisor, DaemonBackend(
-        supervisor, store, operations, ring, latency, resources, logs=layout.log, damage=damage
+        supervisor, store, operations, ring, latency, resources, TopologyReader(), logs=layout.log, damage=damage
     )
 
 

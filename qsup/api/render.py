@@ -15,7 +15,7 @@ from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
 from qsup.instance.operation import Begun, Operation
-from qsup.instance.view import CpusView, EventRecord, HardwareView, InstanceView, StatsView
+from qsup.instance.view import CpusView, EventRecord, HardwareView, InstanceView, StatsView, TopologyView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
@@ -322,4 +322,42 @@ def stats(view: StatsView) -> wire.Stats:
         "nics": {name: dict(counters) for name, counters in view.nics.items()},
         "balloon": dict(view.balloon),
         "drifts": view.drifts,
+    }
+
+
+def topology(view: TopologyView) -> wire.Topology:
+    """The host, and who is pinned where."""
+    host = view.topology
+    return {
+        "nodes": [
+            {
+                "number": node.number,
+                "memory": node.memory,
+                "free": node.free,
+                "distances": {str(other.number): node.distance(other.number) for other in host.nodes},
+                "hugepages": [{"size": pool.size, "total": pool.total, "free": pool.free} for pool in node.hugepages],
+            }
+            for node in host.nodes
+        ],
+        "cpus": [
+            {
+                "number": cpu.number,
+                "node": cpu.node,
+                "package": cpu.package,
+                "die": cpu.die,
+                "core": cpu.core,
+                "kind": cast("Any", cpu.kind),
+                "online": cpu.online,
+                "isolated": cpu.isolated,
+                "allowed": cpu.allowed,
+                "pinned": [
+                    {"instance": pinned.instance, "vcpu": pinned.vcpu} for pinned in view.pinned.get(cpu.number, ())
+                ],
+            }
+            for cpu in host.cpus
+        ],
+        "caches": [
+            {"level": cache.level, "type": cast("Any", cache.type), "size": cache.size, "cpus": sorted(cache.cpus)}
+            for cache in host.caches
+        ],
     }

@@ -558,6 +558,72 @@ class Health(TypedDict):
     problems: list[str]
 
 
+class PinnedWire(TypedDict):
+    """A vCPU of a VM that is pinned to a CPU."""
+
+    instance: str
+    vcpu: int
+
+
+class CpuWire(TypedDict):
+    """A CPU of the host, by the kernel's numbers.
+
+    Of one that is not ``online`` nothing is known but its node. ``core``: unique within its die; below 0 where the
+    kernel does not tell it. ``kind``: empty where the host has cores of one kind only. ``isolated``: the kernel's
+    scheduler leaves it alone. ``allowed``: the daemon may use it. ``pinned``: who is.
+    """
+
+    number: int
+    node: int
+    package: int
+    die: int
+    core: int
+    kind: Literal["", "performance", "efficiency"]
+    online: bool
+    isolated: bool
+    allowed: bool
+    pinned: list[PinnedWire]
+
+
+class CacheWire(TypedDict):
+    """A cache of the host: its size in bytes, and the CPUs that share it."""
+
+    level: int
+    type: Literal["Data", "Instruction", "Unified"]
+    size: int
+    cpus: list[int]
+
+
+class HugePagesWire(TypedDict):
+    """A pool of huge pages: their size in bytes, and how many there are."""
+
+    size: int
+    total: int
+    free: int
+
+
+class NodeWire(TypedDict):
+    """A NUMA node of the host.
+
+    ``memory`` is what it has, ``free`` what can be had of that at once, huge pages apart. ``distances``: by the number
+    of the node, 10 for itself.
+    """
+
+    number: int
+    memory: int
+    free: int
+    distances: dict[str, int]
+    hugepages: list[HugePagesWire]
+
+
+class Topology(TypedDict):
+    """What the host is made of: its nodes, at least one, and its CPUs, ascending, and the caches of those online."""
+
+    nodes: list[NodeWire]
+    cpus: list[CpuWire]
+    caches: list[CacheWire]
+
+
 class Root(TypedDict):
     """Where to go from here."""
 

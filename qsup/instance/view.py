@@ -13,9 +13,11 @@ from attrs import field, frozen
 
 from qsup.host.proc import ThreadUsage
 from qsup.instance.cause import Cause
+from qsup.instance.pinned import Pinned
 from qsup.instance.state import State
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import DiskPlan, NicPlan, PartPlan
+from qsup.plan.topology import Topology
 
 
 @frozen(kw_only=True)
@@ -175,6 +177,19 @@ class CpusView:
     threads: tuple[ThreadView, ...]
     count: int
     drifts: int
+
+
+@frozen(kw_only=True)
+class TopologyView:
+    """The host, and who has been put where on it.
+
+    Args:
+        topology: as it is now.
+        pinned: by CPU; none of a CPU that nobody is pinned to.
+    """
+
+    topology: Topology
+    pinned: Mapping[int, tuple[Pinned, ...]]
 
 
 @frozen

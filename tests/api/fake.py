@@ -37,6 +37,7 @@ from qsup.host.proc import ThreadUsage
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
+from qsup.instance.pinned import by_cpu
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import (
     CpusView,
@@ -47,11 +48,13 @@ from qsup.instance.view import (
     InstanceView,
     StatsView,
     ThreadView,
+    TopologyView,
     Usage,
 )
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
+from qsup.plan.topology import Cache, Cpu, HugePages, Node, Topology
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
@@ -61,6 +64,13 @@ from qsup.unit.model import UnitSection
 NOON = 1772366400.0
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 UNIT_TEXT = '[machine]\ntype = "q35"\n'
+
+#: One core with two threads, the second for somebody else.
+HOST = Topology(
+    cpus=(Cpu(number=0), Cpu(number=1, isolated=True)),
+    nodes=(Node(number=0, memory=8 << 30, free=5 << 30, hugepages=(HugePages(size=2 << 20, total=512, free=128),)),),
+    caches=(Cache(level=3, type="Unified", size=8 << 20, cpus=frozenset({0, 1})),),
+)
 
 _LEADS_TO = {
     Request.START: State.RUNNING,
@@ -189,6 +199,8 @@ class FakeBackend:
         calls: raw QMP and agent calls that were made.
         problems: what is wrong with the daemon.
         consoles: attached consoles by VM.
+        host: what it is made of; replace it to change the host.
+        cpu_sets: by VM, the CPUs that each vCPU is pinned to.
         log_followers: one for each client that follows a log.
         waiting: how many calls of `wait_operation` are under way.
     """
@@ -214,6 +226,8 @@ class FakeBackend:
         self.consoles: dict[str, list[FakeConsole]] = {}
         self.log_lines = [f"line {number}" for number in range(1, 6)]
         self.latency = LatencyTable()
+        self.host = HOST
+        self.cpu_sets: dict[str, Sequence[Sequence[int]]] = {}
         self.waiting = 0
         self.log_followers: list[trio.MemorySendChannel[str]] = []
         self._operations: dict[str, Operation] = {}
@@ -609,6 +623,11 @@ class FakeBackend:
             descriptors=Usage(23, 1024),
             memory=Usage(31 << 20, None),
         )
+
+    async def topology(self) -> TopologyView:
+        """What the test put there."""
+        await trio.lowlevel.checkpoint()
+        return TopologyView(topology=self.host, pinned=by_cpu(self.cpu_sets))
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """What the test put there."""

@@ -33,6 +33,7 @@ EXAMPLES = {
     "getOpenapi": Example(target="/v1/openapi.json"),
     "getUnitSchema": Example(target="/v1/schemas/unit.json"),
     "getMetrics": Example(target="/metrics"),
+    "getTopology": Example(target="/v1/topology"),
     "listUnits": Example(target="/v1/units"),
     "getUnit": Example(target="/v1/units/web"),
     "putUnit": Example(target="/v1/units/new", status=201, body=UNIT_TEXT),

@@ -24,6 +24,7 @@ _LINKS = {
     "units": f"{PREFIX}/units",
     "dependencies": f"{PREFIX}/dependencies",
     "operations": f"{PREFIX}/operations",
+    "topology": f"{PREFIX}/topology",
     "events": f"{PREFIX}/events",
     "health": f"{PREFIX}/health",
     "whoami": f"{PREFIX}/whoami",

@@ -7,11 +7,12 @@ Must not: say anything of a route that its own module does not.
 from __future__ import annotations
 
 from qsup.api.http import Router
-from qsup.api.routes import daemon, events, guest, hardware, instances, operations, power, screen, units
+from qsup.api.routes import daemon, events, guest, hardware, host, instances, operations, power, screen, units
 from qsup.api.routes.endpoint import Api, Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *daemon.ENDPOINTS,
+    *host.ENDPOINTS,
     *units.ENDPOINTS,
     *instances.ENDPOINTS,
     *power.ENDPOINTS,
