@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from qsup.errors import DeniedError, HostError, QsupError, RequestError, from_oserror
 from qsup.host import codec, network, proc
@@ -22,13 +23,13 @@ from qsup.instance.body import Body
 from qsup.instance.console import Attachment
 from qsup.instance.context import Context
 from qsup.instance.driver import Driver
+from qsup.instance.placements import Placements
 from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.verdict import AT_START, Said
 from qsup.instance.view import CpusView, HardwareView, StatsView
 from qsup.plan.inventory import slots
-from qsup.plan.pinning import pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
@@ -225,8 +226,8 @@ def stats(driver: Driver) -> StatsView:
     )
 
 
-async def cpus(driver: Driver) -> CpusView:
-    """The threads of a VM's QEMU, and where they run.
+async def cpus(driver: Driver, placements: Placements) -> CpusView:
+    """The threads of a VM's QEMU, where they run, and why there.
 
     Raises:
         DeniedError: it does not run.
@@ -235,12 +236,14 @@ async def cpus(driver: Driver) -> CpusView:
     if life is None:
         raise DeniedError("it does not run, so it has no threads", instance=driver.name, hint="start it first")
     # a QEMU can have a great many
-    return await trio.to_thread.run_sync(life.pinning.look, pins_of(life.unit))
+    chosen = placements.chosen(driver.name)
+    view = await trio.to_thread.run_sync(life.pinning.look)
+    return evolve(view, explanation=() if chosen is None else chosen.explanation)
 
 
 def cpu_sets(driver: Driver) -> tuple[frozenset[int], ...]:
-    """The CPUs of the host that each vCPU of a VM is pinned to, as the daemon knows it; so far it pins none."""
-    return ()
+    """The CPUs of the host that each vCPU of a VM is pinned to, as the daemon has it; none of one that does not run."""
+    return () if driver.life is None else driver.life.pinning.sets
 
 
 def _tap(vm: RunRecord, nic: str) -> Mapping[str, int]:

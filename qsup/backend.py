@@ -231,7 +231,7 @@ class DaemonBackend:
 
     async def cpus(self, name: str) -> CpusView:
         """See `qsup.access.cpus`."""
-        return await access.cpus(self._supervisor.driver(name))
+        return await access.cpus(self._supervisor.driver(name), self._supervisor.placements)
 
     def stats(self, name: str) -> StatsView:
         """Counters as last read."""

@@ -55,6 +55,7 @@ from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import OperationState
 from qsup.instance.operations import KEPT, OperationTable
+from qsup.instance.placements import Placements
 from qsup.instance.probe import Prober
 from qsup.instance.services import Services
 from qsup.supervisor import Supervisor
@@ -178,6 +179,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
     ring = EventRing(uuid.uuid4().hex)
     latency = LatencyTable()
     store = UnitStore(layout)
+    topology = TopologyReader()
     root = os.geteuid() == 0
     firmware = firmware_directories(os.environ, uid=os.geteuid())
 
@@ -195,12 +197,13 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
         block_devices=config.block_devices,
         uids=range(config.uid_first, config.uid_last + 1) if root else None,
         on_latency=latency.observe,
+        placements=Placements(topology),
     )
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout
     )
     return supervisor, DaemonBackend(
-        supervisor, store, operations, ring, latency, resources, TopologyReader(), logs=layout.log, damage=damage
+        supervisor, store, operations, ring, latency, resources, topology, logs=layout.log, damage=damage
     )
 
 

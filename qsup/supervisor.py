@@ -24,6 +24,7 @@ from qsup.instance import ended
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
 from qsup.instance.operation import Begun, KeyUse, Operation
+from qsup.instance.placements import Placements
 from qsup.instance.services import Services
 from qsup.instance.settle import DOWN, Unfinished, unknown
 from qsup.instance.state import Request, State
@@ -92,6 +93,7 @@ class Supervisor:
             self._turns.run_in(nursery)
             self._shutdown.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
+            nursery.start_soon(self._services.placements.run)
             ran = self._services.layout.instance_names()
             for name in ran:
                 self._driver_of_leftover(name)
@@ -274,6 +276,11 @@ class Supervisor:
             new = "say `qsupctl reload`" if not template_of(name) else "an instance is there once it has been started"
             hint = f"its unit is there: {new}"
         raise NoSuchInstance(words, hint=hint)
+
+    @property
+    def placements(self) -> Placements:
+        """Where VMs run."""
+        return self._services.placements
 
     def drivers(self) -> Iterator[Driver]:
         """Every VM's driver, sorted by name."""

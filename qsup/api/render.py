@@ -309,6 +309,7 @@ def cpus(view: CpusView) -> wire.Cpus:
         ],
         "count": view.count,
         "drifts": view.drifts,
+        "explanation": list(view.explanation),
     }
 
 

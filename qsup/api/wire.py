@@ -650,11 +650,14 @@ class Thread(TypedDict):
 
 
 class Cpus(TypedDict):
-    """The threads of a VM's QEMU: the first 512 of ``count``. ``drifts``: how often one was put back on its CPUs."""
+    """The threads of a VM's QEMU: the first 512 of ``count``. ``drifts``: how often one was put back on its CPUs.
+    ``explanation``: why its CPUs were chosen, where they were, in sentences.
+    """
 
     threads: list[Thread]
     count: int
     drifts: int
+    explanation: list[str]
 
 
 class Stats(TypedDict):

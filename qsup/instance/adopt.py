@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import Callable, Set
 from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
 import trio
@@ -24,7 +25,6 @@ from qsup.errors import HostError, MonitorError, QsupError, StateFileError
 from qsup.host import codec, descriptors, network, proc, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.output import Output
-from qsup.host.pci import Binding
 from qsup.host.pidfd import PidFd
 from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
@@ -169,6 +169,8 @@ async def _identify(
     resources.push_async_callback(cgroup.end)
     if not former:
         services.passthrough.restore(running.bindings, record.name)
+        services.placements.restore(record.name, unit, running.chosen)
+    resources.callback(services.placements.release, record.name)
     resources.push_async_callback(release_pci, record.name, services)
     helpers = Helpers(directory)
     resources.push_async_callback(helpers.aclose)
@@ -203,7 +205,7 @@ async def _identify(
         helpers=helpers,
         monitor=None,
         launched=running.launched,
-        pinning=Pinning(child.pid),
+        pinning=Pinning(child.pid, partial(services.placements.pins, record.name)),
         output_start=output.end,
         console_start=0,
         resources=resources,
@@ -316,7 +318,7 @@ async def _ask(
     life: Life, monitor: Monitor, ending: Cause | None, *, launched: bool, was_ready: bool, held: bool
 ) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
-    threads = await life.pinning.find(monitor, life.unit)
+    threads = await life.pinning.find(monitor)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
     if ending is not None:
         event = Event.ADOPTED_SHUTDOWN if status.status == "shutdown" else Event.ADOPTED_STOPPING
@@ -394,19 +396,19 @@ async def reconnect(
             await monitor.aclose()
 
 
-def standing(life: Life, position: Position, resets: int, bindings: tuple[Binding, ...]) -> Running:
+def standing(life: Life, position: Position, resets: int, services: Services) -> Running:
     """Where the VM stands, as the next daemon is to know it.
 
     Args:
         resets: how often its guest has reset itself.
-        bindings: PCI devices of the host that it has.
     """
     return evolve(
         life.running,
         unit=life.hardware.values,
         plan=life.summary,
         helpers=life.helpers.records(),
-        bindings=bindings,
+        bindings=services.passthrough.held(life.record.name),
+        chosen=services.placements.chosen(life.record.name),
         since=position.since,
         launched=True,
         was_ready=position.was_ready,

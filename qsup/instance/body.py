@@ -56,7 +56,6 @@ from qsup.instance.state import CHANGES, Effect, Event, State
 from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
 from qsup.plan import inventory
-from qsup.plan.pinning import pins_of
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.load import LoadedUnit
@@ -231,9 +230,9 @@ class Body:
             self._jobs.start("usb", partial(pulled.watch, life, root, partial(self._tell, life, DEVICE_PULLED)))
 
     def _keep_pinned(self, life: Life) -> None:
-        if pins_of(life.unit) and not self._jobs.is_running("pins"):
-            tell = partial(self._tell_all, life, PIN_DRIFT)
-            self._jobs.start("pins", partial(pinning.keep, life.pinning, lambda: life.unit, tell))
+        tell = partial(self._tell_all, life, PIN_DRIFT)
+        wait_change = self._services.placements.wait_change
+        self._jobs.start("pins", partial(pinning.keep, life.pinning, wait_change, tell))
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
@@ -290,7 +289,6 @@ class Body:
                 filing = self._filing(wanted=bool(arguments.get("persist")))
                 outcome = await change.carry_out(asked.request, arguments, context, filing)
                 self._watch_usb(context.life)
-                self._keep_pinned(context.life)
             else:
                 outcome = await carry_out(asked.request, self.monitor, state, wait_state)
             if isinstance(outcome, change.Lasting):

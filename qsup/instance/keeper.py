@@ -61,7 +61,7 @@ class Keeper:
                 self._saved = running
 
     def _standing(self, life: Life, position: Position, resets: int) -> Running:
-        return adopt.standing(life, position, resets, self._services.passthrough.held(self._name))
+        return adopt.standing(life, position, resets, self._services)
 
     def save(
         self, life: Life | None, position: Position, operation: str | None, resets: int, *, at_once: bool = False

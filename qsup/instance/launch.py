@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -45,7 +46,7 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.taps import unplug_links
 from qsup.instance.watch import OUT_OF_MEMORY
-from qsup.plan.pinning import Pins, pins_of
+from qsup.plan.pinning import Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
@@ -97,7 +98,7 @@ async def launch(
         with descriptors.reserved(_descriptors_of(loaded.unit), "start another VM", beside=descriptors.KEPT):
             prepared = await prepare(loaded, services, history, resources)
             output_start = prepared.output.end
-            child = await _spawn(prepared, pins_of(loaded.unit), resources)
+            child = await _spawn(prepared, services.placements.pins(loaded.name) or Pins(), resources)
             record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
             prepared.directory.write_record(record)
             nursery.start_soon(prepared.output.run)
@@ -251,8 +252,8 @@ async def _bring_up(
     )
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
-    pinning = Pinning(child.pid)
-    await pinning.find(monitor, loaded.unit)
+    pinning = Pinning(child.pid, partial(services.placements.pins, loaded.name))
+    await pinning.find(monitor)
     if pinning.trouble:
         raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin in its unit")
     console_start = 0

@@ -10,20 +10,19 @@ starts it, so a worker of the main loop needs nobody.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
 import trio
 from attrs import frozen
 
-from qsup.errors import HostError, UnsupportedError
+from qsup.errors import HostError
 from qsup.host import affinity, proc
 from qsup.instance.view import CpusView, ThreadView
-from qsup.plan.pinning import ANYWHERE, Pins, pins_of
+from qsup.plan.pinning import ANYWHERE, Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
-from qsup.unit.model import Unit
 from qsup.unit.quantity import format_cpu_set
 
 _log = structlog.get_logger()
@@ -60,6 +59,7 @@ class Pinning:
 
     Args:
         pid: QEMU's.
+        pins: where its threads belong now; ``None`` while that is not known.
 
     Attributes:
         vcpus: ids of the threads that run the vCPUs, in their order, as QEMU said last.
@@ -67,14 +67,15 @@ class Pinning:
         drifts: how many have been put back.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pins: Callable[[], Pins | None]) -> None:
         self.vcpus: tuple[int, ...] = ()
         self.trouble = ""
         self.drifts = 0
         self._pid = pid
+        self._pins = pins
         self._placed: dict[int, frozenset[int]] = {}
 
-    async def find(self, monitor: Monitor, unit: Unit) -> tuple[int, ...]:
+    async def find(self, monitor: Monitor) -> tuple[int, ...]:
         """Ask QEMU which threads run the vCPUs, and put those that are new where they belong.
 
         Returns:
@@ -85,16 +86,17 @@ class Pinning:
         """
         cpus = await commands.query_cpus_fast(monitor, timeout=_TIMEOUT)
         self.vcpus = tuple(cpu.thread_id for cpu in cpus)
-        self.put(pins_of(unit))
+        self.put()
         return self.vcpus
 
-    def put(self, pins: Pins) -> tuple[Drift, ...]:
+    def put(self) -> tuple[Drift, ...]:
         """Put every thread where it belongs; nothing happens before QEMU has said which of them run vCPUs.
 
         Returns:
             Those that were there before and are no more.
         """
-        if not self.vcpus:
+        pins = self._pins()
+        if pins is None or not self.vcpus:
             return ()
         try:
             return self._put(pins)
@@ -104,10 +106,21 @@ class Pinning:
             self.trouble = error.message
             return ()
 
-    def look(self, pins: Pins) -> CpusView:
+    @property
+    def sets(self) -> tuple[frozenset[int], ...]:
+        """Where each vCPU belongs, `ANYWHERE` if that is so."""
+        pins = self._pins() or Pins()
+        return tuple(map(pins.of_vcpu, range(len(self.vcpus))))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no thread is anywhere for our sake, or is to be."""
+        return not (self._pins() or self._placed)
+
+    def look(self) -> CpusView:
         """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
         threads = affinity.threads(self._pid)
-        wanted = pins.of_threads(self.vcpus, threads)
+        wanted = (self._pins() or Pins()).of_threads(self.vcpus, threads)
         shown = []
         for thread in threads[:SHOWN]:
             allowed, usage = affinity.get(thread), proc.thread_usage(thread)
@@ -140,31 +153,18 @@ class Pinning:
         return tuple(drifts)
 
 
-def check_pins(unit: Unit) -> None:
-    """See that this host has the CPUs that a unit names.
-
-    Raises:
-        UnsupportedError: it has one of them not, or not now.
-    """
-    online = affinity.online()
-    for key, sets in (("pin", unit.cpu.pin), ("emulator-pin", (unit.cpu.emulator_pin,))):
-        if missing := sorted(set().union(*sets) - online):
-            raise UnsupportedError(
-                f"[cpu] {key}: CPU {missing[0]} is not online on this host, which has {format_cpu_set(online)}",
-                hint="see `lscpu --extended`",
-            )
-
-
-async def keep(pinning: Pinning, unit: Callable[[], Unit], tell: Callable[[Mapping[str, Any]], None]) -> None:
-    """See to it that the threads of a VM stay where they belong, for as long as its unit says where that is.
+async def keep(
+    pinning: Pinning, wait_change: Callable[[], Awaitable[None]], tell: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """See to it that the threads of a VM stay where they belong.
 
     Args:
-        unit: as it runs.
+        wait_change: waits until they may belong elsewhere.
         tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
     """
     known = ""
-    while pins := pins_of(unit()):
-        moved = pinning.put(pins)
+    while True:
+        moved = pinning.put()
         words = list(map(str, moved[:_NAMED])) + [f"{len(moved) - _NAMED} more"] * (len(moved) > _NAMED)
         if pinning.trouble != known:
             known = pinning.trouble
@@ -173,4 +173,6 @@ async def keep(pinning: Pinning, unit: Callable[[], Unit], tell: Callable[[Mappi
             vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
             tell({"detail": "; ".join(words), "threads": [drift.thread for drift in moved], "vcpus": vcpus})
         # on whole seconds: the daemon wakes once for all VMs
-        await trio.sleep_until(math.floor(trio.current_time() + INTERVAL))
+        until = math.inf if pinning.is_free else math.floor(trio.current_time() + INTERVAL)
+        with trio.move_on_at(until):
+            await wait_change()

@@ -29,7 +29,6 @@ from qsup.instance import ended
 from qsup.instance.helpers import Helpers
 from qsup.instance.images import open_images
 from qsup.instance.outside import lockable_memory, open_outside, release_pci, reserve_pci
-from qsup.instance.pinning import check_pins
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
@@ -93,7 +92,9 @@ async def prepare(
     Raises:
         QsupError: why it cannot be made.
     """
-    check_pins(loaded.unit)
+    # the first of all: what it holds it holds for no longer than the start takes, if that fails
+    resources.callback(services.placements.release, loaded.name)
+    chosen = await services.placements.take(loaded.name, loaded.unit)
     known = services.identities.load(loaded.name)
     identity = _identity(loaded, known, services)
     plan = await _plan(loaded, identity, services)
@@ -106,7 +107,7 @@ async def prepare(
     resources.callback(directory.remove)
     resources.push_async_callback(release_pci, loaded.name, services)
     bindings = reserve_pci(plan.fds, loaded.name, services)
-    running = evolve(_running(loaded, plan, history), bindings=bindings)
+    running = evolve(_running(loaded, plan, history), bindings=bindings, chosen=chosen)
     record = _record(loaded, plan, identity, running)
     # before anything is made that whoever comes after a killed daemon must give back
     directory.write_record(record)

@@ -15,6 +15,7 @@ from qsup.host import codec
 from qsup.host.pci import Binding
 from qsup.host.records import LATEST, PID_MAX, TICKS_MAX, within
 from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.placements import Chosen
 from qsup.instance.restart import RestartHistory
 from qsup.plan.spec import PlanSummary
 
@@ -72,6 +73,7 @@ class Running:
         bindings: PCI devices of the host that it has, or is about to take.
         restarts: automatic restarts so far; ``restart_times`` are CLOCK_MONOTONIC seconds, valid within one boot.
         resets: how often the guest has reset itself in this life.
+        chosen: the CPUs that were chosen for it.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -94,6 +96,7 @@ class Running:
     resets: int = field(default=0, validator=within(0, _RESETS_MAX))
     helpers: tuple[HelperRecord, ...] = ()
     bindings: tuple[Binding, ...] = ()
+    chosen: Chosen | None = None
 
     def history(self) -> RestartHistory:
         """The restart history in the form the policy uses."""

@@ -19,6 +19,7 @@ from qsup.host.pci import Passthrough
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
 from qsup.instance.operations import OperationTable
+from qsup.instance.placements import Placements
 from qsup.plan.spec import Capabilities, HostFacts
 from qsup.unit.load import LoadedUnit
 
@@ -85,6 +86,7 @@ class Services:
         on_latency: told each QMP command's name and seconds.
         turns: when a VM may start or stop.
         passthrough: PCI devices of the host that VMs have.
+        placements: where VMs run.
     """
 
     layout: Layout
@@ -102,6 +104,7 @@ class Services:
     on_latency: Callable[[str, float], None]
     turns: Turns = field(factory=_AtOnce)
     passthrough: Passthrough = field(factory=Passthrough)
+    placements: Placements = field(factory=Placements)
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

@@ -172,11 +172,13 @@ class CpusView:
         threads: its main thread first, and no more than `qsup.instance.pinning.SHOWN`.
         count: of all of them.
         drifts: how often one was put back that somebody had moved.
+        explanation: why its CPUs were chosen, in sentences.
     """
 
     threads: tuple[ThreadView, ...]
     count: int
     drifts: int
+    explanation: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)

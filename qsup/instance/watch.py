@@ -342,7 +342,7 @@ async def refresh(life: Life, connection: Monitor, post: Post) -> None:
     """Query again what events may have told while nobody listened, or what a reset may have changed."""
     await trio.sleep(_REFRESH_DELAY)
     try:
-        threads = await life.pinning.find(connection, life.unit)
+        threads = await life.pinning.find(connection)
         status = await commands.query_status(connection, timeout=_QUERY_TIMEOUT)
         changes: dict[str, Any] = {"threads": threads}
         if life.summary.has_agent:

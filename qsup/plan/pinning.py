@@ -1,6 +1,6 @@
 """Which CPUs of the host each thread of a VM may run on.
 
-Decides: what a unit's pins mean for a thread, by what it does.
+Decides: what a VM's pins mean for a thread, by what it does.
 Must not: find the threads or move them (`qsup.host.affinity`), or choose CPUs (`qsup.plan.placement`).
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
-
-from qsup.unit.model import Unit
 
 #: What is wanted of a thread that may run anywhere.
 ANYWHERE: frozenset[int] = frozenset()
@@ -59,9 +57,3 @@ class Pins:
             if thread in wanted:
                 wanted[thread] = ANYWHERE if ANYWHERE in sets else ANYWHERE.union(*sets)
         return wanted
-
-
-def pins_of(unit: Unit) -> Pins:
-    """What a unit says."""
-    vcpus = tuple(map(frozenset, unit.cpu.pin))
-    return Pins(vcpus, frozenset(unit.cpu.emulator_pin) or ANYWHERE.union(*vcpus))

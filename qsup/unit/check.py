@@ -166,8 +166,11 @@ def _processors(unit: Unit) -> Iterator[Finding]:
 
 
 def _pins(unit: Unit) -> Iterator[Finding]:
-    """`pin` has a CPU set for each vCPU up to `max-vcpus`, or one for all."""
-    pins, most = len(unit.cpu.pin), effective_max_vcpus(unit)
+    """`pin` has a CPU set for each vCPU up to `max-vcpus`, or one for all; `exclusive` needs it."""
+    pin, most = unit.cpu.pin, effective_max_vcpus(unit)
+    if unit.cpu.exclusive and not pin:
+        yield Finding('exclusive needs pin, such as "auto"', [("cpu", "exclusive"), ("cpu", "pin")])
+    pins = 1 if isinstance(pin, str) else len(pin)
     if pins not in (0, 1, most):
         message = f"pin has {pins} CPU sets for {most} vCPUs (max-vcpus, else vcpus); give one for each, or one for all"
         yield Finding(message, [("cpu", "pin"), ("cpu", "max-vcpus"), ("cpu", "vcpus")])

@@ -258,6 +258,28 @@ def list_of(kind: Kind, *, maximum: int = 1024) -> Kind:
     )
 
 
+#: A VM's CPUs are chosen for it.
+AUTO = "auto"
+
+
+def _pins(value: object) -> str | tuple[tuple[int, ...], ...]:
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, str):
+        raise ValueError(f'must be "{AUTO}" or an array of CPU sets, such as ["{shown(value)[1:-1]}"]')
+    sets: tuple[tuple[int, ...], ...] = _CPU_SETS.parse(value)
+    return sets
+
+
+_CPU_SETS = list_of(CPU_SET, maximum=4096)
+PINS = Kind(
+    word="auto | array of CPU set",
+    parse=_pins,
+    format=lambda value: value if value == AUTO else _CPU_SETS.format(value),
+    schema={"anyOf": [{"const": AUTO}, dict(_CPU_SETS.schema)]},
+)
+
+
 @frozen(kw_only=True)
 class Forward:
     """One port of the host forwarded to one port of the guest (user networking)."""

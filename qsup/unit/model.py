@@ -350,19 +350,27 @@ class CpuSection:
     max_vcpus: int = _key(
         kinds.integer(0, 4096), "Virtual CPUs at most; 0: as many as `vcpus`.", default=0, qemu="-smp maxcpus="
     )
-    pin: tuple[tuple[int, ...], ...] = _key(
-        kinds.list_of(kinds.CPU_SET, maximum=4096),
+    pin: str | tuple[tuple[int, ...], ...] = _key(
+        kinds.PINS,
         'The CPUs of the host that each vCPU may run on: a set for each, up to `max-vcpus`, such as `["2", "3"]`, or '
-        'one for all of them, such as `["2-5,10"]`. By default they may run anywhere. QEMU keeps to these CPUs from '
+        'one for all of them, such as `["2-5,10"]`. `"auto"`: they are chosen at each start, on as few NUMA nodes as '
+        "can be. By default they may run on all that are not exclusively another VM's. QEMU keeps to these CPUs from "
         "its first moment, each vCPU before the guest runs, and whatever moves a thread later is put right within five "
         "seconds.",
         default=(),
         applies=Applies.LIVE,
     )
+    exclusive: bool = _key(
+        kinds.BOOLEAN,
+        "No other VM of this daemon may use the CPUs of its vCPUs, not even one without `pin`; with `auto` it gets "
+        "whole cores, one CPU for each vCPU up to `max-vcpus`.",
+        default=False,
+        applies=Applies.LIVE,
+    )
     emulator_pin: tuple[int, ...] = _key(
         kinds.optional(kinds.CPU_SET, ()),
         "The CPUs for everything else that QEMU does: its main loop and its workers. By default those of `pin`, all "
-        "together.",
+        "together; with `auto`, shared ones near by.",
         default=(),
         applies=Applies.LIVE,
     )

@@ -546,7 +546,7 @@ class FakeBackend:
             ThreadView(thread=41, vcpus=(), pin=frozenset(), allowed=everywhere, usage=usages[0]),
             ThreadView(thread=42, vcpus=(0,), pin=pin, allowed=pin, usage=usages[1]),
         )
-        return CpusView(threads=threads, count=2, drifts=3)
+        return CpusView(threads=threads, count=2, drifts=3, explanation=("It wants 1 vCPU.", "Node 0 has it."))
 
     def stats(self, name: str) -> StatsView:
         """Always the same."""

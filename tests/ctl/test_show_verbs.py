@@ -171,6 +171,7 @@ async def test_cpus(served: Daemon, ctl: Ctl) -> None:
     ]
     assert shown[3:] == ["Threads that were moved by somebody, and put back: 3"]
     assert json.loads(await ctl.ok("cpus", "web", "-o", "json"))["threads"][1]["pin"] == "2"
+    assert await ctl.ok("cpus", "web", "--explain") == "It wants 1 vCPU.\nNode 0 has it.\n"
 
 
 async def test_cmdline(served: Daemon, ctl: Ctl) -> None:

@@ -17,6 +17,7 @@ class FakeKernel:
     """Two threads on four CPUs, which may go offline."""
 
     def __init__(self) -> None:
+        self.is_pinned = True
         self.online = frozenset({0, 1, 2, 3})
         self.masks = {PID: self.online, VCPU: self.online}
 
@@ -50,50 +51,60 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 @pytest.fixture
 def pinning(kernel: FakeKernel) -> Pinning:
     """A VM with one vCPU, which is where it belongs."""
-    pinning = Pinning(PID)
+    pinning = Pinning(PID, lambda: PINS if kernel.is_pinned else Pins())
     pinning.vcpus = (VCPU,)
-    assert pinning.put(PINS) == ()
+    assert pinning.put() == ()
     assert kernel.shown == {PID: "0", VCPU: "2-3"}
     return pinning
 
 
 def test_nothing_is_moved_before_it_is_known_what_runs_the_vcpus_fake(kernel: FakeKernel) -> None:
     """A vCPU would be taken for the main loop."""
-    assert Pinning(PID).put(PINS) == ()
+    assert Pinning(PID, lambda: PINS).put() == ()
     assert kernel.masks[VCPU] == kernel.online
 
 
 def test_a_cpu_that_goes_offline_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
     """The thread still may run on the other, and on both again later."""
     kernel.online -= {3}
-    assert (pinning.put(PINS), pinning.trouble) == ((), "")
+    assert (pinning.put(), pinning.trouble) == ((), "")
     kernel.online |= {3}
-    assert (pinning.put(PINS), pinning.trouble, kernel.shown[VCPU]) == ((), "", "2-3")
+    assert (pinning.put(), pinning.trouble, kernel.shown[VCPU]) == ((), "", "2-3")
 
 
 def test_a_thread_without_any_cpu_left_is_told_of_fake(kernel: FakeKernel, pinning: Pinning) -> None:
     """The kernel lets it run anywhere; it is back as soon as it can be."""
     kernel.online -= {2, 3}
     kernel.masks[VCPU] = frozenset({0, 1, 2, 3})  # as select_fallback_rq() in kernel/sched/core.c does
-    assert pinning.put(PINS) == ()
+    assert pinning.put() == ()
     assert pinning.trouble == "none of the CPUs 2-3 that it is pinned to is online"
     kernel.online |= {2, 3}
-    assert pinning.put(PINS) == (), "nobody has moved it"
+    assert pinning.put() == (), "nobody has moved it"
     assert (pinning.trouble, kernel.shown[VCPU]) == ("", "2-3")
 
 
 def test_what_somebody_has_moved_is_drift_and_what_is_new_is_not_fake(kernel: FakeKernel, pinning: Pinning) -> None:
     """A worker that has just begun was never anywhere else."""
     kernel.masks |= {VCPU: frozenset({1}), 12: frozenset({1})}
-    (drift,) = pinning.put(PINS)
+    (drift,) = pinning.put()
     assert str(drift) == "vCPU 0 was moved to CPUs 1, and is back on 2-3"
     assert (kernel.shown[12], pinning.drifts) == ("0", 1)
 
 
 def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: Pinning) -> None:
     """Those that were pinned; and then nobody is touched any more."""
-    assert pinning.put(Pins()) == ()
+    assert not pinning.is_free
+    kernel.is_pinned = False
+    assert pinning.put() == ()
     assert kernel.shown == {PID: "0-3", VCPU: "0-3"}
     kernel.masks[VCPU] = frozenset({1})
-    assert pinning.put(Pins()) == ()
+    assert pinning.put() == ()
     assert kernel.shown[VCPU] == "1"
+    assert pinning.is_free
+
+
+def test_nothing_is_moved_before_it_is_known_where_it_belongs_fake(kernel: FakeKernel) -> None:
+    """A daemon that has just begun has not looked at the host yet."""
+    pinning = Pinning(PID, lambda: None)
+    pinning.vcpus = (VCPU,)
+    assert (pinning.put(), kernel.shown) == ((), {PID: "0-3", VCPU: "0-3"})

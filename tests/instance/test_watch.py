@@ -24,8 +24,8 @@ from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told, 
 from qsup.instance.pinning import Pinning
 from qsup.instance.runstate import Guest
 from qsup.instance.state import Event
+from qsup.plan.pinning import Pins
 from qsup.qmp.events import MAX_EVENTS
-from qsup.unit.model import Unit
 from tests.qmp.support import Peer, by_hand
 from tests.recordings.recording import load
 
@@ -36,9 +36,8 @@ def life(dying: ExitStatus | None = None) -> Life:
         "process": SimpleNamespace(pid=os.getpid(), dying=lambda: dying),
         "record": SimpleNamespace(name="web"),
         "summary": SimpleNamespace(disks=()),
-        "pinning": Pinning(os.getpid()),
+        "pinning": Pinning(os.getpid(), Pins),
         "cgroup": Cgroup(),
-        "unit": Unit(),
     }
     found = SimpleNamespace(number=1, last_words=lambda: "oh", was_oom_killed=lambda: False, **parts)
     return cast(Life, found)

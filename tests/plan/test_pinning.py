@@ -2,55 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.plan.pinning import ANYWHERE, Pins, pins_of
-from qsup.unit.model import CpuSection, Unit
+from qsup.plan.pinning import ANYWHERE, Pins
 
 VCPUS, OTHERS = (11, 12), (10, 13)
 THREADS = (*OTHERS, *VCPUS)
 
 
-def of(**cpu: Any) -> Pins:
-    """The pins of a unit with two vCPUs."""
-    return pins_of(Unit(cpu=CpuSection(vcpus=2, **cpu)))
+TWO = Pins((frozenset({2}), frozenset({3})), frozenset({0}))
 
 
 @pytest.mark.parametrize(
-    ("cpu", "vcpus", "others", "start"),
+    ("pins", "vcpus", "others", "start"),
     [
-        ({}, [{}, {}], {}, {}),
-        ({"pin": ((2,), (3,))}, [{2}, {3}], {2, 3}, {2, 3}),
-        ({"pin": ((2, 3),)}, [{2, 3}, {2, 3}], {2, 3}, {2, 3}),
-        ({"pin": ((2,), (3,)), "emulator_pin": (0, 1)}, [{2}, {3}], {0, 1}, {0, 1, 2, 3}),
+        (Pins(), [{}, {}], {}, {}),
+        (TWO, [{2}, {3}], {0}, {0, 2, 3}),
+        (Pins((frozenset({2, 3}),), frozenset({2, 3})), [{2, 3}, {2, 3}], {2, 3}, {2, 3}),
         # its vCPUs may run anywhere, and so QEMU must not begin anywhere else
-        ({"emulator_pin": (0,)}, [{}, {}], {0}, {}),
+        (Pins((), frozenset({0})), [{}, {}], {0}, {}),
     ],
 )
-def test_every_thread_has_its_cpus(
-    cpu: dict[str, Any], vcpus: list[set[int]], others: set[int], start: set[int]
-) -> None:
-    """Of a vCPU its own, of all else those of the emulator; without a word about these, all that the vCPUs have."""
-    pins = of(**cpu)
+def test_every_thread_has_its_cpus(pins: Pins, vcpus: list[set[int]], others: set[int], start: set[int]) -> None:
+    """Of a vCPU its own, of all else those of the emulator."""
     wanted = pins.of_threads(VCPUS, THREADS)
     assert [wanted[thread] for thread in VCPUS] == [frozenset(each) for each in vcpus]
     assert {wanted[thread] for thread in OTHERS} == {frozenset(others)}
     assert pins.start == frozenset(start)
-    assert bool(pins) is bool(cpu)
+    assert bool(pins) is (pins != Pins())
 
 
 def test_vcpus_that_share_a_thread_may_run_where_any_of_them_may() -> None:
     """TCG without MTTCG has one thread for all."""
-    assert of(pin=((2,), (3,))).of_threads((11, 11), (10, 11))[11] == {2, 3}
+    assert TWO.of_threads((11, 11), (10, 11))[11] == {2, 3}
 
 
 def test_a_vcpu_that_nobody_speaks_of_runs_anywhere() -> None:
     """QEMU has one more than its unit says, by its own monitor."""
-    assert of(pin=((2,), (3,))).of_threads((11, 12, 14), (*THREADS, 14))[14] == ANYWHERE
+    assert TWO.of_threads((11, 12, 14), (*THREADS, 14))[14] == ANYWHERE
 
 
 @given(

@@ -36,14 +36,14 @@ def allowed(thread: int) -> str:
     return format_cpu_set(os.sched_getaffinity(thread))
 
 
-def vcpus(daemon: Daemon) -> list[str]:
+def vcpus(daemon: Daemon, vm: str = "web") -> list[str]:
     """Of each vCPU, in their order."""
-    return [allowed(thread) for thread in daemon.view("web")["cpus"]["threads"]]
+    return [allowed(thread) for thread in daemon.view(vm)["cpus"]["threads"]]
 
 
-def others(daemon: Daemon) -> set[str]:
+def others(daemon: Daemon, vm: str = "web") -> set[str]:
     """Of all the other threads of QEMU."""
-    view = daemon.view("web")
+    view = daemon.view(vm)
     threads = {int(name) for name in os.listdir(f"/proc/{view['pid']}/task")} - set(view["cpus"]["threads"])
     return {allowed(thread) for thread in threads}
 
@@ -170,10 +170,70 @@ def test_cpus_that_there_are_not(daemon: Daemon, emulator: Emulator, rom_guest: 
     daemon.unit("web", rom_unit(emulator, rom_guest, cpu='pin = ["4000"]'))
     failed = finished(daemon, daemon.post("/v1/instances/web/start"))
     assert failed["error"]["code"] == "start-failed"
-    assert "[cpu] pin: CPU 4000 is not online on this host" in failed["error"]["detail"]
+    assert "there is no CPU 4000 on this host" in failed["error"]["detail"]
     assert daemon.view("web")["pid"] is None
     start(daemon, emulator, rom_guest)
     refused = ask(daemon, {"cpu": {"emulator-pin": "4000"}}, query="&persist=0")
-    assert (refused["state"], refused["error"]["code"]) == ("failed", "unsupported")
-    assert "[cpu] emulator-pin: CPU 4000" in refused["error"]["detail"]
+    assert (refused["state"], refused["error"]["code"]) == ("failed", "placement")
+    assert "there is no CPU 4000" in refused["error"]["detail"]
     assert (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"})
+
+
+def test_cpus_are_chosen(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """On one node, and it is told why; also by the next daemon."""
+    start(daemon, emulator, rom_guest, cpu='vcpus = 2\npin = "auto"')
+    assert len(set(vcpus(daemon)) | others(daemon)) == 1
+    explained = daemon.ctl("cpus", "web", "--explain").stdout
+    assert "wants shared CPUs for 2 vCPUs" in explained and "Node 0 has enough" in explained
+    daemon.restart()
+    assert daemon.ctl("cpus", "web", "--explain").stdout == explained
+
+
+def test_nobody_else_is_where_a_vm_is_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Those that said nothing of their CPUs leave at once, and come back when it has ended; one that names it is
+    refused, as is a second that would leave no CPU to be shared. All that also under the next daemon.
+    """
+    start(daemon, emulator, rom_guest, cpu="vcpus = 2")
+    anywhere = allowed(0)
+    assert set(vcpus(daemon)) == {anywhere}
+    daemon.unit("db", rom_unit(emulator, rom_guest, cpu='pin = "auto"\nexclusive = true'))
+    daemon.do("db", "start")
+    (alone,) = vcpus(daemon, "db")
+    rest = format_cpu_set(os.sched_getaffinity(0) - {int(alone)})
+    assert others(daemon, "db") == {rest}
+
+    def are_apart() -> bool:
+        return {*vcpus(daemon), *others(daemon), *others(daemon, "db")} == {rest} and vcpus(daemon, "db") == [alone]
+
+    poll_until(are_apart, "nobody else is there", seconds=WITHIN)
+    pinned = {cpu["number"]: cpu["pinned"] for cpu in daemon.get("/v1/topology")["cpus"]}
+    assert pinned[int(alone)] == [{"instance": "db", "vcpu": 0}]
+    for name, cpu in (("named", f'pin = ["{alone}"]'), ("second", 'pin = "auto"\nexclusive = true')):
+        daemon.unit(name, rom_unit(emulator, rom_guest, cpu=cpu))
+    named = finished(daemon, daemon.post("/v1/instances/named/start"))
+    assert f"CPU {alone} is exclusively db's" in named["error"]["detail"]
+    second = finished(daemon, daemon.post("/v1/instances/second/start"))
+    assert "none would be left for other VMs" in second["error"]["detail"]
+    daemon.restart()
+    os.sched_setaffinity(daemon.view("web")["cpus"]["threads"][0], {int(alone)})
+    poll_until(are_apart, "the next daemon keeps it so", seconds=WITHIN)
+    again = finished(daemon, daemon.post("/v1/instances/named/start"))
+    assert f"CPU {alone} is exclusively db's" in again["error"]["detail"]
+    daemon.do("db", "kill")
+    poll_until(lambda: {*vcpus(daemon), *others(daemon)} == {anywhere}, "they are free again", seconds=WITHIN)
+    assert finished(daemon, daemon.post("/v1/instances/named/start"))["state"] == "succeeded"
+
+
+def test_a_vm_that_runs_gets_cpus_of_its_own(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """And gives them back; what it cannot have changes nothing."""
+    start(daemon, emulator, rom_guest, cpu="vcpus = 1")
+    assert ask(daemon, {"cpu": {"pin": "auto", "exclusive": True}})["state"] == "succeeded"
+    (alone,) = vcpus(daemon)
+    assert alone in ("0", "1")
+    daemon.unit("other", rom_unit(emulator, rom_guest, cpu=f'pin = ["{alone}"]'))
+    assert finished(daemon, daemon.post("/v1/instances/other/start"))["state"] == "failed"
+    assert ask(daemon, {"cpu": {"exclusive": False}})["state"] == "succeeded"
+    assert finished(daemon, daemon.post("/v1/instances/other/start"))["state"] == "succeeded"
+    refused = ask(daemon, {"cpu": {"pin": [alone], "exclusive": True}}, query="&persist=0")
+    assert refused["state"] == "failed" and "other names as well" in refused["error"]["detail"]
+    assert vcpus(daemon) == [allowed(0)]

@@ -10,7 +10,7 @@ import sys
 
 from qsup.api.protocol import EXIT_OK, instance_path
 from qsup.ctl.names import add_name
-from qsup.ctl.render import document, table
+from qsup.ctl.render import clean, document, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ _HEADER = (">THREAD", "NAME", "VCPU", "PIN", "ALLOWED", ">ON", ">SECONDS", ">WAI
 
 
 def options(parser: Parser, verb: str) -> None:
-    """Declare ``cpus NAME``."""
+    """Declare ``cpus NAME [--explain]``."""
     add_name(parser)
+    parser.add_argument("--explain", action="store_true", help="say why its CPUs were chosen")
 
 
 def run(client: Client, options: Options) -> int:
@@ -33,6 +34,10 @@ def run(client: Client, options: Options) -> int:
     cpus: Cpus = client.get(instance_path(options.name, "/cpus"))
     if options.output != "table":
         sys.stdout.write(document(cpus, options.output))
+        return EXIT_OK
+    if options.explain:
+        lines = cpus["explanation"] or ['nothing was chosen for it: its unit has no pin = "auto"']
+        sys.stdout.write("".join(f"{clean(line)}\n" for line in lines))
         return EXIT_OK
     rows = [
         (

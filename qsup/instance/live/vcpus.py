@@ -256,7 +256,7 @@ async def _bring_online(context: Context, wanted: int) -> int:
 
 async def tell_threads(context: Context) -> None:
     """Pin the threads of vCPUs that came, and have it shown which they are."""
-    context.note({"threads": await context.life.pinning.find(context.monitor, context.hardware.unit)})
+    context.note({"threads": await context.life.pinning.find(context.monitor)})
 
 
 # fewer

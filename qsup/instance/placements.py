@@ -1,0 +1,251 @@
+"""Where all VMs of this daemon run: the one list that every choice of CPUs is made from.
+
+Decides: what a unit's keys ask of the placement, who is in the list and since when, and when it is looked at anew.
+Must not: choose CPUs (`qsup.plan.placement`), or move a thread (`qsup.instance.pinning`).
+
+A place is taken in one step, so two VMs that start at once cannot both have the last core. A VM that says nothing of
+its CPUs has none of its own, and yet keeps off those that are exclusively another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from qsup.errors import HostError
+from qsup.host.topology import TopologyReader
+from qsup.plan.ledger import Ledger
+from qsup.plan.pinning import Pins
+from qsup.plan.placement import check_named, place
+from qsup.plan.residents import Request, Resident, Sets
+from qsup.plan.topology import Topology
+from qsup.unit.kinds import AUTO
+from qsup.unit.model import Unit, effective_max_vcpus
+
+_log = structlog.get_logger()
+
+#: Seconds between two looks at which CPUs are online and ours, while anybody's place hangs on that.
+_INTERVAL = 4.0
+
+
+@frozen(kw_only=True)
+class Chosen:
+    """The place that was chosen for a VM, as its run record keeps it.
+
+    Args:
+        vcpus: the CPUs of each vCPU, as they were chosen.
+        exclusive: no other VM may use them.
+        nodes: those that were chosen.
+        explanation: why, in sentences.
+    """
+
+    vcpus: tuple[tuple[int, ...], ...]
+    exclusive: bool
+    nodes: tuple[int, ...]
+    explanation: tuple[str, ...]
+
+    def resident(self, name: str) -> Resident:
+        """What it is for the placement of others."""
+        sets = Sets(vcpus=tuple(map(frozenset, self.vcpus)), emulator=frozenset())
+        return Resident(name=name, sets=sets, exclusive=self.exclusive, nodes=self.nodes)
+
+
+@frozen(kw_only=True)
+class _Entry:
+    """One VM in the list.
+
+    Args:
+        vcpus: how many it has.
+        emulator: what its unit says of all other threads, empty for nothing.
+        resident: its place, ``None`` where its unit asks for none.
+        chosen: that, where it was chosen.
+    """
+
+    vcpus: int
+    emulator: frozenset[int] = frozenset()
+    resident: Resident | None = None
+    chosen: Chosen | None = None
+
+
+@frozen(eq=False)
+class _Found:
+    """What follows from the list and the host, for as long as both stay as they are.
+
+    Args:
+        sets: of each VM whose unit names none.
+        shared: the CPUs that are nobody's own.
+    """
+
+    sets: Mapping[str, Sets]
+    shared: frozenset[int]
+
+
+class Placements:
+    """The places of one daemon's VMs.
+
+    Args:
+        reader: of the host.
+    """
+
+    def __init__(self, reader: TopologyReader | None = None) -> None:
+        self._reader = reader or TopologyReader()
+        self._topology: Topology | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._found: _Found | None = None
+        self._change = trio.Event()
+
+    # taking and giving back
+
+    async def take(self, name: str, unit: Unit) -> Chosen | None:
+        """Give a VM the place that its unit asks for, from now on; in place of the one it has.
+
+        Returns:
+            What was chosen for it, to be kept with it, ``None`` where there was nothing to choose.
+
+        Raises:
+            PlacementError: what it wants is not left, or not there; it has what it had.
+            HostError: the host could not be looked at.
+        """
+        if unit.cpu.pin or unit.cpu.emulator_pin:
+            self._set_topology(await self._reader.look())
+        entry = self._entry(name, unit)
+        self._put(name, entry)
+        return entry.chosen
+
+    def check(self, name: str, unit: Unit) -> None:
+        """See that a VM could have the place that its unit asks for, as far as the host is known.
+
+        Raises:
+            PlacementError: what it wants is not left, or not there.
+        """
+        if self._topology is not None:
+            self._entry(name, unit)
+
+    def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
+        """A VM runs that an earlier daemon has given its place."""
+        named = _named(name, unit)
+        resident = chosen.resident(name) if chosen is not None else named
+        emulator = frozenset(unit.cpu.emulator_pin)
+        self._put(name, _Entry(vcpus=unit.cpu.vcpus, emulator=emulator, resident=resident, chosen=chosen))
+
+    def release(self, name: str) -> None:
+        """A VM has ended; nothing happens when it has none."""
+        if self._entries.pop(name, None) is not None:
+            self._changed()
+
+    def _entry(self, name: str, unit: Unit) -> _Entry:
+        entry = _Entry(vcpus=unit.cpu.vcpus, emulator=frozenset(unit.cpu.emulator_pin))
+        if not (unit.cpu.pin or entry.emulator):
+            return entry
+        assert self._topology is not None
+        others = self._residents(self._topology)
+        if unit.cpu.pin != AUTO:
+            resident = _named(name, unit)
+            assert resident is not None
+            check_named(resident, others, self._topology)
+            return evolve(entry, resident=resident)
+        if entry.emulator:
+            own = Resident(name=name, sets=Sets(vcpus=(), emulator=entry.emulator), named=True)
+            check_named(own, others, self._topology)
+        exclusive = unit.cpu.exclusive
+        number = effective_max_vcpus(unit) if exclusive else unit.cpu.vcpus
+        request = Request(name=name, vcpus=number, exclusive=exclusive, threads=unit.cpu.topology.threads)
+        placement = place(request, others, self._topology)
+        chosen = Chosen(
+            vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
+            exclusive=exclusive,
+            nodes=placement.resident.nodes,
+            explanation=placement.explanation,
+        )
+        return evolve(entry, resident=placement.resident, chosen=chosen)
+
+    def _residents(self, topology: Topology) -> list[Resident]:
+        """All of them; who asked for no place is all over the host."""
+        nodes = tuple(node.number for node in topology.nodes)
+        return [
+            entry.resident
+            or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
+            for name, entry in self._entries.items()
+        ]
+
+    def _put(self, name: str, entry: _Entry) -> None:
+        self._entries[name] = entry
+        self._changed()
+
+    def _set_topology(self, topology: Topology) -> None:
+        before, self._topology = self._topology, topology
+        if before is None or (before.online, before.placeable) != (topology.online, topology.placeable):
+            self._changed()
+
+    def _changed(self) -> None:
+        self._found = None
+        self._change.set()
+        self._change = trio.Event()
+
+    # what follows
+
+    def pins(self, name: str) -> Pins | None:
+        """Where a VM's threads belong now; ``None`` while that is not known."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        place = entry.resident
+        if place is not None and place.named and place.sets.vcpus:
+            return Pins(place.sets.vcpus, place.sets.emulator)
+        if (place is None or place.named) and not self._has_exclusive:
+            return Pins((), entry.emulator)
+        if (found := self._look_up()) is None:
+            return None
+        if place is not None and place.named:
+            return Pins((found.shared,), entry.emulator)
+        sets = found.sets[name]
+        vcpus = sets.vcpus if place is not None and place.exclusive else (sets.emulator,)
+        return Pins(vcpus, entry.emulator or sets.emulator)
+
+    def chosen(self, name: str) -> Chosen | None:
+        """What was chosen for a VM, ``None`` where there was nothing to choose."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.chosen
+
+    @property
+    def _has_exclusive(self) -> bool:
+        return any(entry.resident is not None and entry.resident.exclusive for entry in self._entries.values())
+
+    def _look_up(self) -> _Found | None:
+        if self._found is None and self._topology is not None:
+            ledger = Ledger(self._topology, self._residents(self._topology))
+            self._found = _Found(sets=ledger.present(), shared=ledger.shared.pool)
+        return self._found
+
+    # keeping it so
+
+    async def wait_change(self) -> None:
+        """Wait until a VM's threads may belong elsewhere."""
+        await self._change.wait()
+
+    async def run(self) -> None:
+        """Look again and again which CPUs are online and ours, while anybody's place hangs on that."""
+        while True:
+            change = self._change
+            if not any(entry.resident is not None for entry in self._entries.values()):
+                await change.wait()
+                continue
+            try:
+                self._set_topology(await self._reader.look())
+            except HostError as error:
+                _log.error("could not look at the host's CPUs", why=error.message)
+            await trio.sleep(_INTERVAL)
+
+
+def _named(name: str, unit: Unit) -> Resident | None:
+    """The place that a unit names, ``None`` for none."""
+    if isinstance(unit.cpu.pin, str) or not (unit.cpu.pin or unit.cpu.emulator_pin):
+        return None
+    sets = tuple(map(frozenset, unit.cpu.pin))
+    number = effective_max_vcpus(unit)
+    each = sets * number if len(sets) == 1 else sets
+    emulator = frozenset(unit.cpu.emulator_pin) or frozenset().union(*sets)
+    return Resident(name=name, sets=Sets(vcpus=each, emulator=emulator), exclusive=unit.cpu.exclusive, named=True)

@@ -1,0 +1,195 @@
+"""The list of all VMs' places: what units ask of it, and what it says of a VM as others come and go, on hosts in the
+shapes of real machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from attrs import evolve
+
+from qsup.errors import PlacementError
+from qsup.host.topology import TopologyReader
+from qsup.instance.placements import Placements
+from qsup.plan.topology import Topology
+from qsup.unit.model import CpuSection, Unit
+from qsup.unit.quantity import format_cpu_set
+from tests.plan.hosts import HOSTS
+from tests.waiting import wait_until
+
+
+class Host(TopologyReader):
+    """One socket: CPUs 0 to 7, and 8 to 15 for their siblings; reads are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.topology = HOSTS["1 socket"]
+        self.reads = 0
+
+    async def look(self) -> Topology:
+        """As it is now."""
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        return self.topology
+
+
+def unit(**cpu: Any) -> Unit:
+    """One with these keys of `[cpu]`."""
+    return Unit(cpu=CpuSection(**cpu))
+
+
+def said(placements: Placements, name: str) -> str:
+    """Where its vCPUs belong, and all else."""
+    pins = placements.pins(name)
+    if pins is None:
+        return "unknown"
+    return f"{' '.join(map(format_cpu_set, pins.vcpus)) or 'anywhere'} + {format_cpu_set(pins.emulator) or 'anywhere'}"
+
+
+@pytest.fixture
+def host() -> Host:
+    """The host."""
+    return Host()
+
+
+@pytest.fixture
+def placements(host: Host) -> Placements:
+    """Nobody is there."""
+    return Placements(host)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ({}, "anywhere + anywhere"),
+        ({"vcpus": 2, "pin": ((2,), (3,))}, "2 3 + 2-3"),
+        ({"vcpus": 2, "pin": ((2, 3),)}, "2-3 2-3 + 2-3"),
+        ({"vcpus": 1, "pin": ((2,),), "emulator_pin": (0, 1)}, "2 + 0-1"),
+        ({"emulator_pin": (0,)}, "anywhere + 0"),
+        ({"vcpus": 2, "pin": "auto"}, "0-15 + 0-15"),
+        ({"vcpus": 2, "pin": "auto", "emulator_pin": (5,)}, "0-15 + 5"),
+        ({"vcpus": 2, "max_vcpus": 3, "pin": "auto", "exclusive": True}, "0 8 1 + 2-7,10-15"),
+        ({"vcpus": 2, "pin": ((2,), (3,)), "exclusive": True, "emulator_pin": (4,)}, "2 3 + 4"),
+    ],
+)
+async def test_what_units_ask_for(placements: Placements, cpu: dict[str, Any], expected: str) -> None:
+    """What each key means of a VM that is alone."""
+    chosen = await placements.take("web", unit(**cpu))
+    assert said(placements, "web") == expected
+    assert (chosen is not None) is (cpu.get("pin") == "auto")
+    assert placements.chosen("web") == chosen
+    placements.release("web")
+    assert placements.pins("web") is None
+
+
+async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
+    """It takes time at each start."""
+    await placements.take("web", unit(vcpus=4))
+    assert host.reads == 0
+
+
+async def test_all_others_keep_off_what_is_exclusively_somebodys(placements: Placements) -> None:
+    """Those that said nothing, too, and only for as long as that is there; named sets do not move."""
+    await placements.take("plain", unit(vcpus=2))
+    await placements.take("half", unit(emulator_pin=(7,)))
+    await placements.take("auto", unit(vcpus=2, pin="auto"))
+    await placements.take("named", unit(pin=((6,),)))
+    await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
+    assert said(placements, "db") == "4 12 + 0-3,5-11,13-15"
+    others = "0-3,5-11,13-15"
+    assert said(placements, "plain") == said(placements, "auto") == f"{others} + {others}"
+    assert said(placements, "half") == f"{others} + 7"
+    assert said(placements, "named") == "6 + 6"
+    placements.release("db")
+    assert (said(placements, "plain"), said(placements, "auto")) == ("anywhere + anywhere", "0-15 + 0-15")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "words"),
+    [
+        ({"pin": ((4000,),)}, "there is no CPU 4000"),
+        ({"pin": ((8,),)}, "exclusively db's"),
+        ({"pin": ((5,),), "emulator_pin": (0,)}, "exclusively db's"),
+        ({"pin": "auto", "emulator_pin": (0,)}, "exclusively db's"),
+        ({"pin": ((6,),), "exclusive": True}, "named names as well"),
+        ({"vcpus": 16, "pin": "auto", "exclusive": True}, "16 CPUs of its own"),
+    ],
+)
+async def test_what_cannot_be_had_is_refused_and_changes_nothing(
+    placements: Placements, cpu: dict[str, Any], words: str
+) -> None:
+    """It has what it had, and so have the others."""
+    await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
+    await placements.take("named", unit(pin=((6,),)))
+    await placements.take("web", unit(pin=((7,),)))
+    before = [said(placements, name) for name in ("db", "named", "web")]
+    for attempt in (placements.take, _checked(placements)):
+        with pytest.raises(PlacementError, match=words):
+            await attempt("web", unit(**cpu))
+    assert [said(placements, name) for name in ("db", "named", "web")] == before
+
+
+def _checked(placements: Placements) -> Callable[[str, Unit], Any]:
+    async def check(name: str, unit: Unit) -> None:
+        await trio.lowlevel.checkpoint()
+        placements.check(name, unit)
+
+    return check
+
+
+async def test_two_that_come_at_once_do_not_both_get_the_last_core(placements: Placements) -> None:
+    """Whoever is later is refused, whatever each saw before."""
+    refused = []
+    await placements.take("db", unit(vcpus=12, pin="auto", exclusive=True))
+
+    async def come(name: str) -> None:
+        try:
+            await placements.take(name, unit(pin="auto", exclusive=True))
+        except PlacementError:
+            refused.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two"):
+            nursery.start_soon(come, name)
+    assert len(refused) == 1
+
+
+async def test_a_place_is_found_again_by_the_next_daemon(host: Host, placements: Placements) -> None:
+    """What was chosen stays chosen, before the host was looked at and afterwards."""
+    await placements.take("small", unit(pin="auto", exclusive=True))
+    chosen = await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
+    later = Placements(host)
+    later.restore("db", unit(vcpus=2, pin="auto", exclusive=True), chosen)
+    later.restore("named", unit(pin=((7,),)), None)
+    later.restore("plain", unit(vcpus=2), None)
+    assert (said(later, "db"), said(later, "named"), said(later, "plain")) == ("unknown", "7 + 7", "unknown")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later.run)
+        await wait_until(lambda: said(later, "db") != "unknown", "the host was looked at")
+        nursery.cancel_scope.cancel()
+    assert said(later, "db") == "1 9 + 0,2-8,10-15"
+    assert said(later, "plain") == "0,2-8,10-15 + 0,2-8,10-15"
+    assert later.chosen("db") == chosen
+
+
+async def test_places_follow_cpus_that_go_offline(
+    host: Host, placements: Placements, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Within five seconds, and whoever waits for a change hears of it; nobody looks while nothing hangs on it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(placements.run)
+        await trio.sleep(60)  # virtual time
+        assert host.reads == 0
+        await placements.take("web", unit(vcpus=2, pin="auto"))
+        await trio.lowlevel.checkpoint()
+        cpus = tuple(evolve(cpu, online=cpu.number not in (3, 11)) for cpu in host.topology.cpus)
+        host.topology = evolve(host.topology, cpus=cpus)
+        with trio.fail_after(5):
+            while said(placements, "web") == "0-15 + 0-15":
+                await placements.wait_change()
+        assert said(placements, "web") == "0-2,4-10,12-15 + 0-2,4-10,12-15"
+        nursery.cancel_scope.cancel()
