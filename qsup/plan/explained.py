@@ -168,8 +168,9 @@ def fewest(sets: Sequence[tuple[int, ...]], offers: Iterable[Offer]) -> str:
         return _sentence(f"{nodes([each[0] for each in sets])} {'has' if len(sets) == 1 else 'have'} enough")
     fewer = "no single node has" if size == 2 else f"no {size - 1} nodes have"
     far = spread(offer.node for offer in offers if offer.node.number in sets[0]) // 2
+    how_far = f"distance {far}" if size == 2 else f"distances {far} in sum"
     near = f"{nodes(sets[0])} are" if len(sets) == 1 else f"{count(len(sets), 'set')} of {size} nodes are"
-    return _sentence(f"{fewer} enough; {near} the nearest that have, {far} in sum from each other")
+    return _sentence(f"{fewer} enough; {near} the nearest that have ({how_far})")
 
 
 def better(best: Choice, next_best: Choice) -> str:

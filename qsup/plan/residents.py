@@ -37,7 +37,7 @@ class Sets:
 
     Args:
         vcpus: the CPUs of each vCPU.
-        emulator: those of its other threads.
+        emulator: those of its other threads: the main loop, workers, and iothreads of which nothing else is said.
     """
 
     vcpus: tuple[frozenset[int], ...]

@@ -6,6 +6,7 @@ Must not: know who reads it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -163,10 +164,12 @@ def write_tree(top: Path, machine: Machine) -> None:
     files |= _kinds(machine)
     files |= _cpus(machine)
     files |= _nodes(machine)
+    for directory in {name.rpartition("/")[0] for name in files}:
+        os.makedirs(top / directory, exist_ok=True)
     for name, text in files.items():
-        path = top / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
+        # there are ten thousand
+        with open(f"{top}/{name}", "w", encoding="ascii") as file:
+            file.write(f"{text}\n")
 
 
 def _kinds(machine: Machine) -> dict[str, str]:

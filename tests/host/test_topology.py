@@ -234,7 +234,7 @@ def test_no_file_holds_the_daemon_up(tmp_path: Path, name: str) -> None:
     assert any("Is a directory" in problem for problem in read(tmp_path)[1])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), text=st.binary(max_size=40))
 def test_any_damage_is_survived(tmp_path_factory: pytest.TempPathFactory, seed: int, text: bytes) -> None:
     """Files that are gone or say anything: there is a topology, each CPU in one of its nodes, and it is whole."""
