@@ -57,6 +57,7 @@ VERBS = {
     "diff": ("diff", "Show what a restart of running VMs would change"),
     "reload": ("reload", "Read all unit files again"),
     "operations": ("operations", "List or cancel operations"),
+    "topology": ("topology", "Draw what the host is made of, how full it is, and who is pinned where"),
     "whoami": ("about", "Show what the daemon lets you do"),
     "health": ("about", "Show how the daemon is"),
     "version": ("about", "Show the versions of qsupctl and the daemon"),

@@ -45,6 +45,15 @@ def colours_wanted() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def unicode_wanted() -> bool:
+    """Whether the locale is one of UTF-8, so that signs beyond ASCII reach who reads (locale(7))."""
+    environ = os.environ
+    name = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
+    # without any, Python itself puts this one into the environment (PEP 538)
+    invented = name == "C.UTF-8" and not environ.get("LC_ALL") and environ.get("LANG", "") in ("", "C", "POSIX")
+    return name.lower().replace("-", "").endswith("utf8") and not invented
+
+
 def terminal_width() -> int | None:
     """Columns to fit lines into, ``None`` when standard output is no terminal."""
     if not sys.stdout.isatty():
