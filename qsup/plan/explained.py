@@ -145,6 +145,8 @@ def displaced(ledger: Ledger, beside: SharedCpus) -> Iterator[str]:
             for resident in ledger.residents
             if node in resident.nodes and not resident.exclusive and beside.by_node.keys().isdisjoint(resident.nodes)
         ]
+        if len(names) > NAMED:
+            names[NAMED - 1 :] = [f"{len(names) - NAMED + 1} others"]
         who = f": the nearest shared ones are for {alternatives(names, 'and')} from now on" if names else ""
         yield f"Node {node} has no shared CPU left{who}"
 

@@ -179,7 +179,7 @@ class Topology:
         found: dict[int, int] = {}
         for cache in reversed(self.caches):
             # of small caches there are many, and what they are asked for is answered by then
-            if cache.type != "Instruction" and not found.keys() >= cache.cpus:
+            if not found.keys() >= cache.cpus:
                 lowest = min(cache.cpus)
                 for number in cache.cpus:
                     found.setdefault(number, lowest)

@@ -74,6 +74,40 @@ def test_performance_cores_come_first_and_alone() -> None:
     assert order(both) == [14, 15]
 
 
+def test_the_widest_cores_come_first() -> None:
+    """Two vCPUs that the guest takes for one core are on one, also where another core has lost its second CPU."""
+    host = changed(machine(packages=2, cores=2), offline=[4])
+    assert order(place(exclusive("db", 3), [], host).resident) == [1, 5, 0]
+
+
+def test_vcpus_go_node_by_node() -> None:
+    """The first vCPUs are on the first node, whatever cores it has, so a guest's nodes can be the host's."""
+    host = changed(machine(packages=2, cores=2), offline=[4, 5])
+    assert order(place(exclusive("db", 4), [named("pinned", 3, emulator=3)], host).resident) == [0, 1, 2, 6]
+
+
+def test_load_counts_in_part_where_a_vm_may_be_elsewhere() -> None:
+    """A VM on two nodes is half a burden for each."""
+    host = machine(packages=2, cores=2, threads=1)
+    wide, left = settle(host, Request(name="wide", vcpus=4), Request(name="left", vcpus=2))
+    assert (wide.nodes, left.nodes) == ((0, 1), (0,))
+    placement = place(Request(name="web", vcpus=1), [wide, left], host)
+    assert placement.resident.nodes == (1,)
+    assert placement.explanation[1:3] == (
+        "Node 0: 4 vCPUs on 2 shared CPUs, 2.00 a CPU, 2.50 with it",
+        "Node 1: 2 vCPUs on 2 shared CPUs, 1.00 a CPU, 1.50 with it",
+    )
+
+
+def test_memory_is_taken_where_the_cpus_are_first() -> None:
+    """A node of memory alone gives what the nodes with CPUs have not."""
+    host = machine(packages=2, cores=2, memory=8)
+    host = evolve(host, cpus=tuple(cpu for cpu in host.cpus if cpu.node == 1))
+    heavy = place(Request(name="heavy", vcpus=1, memory=10 * GIB), [], host).resident
+    assert heavy.nodes == (0, 1)
+    assert heavy.memory == {0: 2 * GIB, 1: 8 * GIB}
+
+
 def test_shared_vms_follow_the_exclusive_ones() -> None:
     """The CPUs of a VM that shares become fewer when an exclusive one comes, and come back when it is gone."""
     host = machine(cores=4)
@@ -95,6 +129,10 @@ def test_a_node_without_shared_cpus_is_left_for_the_nearest() -> None:
         "Node 1 has no shared CPU left: the nearest shared ones are for web from now on"
     )
     assert present_sets([web, placement.resident], host)["web"].vcpus == (frozenset({0, 1}),) * 2
+    crowd = [evolve(web, name=f"web{number}") for number in range(6)]
+    assert place(exclusive("db", 2), [*crowd, named("busy", 0, 4, 6, emulator=0)], host).explanation[-1] == (
+        "Node 1 has no shared CPU left: the nearest shared ones are for web0, web1, web2 and 3 others from now on"
+    )
 
 
 def test_a_cpu_that_went_offline_is_replaced_until_it_is_back() -> None:
@@ -225,6 +263,9 @@ def test_exclusive_named_cpus_may_not_be_named_by_another() -> None:
         "CPUs 2-3, which it wants for itself, old names as well"
     )
     check_named(named("web", 2, 3, emulator=0), [old], host)
+    # each conflict is told once
+    own = evolve(old, exclusive=True)
+    assert objection(named("web", 2, emulator=0, exclusive=True), [own], host) == "CPU 2 is exclusively old's"
     check_named(named("old", 1, 2, emulator=3, exclusive=True), [old], host)
 
 
