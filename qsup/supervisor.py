@@ -93,7 +93,7 @@ class Supervisor:
             self._turns.run_in(nursery)
             self._shutdown.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
-            nursery.start_soon(self._services.placements.run)
+            nursery.start_soon(self._services.reconciler.run)
             ran = self._services.layout.instance_names()
             for name in ran:
                 self._driver_of_leftover(name)

@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 from qsup.errors import DeniedError, DependencyError, QsupError
 from qsup.host import descriptors, proc
 from qsup.host.output import BoundedLog, feed_of
-from qsup.instance import adopt, change, going, pinning, pulled, ready, room, stop, watch
+from qsup.instance import adopt, change, going, pulled, ready, room, stop, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Changes, Context
@@ -81,7 +81,6 @@ _LIFE_JOBS = (
     "hardware-again",
     "force-reset",
     "usb",
-    "pins",
 )
 
 #: Seconds that a connection to the monitor must have lasted to be made anew at once, and the delay otherwise: a QEMU
@@ -212,7 +211,7 @@ class Body:
         self.guest.attach(life)
         life.helpers.watch(self._nursery, partial(self._tell, life, HELPER_ENDED))
         self._watch_usb(life)
-        self._keep_pinned(life)
+        self._services.reconciler.watch(life.pinning, partial(self._tell_all, life, PIN_DRIFT))
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)
@@ -228,11 +227,6 @@ class Body:
         if pulled.usb_devices(life.unit) and not self._jobs.is_running("usb"):
             root = self._services.passthrough.sysfs.root
             self._jobs.start("usb", partial(pulled.watch, life, root, partial(self._tell, life, DEVICE_PULLED)))
-
-    def _keep_pinned(self, life: Life) -> None:
-        tell = partial(self._tell_all, life, PIN_DRIFT)
-        wait_change = self._services.placements.wait_change
-        self._jobs.start("pins", partial(pinning.keep, life.pinning, wait_change, tell))
 
     def _attach(self, life: Life, monitor: Monitor) -> None:
         self.monitor, self._attached = monitor, trio.current_time()
@@ -250,6 +244,8 @@ class Body:
         self._jobs.cancel(*_LIFE_JOBS)
         self.promises.close()
         life, self.life = self.life, None
+        if life is not None:
+            self._services.reconciler.forget(life.pinning)
         return life
 
     async def clean_up(self, life: Life | None) -> None:

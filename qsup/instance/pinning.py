@@ -9,12 +9,9 @@ starts it, so a worker of the main loop needs nobody.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Set
 
 import structlog
-import trio
 from attrs import frozen
 
 from qsup.errors import HostError
@@ -27,12 +24,10 @@ from qsup.unit.quantity import format_cpu_set
 
 _log = structlog.get_logger()
 
-#: Seconds between two looks at the threads of a VM that is pinned; what was moved is back within five.
-INTERVAL = 4.0
 #: Seconds for QEMU to say which threads run its vCPUs.
 _TIMEOUT = 10.0
-#: Threads that one event names, and that are shown.
-_NAMED, SHOWN = 4, 512
+#: Threads that are shown.
+SHOWN = 512
 
 
 @frozen(kw_only=True)
@@ -46,8 +41,8 @@ class Drift:
 
     thread: int
     vcpu: int | None
-    was: frozenset[int]
-    cpus: frozenset[int]
+    was: Set[int]
+    cpus: Set[int]
 
     def __str__(self) -> str:
         who = f"thread {self.thread}" if self.vcpu is None else f"vCPU {self.vcpu}"
@@ -74,6 +69,7 @@ class Pinning:
         self._pid = pid
         self._pins = pins
         self._placed: dict[int, frozenset[int]] = {}
+        self._threads: tuple[int, ...] = ()
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
         """Ask QEMU which threads run the vCPUs, and put those that are new where they belong.
@@ -89,8 +85,11 @@ class Pinning:
         self.put()
         return self.vcpus
 
-    def put(self) -> tuple[Drift, ...]:
+    def put(self, online: Set[int] | None = None) -> tuple[Drift, ...]:
         """Put every thread where it belongs; nothing happens before QEMU has said which of them run vCPUs.
+
+        Args:
+            online: the CPUs that are, where that is known already.
 
         Returns:
             Those that were there before and are no more.
@@ -99,7 +98,10 @@ class Pinning:
         if pins is None or not self.vcpus:
             return ()
         try:
-            return self._put(pins)
+            there = affinity.online() if online is None else online
+            drifts = self._put(pins, there)
+            # one had ended, and another may have come in its place
+            return drifts if self._threads else (*drifts, *self._put(pins, there))
         except HostError as error:
             if self.trouble != error.message:
                 _log.error("a thread is not where it belongs", pid=self._pid, why=error.message)
@@ -119,7 +121,7 @@ class Pinning:
 
     def look(self) -> CpusView:
         """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
-        threads = affinity.threads(self._pid)
+        threads = sorted(affinity.threads(self._pid))
         wanted = (self._pins() or Pins()).of_threads(self.vcpus, threads)
         shown = []
         for thread in threads[:SHOWN]:
@@ -130,9 +132,10 @@ class Pinning:
                 shown.append(ThreadView(thread=thread, vcpus=mine, pin=pin, allowed=allowed, usage=usage))
         return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
 
-    def _put(self, pins: Pins) -> tuple[Drift, ...]:
-        wanted = pins.of_threads(self.vcpus, affinity.threads(self._pid))
-        online = affinity.online()
+    def _put(self, pins: Pins, online: Set[int]) -> tuple[Drift, ...]:
+        if affinity.count(self._pid) != len(self._threads):
+            self._threads = affinity.threads(self._pid)
+        wanted = pins.of_threads(self.vcpus, self._threads)
         drifts: list[Drift] = []
         trouble = ""
         for thread, cpus in wanted.items():
@@ -142,37 +145,14 @@ class Pinning:
             # one that is free again may run wherever we may
             target = (cpus or affinity.get(0) or online) & online
             now = affinity.get(thread)
-            if not target:
+            if now is None:
+                self._threads = ()
+            elif not target:
                 trouble = f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
-            elif now is not None and now != target and affinity.put(thread, cpus or target) and former == cpus:
+            elif now != target and affinity.put(thread, cpus or target) and former == cpus:
                 vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
                 drifts.append(Drift(thread=thread, vcpu=vcpu, was=now, cpus=target))
         self.trouble = trouble
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
         self.drifts += len(drifts)
         return tuple(drifts)
-
-
-async def keep(
-    pinning: Pinning, wait_change: Callable[[], Awaitable[None]], tell: Callable[[Mapping[str, Any]], None]
-) -> None:
-    """See to it that the threads of a VM stay where they belong.
-
-    Args:
-        wait_change: waits until they may belong elsewhere.
-        tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
-    """
-    known = ""
-    while True:
-        moved = pinning.put()
-        words = list(map(str, moved[:_NAMED])) + [f"{len(moved) - _NAMED} more"] * (len(moved) > _NAMED)
-        if pinning.trouble != known:
-            known = pinning.trouble
-            words.append(known or "all threads are where they belong")
-        if words:
-            vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
-            tell({"detail": "; ".join(words), "threads": [drift.thread for drift in moved], "vcpus": vcpus})
-        # on whole seconds: the daemon wakes once for all VMs
-        until = math.inf if pinning.is_free else math.floor(trio.current_time() + INTERVAL)
-        with trio.move_on_at(until):
-            await wait_change()

@@ -1,6 +1,6 @@
 """Where all VMs of this daemon run: the one list that every choice of CPUs is made from.
 
-Decides: what a unit's keys ask of the placement, who is in the list and since when, and when it is looked at anew.
+Decides: what a unit's keys ask of the placement, and who is in the list and since when.
 Must not: choose CPUs (`qsup.plan.placement`), or move a thread (`qsup.instance.pinning`).
 
 A place is taken in one step, so two VMs that start at once cannot both have the last core. A VM that says nothing of
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import HostError
 from qsup.host.topology import TopologyReader
 from qsup.plan.ledger import Ledger
 from qsup.plan.pinning import Pins
@@ -24,11 +22,6 @@ from qsup.plan.residents import Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit, effective_max_vcpus
-
-_log = structlog.get_logger()
-
-#: Seconds between two looks at which CPUs are online and ours, while anybody's place hangs on that.
-_INTERVAL = 4.0
 
 
 @frozen(kw_only=True)
@@ -110,7 +103,7 @@ class Placements:
             HostError: the host could not be looked at.
         """
         if unit.cpu.pin or unit.cpu.emulator_pin:
-            self._set_topology(await self._reader.look())
+            await self.refresh()
         entry = self._entry(name, unit)
         self._put(name, entry)
         return entry.chosen
@@ -222,22 +215,23 @@ class Placements:
 
     # keeping it so
 
-    async def wait_change(self) -> None:
-        """Wait until a VM's threads may belong elsewhere."""
-        await self._change.wait()
+    @property
+    def are_taken(self) -> bool:
+        """Whether anybody's place hangs on what the host is like."""
+        return any(entry.resident is not None for entry in self._entries.values())
 
-    async def run(self) -> None:
-        """Look again and again which CPUs are online and ours, while anybody's place hangs on that."""
-        while True:
-            change = self._change
-            if not any(entry.resident is not None for entry in self._entries.values()):
-                await change.wait()
-                continue
-            try:
-                self._set_topology(await self._reader.look())
-            except HostError as error:
-                _log.error("could not look at the host's CPUs", why=error.message)
-            await trio.sleep(_INTERVAL)
+    @property
+    def online(self) -> frozenset[int] | None:
+        """The CPUs that are online, as last seen."""
+        return None if self._topology is None else self._topology.online
+
+    def next_change(self) -> trio.Event:
+        """Set when threads of a VM may belong elsewhere for the next time."""
+        return self._change
+
+    async def refresh(self) -> None:
+        """Look which CPUs are online and ours; `HostError` when that cannot be seen."""
+        self._set_topology(await self._reader.look())
 
 
 def _named(name: str, unit: Unit) -> Resident | None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import attrs
 import trio
 from attrs import field, frozen
 
@@ -20,6 +21,7 @@ from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
 from qsup.instance.operations import OperationTable
 from qsup.instance.placements import Placements
+from qsup.instance.reconciler import Reconciler
 from qsup.plan.spec import Capabilities, HostFacts
 from qsup.unit.load import LoadedUnit
 
@@ -87,6 +89,7 @@ class Services:
         turns: when a VM may start or stop.
         passthrough: PCI devices of the host that VMs have.
         placements: where VMs run.
+        reconciler: keeps their threads there.
     """
 
     layout: Layout
@@ -105,6 +108,7 @@ class Services:
     turns: Turns = field(factory=_AtOnce)
     passthrough: Passthrough = field(factory=Passthrough)
     placements: Placements = field(factory=Placements)
+    reconciler: Reconciler = field(default=attrs.Factory(lambda self: Reconciler(self.placements), takes_self=True))
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

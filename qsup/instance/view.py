@@ -6,7 +6,7 @@ Must not: be computed by asking QEMU. A view is what the driver knew at its last
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from attrs import field, frozen
@@ -160,7 +160,7 @@ class ThreadView:
     thread: int
     vcpus: tuple[int, ...]
     pin: frozenset[int]
-    allowed: frozenset[int]
+    allowed: Set[int]
     usage: ThreadUsage
 
 

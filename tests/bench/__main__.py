@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import adoption, command, crash, crowd, hotplug, life, many, placement, requests, stalled
+from tests.bench import adoption, command, crash, crowd, hotplug, life, many, pins, placement, requests, stalled
 from tests.bench.document import put_measured
 from tests.bench.figures import Figure, markdown_table, text_table
 from tests.bench.machine import describe
@@ -27,6 +27,7 @@ SUBJECTS: dict[str, Callable[[Workshop, int], Iterator[Figure]]] = {
     "adopt": adoption.measure,
     "stalled": stalled.measure,
     "hotplug": hotplug.measure,
+    "pins": pins.measure,
     "placement": placement.measure,
 }
 

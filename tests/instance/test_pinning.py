@@ -23,7 +23,9 @@ class FakeKernel:
 
     def get(self, thread: int) -> frozenset[int] | None:
         """As sched_getaffinity(2): of those that are online."""
-        return self.online if thread == 0 else (self.masks[thread] & self.online) or self.online
+        if thread == 0:
+            return self.online
+        return (self.masks[thread] & self.online) or self.online if thread in self.masks else None
 
     @property
     def shown(self) -> dict[int, str]:
@@ -45,6 +47,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
         monkeypatch.setattr(affinity, name, getattr(fake, name))
     monkeypatch.setattr(affinity, "online", lambda: fake.online)
     monkeypatch.setattr(affinity, "threads", lambda pid: tuple(fake.masks))
+    monkeypatch.setattr(affinity, "count", lambda pid: len(fake.masks))
     return fake
 
 
@@ -108,3 +111,13 @@ def test_nothing_is_moved_before_it_is_known_where_it_belongs_fake(kernel: FakeK
     pinning = Pinning(PID, lambda: None)
     pinning.vcpus = (VCPU,)
     assert (pinning.put(), kernel.shown) == ((), {PID: "0-3", VCPU: "0-3"})
+
+
+def test_a_thread_in_place_of_another_is_seen_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """Their number is the same as before."""
+    kernel.masks[12] = frozenset({0})
+    pinning.put()
+    del kernel.masks[12]
+    kernel.masks[13] = frozenset({1})
+    assert pinning.put() == (), "it was never anywhere else"
+    assert kernel.shown == {PID: "0", VCPU: "2-3", 13: "0"}

@@ -15,6 +15,7 @@ from attrs import evolve
 from qsup.errors import PlacementError
 from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
+from qsup.instance.reconciler import Reconciler
 from qsup.plan.topology import Topology
 from qsup.unit.model import CpuSection, Unit
 from qsup.unit.quantity import format_cpu_set
@@ -168,7 +169,7 @@ async def test_a_place_is_found_again_by_the_next_daemon(host: Host, placements:
     later.restore("plain", unit(vcpus=2), None)
     assert (said(later, "db"), said(later, "named"), said(later, "plain")) == ("unknown", "7 + 7", "unknown")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(later.run)
+        nursery.start_soon(Reconciler(later).run)
         await wait_until(lambda: said(later, "db") != "unknown", "the host was looked at")
         nursery.cancel_scope.cancel()
     assert said(later, "db") == "1 9 + 0,2-8,10-15"
@@ -181,7 +182,7 @@ async def test_places_follow_cpus_that_go_offline(
 ) -> None:
     """Within five seconds, and whoever waits for a change hears of it; nobody looks while nothing hangs on it."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(placements.run)
+        nursery.start_soon(Reconciler(placements).run)
         await trio.sleep(60)  # virtual time
         assert host.reads == 0
         await placements.take("web", unit(vcpus=2, pin="auto"))
@@ -190,6 +191,6 @@ async def test_places_follow_cpus_that_go_offline(
         host.topology = evolve(host.topology, cpus=cpus)
         with trio.fail_after(5):
             while said(placements, "web") == "0-15 + 0-15":
-                await placements.wait_change()
+                await placements.next_change().wait()
         assert said(placements, "web") == "0-2,4-10,12-15 + 0-2,4-10,12-15"
         nursery.cancel_scope.cancel()

@@ -1,7 +1,7 @@
 """``cpu.pin``, ``cpu.exclusive`` and ``cpu.emulator-pin`` while a VM runs.
 
 Decides: that threads are where they are to be before a change counts as made.
-Must not: keep them there (`qsup.instance.pinning.keep`), or choose CPUs (`qsup.instance.placements`).
+Must not: keep them there (`qsup.instance.reconciler`), or choose CPUs (`qsup.instance.placements`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""Seeing to it that the threads of all VMs stay where they belong.
+
+Decides: when threads are looked at (soon after a place has changed, and every few seconds for as long as anybody has
+one), and how it is told that somebody had moved one.
+Must not: decide where a thread belongs (`qsup.instance.placements`), or how one is put there (`qsup.instance.pinning`).
+
+One task does it for all VMs: to wake one for each would take longer than the look at its threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+import trio
+from attrs import define
+
+from qsup.errors import HostError
+from qsup.instance.pinning import Drift, Pinning
+from qsup.instance.placements import Placements
+
+_log = structlog.get_logger()
+
+#: Seconds between two looks; what was moved is back within five.
+INTERVAL = 4.0
+#: VMs that are looked at without letting others run in between, some 50 us each.
+_AT_ONCE = 10
+#: Threads that one event names.
+_NAMED = 4
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@define
+class _Watched:
+    """One life.
+
+    Args:
+        trouble: what was last said of threads that cannot be where they belong.
+    """
+
+    pinning: Pinning
+    tell: Tell
+    trouble: str = ""
+
+
+class Reconciler:
+    """Puts threads back.
+
+    Args:
+        placements: where they belong.
+    """
+
+    def __init__(self, placements: Placements) -> None:
+        self._placements = placements
+        self._watched: dict[Pinning, _Watched] = {}
+
+    def watch(self, pinning: Pinning, tell: Tell) -> None:
+        """From now on a life's threads are looked after.
+
+        Args:
+            tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
+        """
+        self._watched[pinning] = _Watched(pinning, tell)
+
+    def forget(self, pinning: Pinning) -> None:
+        """It has ended."""
+        self._watched.pop(pinning, None)
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            change = self._placements.next_change()
+            if self._placements.are_taken:
+                try:
+                    await self._placements.refresh()
+                except HostError as error:
+                    _log.error("could not look at the host's CPUs", why=error.message)
+            await self._look()
+            # with all that wakes on whole seconds
+            until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken else math.inf
+            with trio.move_on_at(until):
+                await change.wait()
+
+    async def _look(self) -> None:
+        online = self._placements.online
+        watched = [each for each in self._watched.values() if not each.pinning.is_free]
+        for number, each in enumerate(watched, 1):
+            if each.pinning in self._watched:
+                _tell(each, each.pinning.put(online))
+            if number % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+
+
+def _tell(watched: _Watched, moved: Sequence[Drift]) -> None:
+    words = list(map(str, moved[:_NAMED])) + [f"{len(moved) - _NAMED} more"] * (len(moved) > _NAMED)
+    if watched.pinning.trouble != watched.trouble:
+        watched.trouble = watched.pinning.trouble
+        words.append(watched.trouble or "all threads are where they belong")
+    if words:
+        vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
+        watched.tell({"detail": "; ".join(words), "threads": [drift.thread for drift in moved], "vcpus": vcpus})

@@ -1,0 +1,40 @@
+"""The kernel's word on threads: of this very process, and of one that ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from qsup.host import affinity
+
+
+def test_the_threads_of_a_process_are_counted_and_listed() -> None:
+    """Alike, also when one comes or goes; one that is no more has none."""
+    before = affinity.count(os.getpid())
+    assert before == len(affinity.threads(os.getpid()))
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        assert affinity.count(os.getpid()) == before + 1
+        assert thread.native_id in affinity.threads(os.getpid())
+    finally:
+        end.set()
+        thread.join()
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    assert (affinity.count(child), affinity.threads(child), affinity.get(child)) == (0, (), None)
+    assert affinity.put(child, {0}) is False
+
+
+def test_a_thread_runs_where_it_is_put() -> None:
+    """And nowhere else."""
+    assert affinity.online() >= os.sched_getaffinity(0)
+    before = affinity.get(0)
+    assert before
+    one = {min(before)}
+    try:
+        assert affinity.put(0, one)
+        assert affinity.get(0) == one
+    finally:
+        affinity.put(0, before)
