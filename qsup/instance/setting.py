@@ -202,12 +202,16 @@ async def _apply(
     Raises:
         QsupError: something was not possible; its words and details say what was done before.
     """
-    hardware, told, done = context.hardware, dict[str, Any](), list[str]()
+    hardware, told, done, unsaid = context.hardware, dict[str, Any](), list[str](), list[str]()
 
     def is_done(keys: Sequence[str]) -> None:
         # what was done stays true when what comes next is not possible
-        hardware.set_unit(with_only(hardware.unit, changes, keys, context))
         done.extend(keys)
+        unsaid.extend(keys)
+        before = hardware.unit
+        hardware.set_unit(with_only(before, changes, unsaid, context))
+        if hardware.unit is not before:
+            unsaid.clear()  # else they make a unit only with what is done next: a place in the boot order, say
 
     try:
         if coming := coming_of(live, unit):

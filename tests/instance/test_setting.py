@@ -86,10 +86,17 @@ class Vm:
         """It runs as this says."""
         self.unit = unit
 
-    async def set(self, *, persist: bool = True, dry_run: bool = False, written: bool = False) -> Mapping[str, Any]:
-        """Make all changes."""
+    async def set(
+        self,
+        changes: Mapping[str, Any] = CHANGES,
+        *,
+        persist: bool = True,
+        dry_run: bool = False,
+        written: bool = False,
+    ) -> Mapping[str, Any]:
+        """Make changes, all there are unless said otherwise."""
         filing = self.files.filing(wanted=persist)
-        return await set_keys(CHANGES, self.context, filing, self.means, dry_run=dry_run, written=written)
+        return await set_keys(changes, self.context, filing, self.means, dry_run=dry_run, written=written)
 
 
 def applied(keys: Any) -> dict[str, str]:
@@ -159,6 +166,16 @@ async def test_what_the_guest_has_yet_to_do_is_not_written_yet() -> None:
     (rehearsed, _), (written, _) = vm.files.calls
     assert rehearsed == CHANGES
     assert written == {section: values for section, values in CHANGES.items() if section != "memory"}
+
+
+async def test_keys_that_make_a_unit_only_together_are_all_in_it() -> None:
+    """One that was done before the other is in the unit of what runs no sooner than that, but then it is."""
+    log: list[str] = []
+    vm = Vm(Live("disk.a.path", log), Live("disk.a.format", log))
+    vm.unit = Unit(disks=(DiskSection(id="a", type="cdrom", path="a.iso"),))
+    await vm.set({"disk": [{"id": "a", "path": "b.qcow2", "format": "qcow2"}]}, persist=False)
+    assert log == ["disk.a.path", "disk.a.format"]
+    assert (vm.unit.disks[0].path, vm.unit.disks[0].format) == ("b.qcow2", "qcow2")
 
 
 async def test_what_fails_midway_says_what_was_done() -> None:
