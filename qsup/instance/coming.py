@@ -28,7 +28,7 @@ from qsup.instance.going import forget, leaving, remind
 from qsup.instance.hardware import Attached, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT, Piece
 from qsup.instance.images import open_images
-from qsup.instance.live import throttle
+from qsup.instance.live import bootorder, throttle
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import inventory
 from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_nic
@@ -57,15 +57,16 @@ async def attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
     left = [entry for entry in entries if not await _take_up(entry, context)]
     if left:
         await _attach_new(left, unit, context)
-    await _limit(entries, unit, context)
+    await _finish(entries, unit, context)
 
 
-async def _limit(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    """Impose the limits of disks that came; none stays without them."""
+async def _finish(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    """Impose the limits of what came, and give it the place in the boot order that it says; none stays without."""
     disks = [disk for disk in throttle.limited(unit) if f"disk.{disk.id}" in entries]
     try:
         await throttle.impose(disks, context.hardware.summary, context.monitor)
-    except MonitorError:
+        await bootorder.make_room(entries, unit, context)
+    except (MonitorError, ChangeError):
         for entry in entries:
             context.hardware.mark(entry, "leaving")
         await remind(context)
@@ -174,7 +175,11 @@ def _close(numbers: Mapping[str, int]) -> None:
 
 
 def _vm(context: Context) -> Vm:
-    return Vm(uuid=context.life.record.uuid, capabilities=context.capabilities)
+    return Vm(
+        uuid=context.life.record.uuid,
+        capabilities=context.capabilities,
+        boot_places=bootorder.taken_places(context.hardware),
+    )
 
 
 def check_plan(entries: Sequence[str], unit: Unit, context: Context) -> None:

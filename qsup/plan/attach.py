@@ -7,7 +7,9 @@ Must not: describe a device otherwise than at a start: both are the same `Part`;
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Collection
+
+from attrs import evolve, frozen
 
 from qsup.errors import UnsupportedError
 from qsup.plan.blockdev import chain_nodes, image_backends, image_chain
@@ -30,10 +32,13 @@ class Vm:
     Args:
         uuid: from which MAC addresses derive.
         capabilities: of its QEMU.
+        boot_places: the places in the boot order that its devices have. QEMU gives none twice, so what comes to one of
+            these comes without, and gets it once the device that has it has another.
     """
 
     uuid: str
     capabilities: Capabilities
+    boot_places: Collection[int] = ()
 
 
 @frozen(kw_only=True)
@@ -71,7 +76,9 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     if bus in ("scsi", "usb"):
         found, summary, name = _with_controller(bus, board, summary)
     place = _place(disk, bus, name, summary)
-    planned = disk_part(disk, bus, place, board, None, next_fdset(summary))
+    # what says nothing is booted from after the next start: what the VM boots from now is not what came last
+    bootindex = None if disk.bootindex < 0 or disk.bootindex in vm.boot_places else disk.bootindex
+    planned = disk_part(disk, bus, place, board, bootindex, next_fdset(summary))
     return [*found, Attachment(part=planned.part, disk=planned.plan)]
 
 
@@ -170,7 +177,15 @@ def attach_nic(unit: Unit, nic: NicSection, summary: PlanSummary, vm: Vm) -> lis
     board = BOARDS[summary.family]
     place = Place(properties=free_slot(summary, nic_role(nic, board)))
     planned = nic_part(nic, place, vm.uuid, board, vm.capabilities)
-    return [Attachment(part=planned.part, nic=planned.plan)]
+    part = planned.part
+    if nic.bootindex in vm.boot_places:
+        part = evolve(part, devices=tuple(map(_unplaced, part.devices)))
+    return [Attachment(part=part, nic=planned.plan)]
+
+
+def _unplaced(device: Properties) -> Properties:
+    """A device without its place in the boot order; that it has a boot ROM stays."""
+    return {name: value for name, value in device.items() if name != "bootindex"}
 
 
 def attach_device(unit: Unit, device: DeviceSection, summary: PlanSummary, vm: Vm) -> list[Attachment]:

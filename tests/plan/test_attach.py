@@ -12,10 +12,18 @@ from attrs import evolve
 
 from qsup.errors import UnsupportedError
 from qsup.plan import hotplug, inventory
-from qsup.plan.attach import Attachment, Vm, attach_device
+from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_nic
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DevicePlan, PartPlan, PlanSummary
-from qsup.unit.model import AgentSection, DeviceSection, DiskSection, MachineSection, MemorySection, Unit
+from qsup.unit.model import (
+    AgentSection,
+    DeviceSection,
+    DiskSection,
+    MachineSection,
+    MemorySection,
+    NicSection,
+    Unit,
+)
 from tests.plan import goldens
 from tests.plan.building import build
 
@@ -174,6 +182,26 @@ def test_what_was_there_from_the_start_goes_the_same_way() -> None:
         part = inventory.find(summary, "device.x")
         assert part is not None
         assert removals(part) == going
+
+
+def test_what_comes_has_its_place_in_the_boot_order_unless_something_has_it() -> None:
+    """QEMU gives none twice; a NIC that has to wait for its place has a boot ROM all the same."""
+    disk, nic = DiskSection(id="x", path="x.img", bootindex=1), NicSection(id="x", bootindex=0)
+    unit = Unit(disks=(DiskSection(id="root", path="root.img"), disk))
+    summary = build(evolve(unit, disks=unit.disks[:1])).summary()
+    (came,) = attach_disk(unit, disk, summary, evolve(VM, boot_places={0}))
+    assert came.part.devices[0]["bootindex"] == 2
+    assert came.disk is not None
+    assert came.disk.bootindex == 1
+    (came,) = attach_disk(unit, disk, summary, evolve(VM, boot_places={0, 1}))
+    assert "bootindex" not in came.part.devices[0]
+    assert came.disk is not None
+    assert came.disk.bootindex == -1
+    with_nic = evolve(unit, disks=unit.disks[:1], nics=(nic,))
+    (came,) = attach_nic(with_nic, nic, summary, evolve(VM, boot_places={0}))
+    assert came.part.devices[0].keys().isdisjoint({"bootindex", "romfile"})
+    (came,) = attach_nic(with_nic, nic, summary, VM)
+    assert came.part.devices[0]["bootindex"] == 1
 
 
 @pytest.mark.parametrize("type", ["rng", "watchdog", "share", "pci"])

@@ -16,7 +16,19 @@ from qsup.errors import DeniedError, QmpCommandError
 from tests.ctl.running import terminal
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
-from tests.real.hotplug import agree, fdsets, finished, image, nodes, patch, peripherals, qmp, state
+from tests.real.hotplug import (
+    agree,
+    attach_lasting,
+    detach,
+    fdsets,
+    finished,
+    image,
+    nodes,
+    patch,
+    peripherals,
+    qmp,
+    state,
+)
 from tests.real.lasting import disks, said, start
 from tests.waiting import came_true
 
@@ -284,6 +296,43 @@ def test_all_that_is_booted_from_changes_its_place(daemon: Daemon, qemu: Emulato
         path = f"/machine/peripheral/{key.replace('.', '-')}"
         assert qmp(daemon, "web", "qom-get", path=path, property="bootindex") == place + 1
     assert verdicts(daemon) == {}
+
+
+def test_what_is_attached_has_its_place_in_the_boot_order(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """The one that it says, and then those that say nothing are not booted from; what says none has none yet."""
+    for name in ("root", "data", "first"):
+        image(daemon, f"{name}.img")
+    daemon.unit("web", rom_unit(qemu, rom_guest, tables='[[disk]]\nid = "root"\npath = "root.img"\n'))
+    daemon.do("web", "start")
+
+    def places() -> dict[str, int]:
+        devices = sorted(each for each in peripherals(daemon, "web") if each.startswith(("disk-", "nic-")))
+        path = "/machine/peripheral/{}".format
+        return {name: qmp(daemon, "web", "qom-get", path=path(name), property="bootindex") for name in devices}
+
+    def come(noun: str, **entry: object) -> None:
+        operation = attach_lasting(daemon, "web", noun, **entry)
+        assert operation["state"] == "succeeded", operation
+
+    come("disks", id="data", path="data.img")
+    assert places() == {"disk-data": -1, "disk-root": 1}
+    # in the place of one that has none any more
+    come("nics", id="lan", bootindex=0)
+    assert places() == {"disk-data": -1, "disk-root": -1, "nic-lan": 1}
+    come("disks", id="first", path="first.img", bus="scsi", bootindex=1)
+    assert places() == {"disk-data": -1, "disk-first": 2, "disk-root": -1, "nic-lan": 1}
+    assert "boots from" in detach(daemon, "web", "disks/first")["error"]["detail"]
+    daemon.restart()
+    daemon.wait("web", "running")
+    # all of them at once: what comes takes the place of what moves
+    last = {"id": "last", "type": "cdrom", "bus": "usb", "bootindex": 0}
+    body = {"changes": {"nic": [{"id": "lan", "bootindex": 2}], "disk": [last]}}
+    assert patch(daemon, "web", body)["state"] == "succeeded"
+    before = places()
+    assert before == {"disk-data": -1, "disk-first": 2, "disk-last": 1, "disk-root": -1, "nic-lan": 3}
+    assert verdicts(daemon) == {}
+    daemon.do("web", "restart")
+    assert places() == before
 
 
 def test_a_daemon_that_is_killed_meanwhile_leaves_it_to_the_next(

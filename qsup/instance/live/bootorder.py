@@ -41,16 +41,46 @@ class BootOrder:
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Give every device its place; one that is named may move others, which have one by the order of the unit."""
-        wanted = _places(unit, context.hardware)
-        places = {device: await _place(device, context) for device in wanted}
-        moved = {device: place for device, place in wanted.items() if place != places[device]}
-        try:
-            await _move(moved, context)
-        except QmpCommandError as error:
-            await _move({device: places[device] for device in moved}, context)
-            raise ChangeError(f"QEMU does not take the boot order: {error.message}", instance=context.name) from error
-        context.hardware.order_boot(boot_order(unit))
+        await _arrange(unit, context)
         return {}
+
+
+async def make_room(entries: Sequence[str], unit: Unit, context: Context) -> None:
+    """Give all their places once something has come that says its own, where a disk's is another than before.
+
+    Args:
+        entries: what has come.
+        unit: with it.
+
+    Raises:
+        ChangeError: QEMU does not take that order; it has the one before.
+        MonitorError: QEMU did not answer.
+    """
+    order = boot_order(unit)
+    placed = [f"disk.{disk.id}" for disk in unit.disks if disk.bootindex >= 0]
+    placed += [f"nic.{nic.id}" for nic in unit.nics if nic.bootindex >= 0]
+    if set(entries).isdisjoint(placed):
+        return
+    if any(disk.bootindex != order.get(disk.id, -1) for disk in context.hardware.summary.disks):
+        await _arrange(unit, context)
+
+
+def taken_places(hardware: Hardware) -> frozenset[int]:
+    """The places in the boot order that something has, as the unit counts them."""
+    found = [*(disk.bootindex for disk in hardware.summary.disks), *(nic.bootindex for nic in hardware.unit.nics)]
+    return frozenset(place for place in found if place >= 0)
+
+
+async def _arrange(unit: Unit, context: Context) -> None:
+    wanted = _places(unit, context.hardware)
+    places = {device: await _place(device, context) for device in wanted}
+    moved = {device: place for device, place in wanted.items() if place != places[device]}
+    try:
+        await _move(moved, context)
+    except QmpCommandError as error:
+        await _move({device: places[device] for device in moved}, context)
+        raise ChangeError(f"QEMU does not take the boot order: {error.message}", instance=context.name) from error
+    context.hardware.order_boot(boot_order(unit))
 
 
 def _places(unit: Unit, hardware: Hardware) -> dict[str, int]:
