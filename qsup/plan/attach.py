@@ -19,9 +19,10 @@ from qsup.plan.hotplug import Command
 from qsup.plan.identity import node_name
 from qsup.plan.inventory import CONTROLLER, devices_of, free_controller, free_slot, next_fdset, takes_nothing, with_part
 from qsup.plan.network import nic_part, nic_role
-from qsup.plan.others import Tools, device_part, needs_slot, place_on_bus
+from qsup.plan.others import Tools, device_part, place_on_bus
 from qsup.plan.part import Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
+from qsup.unit.families import needs_slot
 from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
 

@@ -16,7 +16,7 @@ from qsup.plan.blockdev import chain_nodes, image_backends, image_chain, is_read
 from qsup.plan.board import Board, Place
 from qsup.plan.part import Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan
-from qsup.unit.families import FAMILIES
+from qsup.unit.families import BUS_ROOM, FAMILIES
 from qsup.unit.model import WRITE_THROUGH, DiskSection, Unit, effective_bus
 
 _MODELS = {
@@ -30,8 +30,6 @@ _MODELS = {
     ("cdrom", "ide"): "ide-cd",
     ("cdrom", "usb"): "scsi-cd",  # usb-storage is always a disk: a drive is a SCSI drive on the bare transport
 }
-#: Disks on one bus; virtio and NVMe disks have slots of the board instead.
-_ROOM = {"sata": 6, "ide": 4, "scsi": 256, "usb": 14}
 _SHORT_SERIAL = 20  # characters (NVM Express, Identify Controller; QEMU's SCSI device_id)
 
 
@@ -59,7 +57,7 @@ def disk_parts(
     parts = []
     for disk in unit.disks:
         bus = effective_bus(unit, disk)
-        slots = "board" if bus in ("virtio", "nvme") else bus
+        slots = bus if bus in BUS_ROOM else "board"
         check_disk(disk, bus, board, capabilities)
         place = _place(disk, bus, next(counts.setdefault(slots, itertools.count())), board)
         parts.append(disk_part(disk, bus, place, board, boot.get(disk.id), fdsets))
@@ -110,8 +108,8 @@ def check_disk(disk: DiskSection, bus: str, board: Board, capabilities: Capabili
 
 def _place(disk: DiskSection, bus: str, index: int, board: Board) -> Place:
     """Where disk number ``index`` of its bus hangs."""
-    if index >= _ROOM.get(bus, index + 1):
-        raise UnsupportedError(f"disk {disk.id!r}: there is room for {_ROOM[bus]} disks on a {bus} bus")
+    if index >= BUS_ROOM.get(bus, index + 1):
+        raise UnsupportedError(f"disk {disk.id!r}: there is room for {BUS_ROOM[bus]} disks on a {bus} bus")
     match bus:
         case "scsi":
             return Place(properties={"bus": "scsi.0", "channel": 0, "scsi-id": index, "lun": 0})

@@ -17,11 +17,8 @@ from qsup.plan.disks import boot_property
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Capabilities, NicPlan, TapFd
-from qsup.unit.families import FAMILIES
+from qsup.unit.families import FAMILIES, nic_kind
 from qsup.unit.model import NicSection
-
-#: Conventional PCI cards; the others are PCI Express ones.
-_LEGACY = ("e1000", "rtl8139")
 
 
 @frozen(kw_only=True)
@@ -52,7 +49,7 @@ def nic_parts(nics: Sequence[NicSection], uuid: str, board: Board, capabilities:
 
 def nic_role(nic: NicSection, board: Board) -> str:
     """Which slots of the board its card takes."""
-    return "legacy-nic" if nic.model in _LEGACY and "legacy-nic" in board.several else "nic"
+    return nic_kind(nic, board.several)
 
 
 def nic_part(nic: NicSection, place: Place, uuid: str, board: Board, capabilities: Capabilities) -> NicPart:

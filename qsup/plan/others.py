@@ -15,10 +15,8 @@ from qsup.plan.board import Board, Place
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, connected_chardev
 from qsup.plan.spec import Capabilities, ConnectFd, ListenerFd, PciTaken, ShareFd, UsbFd
+from qsup.unit.families import needs_slot
 from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
-
-#: The types that need no slot of their own; the controller that they are on is called so at a start.
-_ON_BUSES = ("serial", "usb")
 
 
 @frozen(kw_only=True)
@@ -34,11 +32,6 @@ class Tools:
     capabilities: Capabilities
     uuid: str
     fdsets: Iterator[int]
-
-
-def needs_slot(device: DeviceSection) -> bool:
-    """Whether it is on the machine's own bus."""
-    return device.type not in _ON_BUSES
 
 
 def device_parts(unit: Unit, tools: Tools) -> list[Part]:

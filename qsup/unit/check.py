@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from qsup.unit.families import FAMILIES, unplanned
+from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
 from qsup.unit.model import (
     AGENT_PORT,
@@ -256,6 +256,38 @@ def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
             yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
 
 
+#: What is counted together, and what to do where there is no room for more.
+_COUNTED = {
+    **{bus: (f"disks on {bus}", "" if bus == "scsi" else "; scsi has room for more") for bus in BUS_ROOM},
+    "disk": ("disks on virtio and nvme", "; scsi has room for more"),
+    "nic": ("NICs", ""),
+    "legacy-nic": ("e1000 and rtl8139 NICs", "; virtio and e1000e have room for more"),
+    "device": ("further devices", ""),
+}
+
+
+def _room(unit: Unit) -> Iterator[Finding]:
+    """There are no more disks, NICs and other devices of a kind than the machine has room for."""
+    name = machine_family(unit.machine.type)
+    if not name:
+        return  # a machine that is refused itself
+    room = {**FAMILIES[name].room, **BUS_ROOM}
+    counted: dict[str, list[Sequence[Key]]] = {}
+    for disk in unit.disks:
+        bus = effective_bus(unit, disk)
+        key = ("disk", disk.id)
+        counted.setdefault(bus if bus in BUS_ROOM else "disk", []).append([(*key, "bus"), (*key, "path")])
+    for nic in unit.nics:
+        counted.setdefault(nic_kind(nic, room), []).append([("nic", nic.id, "model"), ("nic", nic.id, "id")])
+    for device in filter(needs_slot, unit.devices):
+        counted.setdefault("device", []).append([("device", device.id, "type")])
+    for kind, entries in counted.items():
+        if len(entries) > room[kind]:
+            words, instead = _COUNTED[kind]
+            message = f"a {name} machine has room for {room[kind]} {words}, not {len(entries)}{instead}"
+            yield Finding(message, entries[room[kind]])
+
+
 def _throttles(unit: Unit) -> Iterator[Finding]:
     """A limit for reads and writes together excludes one for either; a burst is no slower than the average it is of."""
     for disk in unit.disks:
@@ -464,6 +496,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _ids,
     _boot_order,
     _disks,
+    _room,
     _throttles,
     _paths,
     _chains,

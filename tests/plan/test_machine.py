@@ -67,6 +67,7 @@ def test_every_family_has_its_board() -> None:
         assert {bus: bus in family.disk_buses for bus in ("scsi", "usb")} == {
             bus: bus in board.single for bus in ("scsi", "usb")
         }
+        assert family.room == {kind: slots.size for kind, slots in board.several.items() if kind != "free"}
 
 
 def test_deprecated_machine_is_warned_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from qsup.errors import UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, free_port, linux_unit, rom_unit
-from tests.real.hotplug import agree, attach, change, detach, guest, peripherals, qmp, shown
+from tests.real.hotplug import agree, attach, attach_lasting, change, detach, guest, peripherals, qmp, shown
 from tests.waiting import came_true, poll_until
 
 pytestmark = [pytest.mark.real]
@@ -128,6 +130,21 @@ def test_a_nic_that_cannot_be_leaves_nothing(daemon: Daemon, emulator: Emulator,
     assert (shown(daemon, "web"), netdevs(daemon, "web")) == before
     names = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     assert ": qs" not in names
+
+
+def test_nothing_comes_with_which_the_vm_would_not_start_again(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path
+) -> None:
+    """Though there are free ports: a start has places of its own for these cards."""
+    daemon.unit("web", rom_unit(emulator, rom_guest))
+    daemon.do("web", "start")
+    for number in range(4):
+        operation = attach_lasting(daemon, "web", "nics", id=f"n{number}", model="e1000")
+        assert operation["state"] == "succeeded", operation
+    operation = attach_lasting(daemon, "web", "nics", id="more", model="e1000")
+    assert operation["error"]["code"] == UnitError.code
+    assert "room for 4 e1000 and rtl8139 NICs" in json.dumps(operation["error"])
+    assert len(daemon.do("web", "restart")["nics"]) == 4
 
 
 def test_a_random_number_generator_comes_and_goes(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:

@@ -42,7 +42,10 @@ def test_wrong_changes_are_named_by_key() -> None:
     [
         ({"memory": {"size": None}}, "expected a string, not null"),
         ({"disk": [{"id": "a", "path": "a"}, {"id": "a", "path": "b"}]}, "the id 'a' is taken: another entry has it"),
-        ({"disk": [{"id": f"d{n}", "path": "same"} for n in range(200)]}, "is the path of disk 'd0' already"),
+        (
+            {"disk": [{"id": f"d{n}", "path": "x", "bus": "scsi"} for n in range(99)]},
+            "is the path of disk 'd0' already",
+        ),
     ],
     ids=["null", "twice", "many"],
 )

@@ -247,3 +247,37 @@ def test_channels_are_counted() -> None:
     assert errors(channels) == []
     (found,) = errors(f'{channels}[[device]]\nid = "more"\ntype = "serial"\n')
     assert f"at most {MAX_CHANNELS} serial channels, not {MAX_CHANNELS + 1}" in found
+
+
+ENTRIES = {
+    "virtio": '[[disk]]\nid = "{id}"\npath = "{id}.img"\nbus = "virtio"\n',
+    "nvme": '[[disk]]\nid = "{id}"\npath = "{id}.img"\nbus = "nvme"\n',
+    "usb": '[[disk]]\nid = "{id}"\npath = "{id}.img"\nbus = "usb"\n',
+    "e1000": '[[nic]]\nid = "{id}"\nmodel = "e1000"\n',
+    "nic": '[[nic]]\nid = "{id}"\n',
+    "rng": '[[device]]\nid = "{id}"\ntype = "rng"\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("machine", "entry", "room", "words"),
+    [
+        ("q35", "e1000", 4, "e1000 and rtl8139 NICs, not 5; virtio and e1000e have room for more"),
+        ("q35", "usb", 14, "disks on usb, not 15; scsi has room for more"),
+        ("q35", "nic", 32, "NICs, not 33"),
+        ("pc", "e1000", 8, "NICs, not 9"),
+        ("pc", "nvme", 10, "disks on virtio and nvme, not 11; scsi has room for more"),
+        ("pc", "rng", 4, "further devices, not 5"),
+        ("microvm", "virtio", 11, "disks on virtio and nvme, not 12; scsi has room for more"),
+    ],
+)
+def test_there_is_no_more_than_a_machine_has_room_for(machine: str, entry: str, room: int, words: str) -> None:
+    """The first that has no room is blamed, whatever else there is."""
+    other = '[[device]]\nid = "port"\ntype = "serial"\n'
+    fits = f'[machine]\ntype = "{machine}"\n{other}' + "".join(
+        ENTRIES[entry].format(id=f"d{number}") for number in range(room)
+    )
+    assert errors(fits) == []
+    (found,) = errors(fits + ENTRIES[entry].format(id="more"))
+    assert ".more." in found
+    assert f"a {machine} machine has room for {room} {words}" in found
