@@ -61,10 +61,12 @@ async def attach(entries: Sequence[str], unit: Unit, context: Context) -> None:
 
 
 async def _finish(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    """Impose the limits of what came, and give it the place in the boot order that it says; none stays without."""
+    """Impose limits on what came, take links down, and give places in the boot order; nothing stays without."""
+    nics = [entry_of(unit, entry) for entry in entries if entry.startswith("nic.")]
     disks = [disk for disk in throttle.limited(unit) if f"disk.{disk.id}" in entries]
     try:
         await throttle.impose(disks, context.hardware.summary, context.monitor)
+        await unplug_links(nics, context.monitor)
         await bootorder.make_room(entries, unit, context)
     except (MonitorError, ChangeError):
         for entry in entries:
@@ -118,7 +120,6 @@ async def _attach_new(entries: Sequence[str], unit: Unit, context: Context) -> N
                 await forget(attachment.part.entry, context)
                 release_bridges(filter(None, [attachment.nic]))
         raise
-    await unplug_links([entry_of(unit, entry) for entry in entries if entry.startswith("nic.")], context.monitor)
 
 
 async def _give(planned: Sequence[Attachment], context: Context) -> None:
