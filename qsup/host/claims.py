@@ -109,7 +109,7 @@ class Claims:
         for other, claims in self._held.items():
             for claim in filter(wanted.conflicts, claims):
                 what = f"{'written' if claim.writable else 'read'} by"
-                who = "another disk of this VM" if other == holder else f"VM {other}"
+                who = f"{claim.entry or 'another disk'} of this VM" if other == holder else f"VM {other}"
                 raise _in_use(wanted.path, f"{what} {who}", holder=other)
 
 

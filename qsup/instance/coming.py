@@ -29,6 +29,7 @@ from qsup.instance.hardware import Attached, entry_of
 from qsup.instance.hotplug import STEP_TIMEOUT, Piece
 from qsup.instance.images import open_images
 from qsup.instance.live import bootorder, throttle
+from qsup.instance.live.nics import meet
 from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug_links
 from qsup.plan import inventory
 from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_nic
@@ -184,8 +185,36 @@ def _vm(context: Context) -> Vm:
 
 
 def check_plan(entries: Sequence[str], unit: Unit, context: Context) -> None:
-    """See that entries can come, all together; what `_plan` raises."""
-    _plan(entries, unit, context.hardware.summary, _vm(context))
+    """See that entries can come, all together.
+
+    Raises:
+        UnsupportedError: what `_plan` raises.
+        ChangeError: what one needs of the host is another's that has yet to go: it was given another name.
+    """
+    for attachment in _plan(entries, unit, context.hardware.summary, _vm(context)):
+        if found := _still_anothers(attachment, unit, context):
+            words = f"{attachment.part.entry} needs {found[0]}, which is {found[1]}'s until that has gone"
+            raise ChangeError(words, hint="apply the unit once more then")
+
+
+def _still_anothers(attachment: Attachment, unit: Unit, context: Context) -> tuple[str, str] | None:
+    """What of the host one needs that the VM has for another, and for which; the unit has no such two at a time."""
+    pool = context.services.layout.pools[0]
+    for image in attachment.part.fds:
+        for claim in context.hardware.claims:
+            if (
+                isinstance(image, ImageFd)
+                and os.path.normpath(pool / image.path) == os.path.normpath(pool / claim.path)
+                and (image.claim_write or claim.writable)
+                and not (image.shareable and claim.shareable)
+            ):
+                return f"the disk image {image.path}", claim.entry
+    forwards = () if attachment.nic is None else entry_of(unit, attachment.part.entry).forward
+    for forward in forwards:
+        for nic in context.hardware.unit.nics:
+            if any(meet(forward, other) for other in nic.forward):
+                return f"port {forward.host_port} of the host", f"nic.{nic.id}"
+    return None
 
 
 def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> list[Attachment]:

@@ -15,7 +15,7 @@ from qsup.ctl.websocket import connect
 from qsup.errors import DeniedError, QmpCommandError
 from tests.ctl.running import terminal
 from tests.guests import Emulator, LinuxGuest
-from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
+from tests.real.daemons import DEADLINE, Daemon, free_port, linux_unit, rom_unit
 from tests.real.hotplug import (
     agree,
     attach_lasting,
@@ -156,6 +156,32 @@ def test_what_has_gone_from_a_unit_is_detached(daemon: Daemon, qemu: Emulator, l
     assert not fdsets(daemon, "web")
     assert verdicts(daemon) == {}
     assert (said(daemon), daemon.view("web")["unit"]["needs_restart"]) == ("", False)
+
+
+def test_what_has_another_name_goes_and_comes_again(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """Its image and its port of the host are the old one's until that has gone, so it takes two steps, and says so."""
+    image(daemon, "data.img")
+    port = free_port()
+    text = linux_unit(qemu, linux_guest)
+    tables = f'[[disk]]\nid = "old"\npath = "data.img"\n[[nic]]\nid = "old-lan"\nforward = ["{port}:80"]\n'
+    daemon.unit("web", text + tables)
+    daemon.do("web", "start")
+    path = f"{daemon.images}/./data.img"
+    other = tables.replace('"old', '"new').replace("data.img", path)
+    rewrite(daemon, text + other + '[[device]]\nid = "random"\ntype = "rng"\n')
+    expected = dict.fromkeys(("disk.old", "nic.old-lan", "device.random"), "live")
+    assert verdicts(daemon) == {**expected, "disk.new": "start", "nic.new-lan": "start"}
+    operation = begin_apply(daemon, 30)
+    assert operation["state"] == "succeeded", operation
+    why = {key: said.get("why") for key, said in operation["result"]["keys"].items() if said["applied"] == "start"}
+    assert why == {
+        "disk.new": f"disk.new needs the disk image {path}, which is disk.old's until that has gone",
+        "nic.new-lan": f"nic.new-lan needs port {port} of the host, which is nic.old-lan's until that has gone",
+    }
+    assert verdicts(daemon) == {"disk.new": "live", "nic.new-lan": "live"}
+    assert begin_apply(daemon, 30)["state"] == "succeeded"
+    assert (disks(daemon), [nic["id"] for nic in daemon.view("web")["nics"]]) == (["new"], ["new-lan"])
+    assert (verdicts(daemon), agree(daemon, "web")) == ({}, True)
 
 
 def test_what_a_guest_does_not_let_go_ends_with_a_reset(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

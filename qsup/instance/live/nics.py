@@ -46,7 +46,7 @@ class NicKeys:
         before, after = _of(context.hardware.unit, change.key), _of(unit, change.key)
         going = tuple(_without(before.forward, after.forward))
         for forward in _without(after.forward, before.forward):
-            if not any(_meet(forward, other) for other in going):
+            if not any(meet(forward, other) for other in going):
                 check_forward(after.id, str(forward))
 
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
@@ -76,7 +76,7 @@ def _without(forwards: Sequence[Forward], others: Sequence[Forward]) -> Iterator
     return (forward for forward in forwards if forward not in others)
 
 
-def _meet(one: Forward, other: Forward) -> bool:
+def meet(one: Forward, other: Forward) -> bool:
     """Whether they need the same port of the host, so that one comes only once the other has gone."""
     addresses = (one.host_address, other.host_address)
     same = one.host_address == other.host_address or "0.0.0.0" in addresses
@@ -87,7 +87,7 @@ async def _forward(monitor: Monitor, before: NicSection, after: NicSection) -> N
     """First what comes, then what goes: what is there in both is never interrupted. All of it or nothing."""
     netdev = f"nic-{after.id}"
     coming, going = tuple(_without(after.forward, before.forward)), tuple(_without(before.forward, after.forward))
-    first = [forward for forward in going if any(_meet(forward, other) for other in coming)]
+    first = [forward for forward in going if any(meet(forward, other) for other in coming)]
     steps: list[tuple[_Step, _Step, Forward]] = [
         *((remove_forward, add_forward, forward) for forward in first),
         *((add_forward, remove_forward, forward) for forward in coming),
