@@ -36,7 +36,7 @@ VERBS = {
     "set": ("set", "Change keys of a VM, while it runs where that is possible, and of its unit"),
     "apply": ("set", "Have a VM that runs be as its unit says, as far as that is possible"),
     "devices": ("attach", "Show every device of a VM that runs"),
-    "insert": ("disk", "Put a medium into a CD drive of a VM that runs"),
+    "insert": ("disk", "Put a medium into a CD drive of a VM"),
     "eject": ("disk", "Take the medium out of one"),
     "resize": ("disk", "Make a disk of a VM that runs larger"),
     "wait": ("wait", "Wait until VMs reach a state"),

@@ -327,7 +327,7 @@ class Body:
         operations, finished = self._services.operations, Finished(operation=asked.operation)
         arguments = operations.get(asked.operation).arguments
         try:
-            filing = self._filing(wanted=arguments["persist"])
+            filing = self._filing(wanted=bool(arguments.get("persist")))
             finished = evolve(finished, result=await file_only(arguments, filing, running=False))
         except QsupError as error:
             error.instance = self._name

@@ -19,13 +19,14 @@ from attrs import evolve, frozen
 from qsup.errors import ChangeError, QsupError
 from qsup.instance.coming import PLANNERS, attach, check_plan
 from qsup.instance.context import Context, Goal, LiveKeys
+from qsup.instance.drives import check_drive
 from qsup.instance.filing import Filing, file_only
 from qsup.instance.going import Waiting, check_can_go, depart, detach, leaving_for
 from qsup.instance.hardware import Hardware
 from qsup.instance.live import throttle
 from qsup.instance.live.bootorder import BootOrder
 from qsup.instance.live.caching import Caching
-from qsup.instance.live.medium import Medium, check_drive
+from qsup.instance.live.medium import Medium
 from qsup.instance.live.memory import SIZE, Memory, memory_goal
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.pins import PinKeys
@@ -86,7 +87,7 @@ async def carry_out(
     """
     context = evolve(context, force=bool(arguments.get("force")))
     if drive := arguments.get("drive"):
-        check_drive(str(drive), context)
+        check_drive(str(drive), context.hardware.unit, context.name)
     match request:
         case Request.DETACH:
             return await detach(arguments, context, filing)

@@ -13,10 +13,12 @@ from typing import Any
 from attrs import frozen
 
 from qsup.errors import ChangeError, QsupError
+from qsup.instance.drives import check_drive
 from qsup.instance.services import Persist
 from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said, result_of
 from qsup.unit.compare import compare
 from qsup.unit.compose import amend, pick
+from qsup.unit.entries import entry_of
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Applies, Unit
 
@@ -79,6 +81,23 @@ class Filing:
         self.on_filed(loaded)
 
 
+def check_same(entries: Sequence[str], after: Unit, unit: Unit) -> None:
+    """See that entries which the files do not have yet, and are to have, are those that run.
+
+    Args:
+        after: as the files would say it.
+        unit: as it is to run.
+
+    Raises:
+        ChangeError: one would be another at the next start.
+    """
+    for entry in entries:
+        wanted = entry_of(unit, entry)
+        if wanted is not None and entry_of(after, entry) != wanted:
+            words = f"the VM's unit does not have {entry}, and these keys alone would make another of it"
+            raise ChangeError(words, hint="say --runtime, or all of its keys")
+
+
 def absent(entry: str) -> dict[str, Any]:
     """The change by which a unit has an entry no more."""
     section, _, name = entry.partition(".")
@@ -105,7 +124,7 @@ async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bo
     """Change a VM's unit and nothing else: it does not run, or is to be changed at its next start.
 
     Args:
-        arguments: of ``set``; see `qsup.instance.change.carry_out`.
+        arguments: of ``set``; see `qsup.instance.change.carry_out`. ``force`` is about a guest, and means nothing here.
         running: it runs, so what the daemon alone acts on counts at once.
 
     Returns:
@@ -122,11 +141,14 @@ async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bo
         raise ChangeError(words, instance=filing.name, hint="start it first, or say --persist")
     before = await filing.rehearse(changes)
     assert before is not None
+    if drive := arguments.get("drive"):
+        check_drive(str(drive), before, filing.name)
     after = amend(before, changes, filing.name).unit
     found = [] if after is None else keys_said(compare(before, after), changes)
     said = [
         Said.of(change, AT_ONCE if running and change.needs is Applies.SUPERVISOR else AT_START) for change in found
     ]
-    if not arguments["dry_run"]:
+    dry_run = bool(arguments.get("dry_run"))
+    if not dry_run:
         await filing.write(changes)
-    return result_of(said, changed=bool(found), dry_run=arguments["dry_run"], persisted=True)
+    return result_of(said, changed=bool(found), dry_run=dry_run, persisted=True)

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from qsup.errors import ChangeError, QsupError, UnitError
 from qsup.instance import verdict
 from qsup.instance.context import Context, Goal, LiveKeys
-from qsup.instance.filing import Filing, with_besides
+from qsup.instance.filing import Filing, check_same, with_besides
 from qsup.instance.hardware import Hardware, entry_of
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
 from qsup.unit.compare import Change, compare
@@ -77,6 +77,7 @@ async def set_keys(
         known = {change.key for change in found}
         after = amend(before, changes, context.name).unit or before
         news = keys_said(compare(before, after), changes)
+        check_same([change.key for change in news if change.old is None], after, unit)
         said += [Said.of(change, verdict.LIVE) for change in news if change.key not in known]
     if dry_run:
         return result_of(said, changed=False, dry_run=True, persisted=filing.wanted)

@@ -107,12 +107,16 @@ async def test_how_long_a_guest_may_take(served: Daemon, ctl: Ctl) -> None:
     assert "--force-after takes at most 1h, not 1 month 1w" in result.err
 
 
-async def test_attach_and_detach_say_whether_it_is_to_last(served: Daemon, ctl: Ctl) -> None:
+async def test_what_comes_and_goes_says_whether_it_is_to_last(served: Daemon, ctl: Ctl) -> None:
     """Without an option the daemon decides."""
     for options, persist in (((), None), (("--persist",), True), (("--runtime",), False)):
         await ctl.ok("attach", "web", "disk", "id=data", "path=a.img", *options)
         assert asked(served.backend) == {"changes": {"disk": [{"id": "data", "path": "a.img"}]}, "persist": persist}
         await ctl.ok("detach", "web", "disk.root", "--force", *options)
+        assert asked(served.backend)["persist"] is persist
+        await ctl.ok("insert", "web", "cd", "a.iso", *options)
+        assert asked(served.backend)["persist"] is persist
+        await ctl.ok("eject", "web", "cd", *options)
         assert asked(served.backend)["persist"] is persist
 
 

@@ -12,6 +12,7 @@ from qsup.errors import ChangeError, ImageInUse, NoSuchDevice
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import DEADLINE, Daemon, linux_unit, rom_unit
 from tests.real.hotplug import attach, change, fdsets, image, in_guest, nodes, qmp, told
+from tests.real.lasting import said
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -113,6 +114,43 @@ def test_a_locked_tray(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) 
     assert inside(daemon, "scsi") == (SIZES["two.iso"], False)
     daemon.ctl("eject", "web", "scsi", "--force")
     assert inside(daemon, "scsi") == (0, True)
+
+
+def test_a_medium_lasts_unless_it_is_for_the_present_life(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The unit says what is in the drive, also of a VM that is down; a drive that it does not have is not made up."""
+    media(daemon)
+    daemon.unit("web", rom_unit(emulator, rom_guest, tables=drive("sata", "one.iso")))
+    daemon.do("web", "start")
+    daemon.ctl("insert", "web", "sata", "two.iso", "--runtime")
+    assert (shown(daemon, "sata")[0], said(daemon)) == ("two.iso", "")
+    daemon.ctl("insert", "web", "sata", "two.iso")
+    assert 'path = "two.iso"' in said(daemon)
+    assert shown_again(daemon) == "two.iso"
+    daemon.ctl("eject", "web", "sata")
+    assert 'path = ""' in said(daemon)
+    assert shown_again(daemon) == ""
+    attach(daemon, "web", "disks", id="scsi", type="cdrom", bus="scsi")
+    before = said(daemon)
+    refused = daemon.ctl("insert", "web", "scsi", "one.iso", check=False)
+    assert refused.returncode == 1
+    assert "does not have disk.scsi, and these keys alone would make another of it" in refused.stderr
+    assert (shown(daemon, "scsi")[0], said(daemon)) == ("", before)
+    daemon.ctl("insert", "web", "scsi", "one.iso", "--runtime")
+    daemon.do("web", "kill")
+    daemon.ctl("insert", "web", "sata", "one.iso")
+    assert said(daemon) == ""
+    for name, words in (("sata", "there is nothing to change but its unit"), ("none", "its CD drives: sata")):
+        options = ("--runtime",) if name == "sata" else ()
+        refused = daemon.ctl("insert", "web", name, "two.iso", *options, check=False)
+        assert (refused.returncode, words in refused.stderr) == (1, True), refused
+    daemon.do("web", "start")
+    assert shown(daemon, "sata")[0] == "one.iso"
+
+
+def shown_again(daemon: Daemon) -> str:
+    """The medium after another start."""
+    daemon.do("web", "restart")
+    return shown(daemon, "sata")[0]
 
 
 @pytest.mark.parametrize(

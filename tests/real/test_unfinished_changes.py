@@ -162,7 +162,7 @@ CASES = {
         tables=ROOT,
     ),
     "insert": Case(
-        asked=Asked(kind="set", path=f"{WEB}/disks/cd/insert", body={"path": "two.iso"}),
+        asked=Asked(kind="set", path=f"{WEB}/disks/cd/insert?persist=0", body={"path": "two.iso"}),
         done=inserted,
         tables='[[disk]]\nid = "cd"\ntype = "cdrom"\npath = "one.iso"\n',
     ),

@@ -144,7 +144,15 @@ async def _eject(call: Call) -> Answer:
 async def _change_medium(call: Call, medium: Mapping[str, Any]) -> Answer:
     drive = call.request.params["id"]
     changes = {"disk": [{"id": drive, **medium}]}
-    return await _begin(call, Verb.SET, {"changes": changes, "drive": drive, "force": call.body.get("force", False)})
+    arguments = {
+        "changes": changes,
+        "drive": drive,
+        "force": call.body.get("force", False),
+        "persist": call.query["persist"],
+        "dry_run": False,
+        "next_start": False,
+    }
+    return await _begin(call, Verb.SET, arguments)
 
 
 def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
@@ -188,7 +196,10 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
     )
 
 
-_MEDIUM = "A change of the disk's `path` and `format`. A guest that has locked the tray is asked, and has five seconds."
+_MEDIUM = (
+    "A change of the disk's `path` and `format`. A guest that has locked the tray is asked, and has five seconds. "
+    "Of a VM that is down the unit alone is changed."
+)
 
 ENDPOINTS = (
     Endpoint(
@@ -243,9 +254,9 @@ ENDPOINTS = (
         pattern=f"{INSTANCE}/disks/{{id}}/insert",
         handler=_insert,
         role=Role.ADMIN,
-        summary="Put a medium into a CD drive of a VM that runs",
+        summary="Put a medium into a CD drive of a VM",
         doc=f"{_MEDIUM} One that is in the drive is taken out, and is put back where the new one does not go in.",
-        query=(WAIT,),
+        query=(WAIT, _PERSIST),
         headers=KEY,
         body=Body(shape=wire.InsertRequest),
         replies=REPLIES,
@@ -257,9 +268,9 @@ ENDPOINTS = (
         pattern=f"{INSTANCE}/disks/{{id}}/eject",
         handler=_eject,
         role=Role.ADMIN,
-        summary="Take the medium out of a CD drive of a VM that runs",
+        summary="Take the medium out of a CD drive of a VM",
         doc=f"{_MEDIUM} The tray is left open.",
-        query=(WAIT,),
+        query=(WAIT, _PERSIST),
         headers=KEY,
         body=Body(shape=wire.EjectRequest, optional=True),
         replies=REPLIES,

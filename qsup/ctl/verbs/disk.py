@@ -1,4 +1,4 @@
-"""``resize``, ``insert`` and ``eject``: the disks and CD drives of a VM that runs.
+"""``resize``, ``insert`` and ``eject``: the disks and CD drives of a VM.
 
 Decides: how these are asked for, and that a size which was reached is told.
 Must not: judge what a disk can be; the daemon does.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from qsup.api.protocol import instance_path, quote
 from qsup.ctl.client import new_token
 from qsup.ctl.connection import Deadline
+from qsup.ctl.lasting import add_lasting, query
 from qsup.ctl.names import add_name, name_of_vm
 from qsup.ctl.verbs.attach import add_waiting
 from qsup.ctl.verbs.power import see_through
@@ -33,6 +34,7 @@ def options(parser: Parser, verb: str) -> None:
         )
     if verb != "resize":
         parser.add_argument("--force", action="store_true", help="also where the guest has locked the tray")
+        add_lasting(parser)
     add_waiting(parser)
 
 
@@ -45,7 +47,7 @@ def run(client: Client, options: Options) -> int:
         operation = client.patch(path, {"size": options.size}, key=key)
     elif options.verb == "insert":
         body = {"path": options.path, "format": options.format, "force": options.force}
-        operation = client.post(f"{path}/insert", body, key=key)
+        operation = client.post(f"{path}/insert{query(options)}", body, key=key)
     else:
-        operation = client.post(f"{path}/eject", {"force": options.force}, key=key)
+        operation = client.post(f"{path}/eject{query(options)}", {"force": options.force}, key=key)
     return see_through(client, {options.name: operation}, options, Deadline(options.timeout))

@@ -22,7 +22,7 @@ from typing import Any
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import ChangeError, MonitorError, NoSuchDevice, QmpCommandError
+from qsup.errors import ChangeError, MonitorError, QmpCommandError
 from qsup.host import descriptors
 from qsup.host.claims import Claim
 from qsup.instance import hotplug as wiring
@@ -78,21 +78,6 @@ async def settle_media(context: Context) -> None:
         if disk is not None:
             async with context.drives:
                 await _Drive(disk, context).settle()
-
-
-def check_drive(name: str, context: Context) -> None:
-    """See that there is such a drive.
-
-    Raises:
-        NoSuchDevice: there is no disk of that name.
-        ChangeError: it is no drive.
-    """
-    disk: DiskSection | None = entry_of(context.hardware.unit, f"disk.{name}")
-    if disk is None:
-        words = f"it has no disk {name}"
-        raise NoSuchDevice(words, instance=context.name, hint="`qsupctl devices` shows what it has")
-    if disk.type != "cdrom":
-        raise ChangeError(f"disk {name} is no CD drive", instance=context.name, hint="attach another disk instead")
 
 
 def _entry(change: Change) -> str:
