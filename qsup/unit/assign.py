@@ -19,6 +19,8 @@ from qsup.unit.quantity import alternatives, did_you_mean, shown
 #: Names of sections that stand for the key that is meant by them.
 _ALIASES = {"memory": "memory.size"}
 _LONGEST = 200
+#: A name and a key of each array of tables.
+_EXAMPLES = {"disk": "data.cache", "nic": "dmz.link", "device": "timer.action"}
 
 
 def changes_of(assignments: Mapping[str, str]) -> dict[str, Any]:
@@ -143,9 +145,17 @@ def _find_of_entry(section: str, rest: str) -> tuple[tuple[str, ...], Kind]:
             except ValueError as error:
                 raise RequestError(f"{section}: {error}") from error
             return (section, id_, *keys[name][0]), keys[name][1]
+    id_, _, key = rest.rpartition(".")
+    for inner in {name.rpartition(".")[0] for name in keys} - {""}:
+        if id_.endswith(f".{inner}"):
+            id_, key = id_.removesuffix(f".{inner}"), f"{inner}.{key}"
+    if id_ and key != "id":
+        near = did_you_mean(key, list(keys))
+        known = dict.fromkeys(name.partition(".")[0] for name in keys)
+        hint = "" if near else f"it has {alternatives(known, 'and')}"
+        raise RequestError(f"{section} {shown(id_)}: there is no key {shown(key)} of a {section}{near}", hint=hint)
     form = f"{section}.ID.KEY"
-    near = did_you_mean(rest.rpartition(".")[2], list(keys))
-    raise RequestError(f"{shown(f'{section}.{rest}')} is no {form}{near}", hint=f"such as {form} of {section}.ID")
+    raise RequestError(f"{shown(f'{section}.{rest}')} is no {form}", hint=f"such as {section}.{_EXAMPLES[section]}")
 
 
 # values
