@@ -34,7 +34,12 @@ def report(error: QsupError) -> int:
     lines = [f"qsupctl: {clean(error)}{_error_class(error)}"]
     diagnostics = error.details.get("diagnostics")
     if isinstance(diagnostics, list) and diagnostics:
-        lines = [f"qsupctl: {clean(diagnostic_line(diagnostic))}" for diagnostic in diagnostics]
+        # a line of a file says by itself whose it is
+        whose = f"{error.instance}: " if error.instance else ""
+        lines = [
+            f"qsupctl: {clean('' if diagnostic['line'] else whose)}{clean(diagnostic_line(diagnostic))}"
+            for diagnostic in diagnostics
+        ]
     if error.hint:
         lines.append(f"  hint: {clean(error.hint)}")
     complain(*lines)

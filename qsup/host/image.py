@@ -106,7 +106,10 @@ def open_image(
             _make_direct(image)
     except OSError as error:
         words = os.strerror(error.errno or 0)
-        raise ImageError(f"could not open disk image {path}: {words}", rule="open", path=path) from error
+        hint = (
+            f"a relative path begins at {pools[0]}" if error.errno == errno.ENOENT and not os.path.isabs(path) else ""
+        )
+        raise ImageError(f"could not open disk image {path}: {words}", hint=hint, rule="open", path=path) from error
     return image
 
 

@@ -22,7 +22,7 @@ from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.drives import check_drive
 from qsup.instance.filing import Filing, file_only
 from qsup.instance.going import Waiting, check_can_go, depart, detach, leaving_for
-from qsup.instance.hardware import Hardware
+from qsup.instance.hardware import Hardware, leaving
 from qsup.instance.live import throttle
 from qsup.instance.live.bootorder import BootOrder
 from qsup.instance.live.caching import Caching
@@ -172,6 +172,8 @@ async def _attach_alone(changes: Mapping[str, Any], context: Context, filing: Fi
     named = [f"{section}.{entry['id']}" for section, entries in changes.items() for entry in entries]
     # whoever takes it up may find that it was done, and not told
     if (known := [entry for entry in named if entry not in coming]) and not (context.again and not found):
+        if (part := hardware.part(known[0])) is not None and part.state == "leaving":
+            raise leaving(known[0])
         raise ChangeError(f"it has {known[0]} already", hint="choose another id, or detach that first")
     await filing.rehearse(changes, named)
     if coming:

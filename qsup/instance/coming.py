@@ -24,8 +24,8 @@ from qsup.host.process import let_lock
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
 from qsup.instance.context import Context
-from qsup.instance.going import forget, leaving, remind
-from qsup.instance.hardware import Attached, entry_of
+from qsup.instance.going import forget, remind
+from qsup.instance.hardware import Attached, entry_of, leaving
 from qsup.instance.hotplug import STEP_TIMEOUT, Piece
 from qsup.instance.images import open_images
 from qsup.instance.live import bootorder, throttle

@@ -240,11 +240,6 @@ async def remind(context: Context) -> None:
         await wiring.ask_to_go(part, context.monitor)
 
 
-def leaving(entry: str) -> ChangeError:
-    """Why nothing can be done with an entry that is on its way out."""
-    return ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
-
-
 async def forget(entry: str, context: Context) -> None:
     """Nothing of it is left in QEMU: give up what it had of the host."""
     nics = [nic for nic in context.hardware.summary.nics if entry == f"nic.{nic.id}"]

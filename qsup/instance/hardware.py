@@ -40,6 +40,11 @@ class Attached:
     claims: tuple[Claim, ...] = ()
 
 
+def leaving(entry: str) -> ChangeError:
+    """Why nothing can be done with an entry that is on its way out."""
+    return ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
+
+
 class Hardware:
     """The hardware of one life.
 
@@ -76,7 +81,7 @@ class Hardware:
         """
         part = self.part(entry)
         if part is None or part.state != "there":
-            raise ChangeError(f"{entry} is on its way out")
+            raise leaving(entry)
 
     def add(self, attached: Attached) -> None:
         """It is there, or coming; the unit is told separately."""

@@ -15,6 +15,7 @@ from qsup.host.image import OpenImage, open_image
 from qsup.host.storage import open_in_thread
 from qsup.instance.context import Context
 from qsup.instance.drives import find_drives
+from qsup.instance.hardware import leaving
 from qsup.plan.blockdev import is_block_device_path
 from qsup.plan.spec import DiskPlan
 from qsup.qmp import commands
@@ -59,7 +60,7 @@ def _plan(name: str, context: Context) -> DiskPlan:
     if plan is None or part is None or part.state == "coming":
         raise NoSuchDevice(f"it has no disk {name}", instance=context.name, hint="`qsupctl devices` shows what it has")
     if part.state == "leaving":
-        raise ChangeError(f"disk {name} is on its way out", instance=context.name)
+        raise leaving(part.entry)
     return plan
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from qsup.ctl.failures import report
 from qsup.ctl.verbs.operations import subject
 from qsup.ctl.verbs.set import describe
 from qsup.errors import ChangeError
@@ -95,6 +96,17 @@ async def test_what_is_attached_needs_a_name(served: Daemon, ctl: Ctl, words: tu
     result = await ctl("attach", "web", *words)
     assert (result.code, f"the {words[0]} needs an id" in result.err, hint in result.err) == (2, True, True)
     assert served.backend.operations() == ()
+
+
+def test_what_is_wrong_with_a_request_is_told_with_its_vm(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of a file says by itself whose it is."""
+    request = {"file": "the request", "line": 0, "key": "disk.a.bus", "message": "must be virtio"}
+    file = {"file": "/units/web.toml", "line": 3, "key": "memory.sise", "message": "unknown key"}
+    report(ChangeError("both", instance="web", diagnostics=[request, file]))
+    assert capsys.readouterr().err.splitlines() == [
+        "qsupctl: web: the request: disk.a.bus: must be virtio",
+        "qsupctl: /units/web.toml:3: memory.sise: unknown key",
+    ]
 
 
 async def test_how_long_a_guest_may_take(served: Daemon, ctl: Ctl) -> None:

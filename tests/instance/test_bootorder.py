@@ -102,5 +102,5 @@ async def test_what_is_on_its_way_out_gets_no_place() -> None:
     hardware, context = vm(ordered(a=0, b=1), Qemu({}))
     hardware.mark("disk.b", "leaving")
     (change,) = compare(ordered(a=0, b=1), ordered(a=0, b=2))
-    with pytest.raises(ChangeError, match="on its way out"):
+    with pytest.raises(ChangeError, match="still being detached"):
         BootOrder().check(change, ordered(a=0, b=2), context)

@@ -77,6 +77,11 @@ def test_an_answer_to_device_del_ends_nothing(daemon: Daemon, qemu: Emulator, ro
     again = detach(daemon, "web", "disks/data")
     assert (again["state"], again["error"]["code"]) == ("failed", ChangeError.code)
     assert "is being detached already" in again["error"]["detail"]
+    with daemon.client() as client:
+        larger = client.patch("/v1/instances/web/disks/data?wait=30", {"size": "2M"})
+    for refused in (larger, attach(daemon, "web", "disks", id="data", path="data.img")):
+        assert "disk.data is still being detached" in refused["error"]["detail"], refused
+        assert "wait until the guest has let it go" in refused["error"]["hint"]
     said = came_true(lambda: "pending until" in daemon.get(f"/v1/operations/{operation['id']}")["progress"], seconds=10)
     assert said
     daemon.do("web", "reset")
@@ -171,7 +176,7 @@ def test_there_are_as_many_slots_as_the_unit_says(daemon: Daemon, emulator: Emul
         ({"id": "data", "path": "data.img", "buss": "scsi"}, UnitError.code, "unknown key 'buss'"),
         ({"id": "root", "path": "data.img"}, ChangeError.code, "it has disk.root already"),
         ({"id": "data", "path": "data.img", "present": False}, ChangeError.code, "what is attached is present"),
-        ({"id": "data", "path": "none.img"}, "image", "none.img"),
+        ({"id": "data", "path": "none.img"}, "image", "a relative path begins at /"),
         ({"id": "data", "path": "data.img", "format": "qcow2"}, "image", "declared qcow2"),
         ({"id": "data", "path": "root.img"}, UnitError.code, "the path of disk 'root' already"),
         ({"id": "data", "path": "link.img"}, ImageInUse.code, "is written by disk.root of this VM"),
