@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from qsup.errors import ChangeError, DeniedError, GuestRefused, NoSuchDevice, QmpCommandError
+from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorError, NoSuchDevice, QmpCommandError
 from qsup.instance import hotplug as wiring
 from qsup.instance import outside
 from qsup.instance.context import NOTHING, Changes, Context, Goal
@@ -75,6 +75,10 @@ async def _ask(part: PartPlan, context: Context) -> None:
     except QmpCommandError as error:
         context.hardware.mark(part.entry, "there")
         raise ChangeError(f"QEMU does not detach {part.entry}: {error.message}", instance=context.name) from error
+    except MonitorError as error:
+        error.message = f"{part.entry}: {error.message}"
+        error.hint = error.hint or "QEMU may have heard: `qsupctl devices` shows it as leaving until that is known"
+        raise
 
 
 # what a unit does not have any more

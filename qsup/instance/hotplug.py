@@ -75,7 +75,10 @@ async def attach(pieces: Sequence[Piece], hardware: Hardware, monitor: Monitor, 
             telling = _telling(failures)
             subject = asked[errors.index(telling)][0].part.subject
             telling.message = f"{subject}: {telling.message}"
-            await _undo(pieces, made, hardware, monitor, sure=all(map(_has_not_come, failures)))
+            sure = all(map(_has_not_come, failures))
+            if not sure and not telling.hint:
+                telling.hint = "once QEMU answers, what came of it goes again; `qsupctl devices` shows that"
+            await _undo(pieces, made, hardware, monitor, sure=sure)
             raise telling
     for piece in pieces:
         hardware.mark(piece.attached.part.entry, "there")

@@ -72,7 +72,8 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     found: list[Attachment] = []
     check_disk(disk, bus, board, vm.capabilities)
     if bus in ("sata", "ide"):
-        raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint="use another bus, or restart it")
+        hint = "say bus=scsi or bus=usb" if disk.type == "cdrom" else "say bus=virtio, or another"
+        raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint=f"{hint}, or restart it")
     name = bus
     if bus in ("scsi", "usb"):
         found, summary, name = _with_controller(bus, board, summary)

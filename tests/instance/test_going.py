@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from qsup.errors import ChangeError, DeniedError, GuestRefused, QmpCommandError
+from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorTimeout, QmpCommandError
 from qsup.instance.context import Context
 from qsup.instance.going import Gone
 from qsup.plan.spec import DevicePlan, PartPlan
@@ -18,11 +18,12 @@ from qsup.plan.spec import DevicePlan, PartPlan
 class Vm:
     """One disk, and a QEMU that is asked for it."""
 
-    def __init__(self, *, refuses: bool = False) -> None:
+    def __init__(self, *, refuses: bool = False, is_mute: bool = False) -> None:
         self.there: PartPlan | None = PartPlan(
             entry="disk.data", devices=(DevicePlan(id="disk-data", driver="virtio-blk-pci"),)
         )
         self.refuses = refuses
+        self.is_mute = is_mute
         self.asked: list[Mapping[str, Any]] = []
         self.kept: list[str] = []
         self.state = "there"
@@ -43,6 +44,8 @@ class Vm:
         """Take or refuse ``device_del``."""
         await trio.lowlevel.checkpoint()
         self.asked.append(arguments)
+        if self.is_mute:
+            raise MonitorTimeout(f"{command}: no answer within 10 s")
         if self.refuses:
             raise QmpCommandError(command, "GenericError", "no hotplug here")
         return {}
@@ -67,6 +70,14 @@ async def test_what_the_guest_keeps_stays() -> None:
     vm.mark("disk.data", "there")
     with pytest.raises(GuestRefused, match=r"the guest does not let disk\.data go"):
         await goal.step(vm.context)
+
+
+async def test_what_qemu_may_have_heard_of_is_on_its_way_out() -> None:
+    """And that is said, with the name of what it is about."""
+    vm = Vm(is_mute=True)
+    with pytest.raises(MonitorTimeout, match=r"disk\.data: device_del: no answer within 10 s") as mute:
+        await Gone("disk.data").step(vm.context)
+    assert (vm.state, "QEMU may have heard" in mute.value.hint) == ("leaving", True)
 
 
 async def test_what_qemu_does_not_take_out_stays() -> None:

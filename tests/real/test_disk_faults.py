@@ -88,6 +88,7 @@ def test_a_mute_server_under_somebody_elses_node(daemon: Daemon, qemu: Emulator,
             operation = finished(daemon, operation)
         assert elapsed(began) < DEADLINE + 5
         assert operation["error"]["code"] == "qmp-timeout", operation
+        assert "once QEMU answers" in operation["error"]["hint"]
     daemon.wait("web", "running")
     poll_until(lambda: whole(daemon)[:1] + whole(daemon)[1:2] == before[:2], "nothing of it is left", seconds=DEADLINE)
     assert came_true(lambda: whole(daemon) == before, seconds=DEADLINE), whole(daemon)

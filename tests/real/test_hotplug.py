@@ -181,6 +181,7 @@ def test_there_are_as_many_slots_as_the_unit_says(daemon: Daemon, emulator: Emul
         ({"id": "data", "path": "root.img"}, UnitError.code, "the path of disk 'root' already"),
         ({"id": "data", "path": "link.img"}, ImageInUse.code, "is written by disk.root of this VM"),
         ({"id": "data", "path": "data.img", "bus": "sata"}, "unsupported", "takes no disks while the VM runs"),
+        ({"id": "cd", "type": "cdrom"}, "unsupported", "say bus=scsi or bus=usb"),
         ({"id": "data", "path": "/proc/version"}, "image", "/proc/version"),
     ],
     ids=str,
