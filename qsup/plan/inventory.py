@@ -168,6 +168,9 @@ def free_slot(summary: PlanSummary, role: str) -> Properties:
         for port in _free_ports(summary):
             return {"bus": port.id, "addr": "0x0"}
         total = slots(summary).total
+        if not total:
+            hint = "raise [machine] hotplug-slots and restart the VM"
+            raise UnsupportedError("there is no free slot: the VM was started without any", hint=hint)
         raise UnsupportedError(
             f"there is no free slot: all {total} PCIe root ports are taken",
             hint=_NO_SLOT if all(part.state != "leaving" for part in summary.parts) else f"{_MAY_COME}; or {_NO_SLOT}",

@@ -29,6 +29,10 @@ class Vm:
         self.bound = {f"{each.protocol}:{each.host_address}:{each.host_port}" for each in self.unit.nics[0].forward}
         self.summary = SimpleNamespace(nics=())
 
+    def check_there(self, entry: str) -> None:
+        """It is."""
+        assert entry == "nic.lan"
+
     async def execute(self, command: str, arguments: Any = None, **_: Any) -> str:
         """The human monitor's ``hostfwd_add`` and ``hostfwd_remove``."""
         assert command == "human-monitor-command"

@@ -212,6 +212,13 @@ def test_a_machine_that_takes_nothing_says_so(type: str) -> None:
         attach(DeviceSection(id="x", type=type), unit)
 
 
+def test_without_a_slot_there_is_nothing_to_detach() -> None:
+    """What would make room is said."""
+    with pytest.raises(UnsupportedError, match="the VM was started without any") as refused:
+        attach(DeviceSection(id="x", type="rng"), Unit(machine=MachineSection(hotplug_slots=0)))
+    assert refused.value.hint == "raise [machine] hotplug-slots and restart the VM"
+
+
 def test_a_controller_is_idle_once_nothing_is_on_it() -> None:
     """One at a time, and only what came for something; what may be somebody else's device on it keeps it."""
     attachments, summary = attach(DeviceSection(id="x", type="usb", port="1-2"))

@@ -86,6 +86,10 @@ def test_forwards_change_while_the_vm_runs(daemon: Daemon, qemu: Emulator, rom_g
     daemon.restart()
     daemon.wait("web", "running")
     assert len(daemon.view("web")["nics"][0]["forward"]) == 2
+    assert detach(daemon, "web", "nics/lan", wait=1)["state"] == "running"
+    for entry in ({"id": "lan", "forward": ["24999:22"]}, {"id": "lan", "link": "down"}):
+        operation = change(daemon, "web", nic=[entry])
+        assert "nic.lan is still being detached" in operation["error"]["detail"], operation
 
 
 @pytest.mark.alone

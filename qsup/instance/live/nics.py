@@ -42,7 +42,13 @@ class NicKeys:
         return _KEY.fullmatch(key) is not None
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
-        """New forwards must be possible; `NetworkError`."""
+        """See that the NIC is there, and that new forwards are possible.
+
+        Raises:
+            ChangeError: it is on its way out.
+            NetworkError: a port of the host cannot be had.
+        """
+        context.hardware.check_there(change.key.rpartition(".")[0])
         before, after = _of(context.hardware.unit, change.key), _of(unit, change.key)
         going = tuple(_without(before.forward, after.forward))
         for forward in _without(after.forward, before.forward):
