@@ -50,8 +50,11 @@ class Claim:
 
     def conflicts(self, other: Claim) -> bool:
         """Whether both cannot be had at the same time."""
-        same = self.key == other.key
-        return same and (self.writable or other.writable) and not (self.shareable and other.shareable)
+        return self.key == other.key and self.excludes(writable=other.writable, shareable=other.shareable)
+
+    def excludes(self, *, writable: bool, shareable: bool) -> bool:
+        """Whether nobody can have the image beside it who has it so."""
+        return (self.writable or writable) and not (self.shareable and shareable)
 
 
 class Claims:

@@ -36,7 +36,7 @@ from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_
 from qsup.plan.hotplug import unplugged
 from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, TapFd
 from qsup.qmp import commands
-from qsup.unit.model import Unit
+from qsup.unit.model import NicSection, Unit
 
 #: Seconds for what came in part only to go again, and between two looks.
 _GONE, _GONE_PAUSE = 5.0, 0.05
@@ -191,30 +191,28 @@ def check_plan(entries: Sequence[str], unit: Unit, context: Context) -> None:
         UnsupportedError: what `_plan` raises.
         ChangeError: what one needs of the host is another's that has yet to go: it was given another name.
     """
-    for attachment in _plan(entries, unit, context.hardware.summary, _vm(context)):
-        if found := _still_anothers(attachment, unit, context):
-            words = f"{attachment.part.entry} needs {found[0]}, which is {found[1]}'s until that has gone"
-            raise ChangeError(words, hint="apply the unit once more then")
-
-
-def _still_anothers(attachment: Attachment, unit: Unit, context: Context) -> tuple[str, str] | None:
-    """What of the host one needs that the VM has for another, and for which; the unit has no such two at a time."""
     pool = context.services.layout.pools[0]
-    for image in attachment.part.fds:
-        for claim in context.hardware.claims:
-            if (
-                isinstance(image, ImageFd)
-                and os.path.normpath(pool / image.path) == os.path.normpath(pool / claim.path)
-                and (image.claim_write or claim.writable)
-                and not (image.shareable and claim.shareable)
-            ):
-                return f"the disk image {image.path}", claim.entry
-    forwards = () if attachment.nic is None else entry_of(unit, attachment.part.entry).forward
-    for forward in forwards:
-        for nic in context.hardware.unit.nics:
-            if any(meet(forward, other) for other in nic.forward):
-                return f"port {forward.host_port} of the host", f"nic.{nic.id}"
-    return None
+    # however a path is spelled; what is one file by a link is seen when it is opened
+    held = {os.path.normpath(pool / claim.path): claim for claim in context.hardware.claims}
+    for attachment in _plan(entries, unit, context.hardware.summary, _vm(context)):
+        entry, found = attachment.part.entry, ""
+        for image in (fd for fd in attachment.part.fds if isinstance(fd, ImageFd)):
+            claim = held.get(os.path.normpath(pool / image.path))
+            if claim is not None and claim.excludes(writable=image.claim_write, shareable=image.shareable):
+                found = f"the disk image {image.path}, which is {claim.entry}'s"
+        if attachment.nic is not None:
+            found = _forwarded(entry_of(unit, entry), context.hardware.unit)
+        if found:
+            raise ChangeError(f"{entry} needs {found} until that has gone", hint="apply the unit once more then")
+
+
+def _forwarded(nic: NicSection, running: Unit) -> str:
+    """Which port of the host a NIC needs that another has, and which; the unit has no such two at a time."""
+    for other in running.nics:
+        for forward in nic.forward:
+            if any(meet(forward, theirs) for theirs in other.forward):
+                return f"port {forward.host_port} of the host, which is nic.{other.id}'s"
+    return ""
 
 
 def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> list[Attachment]:
