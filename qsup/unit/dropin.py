@@ -27,7 +27,9 @@ from qsup.unit.write import difference, unit_text
 
 #: The drop-in of a unit that changes of its VM are written to.
 CHANGES = "90-changes.toml"
-_HEADER = "# What was changed by `qsupctl set`, `attach` and `detach`. qsupd writes this file anew at each change.\n\n"
+_HEADER = (
+    "# What was changed by `qsupctl set`, `attach`, `insert` and so on. qsupd writes this file anew at each change.\n\n"
+)
 
 
 def changed_text(
