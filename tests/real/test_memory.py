@@ -175,6 +175,22 @@ def test_modules_come_and_go(daemon: Daemon, qemu: Emulator, linux_guest: LinuxG
     assert size(daemon, "512M")["state"] == "succeeded"
 
 
+def test_a_guest_that_was_reset_is_asked_for_its_modules_again(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """The new one has never heard that they are to go."""
+    start(daemon, qemu, linux_guest, MODULES)
+    assert size(daemon, "384M")["state"] == "succeeded"
+    daemon.do("web", "pause")
+    operation = size(daemon, "256M", wait=0.5)
+    assert operation["state"] == "running"
+    daemon.do("web", "reset")
+    daemon.do("web", "resume")
+    assert finished(daemon, operation, seconds=40)["state"] == "succeeded"
+    assert has(daemon, 256)
+    assert agree(daemon, "web")
+
+
 def test_a_module_that_the_kernel_uses_stays(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
     """The guest's refusal is told, and the module is as it was."""
     start(daemon, qemu, linux_guest, MODULES, online="online_kernel")

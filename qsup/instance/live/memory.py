@@ -31,7 +31,7 @@ from qsup.unit.quantity import format_size
 
 SIZE: Final = "memory.size"
 _GROWTH_PATH = f"/machine/peripheral/{GROWTH}"
-#: Seconds after which a guest that has stopped giving memory back is asked once more.
+#: Seconds after which a guest that gives no memory back is asked once more.
 _ASK_AGAIN = 10.0
 
 
@@ -251,7 +251,7 @@ class _Modules:
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
         self._before: int | None = None
-        self._asked: set[str] = set()
+        self._asked: dict[str, float] = {}
 
     async def grow(self, context: Context) -> None:
         """Plug one module with what is missing, or nothing."""
@@ -282,7 +282,7 @@ class _Modules:
         _keep_size(hardware, self._wanted)
 
     async def step(self, context: Context) -> str:
-        """Ask for the last ones, until no more than wanted is left."""
+        """Ask for the last ones, and anew, as a guest that was reset knows of no question; until none is too much."""
         hardware, modules = context.hardware, await _modules(context)
         total = _total(hardware, modules)
         context.note({"memory_size": total})
@@ -299,9 +299,10 @@ class _Modules:
                     f"the guest does not let memory module {entry.partition('.')[2]} go: it has {format_size(total)}",
                     hint="it can give back only what it has onlined as movable (memhp_default_state=online_movable)",
                 )
-            if entry not in self._asked:
+            now = trio.current_time()
+            if now - self._asked.get(entry, now - _ASK_AGAIN) >= _ASK_AGAIN:
                 self._before = self._before or total
-                self._asked.add(entry)
+                self._asked[entry] = now
                 hardware.mark(entry, "leaving")
                 try:
                     await wiring.ask_to_go(part, context.monitor)
