@@ -87,7 +87,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
         threads=moving.threads,
         memory_size=moving.memory_size or _memory(unit, summary),
-        memory_actual=moving.memory_actual,
+        memory_actual=_left(unit, summary, moving),
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
         trays=moving.trays,
@@ -128,6 +128,14 @@ def _device(device: DeviceSection, life: Life | None) -> DeviceView:
 def _memory(unit: Unit, summary: PlanSummary | None) -> int:
     """What the machine has where QEMU has not said; a balloon makes it no smaller."""
     return summary.memory_base if summary and effective_resize(unit) == "balloon" else unit.memory.size
+
+
+def _left(unit: Unit, summary: PlanSummary | None, moving: Moving) -> int | None:
+    """What the balloon leaves, of all there is: QEMU counts no virtio-mem (get_current_ram_size in virtio-balloon.c)."""
+    actual, size = moving.memory_actual, moving.memory_size
+    if actual is None or size is None or summary is None or effective_resize(unit) != "virtio-mem":
+        return actual
+    return actual + size - summary.memory_base
 
 
 def _disks(unit: Unit) -> tuple[DiskPlan, ...]:

@@ -220,6 +220,27 @@ def test_the_balloon_takes_and_gives(daemon: Daemon, qemu: Emulator, linux_guest
     assert "a balloon gives it no more" in size(daemon, "512M")["error"]["detail"]
 
 
+@pytest.mark.parametrize("memory", [GROWS, MODULES])
+def test_a_balloon_that_takes_nothing_leaves_all(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest, memory: str
+) -> None:
+    """Also of memory that came, which QEMU's balloon does not count or says nothing of."""
+    start(daemon, qemu, linux_guest, memory)
+    daemon.restart()
+    daemon.wait("web", "running")
+
+    def left(mib: int) -> bool:
+        return came_true(lambda: daemon.view("web")["memory"] == {"size": mib * MIB, "actual": mib * MIB}, seconds=5)
+
+    assert left(256)
+    for mib in (384, 256):
+        assert size(daemon, f"{mib}M")["state"] == "succeeded"
+        assert left(mib)
+    size(daemon, "384M")
+    qmp(daemon, "web", "balloon", value=(200 if memory == GROWS else 328) * MIB)
+    assert came_true(lambda: daemon.view("web")["memory"]["actual"] == 328 * MIB, seconds=10)
+
+
 def test_what_a_balloon_took_can_be_given_back_after_a_restart(
     daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
 ) -> None:

@@ -164,6 +164,9 @@ async def _growth(context: Context) -> MemoryDevice:
 async def _told(context: Context) -> Mapping[str, Any]:
     size = await commands.query_memory_size(context.monitor, timeout=STEP_TIMEOUT)
     context.note({"memory_size": size})
+    if context.hardware.unit.memory.balloon:
+        # what the balloon leaves counts modules, too, and no event tells of it when one comes or goes
+        context.note({"memory_actual": await commands.query_balloon(context.monitor, timeout=STEP_TIMEOUT)})
     return {"size": size}
 
 
