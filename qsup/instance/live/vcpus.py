@@ -38,6 +38,9 @@ _MAX: Final = "cpu.max-vcpus"
 #: What came with QEMU 10.0, the oldest one that was seen to unplug vCPUs under TCG without damage. Nothing tells of
 #: that itself: on 7.2 the heap is corrupt afterwards, and the next vCPU ends the process.
 _SOUND_UNPLUG = "blockdev-set-active"
+#: What QEMU says before the guest has switched from its old way of plugging vCPUs, which has no unplug (hw/acpi/ich9.c,
+#: piix4.c); Linux does so as it boots.
+_NO_ACPI = "unplug request for not supported device type"
 #: Seconds for one call of the agent, for the guest to notice and take all vCPUs that came, and between two looks.
 _AGENT_TIMEOUT, _ONLINE_TIMEOUT, _POLL = 2.0, 5.0, 0.1
 #: Seconds after which QEMU asks the guest once more to let a vCPU go.
@@ -281,6 +284,7 @@ class FewerVcpus:
         # a unit that names no maximum would have the next machine end at what is left
         self.besides: Changes = {"cpu": {"max-vcpus": most}}
         self._asked: dict[str, float] = {}
+        self._refused: set[str] = set()
 
     async def step(self, context: Context) -> str:
         """Ask for what has not been asked for of late, and look what is left."""
@@ -301,15 +305,20 @@ class FewerVcpus:
         return f"it has {len(taken)} vCPUs and is to have {self._wanted}: the guest must let them go{went}"
 
     def _check_refusal(self, surplus: Sequence[Place], count: int, context: Context) -> None:
-        """A refusal is on the part: the guest's words about it came as an event."""
+        """A refusal is on the part: the guest's words about it came as an event. One alone means nothing yet."""
         for place in surplus:
-            part = context.hardware.part(place.entry)
-            if part is not None and place.removable in self._asked and part.state != "leaving":
+            part, name = context.hardware.part(place.entry), place.removable
+            if part is None or name not in self._asked or part.state == "leaving":
+                continue
+            if name in self._refused:
                 _keep_count(context.hardware, count)
                 raise GuestRefused(
                     f"the guest does not let vCPU {place.index} go; it has {count}",
                     hint="its console may say why",
                 )
+            # one that is just booting has no time for it
+            self._refused.add(name)
+            context.hardware.mark(place.entry, "leaving")
 
     async def _take_offline(self, count: int, context: Context) -> None:
         """What is offline goes without delay. The guest numbers vCPUs as they came, so the last are those that go."""
@@ -335,6 +344,11 @@ class FewerVcpus:
             if error.error_class == "DeviceNotFound":
                 return  # it has just gone
             context.hardware.mark(place.entry, "there")
+            if _NO_ACPI in error.message:
+                raise ChangeError(
+                    f"its guest does not do what takes a vCPU away (ACPI), so vCPU {place.index} stays",
+                    hint="wait until its system has booted; one without ACPI keeps its vCPUs until a restart",
+                ) from error
             raise ChangeError(f"QEMU does not remove vCPU {place.index}: {error.message}") from error
 
     async def result(self, context: Context) -> Mapping[str, Any]:
