@@ -131,7 +131,7 @@ def _memory(unit: Unit, summary: PlanSummary | None) -> int:
 
 
 def _left(unit: Unit, summary: PlanSummary | None, moving: Moving) -> int | None:
-    """What the balloon leaves, of all there is: QEMU counts no virtio-mem (get_current_ram_size in virtio-balloon.c)."""
+    """What the balloon leaves, of all there is: QEMU counts no virtio-mem (get_current_ram_size, virtio-balloon.c)."""
     actual, size = moving.memory_actual, moving.memory_size
     if actual is None or size is None or summary is None or effective_resize(unit) != "virtio-mem":
         return actual

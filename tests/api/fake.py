@@ -380,6 +380,12 @@ class FakeBackend:
         self._finished[operation_id].set()
         return operation
 
+    def last(self, operation_id: str, progress: str) -> None:
+        """A held operation is the guest's from now on, and holds its VM no more."""
+        operation = self._operations[operation_id]
+        self._operations[operation_id] = evolve(operation, progress=progress, cancellable=True)
+        self.views[operation.target] = evolve(self.views[operation.target], operation=None)
+
     def operations(self) -> Sequence[Operation]:
         """All of them, newest first."""
         return tuple(reversed(self._operations.values()))

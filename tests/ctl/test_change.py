@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from qsup.ctl.client import Client
+from qsup.ctl.connection import Address, Deadline
 from qsup.ctl.failures import report
 from qsup.ctl.verbs.operations import subject
+from qsup.ctl.verbs.power import wait_operation
 from qsup.ctl.verbs.set import describe
-from qsup.errors import ChangeError
+from qsup.errors import ChangeError, ClientError
 from tests.api.calling import Daemon
 from tests.api.fake import FakeBackend
 from tests.ctl.golden_text import check_golden
@@ -19,7 +22,7 @@ from tests.ctl.running import Ctl
 from tests.ctl.test_render import EVIL
 
 KEYS: dict[str, dict[str, Any]] = {
-    "cpu.vcpus": {"applied": "live", "old": 1, "new": 4},
+    "cpu.vcpus": {"applied": "live", "old": 1, "new": 4, "vcpus": 4, "online": 3},
     "disk.data": {"applied": "live", "old": None, "new": {"id": "data", "path": "a.img", "serial": "", "discard": ""}},
     "service.restart": {"applied": "daemon", "old": "no", "new": "always"},
     "machine.rtc": {"applied": "start", "old": "utc", "new": "localtime", "why": "it cannot be changed while it runs"},
@@ -175,6 +178,20 @@ async def test_a_refusal_shows_every_key(served: Daemon, ctl: Ctl) -> None:
     assert shown["error"]["keys"]["cpu.vcpus"]["applied"] == "refused"
     assert shown["arguments"]["changes"] == {"cpu": {"vcpus": 4}}
     assert "set   cpu.vcpus  failed" in await ctl.ok("operations")
+
+
+async def test_who_no_longer_waits_is_told_how_it_ends(served: Daemon, ctl: Ctl) -> None:
+    """Where it can be ended."""
+    served.backend.held.add("web")
+    result = await ctl("set", "web", "memory=1G", "--timeout", "0.1s")
+    (operation,) = served.backend.operations()
+    goes_on = f"  hint: it goes on; qsupctl operations {operation.id} shows how far it is"
+    assert result.err.endswith(f"{goes_on}\n")
+    served.backend.last(operation.id, "gave back nothing of 1G")
+    shown = json.loads(await ctl.ok("operations", operation.id, "-o", "jsonl"))
+    with pytest.raises(ClientError) as caught:
+        wait_operation(Client(Address("", "")), shown, Deadline(0.0))
+    assert caught.value.hint == f"{goes_on.removeprefix('  hint: ')}, and with --cancel ends it"
 
 
 @pytest.mark.parametrize(

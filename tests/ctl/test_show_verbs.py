@@ -100,6 +100,19 @@ async def test_status_says_what_a_vm_waits_for(served: Daemon, ctl: Ctl) -> None
     assert "Waits for" not in (await ctl("status", "web")).out
 
 
+async def test_status_says_what_a_guest_still_works_on(served: Daemon, ctl: Ctl) -> None:
+    """It holds nobody, so nothing else would tell; who waits for it no longer hears how it is ended."""
+    served.backend.held.add("web")
+    await ctl.ok("set", "web", "memory=1G", "--no-block")
+    (operation,) = served.backend.operations()
+    served.backend.last(operation.id, "gave back nothing of 1G")
+    words = f"  Under way: set memory.size: gave back nothing of 1G (operation {operation.id})\n"
+    assert words in (await ctl("status", "web")).out
+    assert "Under way" not in (await ctl("status", "db")).out
+    served.backend.held.remove("web")
+    assert "Under way" not in (await ctl("status", "db")).out
+
+
 async def test_status_of_several(served: Daemon, ctl: Ctl) -> None:
     """One that does not exist is told apart and decides the exit code; the others are shown."""
     result = await ctl("status", "web", "nope", "d*", "-n0")

@@ -28,7 +28,7 @@ _NAMED = 3
 def options(parser: Parser, verb: str) -> None:
     """Declare ``operations [ID...] [--cancel]``."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these operations")
-    parser.add_argument("--cancel", action="store_true", help="end them; no kind can be ended yet, stop or kill the VM")
+    parser.add_argument("--cancel", action="store_true", help="end what a guest still works on; it keeps what it has")
 
 
 def run(client: Client, options: Options) -> int:

@@ -155,10 +155,11 @@ def wait_operation(client: Client, operation: Operation, deadline: Deadline) -> 
     while operation["state"] == "running":
         left = deadline.left()
         if left == 0.0:
+            ends = ", and with --cancel ends it" if operation["cancellable"] else ""
             raise ClientError(
                 f"the {operation['kind']} is still under way: {operation['progress'] or 'no progress told'}",
                 instance=operation["target"],
-                hint=f"it goes on; qsupctl operations {operation['id']} shows how far it is",
+                hint=f"it goes on; qsupctl operations {operation['id']} shows how far it is{ends}",
             )
         longest = _TELL_STEP if is_watched else _WAIT_STEP
         step = longest if left is None else min(left, longest)

@@ -88,8 +88,17 @@ def end(client: Client, operation: Operation, options: Options) -> int:
 def describe(keys: Mapping[str, Mapping[str, Any]]) -> str:
     """A line for each key, and below all why some do not count at once: a narrow terminal cuts what is in a table."""
     whys = [(clean(key), clean(said["why"])) for key, said in keys.items() if said.get("why")]
+    whys += [
+        (clean(key), f"the guest has {said['online']} of them online") for key, said in keys.items() if _lacks(said)
+    ]
     lines = [f"{why}\n" if why.startswith(key) else f"{key}: {why}\n" for key, why in whys]
     return table(_HEADER, [_row(key, said) for key, said in keys.items()]) + "".join(lines)
+
+
+def _lacks(said: Mapping[str, Any]) -> bool:
+    """Whether the guest does not use all vCPUs that it has been given."""
+    online = said.get("online")
+    return isinstance(online, int) and online != said.get("vcpus")
 
 
 def assignments(words: Sequence[str], such_as: str = "vcpus=4") -> dict[str, str]:

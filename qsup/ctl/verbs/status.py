@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_NOT_ACTIVE, EXIT_OK, instance_path
+from qsup.api.protocol import EXIT_NOT_ACTIVE, EXIT_OK, PREFIX, instance_path
 from qsup.ctl.failures import for_each
 from qsup.ctl.names import add_names, expand
 from qsup.ctl.render import (
@@ -24,13 +24,14 @@ from qsup.ctl.render import (
     size,
 )
 from qsup.ctl.verbs.about import show_health
+from qsup.ctl.verbs.operations import subject
 from qsup.errors import QsupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from qsup.api.wire import DiskWire, Instance, Log, NicWire, Stats
+    from qsup.api.wire import DiskWire, Instance, Log, NicWire, Operation, Stats
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -49,11 +50,12 @@ def run(client: Client, options: Options) -> int:
     if not options.names:
         return show_health(client, options.output)
     shown: list[Instance] = []
+    lasting = _lasting(client) if options.output == "table" else {}
 
     def show(name: str) -> int:
         instance: Instance = client.get(instance_path(name))
         if options.output == "table":
-            sys.stdout.write("\n" * bool(shown) + describe(instance, _guest_memory(client, instance)))
+            sys.stdout.write("\n" * bool(shown) + describe(instance, _guest_memory(client, instance), lasting))
             sys.stdout.write(_log(client, name, options.lines) + _last_console(instance, options.lines))
         elif options.output == "jsonl":
             sys.stdout.write(document(instance, "jsonl"))
@@ -66,16 +68,39 @@ def run(client: Client, options: Options) -> int:
     return code
 
 
-def describe(instance: Instance, guest: Mapping[str, int]) -> str:
+def _lasting(client: Client) -> Mapping[str, Sequence[Operation]]:
+    """What guests have yet to do, by the names of their VMs: such an operation holds no VM."""
+    found: dict[str, list[Operation]] = {}
+    for operation in client.pages(f"{PREFIX}/operations", "operations"):
+        if operation["state"] == "running" and operation["cancellable"]:
+            found.setdefault(operation["target"], []).append(operation)
+    return found
+
+
+def describe(instance: Instance, guest: Mapping[str, int], lasting: Mapping[str, Sequence[Operation]]) -> str:
     """The facts of one VM, a line each.
 
     Args:
         guest: what its guest says of its memory.
+        lasting: what guests have yet to do, by the names of their VMs.
     """
     bullet = _BULLETS.get(instance["state"], "●")
     unit = instance["unit"]
     title = f"{clean(instance['name'])} - {clean(unit['description'])}" if unit["description"] else instance["name"]
-    return f"{paint(bullet, instance['state'])} {title}\n" + fields(_facts(instance, guest))
+    return f"{paint(bullet, instance['state'])} {title}\n" + fields(
+        [*_facts(instance, guest), *_under_way(lasting.get(instance["name"], ())), *_warnings(instance)]
+    )
+
+
+def _under_way(operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+    for operation in operations:
+        what = f"{operation['kind']} {subject(operation['arguments'])}".rstrip()
+        yield "Under way", clean(f"{what}: {operation['progress']} (operation {operation['id']})")
+
+
+def _warnings(instance: Instance) -> Iterator[tuple[str, str]]:
+    for warning in instance["warnings"]:
+        yield "Warning", clean(warning)
 
 
 def _facts(instance: Instance, guest: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -112,8 +137,6 @@ def _facts(instance: Instance, guest: Mapping[str, int]) -> Iterator[tuple[str, 
         yield from _channel_facts(instance)
     if instance["operation"]:
         yield "Operation", clean(instance["operation"])
-    for warning in instance["warnings"]:
-        yield "Warning", clean(warning)
 
 
 def _guest_memory(client: Client, instance: Instance) -> Mapping[str, int]:
