@@ -25,7 +25,7 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
 from qsup.instance.context import Changes, Context
 from qsup.instance.control import WaitState, carry_out
-from qsup.instance.filing import Filing, file_only, with_besides
+from qsup.instance.filing import Filing, file_only, read_files, with_besides
 from qsup.instance.guest import GuestChannel
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.inbox import Inbox
@@ -187,7 +187,8 @@ class Body:
         self._look_in = _IN_USE_AGAIN
         self._jobs = Jobs(nursery)
         self._room = room.Watch(name, services.layout.pools[0])
-        self.works = Works(name, self._jobs, services.operations, self._context_now, self._file_reached, self._post)
+        read, file = partial(read_files, services.load, name), self._file_reached
+        self.works = Works(name, self._jobs, services.operations, self._context_now, file, read, self._post)
 
     def _post(self, message: Message) -> None:
         # requests that were carried out come after whatever QEMU said meanwhile

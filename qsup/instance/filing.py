@@ -6,7 +6,7 @@ Must not: know how a file is written (`qsup.catalog` does), or what can be chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from qsup.unit.compose import amend, pick
 from qsup.unit.entries import entry_of
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Applies, Unit
+from qsup.unit.write import values_of
 
 _ONLY_RUNNING = "with --runtime only the VM is changed, until it ends"
 
@@ -118,6 +119,28 @@ def with_besides(changes: Mapping[str, Any] | None, keys: Mapping[str, Mapping[s
         unsaid = {name: value for name, value in values.items() if name not in changes.get(section, {})}
         found[section] = {**unsaid, **found.get(section, {})}
     return found
+
+
+async def read_files(load: Callable[[str], Awaitable[LoadedUnit]], name: str) -> Mapping[str, Any] | None:
+    """What a unit's files say now, every key; ``None`` where that cannot be read."""
+    try:
+        return values_of((await load(name)).unit)
+    except QsupError:
+        return None  # whoever writes to it next says why
+
+
+def is_edited(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, key: str, besides: Mapping[str, Any]
+) -> bool:
+    """Whether files say something else of a key, or of what is to be said besides it, than they did; pure.
+
+    >>> is_edited({"memory": {"size": "1G", "max": "2G"}}, {"memory": {"size": "1G", "max": "4G"}}, "memory.size", {})
+    False
+    """
+    if before is None or now is None:
+        return False
+    keys = (key, *(f"{section}.{name}" for section, values in besides.items() for name in values))
+    return pick(before, keys) != pick(now, keys)
 
 
 async def file_only(arguments: Mapping[str, Any], filing: Filing, *, running: bool) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from qsup.errors import ChangeError, DeniedError, QsupError
 from qsup.instance import change
 from qsup.instance.body import Body
 from qsup.instance.departures import Departures
-from qsup.instance.filing import Filing, absent, with_besides
+from qsup.instance.filing import Filing, absent, is_edited, read_files, with_besides
 from qsup.instance.hold import Hold
 from qsup.instance.messages import Settled, Unplugged, Waits
 from qsup.instance.operation import GIVEN_UP
@@ -122,7 +122,9 @@ class Pending:
         if changes is None:  # its unit says so already
             wanted = [key for key in change.GOALS if key in known]
         else:
-            wanted = [key for key in change.goal_keys(changes) if key not in operation.overtaken]
+            now = await read_files(self._services.load, self._shown.name)
+            edited = {key for key, besides in work.besides.items() if is_edited(work.files, now, key, besides)}
+            wanted = [key for key in change.goal_keys(changes) if key not in {*operation.overtaken, *edited}]
             if not operation.arguments["persist"] or not wanted:
                 raise ChangeError(words, instance=self._shown.name)
             await self._filing().write(with_besides(changes, {key: work.besides.get(key, {}) for key in wanted}))

@@ -22,6 +22,7 @@ from attrs import define, field, frozen
 
 from qsup.errors import DeniedError, MonitorError, OperationCancelled, QmpCommandError, QsupError
 from qsup.instance.context import Changes, Context, Goal
+from qsup.instance.filing import is_edited
 from qsup.instance.jobs import Jobs
 from qsup.instance.messages import Finished
 from qsup.instance.operation import GIVEN_UP, UNWRITTEN
@@ -52,6 +53,7 @@ class _Work:
         otherwise: when a key counts that does not come true.
         told: what has come true of each goal.
         besides: what the unit is to say with it.
+        files: what the unit's files said when it began, as far as this daemon knows.
         is_stopping: somebody is ending it.
     """
 
@@ -61,6 +63,7 @@ class _Work:
     otherwise: str
     told: dict[str, Any] = field(factory=dict)
     besides: dict[str, Changes] = field(factory=dict)
+    files: Changes | None = None
     is_stopping: bool = False
 
     @property
@@ -83,11 +86,13 @@ class Unreached:
     Args:
         result: what has come true.
         besides: what the unit is to say with each key.
+        files: what the unit's files said when it began, as far as this daemon knows.
     """
 
     operation: str
     result: Mapping[str, Any]
     besides: Mapping[str, Changes]
+    files: Changes | None
 
 
 class Works:
@@ -98,6 +103,7 @@ class Works:
         context: makes what an operation works on; ``None`` while QEMU cannot be asked.
         file: writes keys of an operation to the VM's unit that have come true, if that is wanted, each with what is to
             be said besides.
+        read: what the unit's files say now; ``None`` where that cannot be read.
         post: tells how an operation has ended.
     """
 
@@ -108,6 +114,7 @@ class Works:
         operations: OperationTable,
         context: MakeContext,
         file: Callable[[str, Mapping[str, Changes]], Awaitable[None]],
+        read: Callable[[], Awaitable[Changes | None]],
         post: Callable[[Finished], None],
     ) -> None:
         self._name = name
@@ -115,6 +122,7 @@ class Works:
         self._operations = operations
         self._context = context
         self._file = file
+        self._read = read
         self._post = post
         self._works: dict[str, _Work] = {}
 
@@ -133,6 +141,7 @@ class Works:
 
     async def _run(self, work: _Work) -> None:
         pause = _FIRST
+        work.files = work.files or await self._read()
         try:
             while work.goals:
                 await trio.sleep(pause)
@@ -166,7 +175,7 @@ class Works:
     async def _end(self, work: _Work, error: QsupError | None = None) -> None:
         if self._works.pop(work.operation, None) is None:
             return  # somebody else has ended it meanwhile
-        overtaken = self._overtaken(work.operation)
+        overtaken = {*self._overtaken(work.operation), *await self._edited(work)}
         if error is None and (written := tuple(key for key in work.told if key not in overtaken)):
             try:
                 await self._file(work.operation, {key: work.besides[key] for key in written})
@@ -181,6 +190,13 @@ class Works:
             error.details["keys"] = work.so_far(failed)["keys"]
         await self._operations.foretell(work.operation, result=result, error=error)
         self._post(Finished(operation=work.operation, result=result, error=error))
+
+    async def _edited(self, work: _Work) -> Sequence[str]:
+        """The keys that have come true and whose unit somebody has edited meanwhile: that came later, and stays."""
+        if not self._operations.get(work.operation).arguments.get("persist") or not work.told:
+            return ()
+        now = await self._read()
+        return [key for key in work.told if is_edited(work.files, now, key, work.besides[key])]
 
     def _overtaken(self, operation: str) -> Mapping[str, str]:
         return self._operations.get(operation).overtaken if self._operations.is_under_way(operation) else {}
@@ -260,7 +276,12 @@ class Works:
                 error = OperationCancelled("cancelled", instance=self._name)
                 self._post(Finished(operation=work.operation, error=error))
         return tuple(
-            Unreached(work.operation, work.so_far(), work.besides | {goal.key: goal.besides for goal in work.goals})
+            Unreached(
+                work.operation,
+                work.so_far(),
+                work.besides | {goal.key: goal.besides for goal in work.goals},
+                work.files,
+            )
             for work in works
             if not work.is_stopping
         )

@@ -24,7 +24,7 @@ async def test_what_was_left_unfinished_does_not_wait_for_ever(
     nothing = cast(Any, None)
     error = QsupError("QEMU has not answered")
     async with trio.open_nursery() as nursery:
-        services = cast(Any, SimpleNamespace(layout=Layout.for_root(tmp_path), operations=nothing))
+        services = cast(Any, SimpleNamespace(layout=Layout.for_root(tmp_path), operations=nothing, load=None))
         body = Body("web", services, nursery, nothing, inbox, nothing)
         body.limit_left("operation", error)
         with trio.fail_after(31):

@@ -66,7 +66,7 @@ async def test_a_guest_that_refuses_once_is_asked_again(autojump_clock: trio.tes
     hardware.mark("cpu.1", "there")  # what a refusal does
     for _ in range(12):
         assert await goal.step(context)
-        await trio.sleep(1)
+        await trio.sleep(1)  # virtual time
     assert qemu.asked == ["cpu-1", "cpu-1"]
     assert hardware.in_state("leaving")
     hardware.mark("cpu.1", "there")

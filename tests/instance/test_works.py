@@ -48,7 +48,7 @@ class _Goal:
     def __init__(self, key: str, *answers: str | Exception) -> None:
         self.key = key
         self.answers = list(answers)
-        self.besides: Changes = {"for": key}
+        self.besides: Changes = {"for": {}}
         self.stopped = False
 
     async def step(self, context: Context) -> str:
@@ -91,16 +91,22 @@ class _Vm:
         self.context: _Context | None = _Context()
         self.operations = OperationTable(_Memory())
         self._post, self._ended = trio.open_memory_channel[Finished](10)
-        self.works = Works("web", Jobs(nursery), self.operations, self._make, self._file, self._post.send_nowait)
+        make, file, read, post = self._make, self._file, self._read, self._post.send_nowait
+        self.works = Works("web", Jobs(nursery), self.operations, make, file, read, post)
         self.filed: list[tuple[str, ...]] = []
+        self.files: Changes | None = {"a": {"b": 1}}
         self.full = False
 
     async def _file(self, operation: str, keys: Mapping[str, Changes]) -> None:
         await trio.lowlevel.checkpoint()
         if self.full:
             raise NoSpaceError("the disk is full")
-        assert all(besides == {"for": key} for key, besides in keys.items())
+        assert all(besides in ({"for": {}}, {"a": {"max": 3}}) for key, besides in keys.items())
         self.filed.append(tuple(keys))
+
+    async def _read(self) -> Changes | None:
+        await trio.lowlevel.checkpoint()
+        return self.files
 
     async def _make(self, operation: str) -> Context | None:
         await trio.lowlevel.checkpoint()
@@ -108,7 +114,7 @@ class _Vm:
 
     def begin(self, *goals: _Goal) -> Operation:
         """A new operation with these goals."""
-        operation = self.operations.begin("set", "web", uid=0)
+        operation = self.operations.begin("set", "web", uid=0, arguments={"persist": True})
         self.works.begin(operation.id, goals, {"changed": True, "keys": {"done.already": {}}}, "start")
         return operation
 
@@ -236,13 +242,32 @@ async def test_what_a_later_change_has_written_is_not_written_over(
     assert vm.filed == [("cpu.vcpus",)]
 
 
+@pytest.mark.parametrize("edited", ["a.size", "a.max", "b.size", ""])
+async def test_what_somebody_has_edited_is_not_written_over(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, edited: str
+) -> None:
+    """Neither the key nor what goes with it; what else the files say is no matter, nor that they cannot be read."""
+    vm, goal = _Vm(nursery), _Goal("a.size", "half", "")
+    goal.besides = {"a": {"max": 3}}
+    vm.files = {"a": {"size": 1, "max": 2}, "b": {"size": 1}}
+    vm.begin(goal)
+    await trio.testing.wait_all_tasks_blocked()
+    section, _, name = edited.partition(".")
+    vm.files = {**vm.files, section: {**vm.files[section], name: 9}} if edited else None
+    outcome = await vm.outcome()
+    assert outcome.error is None and outcome.result is not None
+    is_kept = section == "a"
+    assert vm.filed == ([] if is_kept else [("a.size",)])
+    assert ("a later change" in outcome.result["keys"]["a.size"].get("why", "")) == is_kept
+
+
 async def test_the_vms_end_ends_them(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
     """They are named to whoever ends their operations, with what has come true by that, and nothing goes on."""
     vm = _Vm(nursery)
     operation = vm.begin(_Goal("memory.size", "half"))
     (left,) = vm.works.life_over()
     assert (left.operation, left.result) == (operation.id, {"changed": True, "keys": {"done.already": {}}})
-    assert left.besides == {"memory.size": {"for": "memory.size"}}
+    assert left.besides == {"memory.size": {"for": {}}}
     assert vm.works.life_over() == ()
     assert await vm.lasts()
 

@@ -1,4 +1,7 @@
-"""Memory that comes and goes while a VM runs, on every QEMU: what the API says is what QEMU and the guest have."""
+"""Memory that comes and goes while a VM runs, on every QEMU: what the API says is what QEMU and the guest have.
+
+Long because there are three ways, each with guests that obey, refuse and are silent.
+"""
 
 from __future__ import annotations
 
@@ -264,6 +267,29 @@ def test_what_a_balloon_took_can_be_given_back_after_a_restart(
     assert 'size = "200M"\nmax = "256M"' in dropin.read_text()
     assert set_keys(daemon, "web", memory="256M")["state"] == "succeeded"
     assert not dropin.exists()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_edit_of_the_unit_outlasts_a_shrinking(
+    daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest, ends: bool
+) -> None:
+    """Whether the guest gives back or its VM ends before: whoever edited the file came later."""
+    start(daemon, emulator, linux_guest, "")
+    assert size(daemon, "200M")["state"] == "succeeded"
+    daemon.do("web", "pause")
+    operation = size(daemon, "160M", wait=0.5)
+    assert operation["state"] == "running"
+    dropin = daemon.units / "web.toml.d" / "90-changes.toml"
+    edited = dropin.read_text().replace("200M", "224M")
+    dropin.write_text(edited)
+    daemon.do("web", "kill" if ends else "resume")
+    ended = finished(daemon, operation)
+    assert dropin.read_text() == edited
+    if ends:
+        assert ended["error"]["code"] == ChangeError.code
+    else:
+        assert "a later change" in told(ended, "memory.size")["why"]
+        assert daemon.view("web")["memory"]["actual"] == 160 * MIB
 
 
 @pytest.mark.parametrize(
