@@ -12,6 +12,7 @@ from qsup.errors import ChangeError, HostError, NoSuchUnit, PreconditionFailed, 
 from qsup.host.rundir import Layout
 from qsup.unit.dropin import CHANGES
 from qsup.unit.info import Precondition
+from qsup.unit.model import machine_memory
 
 ANY = Precondition()
 UNIT = """\
@@ -86,6 +87,17 @@ async def test_entries_come_change_and_go(store: UnitStore, units: Path) -> None
 def inode(units: Path) -> int:
     """Which file the drop-in is."""
     return (units / "web.toml.d" / CHANGES).stat().st_ino
+
+
+async def test_a_guest_that_has_no_more_than_at_its_start_needs_no_minimum(store: UnitStore, units: Path) -> None:
+    """It is written with what came, and goes with that."""
+    (units / "web.toml").write_text('[memory]\nsize = "1G"\nmax = "4G"\n')
+    await store.persist("web", {"memory": {"size": "2G", "min": "1G"}})
+    assert said(units) == '[memory]\nsize = "2G"\nmin = "1G"\n'
+    assert machine_memory(store.read("web").unit) == 1 << 30
+    for size in ("1G", "512M"):
+        await store.persist("web", {"memory": {"size": size}})
+        assert "min" not in said(units)
 
 
 async def test_it_is_done_once(store: UnitStore, units: Path) -> None:

@@ -126,8 +126,9 @@ def _device(device: DeviceSection, life: Life | None) -> DeviceView:
 
 
 def _memory(unit: Unit, summary: PlanSummary | None) -> int:
-    """What the machine has where QEMU has not said; a balloon makes it no smaller."""
-    return summary.memory_base if summary and effective_resize(unit) == "balloon" else unit.memory.size
+    """What the machine has where QEMU has not said; a balloon makes it no smaller, and virtio-mem not yet larger."""
+    comes = effective_resize(unit) in ("balloon", "virtio-mem")
+    return summary.memory_base if summary and comes else unit.memory.size
 
 
 def _left(unit: Unit, summary: PlanSummary | None, moving: Moving) -> int | None:

@@ -112,19 +112,19 @@ GROWTH = "memory"
 
 
 def growth_part(unit: Unit, board: Board) -> Part:
-    """The device by which a guest gets more memory; none of it at the start."""
-    memory = unit.memory
-    if effective_resize(unit) != "virtio-mem" or memory.max <= memory.size:
+    """The device by which a guest gets more memory: at the start what the machine has not of its size."""
+    memory, start = unit.memory, machine_memory(unit)
+    if effective_resize(unit) != "virtio-mem" or memory.max <= start:
         return Part(subject="[memory] max")
     # not reserved: a guest that never grows costs no room for what it may become
-    store = _store(GROWTH, memory.max - memory.size, shared=shares_memory(unit), reserve=False)
+    store = _store(GROWTH, memory.max - start, shared=shares_memory(unit), reserve=False)
     device = {
         "driver": board.virtio_device("mem"),
         "id": GROWTH,
         **board.place("memory"),
         "memdev": GROWTH,
         "block-size": MEMORY_BLOCK,
-        "requested-size": 0,
+        "requested-size": memory.size - start,
     }
     return Part(subject="[memory] max", backends=(store,), devices=(device,))
 

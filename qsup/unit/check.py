@@ -183,7 +183,7 @@ def _memory(unit: Unit) -> Iterator[Finding]:
         family = machine_family(unit.machine.type)
         if family and not FAMILIES[family].has_memory_slots:
             yield Finding(f"a {family} machine takes no memory while it runs", [most, ("machine", "type")])
-        for name, value in (("size", memory.size), ("max", memory.max)):
+        for name, value in (("size", memory.size), ("max", memory.max), ("min", memory.min)):
             if value % MEMORY_BLOCK:
                 message = f"{name} ({format_size(value)}) is not a multiple of {format_size(MEMORY_BLOCK)}"
                 yield Finding(message, [("memory", name), most])
@@ -192,6 +192,8 @@ def _memory(unit: Unit) -> Iterator[Finding]:
         sizes = f"max ({format_size(memory.max)}) is less than size ({format_size(memory.size)}){why}"
         yield Finding(sizes, [most, ("memory", "size")])
     keys = [("memory", "resize"), most]
+    if memory.min and way != "virtio-mem":
+        yield Finding("min is for virtio-mem alone, which max gives a VM", [("memory", "min"), *keys])
     if way in ("virtio-mem", "dimm") and not memory.max:
         yield Finding(f"{way} needs max, the most memory it can have", keys)
     if way == "balloon" and not memory.balloon:

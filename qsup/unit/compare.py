@@ -47,7 +47,7 @@ class Change:
 
 def compare(old: Unit, new: Unit) -> tuple[Change, ...]:
     """Everything that differs, in the order of the model; nothing when the two mean the same."""
-    before, after = _with_room(_filled(old), _filled(new))
+    before, after = _with_base(*_with_room(_filled(old), _filled(new)))
     return tuple(_sections(Unit, before, after, ()))
 
 
@@ -66,6 +66,18 @@ def _with_room(old: Unit, new: Unit) -> tuple[Unit, Unit]:
     if is_same or not effective_resize(old) == effective_resize(new) == "balloon":
         return old, new
     return _with_max(old), _with_max(new)
+
+
+def _with_base(old: Unit, new: Unit) -> tuple[Unit, Unit]:
+    """A unit that does not say what its virtio-mem begins at is content with where that of the VM did."""
+    if old.memory.min == new.memory.min or not effective_resize(old) == effective_resize(new) == "virtio-mem":
+        return old, new
+    base = old.memory.min or old.memory.size
+    return _with_min(old, base), _with_min(new, new.memory.min or base)
+
+
+def _with_min(unit: Unit, base: int) -> Unit:
+    return evolve(unit, memory=evolve(unit.memory, min=base))
 
 
 def _with_max(unit: Unit) -> Unit:

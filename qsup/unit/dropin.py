@@ -78,9 +78,13 @@ def changed_text(
 def _without_needless_room(unit: Unit, rest: Unit) -> Unit:
     """A guest that has all its memory back needs no `max` for its balloon, unless a person's file says one.
 
+    Nor does one that has no more than its machine was started with need `min`.
+
     Args:
         rest: what other files say.
     """
+    if unit.memory.min >= unit.memory.size and not rest.memory.min:
+        unit = evolve(unit, memory=evolve(unit.memory, min=0))
     memory, others = unit.memory, rest.memory
     plain = evolve(unit, memory=evolve(memory, max=0, resize=others.resize))
     is_needless = memory.max == memory.size and not others.max and effective_resize(unit) == "balloon"

@@ -401,16 +401,23 @@ class MemorySection:
         default=0,
         qemu="-m maxmem=, -m size= with a balloon",
     )
+    min: int = _key(
+        kinds.size(0, 1 << 46),
+        "How much of `size` the machine is started with, and keeps while it runs, with `virtio-mem`; its guest takes "
+        'the rest as it boots, and can give that back. `"0B"`: all of it.',
+        default=0,
+        qemu="-m size=, virtio-mem requested-size=",
+    )
     slots: int = _key(
         kinds.integer(0, 256), "Memory modules that can be plugged (`dimm`).", default=0, qemu="-m slots="
     )
     resize: str = _key(
         kinds.optional(kinds.choice(*RESIZES)),
-        "How `size` changes while the VM runs. `virtio-mem`: between what it was started with and `max`, in steps of "
-        "2M; its guest must know virtio-mem (Linux 5.8). `dimm`: by memory modules of multiples of 128M, one for each "
-        "change, up to `max` and `slots`; one goes as a whole, and only if the guest uses it for what can be moved. "
-        "`balloon`: up to `max`, by a guest that has a driver for it. By default `virtio-mem` where `max` is given, "
-        "else `balloon` where there is one.",
+        "How `size` changes while the VM runs. `virtio-mem`: between what it was started with (`min`) and `max`, in "
+        "steps of 2M; its guest must know virtio-mem (Linux 5.8). `dimm`: by memory modules of multiples of 128M, one "
+        "for each change, up to `max` and `slots`; one goes as a whole, and only if the guest uses it for what can be "
+        "moved. `balloon`: up to `max`, by a guest that has a driver for it. By default `virtio-mem` where `max` is "
+        "given, else `balloon` where there is one.",
         default="",
         qemu="virtio-mem, pc-dimm, balloon",
     )
@@ -848,9 +855,11 @@ def effective_resize(unit: Unit) -> str:
 
 
 def machine_memory(unit: Unit) -> int:
-    """Bytes of memory that the machine is started with; a balloon may leave its guest less."""
-    memory = unit.memory
-    return memory.max or memory.size if effective_resize(unit) == "balloon" else memory.size
+    """Bytes of memory that the machine is started with; a balloon may leave its guest less, virtio-mem give it more."""
+    memory, way = unit.memory, effective_resize(unit)
+    if way == "virtio-mem":
+        return min(memory.min or memory.size, memory.size)
+    return memory.max or memory.size if way == "balloon" else memory.size
 
 
 def effective_max_vcpus(unit: Unit) -> int:

@@ -99,6 +99,35 @@ def test_memory_grows_and_shrinks(daemon: Daemon, qemu: Emulator, linux_guest: L
     assert agree(daemon, "web")
 
 
+def test_what_virtio_mem_gave_can_be_given_back_after_a_restart(
+    daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
+) -> None:
+    """The next start has the machine as small as it was, and its guest takes the rest as it boots."""
+    start(daemon, qemu, linux_guest, GROWS)
+    assert size(daemon, "512M")["state"] == "succeeded"
+    dropin = daemon.units / "web.toml.d" / "90-changes.toml"
+    assert dropin.read_text().partition("\n\n")[2] == '[memory]\nsize = "512M"\nmin = "256M"\n'
+    assert not daemon.view("web")["unit"]["needs_restart"]
+    daemon.do("web", "restart")
+    assert came_true(lambda: has(daemon, 512), seconds=10)
+    assert daemon.get("/v1/instances/web/diff")["changes"] == []
+    assert size(daemon, "384M")["state"] == "succeeded"
+    assert has(daemon, 384)
+    assert "it was started with 256M" in size(daemon, "128M")["error"]["detail"]
+    assert size(daemon, "256M")["state"] == "succeeded"
+    assert not dropin.exists()
+    assert daemon.get("/v1/instances/web/diff")["changes"] == []
+
+
+def test_what_a_guest_has_yet_to_take_is_not_shown(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """One without a driver has what the machine began with, under a later daemon, too."""
+    start_rom(daemon, emulator, rom_guest, 'max = "64M"\nmin = "8M"')
+    assert (shown(daemon), machine(daemon)) == (8, 8)
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert (shown(daemon), machine(daemon)) == (8, 8)
+
+
 def test_a_guest_that_needs_its_memory_gives_back_what_it_can(
     daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest
 ) -> None:

@@ -133,6 +133,8 @@ def test_a_forgotten_format_is_seen_by_the_name(text: str, line: str) -> None:
         ('slots = 1\nmax = "1G"', "slots are for memory modules (dimm) alone"),
         ('resize = "balloon"\nmax = "1G"\nsize = "2G"', "and a balloon gives it no more"),
         ('resize = "balloon"\nballoon = false', "and the VM has none"),
+        ('max = "1G"\nmin = "255M"', "min (255M) is not a multiple of 2M"),
+        ('min = "256M"', "min is for virtio-mem alone"),
         ('max = "1G"\n[machine]\ntype = "microvm"', "a microvm machine takes no memory while it runs"),
     ],
 )

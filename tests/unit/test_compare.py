@@ -108,6 +108,20 @@ def test_a_guest_with_a_balloon_differs_in_what_it_is_left_and_what_its_machine_
     assert [change.key for change in compare(began, none)] == ["memory.balloon"]
 
 
+def test_a_unit_need_not_say_what_virtio_mem_begins_at() -> None:
+    """One that does differs where it is something else."""
+
+    def vm(size: str, least: str = "0B") -> Unit:
+        return unit_from_values({"memory": {"size": size, "max": "4G", "min": least}})
+
+    grown = vm("2G", "1G")
+    assert compare(grown, vm("2G")) == compare(vm("1G"), vm("1G", "1G")) == compare(grown, grown) == ()
+    assert [change.key for change in compare(grown, vm("1G"))] == ["memory.size"]
+    (change,) = compare(grown, vm("2G", "512M"))
+    assert (change.key, change.old, change.new) == ("memory.min", "1G", "512M")
+    assert needs_restart([change])
+
+
 def test_a_restart_is_needed_where_a_key_needs_one() -> None:
     """What the daemon alone acts on needs none."""
     assert not needs_restart(compare(Unit(), unit_from_values({"service": {"restart": "always"}})))

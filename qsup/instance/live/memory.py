@@ -63,9 +63,12 @@ class Memory:
     async def apply(self, changes: Sequence[Change], unit: Unit, context: Context) -> Mapping[str, Any]:
         """Ask for it; what the guest has not done at once becomes a goal."""
         await context.overtake(SIZE)
-        if effective_resize(context.hardware.unit) == "balloon":
+        hardware, way = context.hardware, effective_resize(context.hardware.unit)
+        if way == "balloon":
             # what QEMU was started with stays the most, however little of it the guest has
-            _keep_memory(context.hardware, max=context.hardware.summary.memory_base, resize="balloon")
+            _keep_memory(hardware, max=hardware.summary.memory_base, resize="balloon")
+        elif way == "virtio-mem":
+            _keep_memory(hardware, min=hardware.summary.memory_base)
         goal = memory_goal(unit, context.hardware)
         if isinstance(goal, _Modules):
             await goal.grow(context)
@@ -81,7 +84,7 @@ def memory_goal(unit: Unit, hardware: Hardware) -> Goal:
     way, wanted = effective_resize(hardware.unit), unit.memory.size
     if way == "balloon":
         return _Balloon(wanted, hardware.summary.memory_base)
-    return _Modules(wanted) if way == "dimm" else _Growth(wanted)
+    return _Modules(wanted) if way == "dimm" else _Growth(wanted, hardware.summary.memory_base)
 
 
 def _keep_size(hardware: Hardware, size: int) -> None:
@@ -110,25 +113,37 @@ def _stands(size: int, wanted: int, before: int | None) -> str:
 
 
 class _Growth:
-    """So much memory in all, by virtio-mem."""
+    """So much memory in all, by virtio-mem.
+
+    Args:
+        base: what the machine was started with.
+    """
 
     key: str = SIZE
-    besides: Changes = NOTHING
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, base: int) -> None:
         self._wanted = wanted
+        self._base = base
         self._before: int | None = None
         self._asked = 0.0
+        self._answers = False
+
+    @property
+    def besides(self) -> Changes:
+        """The machine starts as small as it did; but a guest that has not taken any yet would never have the rest."""
+        return {"memory": {"min": format_size(self._base)}} if self._answers else {}
 
     async def step(self, context: Context) -> str:
         """Ask where that was not done, or long ago, and look."""
-        base, device = context.hardware.summary.memory_base, await _growth(context)
+        base, device = self._base, await _growth(context)
+        self._answers = self._answers or device.size > 0
         target, now = self._wanted - base, trio.current_time()
         if device.requested != target:
             self._before, self._asked = base + device.size, now
             await self._request(target, context)
             device = await _growth(context)
         context.note({"memory_size": base + device.size})
+        self._answers = self._answers or device.size > 0
         if device.size == target:
             return ""
         if device.size > target and now - self._asked > _ASK_AGAIN:
