@@ -68,7 +68,7 @@ def amend(unit: Unit, changes: Mapping[str, Any], name: str) -> Composed:
         changes: sections and keys as JSON spells them, of arrays of tables the entries that change or come.
         name: the VM's.
     """
-    named = (("the VM", values_of(unit)), ("the request", changes))
+    named = ((f"VM {name}", values_of(unit)), ("the request", changes))
     documents = [Document(file=file, text="", values=values) for file, values in named]
     return _build(documents, [parse_values(document) for document in documents], name)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qsup.unit.compose import amend, pick
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import CpuSection, DiskSection, Unit
 
 CHANGES = {
     "cpu": {"vcpus": 2},
@@ -35,6 +35,12 @@ def test_wrong_changes_are_named_by_key() -> None:
         ("the request", "disk.data.bus"),
         ("the request", "zzz"),
     }
+
+
+def test_what_the_vm_itself_says_is_named_as_its() -> None:
+    """Where a change contradicts it."""
+    (error,) = amend(Unit(cpu=CpuSection(max_vcpus=2)), {"cpu": {"vcpus": 4}}, "web").diagnostics
+    assert str(error) == "VM web: cpu.max-vcpus: max-vcpus (2) is less than vcpus (4)"
 
 
 @pytest.mark.parametrize(
