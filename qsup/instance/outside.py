@@ -37,8 +37,13 @@ _DEVICE_MEMORY = 1 << 30
 
 
 def lockable_memory(requests: Sequence[FdRequest], unit: Unit) -> int:
-    """Bytes that QEMU must be able to lock: a device of the host may write to all of the guest's memory, and more."""
-    return machine_memory(unit) + _DEVICE_MEMORY if any(isinstance(each, PciTaken) for each in requests) else 0
+    """Bytes that QEMU must be able to lock: a device of the host may write to all of the guest's memory, and more.
+
+    All that may come counts: a module that QEMU cannot lock is its end (vfio_listener_region_add, hw_error in
+    hw/vfio/common.c).
+    """
+    most = max(machine_memory(unit), unit.memory.size, unit.memory.max)
+    return most + _DEVICE_MEMORY if any(isinstance(each, PciTaken) for each in requests) else 0
 
 
 def reserve_pci(requests: Sequence[FdRequest], name: str, services: Services) -> tuple[Binding, ...]:

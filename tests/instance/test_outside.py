@@ -16,6 +16,7 @@ from qsup.instance import outside
 from qsup.instance.helpers import Helpers
 from qsup.plan.spec import PciTaken, UsbFd
 from qsup.unit.model import MemorySection, Unit
+from qsup.unit.parse import unit_from_values
 from tests.host.fakesys import NETWORK, FakeSysfs
 
 CARD = "0000:04:00.0"
@@ -77,3 +78,6 @@ def test_only_devices_of_the_host_need_locked_memory() -> None:
     unit = Unit(memory=MemorySection(size=2 << 30))
     assert outside.lockable_memory([STICK], unit) == 0
     assert outside.lockable_memory([STICK, LAN], unit) == 3 << 30
+    for grows in ({"max": "8G"}, {"max": "8G", "min": "1G"}, {"max": "8G", "slots": 2, "resize": "dimm"}):
+        unit = unit_from_values({"memory": {"size": "2G", **grows}})
+        assert outside.lockable_memory([LAN], unit) == 9 << 30
