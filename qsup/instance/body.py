@@ -405,6 +405,8 @@ class Body:
             if remind:
                 await going.remind(context)
             gone, again = await going.settle(context)
+            if not self._jobs.is_running("control"):
+                await change.count_left(gone, context, self.works.is_at)
             if self._jobs.is_running("control"):
                 # what comes may have been planned onto a controller that has nothing on it now
                 again |= bool(inventory.idle_controllers(life.hardware.summary))

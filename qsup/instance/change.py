@@ -27,10 +27,10 @@ from qsup.instance.live import throttle
 from qsup.instance.live.bootorder import BootOrder
 from qsup.instance.live.caching import Caching
 from qsup.instance.live.medium import Medium
-from qsup.instance.live.memory import SIZE, Memory, memory_goal
+from qsup.instance.live.memory import SIZE, Memory, count_modules, memory_goal
 from qsup.instance.live.nics import NicKeys
 from qsup.instance.live.pins import PinKeys
-from qsup.instance.live.vcpus import VCPUS, Vcpus, fewer_vcpus
+from qsup.instance.live.vcpus import VCPUS, Vcpus, count_vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
 from qsup.instance.setting import Means, amended, coming_of, if_not_done, judge_all, needs, set_keys, with_only
@@ -51,6 +51,10 @@ LIVE: tuple[LiveKeys, ...] = (
 )
 #: The keys that the guest has to make true, and how their goal is made from the unit as it is to be.
 GOALS: Mapping[str, Callable[[Unit, Hardware], Goal]] = {VCPUS: fewer_vcpus, SIZE: memory_goal}
+
+
+#: What of a VM there is a number of, by how its entries begin: the key, and how it is counted.
+_COUNTED = {"cpu.": (VCPUS, count_vcpus), "memory.": (SIZE, count_modules)}
 
 
 @frozen(kw_only=True)
@@ -197,6 +201,21 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
     section, _, name = key.partition(".")
     found = values.get(section)
     return found.get(name) if isinstance(found, Mapping) else None
+
+
+async def count_left(gone: Sequence[str], context: Context, is_awaited: Callable[[str], bool]) -> None:
+    """Take in what a guest let go after nobody had waited for it any more.
+
+    Args:
+        gone: entries that QEMU has no more.
+        is_awaited: whether something is under way that makes a key true, and then says so itself.
+
+    Raises:
+        MonitorError: QEMU did not answer.
+    """
+    for kind, (key, count) in _COUNTED.items():
+        if any(entry.startswith(kind) for entry in gone) and not is_awaited(key):
+            await count(context)
 
 
 def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Goal, ...]:

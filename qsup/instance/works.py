@@ -201,6 +201,10 @@ class Works:
     def _overtaken(self, operation: str) -> Mapping[str, str]:
         return self._operations.get(operation).overtaken if self._operations.is_under_way(operation) else {}
 
+    def is_at(self, key: str) -> bool:
+        """Whether something makes a key true."""
+        return any(goal.key == key for work in self._works.values() for goal in work.goals)
+
     async def overtake(self, key: str) -> None:
         """A later operation asks for something else: what was wanted of a key is given up."""
         for work in [work for work in self._works.values() if key in work.keys]:

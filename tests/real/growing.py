@@ -35,3 +35,9 @@ def run(daemon: Daemon, command: str, *, vm: str = "web") -> str:
     body = {"command": "exec", "path": "/bin/sh", "arguments": ["-c", command]}
     answer = daemon.post(f"/v1/instances/{vm}/agent", body)
     return str(answer["result"]["stdout"]).strip()
+
+
+def differs(daemon: Daemon, *, vm: str = "web") -> dict[str, tuple[Any, Any]]:
+    """What a VM runs with and its unit says otherwise, by key."""
+    changes = daemon.get(f"/v1/instances/{vm}/diff")["changes"]
+    return {change["key"]: (change["old"], change["new"]) for change in changes}

@@ -16,7 +16,7 @@ import pytest
 from qsup.errors import ChangeError, GuestRefused, OperationCancelled, UnitError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
-from tests.real.growing import ask, cancel, run
+from tests.real.growing import ask, cancel, differs, run
 from tests.real.hotplug import agree, finished, peripherals, qmp, set_keys, told
 from tests.waiting import came_true
 
@@ -220,6 +220,20 @@ def test_a_guest_that_was_reset_is_asked_for_its_modules_again(
     daemon.do("web", "resume")
     assert finished(daemon, operation, seconds=40)["state"] == "succeeded"
     assert has(daemon, 256)
+    assert agree(daemon, "web")
+
+
+def test_a_module_that_goes_late_counts(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """What was cancelled the guest may do all the same: then the VM has that much, by all that is said of it."""
+    start(daemon, qemu, linux_guest, MODULES)
+    assert size(daemon, "384M")["state"] == "succeeded"
+    daemon.do("web", "pause")
+    assert cancel(daemon, size(daemon, "256M", wait=0.5))["state"] == "cancelled"
+    assert (differs(daemon), has(daemon, 384)) == ({}, True)
+    daemon.do("web", "resume")
+    assert came_true(lambda: has(daemon, 256), seconds=10)
+    assert came_true(lambda: differs(daemon) == {"memory.size": ("256M", "384M")}, seconds=5)
+    assert "memory-0" not in json.dumps(qmp(daemon, "web", "qom-list", path="/objects"))
     assert agree(daemon, "web")
 
 

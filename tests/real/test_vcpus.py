@@ -12,7 +12,7 @@ import pytest
 from qsup.errors import ChangeError, OperationCancelled, UnitError, UnsupportedError
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, linux_unit, rom_unit
-from tests.real.growing import ask, cancel, run
+from tests.real.growing import ask, cancel, differs, run
 from tests.real.hotplug import agree, finished, qmp, shown, told
 from tests.waiting import came_true
 
@@ -151,6 +151,7 @@ def test_a_guest_that_does_not_answer_keeps_nobody(daemon: Daemon, qemu: Emulato
     assert vcpus(daemon, 2)["result"]["changed"] is False
     daemon.do("web", "resume")
     assert came_true(lambda: agrees(daemon, 1), seconds=10)
+    assert came_true(lambda: differs(daemon) == {"cpu.vcpus": (1, 2)}, seconds=5)
 
 
 def test_a_later_change_takes_the_place_of_one_that_waits(

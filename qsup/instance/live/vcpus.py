@@ -197,6 +197,11 @@ async def _plug(places: Sequence[Place], wanted: int, context: Context) -> None:
         context.progress(f"{count} of {wanted} vCPUs")
 
 
+async def count_vcpus(context: Context) -> None:
+    """Some went that nobody waits for: the unit as it runs has those that are left."""
+    _keep_count(context.hardware, len(_taken(await _places(context))))
+
+
 def _keep_count(hardware: Hardware, count: int) -> None:
     hardware.set_unit(evolve(hardware.unit, cpu=evolve(hardware.unit.cpu, vcpus=count)))
 
