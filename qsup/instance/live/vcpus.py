@@ -293,8 +293,14 @@ class FewerVcpus:
 
     async def step(self, context: Context) -> str:
         """Ask for what has not been asked for of late, and look what is left."""
-        places = await _places(context)
-        taken = _taken(places)
+        taken = _taken(await _places(context))
+        try:
+            return await self._ask_for(taken, context)
+        except (GuestRefused, ChangeError):
+            await _tell(context, len(taken))  # what was taken offline stays, and is of use again
+            raise
+
+    async def _ask_for(self, taken: Sequence[Place], context: Context) -> str:
         surplus = taken[self._wanted :]
         if not surplus:
             return ""
