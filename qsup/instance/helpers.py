@@ -33,6 +33,8 @@ _GRACE = 0.5
 _END_TIMEOUT, _KILL_TIMEOUT = 2.0, 5.0
 #: Seconds for the end of one to be seen that QEMU has seen already.
 _SEEN_WITHIN = 0.5
+#: What has a device work again whose other end is gone for good; without ``--runtime`` its unit would lose it.
+ATTACH_ANEW = "detach it with --runtime, and apply attaches it again"
 _OUTPUT_LIMIT = 64 << 10
 _WORDS_MAX = 300
 
@@ -222,4 +224,4 @@ def _words(helper: _Helper) -> str:
 
 
 def _sentence(entry: str, how: str) -> str:
-    return f"{entry}: the program that serves it has ended ({how}); detach it and attach it again"
+    return f"{entry}: the program that serves it has ended ({how}); {ATTACH_ANEW}"

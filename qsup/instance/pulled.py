@@ -17,6 +17,7 @@ import trio
 
 from qsup.errors import HostDeviceError
 from qsup.host.usb import UsbDevice, find
+from qsup.instance.helpers import ATTACH_ANEW
 from qsup.instance.life import Life
 from qsup.unit.model import DeviceSection, Unit
 
@@ -63,7 +64,7 @@ class Pulled:
             return f"{error.message}; the guest has it no more"
         if self._seen.setdefault(entry, now) == now and entry not in self.troubles:
             return ""
-        return f"{entry}: USB device {now.identity} is back at {now.port}; detach it and attach it again"
+        return f"{entry}: USB device {now.identity} is back at {now.port}; {ATTACH_ANEW}"
 
     def _is_there(self, device: UsbDevice) -> bool:
         try:

@@ -18,7 +18,7 @@ from tests.host.fakesys import FakeSysfs
 
 STICK = DeviceSection(id="stick", type="usb", identity="0781:5581")
 GONE = "device.stick: no USB device 0781:5581 is plugged in; the guest has it no more"
-BACK = "device.stick: USB device 0781:5581 is back at 1-2; detach it and attach it again"
+BACK = "device.stick: USB device 0781:5581 is back at 1-2; detach it with --runtime, and apply attaches it again"
 
 
 @pytest.fixture

@@ -115,12 +115,14 @@ def test_the_end_of_a_file_server_is_told(daemon: Daemon, qemu: Emulator, linux_
         assert "signal KILL" in events.next("helper-ended", entry="device.data")["data"]["detail"]
     (warning,) = daemon.view("web")["warnings"]
     assert warning.startswith("device.data: the program that serves it has ended (signal KILL")
+    assert warning.endswith("detach it with --runtime, and apply attaches it again")
     daemon.restart()
     daemon.wait("web", "running")
     assert came_true(lambda: any("device.data" in each for each in daemon.view("web")["warnings"]), seconds=5)
     assert detach(daemon, "web", "devices/data")["state"] == "succeeded"
     assert daemon.view("web")["warnings"] == []
-    assert attach(daemon, "web", "devices", id="data", type="share", path="data")["state"] == "succeeded"
+    assert daemon.post("/v1/instances/web/apply?wait=30")["state"] == "succeeded"
+    assert not daemon.view("web")["unit"]["needs_restart"]
     assert guest(daemon, "web", f"cat {mounted(daemon, 'data')}/greeting") == "hello"
 
 
