@@ -60,7 +60,7 @@ def instance(view: InstanceView) -> wire.Instance:
             "firmware": view.firmware,
         },
         "cpus": {"vcpus": view.vcpus, "max_vcpus": view.max_vcpus, "threads": list(view.threads)},
-        "memory": {"size": view.memory_size, "actual": view.memory_actual},
+        "memory": {"size": view.memory_size, "max": view.memory_max, "actual": view.memory_actual},
         "disks": [
             {
                 "id": disk.id,

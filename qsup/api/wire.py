@@ -63,9 +63,14 @@ class CpusWire(TypedDict):
 
 
 class MemoryWire(TypedDict):
-    """Guest memory in bytes; ``actual`` is what the balloon leaves, null where it is not known."""
+    """Guest memory in bytes.
+
+    ``max`` is what there can be of it while the VM runs, and ``actual`` what the balloon leaves, null where it is not
+    known.
+    """
 
     size: int
+    max: int
     actual: int | None
 
 

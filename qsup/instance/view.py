@@ -45,6 +45,7 @@ class InstanceView:
         limits: what the guest may do with disks, by the disk's id and the limit's name in a unit.
         trays: of CD drives, by id: ``open``, ``closed`` or ``locked``; empty while that is not known.
         links: of NICs, by id: ``up`` or ``down``.
+        memory_max: bytes the machine can have at most while it runs.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
         moving: where each entry stands that is ``coming`` or ``leaving``, such as ``disk.data``.
         slots: places for devices that may come, ``None`` while not running.
@@ -81,6 +82,7 @@ class InstanceView:
     max_vcpus: int
     threads: tuple[int, ...]
     memory_size: int
+    memory_max: int
     memory_actual: int | None
     disks: tuple[DiskPlan, ...]
     limits: Mapping[str, Mapping[str, int]] = field(factory=dict)

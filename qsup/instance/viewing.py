@@ -87,6 +87,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
         threads=moving.threads,
         memory_size=moving.memory_size or _memory(unit, summary),
+        memory_max=max(unit.memory.max, unit.memory.size, summary.memory_base if summary else 0),
         memory_actual=_left(unit, summary, moving),
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},

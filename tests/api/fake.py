@@ -109,6 +109,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         max_vcpus=4,
         threads=(4243, 4244),
         memory_size=512 << 20,
+        memory_max=1 << 30,
         memory_actual=None,
         disks=(
             DiskPlan(

@@ -146,8 +146,8 @@ def test_a_parameter_says_what_it_takes(parameter: Parameter) -> None:
         ),
         ({"lines": [{}]}, wire.Log, r"'lines\[0\]' must be a string, not an object"),
         ({"argv": [], "running": 1}, wire.CommandLine, "'running' must be a boolean, not an integer"),
-        ({"size": 1.5, "actual": None}, wire.MemoryWire, "'size' must be an integer, not a number"),
-        ({"size": 1, "actual": "x"}, wire.MemoryWire, "'actual' must be null, not a string"),
+        ({"size": 1.5, "max": 2, "actual": None}, wire.MemoryWire, "'size' must be an integer, not a number"),
+        ({"size": 1, "max": 2, "actual": "x"}, wire.MemoryWire, "'actual' must be null, not a string"),
     ],
 )
 def test_a_body_of_another_shape_is_refused_by_member(value: object, shape: Any, message: str) -> None:
@@ -163,7 +163,7 @@ def test_a_body_of_another_shape_is_refused_by_member(value: object, shape: Any,
         ({"timeout": 1}, wire.PowerRequest),
         ({"execute": "x", "arguments": {"deep": [{}]}, "timeout": 0.5}, wire.QmpRequest),
         ({"command": "exec", "path": "/bin/ls", "arguments": ["-l"]}, wire.AgentRequest),
-        ({"size": 1, "actual": 2}, wire.MemoryWire),
+        ({"size": 1, "max": 2, "actual": 2}, wire.MemoryWire),
     ],
 )
 def test_a_body_of_the_right_shape_passes(value: object, shape: Any) -> None:

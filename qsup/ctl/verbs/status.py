@@ -182,8 +182,9 @@ def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     limit = f" (at most {cpus['max_vcpus']})" if cpus["max_vcpus"] > cpus["vcpus"] else ""
     yield "CPUs", f"{cpus['vcpus']}{limit}"
     actual = memory["actual"]
-    balloon = f" ({size(actual)} left by the balloon)" if actual is not None and actual != memory["size"] else ""
-    yield "Memory", f"{size(memory['size'])}{balloon}"
+    told = [f"at most {size(memory['max'])}"] if memory["max"] > memory["size"] else []
+    told += [f"{size(actual)} left by the balloon"] if actual is not None and actual != memory["size"] else []
+    yield "Memory", size(memory["size"]) + (f" ({', '.join(told)})" if told else "")
 
 
 def _disk(disk: DiskWire) -> str:
