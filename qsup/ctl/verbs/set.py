@@ -39,6 +39,7 @@ COUNTS = {
 }
 EPILOG = (
     "KEY is cpu.vcpus, or vcpus where no other key is called so, or disk.data.cache for the disk with the id data.\n"
+    "Memory and vCPUs come and go as fast as the guest does it; qsupctl operations --cancel ends what takes long.\n"
     "Exit code: 0 every key was changed, 1 one was refused and none changed, 2 wrong usage, 4 no such VM."
 )
 
