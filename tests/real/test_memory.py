@@ -314,6 +314,26 @@ def test_what_a_balloon_took_can_be_given_back_after_a_restart(
     assert not dropin.exists()
 
 
+@pytest.mark.parametrize(("memory", "before", "after"), [("", 256, 200), (MODULES, 384, 256), (GROWS, 384, 300)])
+def test_a_later_daemon_sees_to_it_that_a_guest_gives_back(
+    daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest, memory: str, before: int, after: int
+) -> None:
+    """Whichever way: what an earlier one asked for comes true, and is in the unit then."""
+    start(daemon, emulator, linux_guest, memory)
+    assert size(daemon, f"{before}M")["state"] == "succeeded"
+    daemon.do("web", "pause")
+    operation = size(daemon, f"{after}M", wait=0.5)
+    assert operation["state"] == "running"
+    daemon.restart()
+    daemon.wait("web", "paused")
+    daemon.do("web", "resume")
+    assert finished(daemon, operation, seconds=30)["state"] == "succeeded"
+    assert came_true(lambda: daemon.view("web")["memory"]["actual"] == after * MIB, seconds=5)
+    assert differs(daemon) == {}
+    daemon.do("web", "restart")
+    assert came_true(lambda: has(daemon, after if memory else 256), seconds=10)
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_an_edit_of_the_unit_outlasts_a_shrinking(
     daemon: Daemon, emulator: Emulator, linux_guest: LinuxGuest, ends: bool
