@@ -188,9 +188,11 @@ async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
         MonitorError: QEMU did not answer; what is left is done the next time.
     """
     hardware = context.hardware
+    # what comes while QEMU answers is not in its answer
+    before = {part.entry for part in hardware.summary.parts if part.state != "coming"}
     there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
     gone, in_use = [], False
-    for entry in hardware.match(there):
+    for entry in hardware.match(there, before):
         if (part := hardware.part(entry)) is None:
             continue
         context.life.helpers.dismiss(entry)

@@ -9,7 +9,7 @@ there at the start. The entries of the unit are those of the VM as it runs, what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from attrs import evolve, frozen
@@ -138,11 +138,12 @@ class Hardware:
         if entry_of(self.unit, entry) is not None:
             self.set_unit(without_entry(self.unit, entry))
 
-    def match(self, there: Mapping[str, str]) -> tuple[str, ...]:
+    def match(self, there: Mapping[str, str], before: Container[str]) -> tuple[str, ...]:
         """Take in which devices QEMU has: those that nobody here knows are shown, and what is gone is gone.
 
         Args:
             there: the type of each device by its id.
+            before: the entries that were there, or leaving, when QEMU was asked.
 
         Returns:
             The entries of which QEMU has no device any more, to be given up and then removed here.
@@ -162,5 +163,5 @@ class Hardware:
         return tuple(
             part.entry
             for part in kept
-            if part.entry and part.state != "coming" and not any(d.id in there for d in hotplug.unplugged(part))
+            if part.entry and part.entry in before and not any(d.id in there for d in hotplug.unplugged(part))
         )

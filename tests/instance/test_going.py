@@ -11,8 +11,12 @@ import trio
 
 from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorTimeout, QmpCommandError
 from qsup.instance.context import Context
-from qsup.instance.going import Gone
+from qsup.instance.going import Gone, settle
+from qsup.instance.hardware import Attached, Hardware
 from qsup.plan.spec import DevicePlan, PartPlan
+from qsup.unit.model import Unit
+from qsup.unit.write import values_of
+from tests.plan.building import build
 
 
 class Vm:
@@ -86,3 +90,28 @@ async def test_what_qemu_does_not_take_out_stays() -> None:
     with pytest.raises(ChangeError, match=r"QEMU does not detach disk\.data: .*no hotplug here"):
         await Gone("disk.data").step(vm.context)
     assert vm.state == "there"
+
+
+class Attaching:
+    """A QEMU that is asked for its devices, and is given a NIC before its answer is read."""
+
+    def __init__(self) -> None:
+        self.hardware = Hardware(Unit(), values_of(Unit()), build(Unit()).summary(), ())
+        device = DevicePlan(id="nic-dmz", driver="virtio-net-pci")
+        self.hardware.add(Attached(part=PartPlan(entry="nic.dmz", devices=(device,), state="coming")))
+        life = SimpleNamespace(helpers=SimpleNamespace(dismiss=lambda _: None))
+        self.context = cast("Context", SimpleNamespace(hardware=self.hardware, monitor=self, life=life))
+
+    async def execute(self, command: str, *_: object, **__: object) -> object:
+        """``qom-list`` without it."""
+        assert command == "qom-list"
+        await trio.lowlevel.checkpoint()
+        self.hardware.mark("nic.dmz", "there")
+        return []
+
+
+async def test_what_comes_while_qemu_lists_its_devices_is_not_taken_for_gone() -> None:
+    """It was not there when QEMU answered, and is by the time the answer is read."""
+    vm = Attaching()
+    assert await settle(vm.context) == ((), False)
+    assert vm.hardware.part("nic.dmz") is not None
