@@ -221,8 +221,7 @@ class Supervisor:
         if operation.kind != Request.DETACH.value:
             driver.pending.resume_work(operation.id, operation.arguments["changes"])
             return True
-        entry, force = str(operation.arguments["entry"]), operation.arguments["force_after"]
-        left = None if force is None else max(operation.uptime + force - proc.uptime(), 0.0)
+        entry, left = str(operation.arguments["entry"]), operation.time_to_force(proc.uptime())
         persist = bool(operation.arguments["persist"])
         driver.pending.resume_departure(Waits(operation=operation.id, entry=entry, force_after=left, persist=persist))
         return True

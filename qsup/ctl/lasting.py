@@ -1,4 +1,4 @@
-"""Whether a change is to last: the options of the verbs that change VMs.
+"""The options of the verbs that change VMs: whether a change is to last, and how long the guest may take.
 
 Decides: their names, and how they reach the daemon.
 Must not: say what is usual; the daemon knows whose unit it is.
@@ -6,6 +6,9 @@ Must not: say what is usual; the daemon knows whose unit it is.
 
 from __future__ import annotations
 
+from qsup.api.protocol import WAIT_MAX
+from qsup.ctl.parser import seconds
+from qsup.ctl.render import span
 from qsup.errors import UsageError
 
 TYPE_CHECKING = False
@@ -27,3 +30,20 @@ def query(options: Options, *wanted: str) -> str:
     said = ["persist=1"] if options.persist else ["persist=0"] if options.runtime else []
     found = "&".join([*wanted, *said])
     return f"?{found}" if found else ""
+
+
+def add_force_after(parser: Parser) -> None:
+    """Declare ``--force-after TIME``."""
+    meaning = "reset a guest that has not let go by then of what is detached"
+    parser.add_argument("--force-after", type=seconds, metavar="TIME", help=meaning)
+
+
+def force_after(options: Options) -> list[str]:
+    """That in the query of a request, if it is wanted."""
+    after = options.force_after
+    if after is None:
+        return []
+    if after > WAIT_MAX:
+        words = f"{options.verb}: --force-after takes at most {span(WAIT_MAX)}, not {span(after)}"
+        raise UsageError(words, hint="without it the guest has as long as it wants; qsupctl reset ends it, too")
+    return [f"force-after={after:f}"]

@@ -79,9 +79,9 @@ async def carry_out(
 
     Args:
         arguments: the operation's: ``changes`` of ``attach`` and ``set``, as a drop-in would say them; those of ``set``
-            may be ``None`` for what its unit says now, and it has ``dry_run`` and ``next_start``; ``entry``, ``force``
-            and ``force_after`` of ``detach``; ``disk`` and ``size`` of ``resize``; ``drive``, a CD drive that a
-            ``set`` is about, and ``force`` against its guest's will.
+            may be ``None`` for what its unit says now, and it has ``dry_run`` and ``next_start``; ``entry`` and
+            ``force`` of ``detach``; ``force_after`` of either that detaches; ``disk`` and ``size`` of ``resize``;
+            ``drive``, a CD drive that a ``set`` is about, and ``force`` against its guest's will.
 
     Returns:
         The operation's result; or, of what the guest has to do, that it waits.
@@ -89,7 +89,7 @@ async def carry_out(
     Raises:
         QsupError: why it was not done; the VM is as it was, unless the words say otherwise.
     """
-    context = evolve(context, force=bool(arguments.get("force")))
+    context = evolve(context, force=bool(arguments.get("force")), force_after=arguments.get("force_after"))
     if drive := arguments.get("drive"):
         check_drive(str(drive), context.hardware.unit, context.name)
     match request:
@@ -218,15 +218,18 @@ async def count_left(gone: Sequence[str], context: Context, is_awaited: Callable
             await count(context)
 
 
-def goals(changes: Mapping[str, Any], hardware: Hardware, name: str) -> tuple[Goal, ...]:
+def goals(
+    changes: Mapping[str, Any], hardware: Hardware, name: str, force_after: float | None = None
+) -> tuple[Goal, ...]:
     """What a change that an earlier daemon began asks of the guest.
 
     Args:
         changes: as for `carry_out`.
         hardware: what the VM consists of.
+        force_after: seconds from now until the guest is reset for what it has to let go.
     """
     unit = amend(hardware.unit, changes, name).unit or hardware.unit
-    return (*leaving_for(unit, hardware), *(GOALS[key](unit, hardware) for key in goal_keys(changes)))
+    return (*leaving_for(unit, hardware, force_after), *(GOALS[key](unit, hardware) for key in goal_keys(changes)))
 
 
 def goal_keys(changes: Mapping[str, Any]) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ class Context:
         progress: tells where the operation stands.
         again: an earlier daemon has begun it, and may have come to its end.
         force: whoever asked wants it done against the guest's will.
+        force_after: seconds after which the guest is reset for what it has to let go by then; ``None`` for never.
         note: tells what is seen of the VM; fields of `qsup.instance.shown.Observed`.
         overtake: an earlier operation gives up its goal of a key.
         goals: what the guest has to fulfil before the operation is over; whoever carries the change out adds to it.
@@ -93,6 +94,7 @@ class Context:
     progress: Callable[[str], None]
     again: bool = False
     force: bool = False
+    force_after: float | None = None
     note: Callable[[Mapping[str, Any]], None] = _ignore
     overtake: Callable[[str], Awaitable[None]]
     goals: list[Goal] = field(factory=list)

@@ -6,9 +6,11 @@ Must not: wait for a guest, or end an operation; the driver does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import trio
 from attrs import frozen
 
 from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorError, NoSuchDevice, QmpCommandError
@@ -105,25 +107,49 @@ async def depart(entries: Sequence[str], context: Context) -> list[Goal]:
     Raises:
         QsupError: QEMU refused one, or did not answer; those before it are on their way out.
     """
-    goals = [Gone(entry) for entry in entries]
+    patience = Patience(context.force_after)
+    goals = [Gone(entry, patience) for entry in entries]
     for goal in goals:
         await goal.step(context)
     return list(goals)
 
 
-def leaving_for(unit: Unit, hardware: Hardware) -> list[Goal]:
+def leaving_for(unit: Unit, hardware: Hardware, force_after: float | None) -> list[Goal]:
     """The same of those that an earlier daemon has asked for: they are on their way out, and a unit has them not."""
+    patience = Patience(force_after)
     going = (part.entry for part in hardware.in_state("leaving") if entry_of(hardware.unit, part.entry) is not None)
-    return [Gone(entry) for entry in going if entry_of(unit, entry) is None]
+    return [Gone(entry, patience) for entry in going if entry_of(unit, entry) is None]
+
+
+class Patience:
+    """How long the guest of one request has to let go of all that it asked for: then it is reset, which ends that.
+
+    Args:
+        seconds: from now on; ``None`` for as long as it likes.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._until = math.inf if seconds is None else trio.current_time() + seconds
+
+    async def spend(self, context: Context) -> None:
+        """Reset the guest if it has had its time; `MonitorError` when QEMU did not answer, and it is tried again."""
+        if trio.current_time() >= self._until:
+            await commands.system_reset(context.monitor, timeout=STEP_TIMEOUT)
+            self._until = math.inf
 
 
 class Gone:
-    """That QEMU has nothing of an entry any more, however that comes about."""
+    """That QEMU has nothing of an entry any more, however that comes about.
+
+    Args:
+        patience: what all of one request share.
+    """
 
     besides: Changes = NOTHING
 
-    def __init__(self, entry: str) -> None:
+    def __init__(self, entry: str, patience: Patience) -> None:
         self.key = entry
+        self._patience = patience
         self._asked = False
 
     async def step(self, context: Context) -> str:
@@ -136,6 +162,8 @@ class Gone:
             self._asked = True
         elif part.state != "leaving":
             raise kept(self.key)
+        else:
+            await self._patience.spend(context)
         return f"{self.key} is there until the guest lets it go or is reset"
 
     async def result(self, context: Context) -> Mapping[str, Any]:

@@ -136,6 +136,15 @@ class Operation:
         own = (use.uid, use.key) == (self.requested_by, self.idempotency_key)
         return self.batch if own else None
 
+    def time_to_force(self, uptime: float) -> float | None:
+        """Seconds that the guest still has to let devices go before it is reset; ``None``: as long as it likes.
+
+        Args:
+            uptime: CLOCK_BOOTTIME seconds of now, in the boot in which it was asked for.
+        """
+        force_after = self.arguments.get("force_after")
+        return None if force_after is None else max(self.uptime + float(force_after) - uptime, 0.0)
+
     @property
     def is_final(self) -> bool:
         """Whether it can change no more."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsup.errors import ChangeError, DeniedError, QsupError
+from qsup.host import proc
 from qsup.instance import change
 from qsup.instance.body import Body
 from qsup.instance.departures import Departures
@@ -54,15 +55,15 @@ class Pending:
         self._begin_left(body)
 
     def _begin_left(self, body: Body) -> None:
-        for operation, changes in self._left_works.items():
-            life = body.life
+        for id_, changes in self._left_works.items():
+            life, operation = body.life, self._services.operations.get(id_)
             written = changes is None
             if changes is None and life is not None:
                 changes = difference(life.unit, self._shown.loaded.unit)
-            overtaken = self._services.operations.get(operation).overtaken
-            wanted = [] if life is None else change.goals(changes or {}, life.hardware, self._shown.name)
-            goals = [goal for goal in wanted if overtaken.get(goal.key) != GIVEN_UP]
-            body.works.begin(operation, goals, {"changed": True}, if_not_done(written))
+            left = operation.time_to_force(proc.uptime())
+            wanted = [] if life is None else change.goals(changes or {}, life.hardware, self._shown.name, left)
+            goals = [goal for goal in wanted if operation.overtaken.get(goal.key) != GIVEN_UP]
+            body.works.begin(id_, goals, {"changed": True}, if_not_done(written))
         self._left_works.clear()
 
     async def life_over(self, body: Body) -> None:

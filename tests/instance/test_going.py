@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorTimeout, QmpCommandError
 from qsup.instance.context import Context
-from qsup.instance.going import Gone, settle
+from qsup.instance.going import Gone, Patience, settle
 from qsup.instance.hardware import Attached, Hardware
 from qsup.plan.spec import DevicePlan, PartPlan
 from qsup.unit.model import Unit
@@ -31,6 +32,7 @@ class Vm:
         self.asked: list[Mapping[str, Any]] = []
         self.kept: list[str] = []
         self.state = "there"
+        self.resets = 0
         fake = SimpleNamespace(hardware=self, monitor=self, keep=lambda: self.kept.append(self.state), name="web")
         self.context = cast("Context", fake)
 
@@ -44,9 +46,13 @@ class Vm:
         """It is in that state."""
         self.state = state
 
-    async def execute(self, command: str, arguments: Mapping[str, Any], **_: object) -> object:
-        """Take or refuse ``device_del``."""
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None, **_: object) -> object:
+        """Take or refuse ``device_del``; count ``system_reset``."""
         await trio.lowlevel.checkpoint()
+        if command == "system_reset":
+            self.resets += 1
+            return {}
+        assert arguments is not None
         self.asked.append(arguments)
         if self.is_mute:
             raise MonitorTimeout(f"{command}: no answer within 10 s")
@@ -57,7 +63,7 @@ class Vm:
 
 async def test_it_is_asked_for_once_and_over_when_it_has_gone() -> None:
     """An answer ends nothing; that it is on its way out is on record before QEMU hears of it."""
-    vm, goal = Vm(), Gone("disk.data")
+    vm, goal = Vm(), Gone("disk.data", Patience(None))
     for _ in range(3):
         assert await goal.step(vm.context) == "disk.data is there until the guest lets it go or is reset"
     assert (vm.asked, vm.kept) == ([{"id": "disk-data"}], ["leaving"])
@@ -69,7 +75,7 @@ async def test_it_is_asked_for_once_and_over_when_it_has_gone() -> None:
 
 async def test_what_the_guest_keeps_stays() -> None:
     """Its refusal came as an event, by which the disk is there as before."""
-    vm, goal = Vm(), Gone("disk.data")
+    vm, goal = Vm(), Gone("disk.data", Patience(None))
     await goal.step(vm.context)
     vm.mark("disk.data", "there")
     with pytest.raises(GuestRefused, match=r"the guest does not let disk\.data go"):
@@ -88,8 +94,21 @@ async def test_what_qemu_does_not_take_out_stays() -> None:
     """Its words are told."""
     vm = Vm(refuses=True)
     with pytest.raises(ChangeError, match=r"QEMU does not detach disk\.data: .*no hotplug here"):
-        await Gone("disk.data").step(vm.context)
+        await Gone("disk.data", Patience(None)).step(vm.context)
     assert vm.state == "there"
+
+
+async def test_a_guest_that_had_its_time_is_reset(autojump_clock: trio.testing.MockClock) -> None:
+    """Once, for all that it was asked for."""
+    vm, patience = Vm(), Patience(10.0)
+    goals = Gone("disk.data", patience), Gone("disk.log", patience)
+    resets = []
+    for _ in range(12):
+        for goal in goals:
+            await goal.step(vm.context)
+        resets.append(vm.resets)
+        await trio.sleep(1.0)  # virtual time
+    assert resets == [0] * 10 + [1] * 2
 
 
 class Attaching:

@@ -210,6 +210,29 @@ def test_what_a_guest_does_not_let_go_ends_with_a_reset(daemon: Daemon, qemu: Em
     assert (disks(daemon), verdicts(daemon)) == (["root"], {})
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_an_apply_may_reset_the_guest(daemon: Daemon, qemu: Emulator, rom_guest: Path, dies: bool) -> None:
+    """After the time that its caller gave the guest, counted by a later daemon as well."""
+    text = start(daemon, qemu, rom_guest, more=ENTRIES["log"] + ENTRIES["dmz"])
+    rewrite(daemon, text.replace(ENTRIES["log"] + ENTRIES["dmz"], ""))
+    with daemon.events() as events:
+        operation = daemon.post("/v1/instances/web/apply?wait=0&force-after=0.4")
+        if not dies:
+            events.next("guest-reset", guest=False)
+    assert came_true(lambda: daemon.view("web")["operation"] is None, seconds=5)
+    if dies:
+        daemon.restart()
+    found = finished(daemon, operation)
+    assert (found["state"], found["arguments"]["force_after"]) == ("succeeded", 0.4)
+    assert agree(daemon, "web")
+    assert (disks(daemon), verdicts(daemon), fdsets(daemon, "web")) == (["root"], {}, [1])
+    rewrite(daemon, text)
+    daemon.ctl("apply", "web")
+    rewrite(daemon, text.replace(ENTRIES["log"], ""))
+    assert "disk.log  now" in daemon.ctl("apply", "web", "--force-after", "100ms").stdout
+    assert disks(daemon) == ["root"]
+
+
 @pytest.mark.parametrize("verb", ["kill", "restart"])
 def test_what_is_to_go_is_gone_with_the_vm(daemon: Daemon, emulator: Emulator, rom_guest: Path, verb: str) -> None:
     """Its unit does not have it, so that the VM ends is as good as that its guest lets it go."""

@@ -30,6 +30,8 @@ SLOTS = 4
 class Trial:
     """One VM and what was done to it.
 
+    Long because each step and each comparison is a method of its own.
+
     Args:
         is_deaf: its guest lets nothing go but when it is reset.
 

@@ -64,6 +64,8 @@ _PERSIST = flag(
     default=None,
 )
 
+_FORCE_AFTER = seconds("force-after", "Reset the guest when it has not let go by then of what is detached.")
+
 
 async def _devices(call: Call) -> Answer:
     return json_response(render.devices(call.backend.devices(call.instance())))
@@ -108,7 +110,13 @@ async def _change(call: Call) -> Answer:
 
 
 async def _apply(call: Call) -> Answer:
-    arguments = {"changes": None, "persist": True, "dry_run": call.query["dry-run"], "next_start": False}
+    arguments = {
+        "changes": None,
+        "persist": True,
+        "dry_run": call.query["dry-run"],
+        "next_start": False,
+        "force_after": call.query["force-after"],
+    }
     return await _begin(call, Verb.SET, arguments)
 
 
@@ -186,7 +194,7 @@ def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
             query=(
                 WAIT,
                 flag("force", "Detach also what the VM boots from."),
-                seconds("force-after", "Reset the guest when it has not let it go by then."),
+                _FORCE_AFTER,
                 _PERSIST,
             ),
             headers=KEY,
@@ -243,7 +251,7 @@ ENDPOINTS = (
         summary="Have a VM that runs be as its unit says, as far as that is possible",
         doc="As a change of the keys that `diff` shows; those that must wait for the VM's next start are `start`. "
         "Entries that the unit has no more are detached, and the operation ends once QEMU has none of them.",
-        query=(WAIT, _DRY_RUN),
+        query=(WAIT, _DRY_RUN, _FORCE_AFTER),
         headers=KEY,
         replies=REPLIES,
         errors=_ERRORS,

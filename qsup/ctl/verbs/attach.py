@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 
-from qsup.api.protocol import EXIT_OK, WAIT_MAX, instance_path, quote
+from qsup.api.protocol import EXIT_OK, instance_path, quote
 from qsup.ctl.client import new_token
 from qsup.ctl.connection import Deadline
-from qsup.ctl.lasting import add_lasting, query
+from qsup.ctl.lasting import add_force_after, add_lasting, force_after, query
 from qsup.ctl.names import add_name, name_of_vm
 from qsup.ctl.parser import seconds
-from qsup.ctl.render import clean, document, span, table
+from qsup.ctl.render import clean, document, table
 from qsup.ctl.verbs.power import see_through
 from qsup.ctl.verbs.set import assignments
 from qsup.errors import NoSuchDevice, UsageError
@@ -48,8 +48,7 @@ def options(parser: Parser, verb: str) -> None:
     else:
         parser.add_argument("id", type=name_of_vm, metavar="ID", help="such as data, or disk.data")
         parser.add_argument("--force", action="store_true", help="also what the VM boots from")
-        meaning = "reset the guest when it has not let it go by then, which ends it"
-        parser.add_argument("--force-after", type=seconds, metavar="TIME", help=meaning)
+        add_force_after(parser)
     add_lasting(parser)
     add_waiting(parser)
 
@@ -62,7 +61,8 @@ def run(client: Client, options: Options) -> int:
         path = instance_path(options.name, f"/{_NOUNS[options.kind]}{query(options)}")
         operation: Operation = client.post(path, {"keys": entry(options)}, key=new_token())
     else:
-        operation = client.delete(_path(client, options) + query(options, *_wanted(options)), key=new_token())
+        wanted = ["force=1"] * options.force + force_after(options)
+        operation = client.delete(_path(client, options) + query(options, *wanted), key=new_token())
     return see_through(client, {options.name: operation}, options, Deadline(options.timeout))
 
 
@@ -108,16 +108,6 @@ def _path(client: Client, options: Options) -> str:
         words = f"it has no disk, NIC or device {options.id!r}"
         raise NoSuchDevice(words, instance=options.name, hint=f"qsupctl devices {options.name} shows what it has")
     return instance_path(options.name, f"/{_NOUNS[known[0]]}/{quote(options.id)}")
-
-
-def _wanted(options: Options) -> list[str]:
-    wanted, after = ["force=1"] if options.force else [], options.force_after
-    if after is None:
-        return wanted
-    if after > WAIT_MAX:
-        words = f"detach: --force-after takes at most {span(WAIT_MAX)}, not {span(after)}"
-        raise UsageError(words, hint="without it the guest has as long as it wants; qsupctl reset ends it, too")
-    return [*wanted, f"force-after={after:f}"]
 
 
 def _show(client: Client, options: Options) -> int:

@@ -12,7 +12,7 @@ from qsup.api.protocol import EXIT_OK, instance_path
 from qsup.ctl.client import error_from, new_token
 from qsup.ctl.connection import Deadline
 from qsup.ctl.failures import complain
-from qsup.ctl.lasting import add_lasting, query
+from qsup.ctl.lasting import add_force_after, add_lasting, force_after, query
 from qsup.ctl.names import add_name
 from qsup.ctl.parser import seconds
 from qsup.ctl.render import clean, documents, spelled, table
@@ -53,6 +53,8 @@ def options(parser: Parser, verb: str) -> None:
         parser.add_argument(
             "--next-start", action="store_true", help="change the unit, and leave a VM that runs as it is"
         )
+    else:
+        add_force_after(parser)
     parser.add_argument("--dry-run", action="store_true", help="only show what would become of each key")
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to wait for the end, such as 90s")
@@ -61,10 +63,11 @@ def options(parser: Parser, verb: str) -> None:
 def run(client: Client, options: Options) -> int:
     """Change them, and show what became of each."""
     if options.verb == "apply":
-        path = instance_path(options.name, f"/apply{'?dry-run=1' * options.dry_run}")
+        wanted = "&".join(["dry-run=1"] * options.dry_run + force_after(options))
+        path = instance_path(options.name, f"/apply?{wanted}" if wanted else "/apply")
         return end(client, client.post(path, key=new_token()), options)
-    wanted = ["dry-run=1"] * options.dry_run + ["next-start=1"] * options.next_start
-    path = instance_path(options.name) + query(options, *wanted)
+    changes = ["dry-run=1"] * options.dry_run + ["next-start=1"] * options.next_start
+    path = instance_path(options.name) + query(options, *changes)
     operation: Operation = client.patch(path, {"keys": assignments(options.values)}, key=new_token())
     return end(client, operation, options)
 
