@@ -179,7 +179,8 @@ def _without(changes: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         else values
         for section, values in changes.items()
     }
-    return {section: values for section, values in kept.items() if values}
+    # an empty list says something: that there is none of its entries
+    return {section: values for section, values in kept.items() if values or not isinstance(values, Mapping)}
 
 
 async def _apply(

@@ -171,6 +171,18 @@ def test_one_key_that_is_refused_refuses_all(daemon: Daemon, emulator: Emulator,
     assert (said(daemon), disks(daemon)) == ("", ["root"])
 
 
+def test_none_of_a_kind_is_what_an_empty_list_says(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """As it does in a unit's file: what is told of each entry is what is written."""
+    start(daemon, emulator, rom_guest, more='[[disk]]\nid = "log"\npath = "log.img"\n')
+    assert patch(daemon, "web", {"changes": {"disk": []}}, "&persist=0")["error"]["code"] == ChangeError.code
+    found = patch(daemon, "web", {"changes": {"disk": []}})["result"]["keys"]
+    assert {key: value["applied"] for key, value in found.items()} == {"disk.root": "start", "disk.log": "start"}
+    assert said(daemon).count("present = false") == 2
+    assert disks(daemon) == ["root", "log"]
+    daemon.do("web", "restart")
+    assert disks(daemon) == []
+
+
 def test_a_trial_and_the_next_start_leave_the_vm_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """The one says what would be, the other changes the unit only."""
     start(daemon, emulator, rom_guest)
