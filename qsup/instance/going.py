@@ -23,8 +23,9 @@ from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.operation import NOT_TAKEN_BACK
 from qsup.instance.taps import release_bridges
 from qsup.plan import hotplug, inventory
-from qsup.plan.spec import PartPlan
+from qsup.plan.spec import DevicePlan, PartPlan
 from qsup.qmp import commands
+from qsup.qmp.connection import Monitor
 from qsup.unit.model import Unit
 
 
@@ -218,9 +219,13 @@ async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
     hardware = context.hardware
     # what comes while QEMU answers is not in its answer
     before = {part.entry for part in hardware.summary.parts if part.state != "coming"}
-    there = await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT)
+    there = {
+        **await commands.qom_list_peripherals(context.monitor, timeout=STEP_TIMEOUT),
+        **await commands.qom_list_anonymous(context.monitor, timeout=STEP_TIMEOUT),
+    }
+    strangers = [await _stranger(id_, there[id_], context.monitor) for id_ in hardware.unknown(there)]
     gone, in_use = [], False
-    for entry in hardware.match(there, before):
+    for entry in hardware.match(there, before, strangers):
         if (part := hardware.part(entry)) is None:
             continue
         context.life.helpers.dismiss(entry)
@@ -233,6 +238,13 @@ async def settle(context: Context) -> tuple[tuple[str, ...], bool]:
     if gone:
         context.keep()
     return tuple(gone), in_use
+
+
+async def _stranger(id_: str, driver: str, monitor: Monitor) -> DevicePlan:
+    """A device that somebody else gave QEMU, which takes a place all the same."""
+    path = id_ if id_.startswith("/") else f"{commands.PERIPHERAL}/{id_}"
+    bus, address = await commands.qom_place(monitor, path, timeout=STEP_TIMEOUT)
+    return DevicePlan(id=id_, driver=driver, bus=bus, address=address)
 
 
 async def release_controllers(context: Context) -> bool:

@@ -9,7 +9,7 @@ there at the start. The entries of the unit are those of the VM as it runs, what
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -138,24 +138,30 @@ class Hardware:
         if entry_of(self.unit, entry) is not None:
             self.set_unit(without_entry(self.unit, entry))
 
-    def match(self, there: Mapping[str, str], before: Container[str]) -> tuple[str, ...]:
+    def unknown(self, there: Collection[str]) -> list[str]:
+        """Those of QEMU's devices that nobody here knows."""
+        known = {device.id for device in inventory.devices_of(self.summary)}
+        return [id_ for id_ in there if id_ not in known]
+
+    def match(self, there: Collection[str], before: Container[str], strangers: Sequence[DevicePlan]) -> tuple[str, ...]:
         """Take in which devices QEMU has: those that nobody here knows are shown, and what is gone is gone.
 
         Args:
-            there: the type of each device by its id.
+            there: the ids of all.
             before: the entries that were there, or leaving, when QEMU was asked.
+            strangers: those that were unknown then.
 
         Returns:
             The entries of which QEMU has no device any more, to be given up and then removed here.
         """
-        known = {device.id for part in self.summary.parts for device in part.devices}
+        new = self.unknown([device.id for device in strangers])
         kept = []
         for part in self.summary.parts:
             # of what belongs to the VM as a whole each device goes by itself
             left = part if part.entry else evolve(part, devices=tuple(d for d in part.devices if d.id in there))
             if left.devices or left.backends:
                 kept.append(left)
-        foreign = tuple(DevicePlan(id=id_, driver=driver) for id_, driver in there.items() if id_ not in known)
+        foreign = tuple(device for device in strangers if device.id in new)
         if foreign:
             kept.append(PartPlan(entry="", devices=foreign))
         if tuple(kept) != self.summary.parts:

@@ -343,7 +343,8 @@ class DevicePlan:
     """One device that QEMU knows by an id.
 
     Args:
-        id: below ``/machine/peripheral``.
+        id: below ``/machine/peripheral``; of one that somebody gave QEMU without an id its path, which ``device_del``
+            takes, too.
         driver: QEMU's name of its type, ``""`` where nobody has asked yet.
         bus: id of the bus it is on, ``""`` where QEMU chose.
         address: its place on that bus, such as ``0x1`` or ``0:3:0``.

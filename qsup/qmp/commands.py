@@ -5,6 +5,8 @@ Must not: decide when a command is allowed, retry, or keep state.
 
 Every verb takes ``timeout``, seconds for the whole exchange, and raises what `Monitor.execute` raises;
 `MonitorProtocolError` also for an answer that is not of the command's type. Each names its QAPI command.
+
+Long because it has a function for each command.
 """
 
 from __future__ import annotations
@@ -79,6 +81,10 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise UnexpectedTypeError("no text", type(value).__name__)
     return value
+
+
+#: Where QEMU has the devices that were given an id, and the others.
+PERIPHERAL, _ANONYMOUS = "/machine/peripheral", "/machine/peripheral-anon"
 
 
 # The machine
@@ -231,8 +237,43 @@ async def query_named_block_nodes(monitor: Monitor, *, timeout: float) -> frozen
 
 async def qom_list_peripherals(monitor: Monitor, *, timeout: float) -> Mapping[str, str]:
     """``qom-list`` of ``/machine/peripheral``: the type of each device that was given an id, by that."""
-    found = await _list(monitor, "qom-list", _child, timeout, {"path": "/machine/peripheral"})
+    return await _list_children(monitor, PERIPHERAL, timeout)
+
+
+async def qom_list_anonymous(monitor: Monitor, *, timeout: float) -> Mapping[str, str]:
+    """``qom-list`` of ``/machine/peripheral-anon``: the type of each device that was given no id, by its path."""
+    found = await _list_children(monitor, _ANONYMOUS, timeout)
+    return {f"{_ANONYMOUS}/{name}": type_ for name, type_ in found.items()}
+
+
+async def _list_children(monitor: Monitor, path: str, timeout: float) -> Mapping[str, str]:
+    found = await _list(monitor, "qom-list", _child, timeout, {"path": path})
     return {name: type_ for name, type_ in found if name}
+
+
+async def qom_place(monitor: Monitor, path: str, *, timeout: float) -> tuple[str, str]:
+    """Where a device is: the name of its bus, and of a PCI device its slot there, such as ``0x1a`` or ``0x1a.0x3``.
+
+    Either is ``""`` where it has none, or is not there any more.
+    """
+    bus = await _property(monitor, path, "parent_bus", str, timeout) or ""
+    devfn = await _property(monitor, path, "addr", int, timeout)
+    # PCI_DEVFN of QEMU's include/hw/pci/pci.h
+    slot, function = divmod(devfn or 0, 8)
+    address = "" if devfn is None else f"{slot:#x}.{function:#x}" if function else f"{slot:#x}"
+    return bus.rpartition("/")[2], address
+
+
+async def _property(monitor: Monitor, path: str, name: str, kind: type[_T], timeout: float) -> _T | None:
+    """``qom-get``; ``None`` where there is no such property, or no such device."""
+
+    def parse(answer: object) -> _T:
+        return member({name: answer}, name, kind)
+
+    try:
+        return await _ask(monitor, "qom-get", parse, timeout, {"path": path, "property": name})
+    except QmpCommandError:
+        return None
 
 
 async def query_balloon(monitor: Monitor, *, timeout: float) -> int | None:

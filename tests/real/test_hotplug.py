@@ -212,3 +212,32 @@ def test_a_wrong_detach_is_refused(daemon: Daemon, emulator: Emulator, rom_guest
     assert daemon.view("web")["disks"] == []
     daemon.do("web", "kill")
     daemon.wait("web", "dead", seconds=DEADLINE)
+
+
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_what_somebody_else_attached_takes_its_place(
+    daemon: Daemon, qemu: Emulator, rom_guest: Path, machine: str
+) -> None:
+    """With an id or without: it is shown where it is, its slot is no free one, and what comes goes elsewhere."""
+    daemon.unit("web", rom_unit(qemu, rom_guest).replace('type = "q35"', f'type = "{machine}"'))
+    daemon.do("web", "start")
+    image(daemon, "data.img")
+    assert attach(daemon, "web", "disks", id="data", path="data.img")["state"] == "succeeded"
+    (place,) = [each for each in daemon.get("/v1/instances/web/devices")["devices"] if each["id"] == "disk-data"]
+    assert detach(daemon, "web", "disks/data", query="&force-after=0.1")["state"] == "succeeded"
+    before = daemon.view("web")["slots"]["free"]
+    places = {"bus": place["bus"], "addr": place["address"]}
+    second = {**places, "addr": hex(int(place["address"], 16) + 1)} if machine == "pc" else {"bus": "port-free-1"}
+    qmp(daemon, "web", "device_add", driver="virtio-rng-pci", id="mine", **places)
+    qmp(daemon, "web", "device_add", driver="virtio-rng-pci", **second)
+    assert came_true(lambda: daemon.view("web")["slots"]["free"] == before - 2, seconds=5)
+    devices = {
+        each["id"]: (each["bus"], each["address"]) for each in daemon.get("/v1/instances/web/devices")["devices"]
+    }
+    assert devices["mine"] == (place["bus"], place["address"])
+    assert devices["/machine/peripheral-anon/device[0]"][0] == second["bus"]
+    assert attach(daemon, "web", "disks", id="data", path="data.img")["state"] == "succeeded"
+    for id_ in ("mine", "/machine/peripheral-anon/device[0]"):
+        qmp(daemon, "web", "device_del", id=id_)
+    daemon.do("web", "reset")
+    assert came_true(lambda: daemon.view("web")["slots"]["free"] == before - 1, seconds=5)
