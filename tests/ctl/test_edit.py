@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -259,7 +260,16 @@ async def test_what_became_otherwise_is_shown(served: Daemon, ctl: Ctl) -> None:
     served.backend.previews["web"] = LIVE
     served.backend.results["set"] = {"keys": START}
     shown = await ctl.ok("edit", "web", "--apply")
-    assert re.search(r"cpu.vcpus.*Written\..*machine.type.*Applied\.", shown, re.DOTALL)
+    assert re.search(r"cpu.vcpus.*Written\..*machine.type.*It counts at the next start\.", shown, re.DOTALL)
+
+
+async def test_what_waits_is_not_said_to_be_applied(served: Daemon, ctl: Ctl) -> None:
+    """Some of it counts now, and some does not."""
+    both: dict[str, Any] = {**LIVE, **START}
+    served.backend.previews["web"] = both
+    served.backend.results["set"] = {"keys": both}
+    shown = await ctl.ok("edit", "web", "--apply")
+    assert shown.endswith("Written.\nApplied; the rest counts at the next start.\n")
 
 
 async def test_it_asks_at_a_terminal(served: Daemon, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_unit_is_edited_and_applied(
         started.type(b"a\n")
         assert started.end() == 0
         # what became of it is what was shown, and so is not shown again
-        assert started.seen.decode().endswith("Written.\r\nApplied.\r\n")
+        assert started.seen.decode().endswith("Written.\r\nApplied; the rest counts at the next start.\r\n")
     assert disks(daemon) == ["root", "data"]
     assert "# mine" in (daemon.units / "web.toml").read_text()
     (daemon.units / "web.toml").write_text(text := (daemon.units / "web.toml").read_text() + "nonsense = 1\n")

@@ -21,6 +21,9 @@ from qsup.errors import ClientError, QsupError, UnitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from qsup.api.wire import Operation, Preview, UnitFiles
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
@@ -202,5 +205,13 @@ def _written(client: Client, name: str, preview: Preview, *, apply: bool) -> int
         sys.stdout.write(describe(keys))  # the VM was changed meanwhile, or something was not possible after all
     if operation["error"] is not None:
         raise error_from(operation["error"], name)
-    sys.stdout.write("Applied.\n")
+    sys.stdout.write(_applied(keys))
     return EXIT_OK
+
+
+def _applied(keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """That it was applied, and what of it was not."""
+    late = [said.get("applied") == "start" for said in keys.values()]
+    if not any(late):
+        return "Applied.\n"
+    return "It counts at the next start.\n" if all(late) else "Applied; the rest counts at the next start.\n"
