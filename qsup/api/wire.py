@@ -119,6 +119,18 @@ class DeviceWire(TypedDict):
     socket: str
 
 
+class DiskList(TypedDict):
+    """The disks of a VM."""
+
+    disks: list[DiskWire]
+
+
+class NicList(TypedDict):
+    """The network interfaces of a VM."""
+
+    nics: list[NicWire]
+
+
 class SlotsWire(TypedDict):
     """Places for PCI devices that can come while the VM runs, and how many of them are free."""
 
@@ -129,8 +141,9 @@ class SlotsWire(TypedDict):
 class PluggedWire(TypedDict):
     """One device that QEMU has.
 
-    ``id``: QEMU's. ``entry``: what it is for in the unit, such as ``disk.root``, or empty. ``bus`` and ``address``: its
-    place, empty where QEMU chose it. ``state``: ``leaving`` waits for the guest to let it go.
+    ``id``: QEMU's; of one without an id its path in QOM. ``entry``: what it is for in the unit, such as ``disk.root``,
+    or empty. ``bus`` and ``address``: its place, empty where QEMU chose it. ``state``: ``leaving`` waits for the guest
+    to let it go.
     """
 
     id: str

@@ -49,6 +49,21 @@ async def test_an_instance_is_shown_with_all_it_has(tmp_path: Path) -> None:
     assert shown["cpus"] == {"vcpus": 2, "max_vcpus": 4, "threads": [4243, 4244]}
 
 
+async def test_what_it_has_is_found_by_its_id(tmp_path: Path) -> None:
+    """Each disk, NIC and device, as the VM itself shows it; one that is not there is named with those that are."""
+    async with daemon(tmp_path, "web") as qsupd:
+        caller = await qsupd.connect()
+        shown: dict[str, Any] = (await caller.get("/v1/instances/web")).json()
+        for noun in ("disks", "nics", "devices"):
+            (entry,) = shown[noun]
+            assert (await caller.get(f"/v1/instances/web/{noun}/{entry['id']}")).json() == entry
+            if noun != "devices":  # that lists what QEMU has
+                assert (await caller.get(f"/v1/instances/web/{noun}")).json() == {noun: [entry]}
+            gone = await caller.get(f"/v1/instances/web/{noun}/none")
+            assert (gone.status, gone.code) == (404, "no-such-device")
+            assert gone.json()["hint"] == f"its {noun}: {entry['id']}"
+
+
 async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
     """Rendered text is kept for as long as the view is the same one, and no longer."""
     async with daemon(tmp_path, "web") as qsupd:

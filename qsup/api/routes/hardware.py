@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from qsup.api import render, wire
 from qsup.api.http import Answer, Role, json_response
@@ -69,6 +69,30 @@ _FORCE_AFTER = seconds("force-after", "Reset the guest when it has not let go by
 
 async def _devices(call: Call) -> Answer:
     return json_response(render.devices(call.backend.devices(call.instance())))
+
+
+async def _disks(call: Call) -> Answer:
+    found: wire.DiskList = {"disks": _instance(call)["disks"]}
+    return json_response(found)
+
+
+async def _nics(call: Call) -> Answer:
+    found: wire.NicList = {"nics": _instance(call)["nics"]}
+    return json_response(found)
+
+
+async def _entry(noun: Literal["disks", "nics", "devices"], call: Call) -> Answer:
+    id_, shown = call.request.params["id"], _instance(call)
+    for entry in shown[noun]:
+        if entry["id"] == id_:
+            return json_response(entry)
+    words = f"it has no {_NOUNS[noun]} {id_[:60]!r}"
+    known = ", ".join(entry["id"] for entry in shown[noun]) or "none"
+    raise NoSuchDevice(words, instance=shown["name"], hint=f"its {noun}: {known}")
+
+
+def _instance(call: Call) -> wire.Instance:
+    return render.instance(call.backend.instance(call.instance()))
 
 
 async def _begin(call: Call, verb: Verb, arguments: Mapping[str, Any]) -> Answer:
@@ -163,9 +187,19 @@ async def _change_medium(call: Call, medium: Mapping[str, Any]) -> Answer:
     return await _begin(call, Verb.SET, arguments)
 
 
-def _noun(noun: str, section: str) -> tuple[Endpoint, ...]:
+def _noun(noun: Literal["disks", "nics", "devices"], section: str, shape: type) -> tuple[Endpoint, ...]:
     name = section.capitalize()
     return (
+        Endpoint(
+            id=f"get{name}",
+            method="GET",
+            pattern=f"{INSTANCE}/{noun}/{{id}}",
+            handler=partial(_entry, noun),
+            role=Role.READ,
+            summary=f"One {section} of a VM, as the VM itself shows it",
+            replies=(Reply(shape=shape, doc=f"The {section}."),),
+            errors=(NoSuchInstance, NoSuchDevice),
+        ),
         Endpoint(
             id=f"attach{name}",
             method="POST",
@@ -219,6 +253,26 @@ ENDPOINTS = (
         summary="Every device that QEMU has, how much room is left for more, and what is missing",
         replies=(Reply(shape=wire.PluggedList, doc="The devices in the order in which they came."),),
         errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="listDisks",
+        method="GET",
+        pattern=f"{INSTANCE}/disks",
+        handler=_disks,
+        role=Role.READ,
+        summary="The disks of a VM, as the VM itself shows them",
+        replies=(Reply(shape=wire.DiskList, doc="The disks."),),
+        errors=(NoSuchInstance,),
+    ),
+    Endpoint(
+        id="listNics",
+        method="GET",
+        pattern=f"{INSTANCE}/nics",
+        handler=_nics,
+        role=Role.READ,
+        summary="The network interfaces of a VM, as the VM itself shows them",
+        replies=(Reply(shape=wire.NicList, doc="The network interfaces."),),
+        errors=(NoSuchInstance,),
     ),
     Endpoint(
         id="changeInstance",
@@ -298,5 +352,7 @@ ENDPOINTS = (
         replies=REPLIES,
         errors=_ERRORS,
     ),
-    *(endpoint for noun, section in _NOUNS.items() for endpoint in _noun(noun, section)),
+    *_noun("disks", "disk", wire.DiskWire),
+    *_noun("nics", "nic", wire.NicWire),
+    *_noun("devices", "device", wire.DeviceWire),
 )
