@@ -155,7 +155,8 @@ def _find_of_entry(section: str, rest: str) -> tuple[tuple[str, ...], Kind]:
         hint = "" if near else f"it has {alternatives(known, 'and')}"
         raise RequestError(f"{section} {shown(id_)}: there is no key {shown(key)} of a {section}{near}", hint=hint)
     form = f"{section}.ID.KEY"
-    raise RequestError(f"{shown(f'{section}.{rest}')} is no {form}", hint=f"such as {section}.{_EXAMPLES[section]}")
+    words = f"{shown(f'{section}.{rest}'.rstrip('.'))} is no {form}"
+    raise RequestError(words, hint=f"such as {section}.{_EXAMPLES[section]}")
 
 
 # values

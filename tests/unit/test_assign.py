@@ -73,3 +73,17 @@ def test_what_means_nothing_is_refused(assignments: dict[str, str], words: str) 
     with pytest.raises(RequestError) as refused:
         changes_of(assignments)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "example"),
+    [
+        ("disk", "'disk' is no disk.ID.KEY", "disk.data.cache"),
+        ("nic.lan", "'nic.lan' is no nic.ID.KEY", "nic.dmz.link"),
+    ],
+)
+def test_a_key_of_an_entry_is_named_whole(name: str, form: str, example: str) -> None:
+    """With its section and its id; an example says how."""
+    with pytest.raises(RequestError) as refused:
+        changes_of({name: "none"})
+    assert (refused.value.message, refused.value.hint) == (form, f"such as {example}")
