@@ -80,7 +80,9 @@ class Hardware:
             ChangeError: it is not so.
         """
         part = self.part(entry)
-        if part is None or part.state != "there":
+        if part is None or part.state == "coming":
+            raise ChangeError(f"QEMU does not have {entry} yet", hint="try again")
+        if part.state == "leaving":
             raise leaving(entry)
 
     def add(self, attached: Attached) -> None:

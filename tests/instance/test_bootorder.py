@@ -102,5 +102,9 @@ async def test_what_is_on_its_way_out_gets_no_place() -> None:
     hardware, context = vm(ordered(a=0, b=1), Qemu({}))
     hardware.mark("disk.b", "leaving")
     (change,) = compare(ordered(a=0, b=1), ordered(a=0, b=2))
-    with pytest.raises(ChangeError, match="still being detached"):
+    with pytest.raises(ChangeError, match=r"disk\.b is still being detached") as refusal:
+        BootOrder().check(change, ordered(a=0, b=2), context)
+    assert "or reset it" in refusal.value.hint
+    hardware.mark("disk.b", "coming")
+    with pytest.raises(ChangeError, match=r"QEMU does not have disk\.b yet"):
         BootOrder().check(change, ordered(a=0, b=2), context)
