@@ -569,4 +569,7 @@ def judge(state: State, request: Request) -> Judgement:
         return _NEEDLESS
     if state in _ALLOWED_IN[request]:
         return _ALLOWED
-    return _denied(*_WHY_NOT[state])
+    reason, hint = _WHY_NOT[state]
+    if state in _DOWN and request in (Request.ATTACH, Request.DETACH):
+        hint = f"{hint}, or change its unit by qsupctl set"
+    return _denied(reason, hint)

@@ -190,3 +190,11 @@ def test_the_diagram_of_the_first_level_is_that_of_the_table() -> None:
     document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
     shown = document.partition("<!-- levels -->\n")[2].partition("<!-- end -->")[0]
     assert shown == levels() + "\n", "put there what python -m qsup.instance.diagram --levels prints"
+
+
+@pytest.mark.parametrize("request_", [Request.ATTACH, Request.DETACH])
+def test_what_is_down_is_changed_by_its_unit(request_: Request) -> None:
+    """Whoever wants to attach something to it hears how."""
+    assert judge(State.DEAD, request_).hint == "start it first, or change its unit by qsupctl set"
+    assert judge(State.PAUSED, request_).verdict is Verdict.ALLOWED
+    assert judge(State.DEAD, Request.RESIZE).hint == "start it first"
