@@ -157,8 +157,8 @@ class PluggedWire(TypedDict):
 class PluggedList(TypedDict):
     """Every device of a VM that runs.
 
-    ``absent``: entries that its unit has and QEMU has not, such as ``disk.data``: somebody or the guest has removed
-    them, or they are yet to come.
+    ``absent``: entries that its unit, as its files were last read, has and QEMU has not, such as ``disk.data``:
+    somebody or the guest has removed them, or they are yet to come.
     """
 
     devices: list[PluggedWire]
