@@ -86,7 +86,7 @@ async def test_what_qemu_may_have_heard_of_is_on_its_way_out() -> None:
     """And that is said, with the name of what it is about."""
     vm = Vm(is_mute=True)
     with pytest.raises(MonitorTimeout, match=r"disk\.data: device_del: no answer within 10 s") as mute:
-        await Gone("disk.data").step(vm.context)
+        await Gone("disk.data", Patience(None)).step(vm.context)
     assert (vm.state, "QEMU may have heard" in mute.value.hint) == ("leaving", True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,8 @@ from qsup.errors import ChangeError, GuestRefused, QmpCommandError
 from qsup.instance.context import Context
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.live.vcpus import FewerVcpus
+from qsup.instance.pinning import Pinning
+from qsup.plan.pinning import Pins
 from qsup.plan.spec import PartPlan
 from qsup.qmp.guest import GuestVcpu
 from qsup.unit.model import CpuSection, Unit
@@ -76,7 +79,8 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
     """A VM of that under KVM."""
     hardware = Hardware(UNIT, values_of(UNIT), evolve(build(UNIT).summary(), accel="kvm"), ())
     hardware.add(Attached(part=PartPlan(entry="cpu.1", devices=())))
-    life = SimpleNamespace(summary=SimpleNamespace(has_agent=agent is not None))
+    pinning = Pinning(os.getpid(), Pins)
+    life = SimpleNamespace(summary=SimpleNamespace(has_agent=agent is not None), pinning=pinning)
     context = SimpleNamespace(
         hardware=hardware, monitor=qemu, name="web", life=life, note=lambda _: None, guest=agent, capabilities=None
     )

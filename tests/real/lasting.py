@@ -35,3 +35,9 @@ def said(daemon: Daemon, name: str = "web") -> str:
 def disks(daemon: Daemon, name: str = "web") -> list[str]:
     """The ids of the VM's disks."""
     return [disk["id"] for disk in daemon.view(name)["disks"]]
+
+
+def verdicts(daemon: Daemon) -> dict[str, str]:
+    """When each key would count."""
+    keys = daemon.post("/v1/instances/web/apply?wait=30&dry-run=1")["result"]["keys"]
+    return {key: said["applied"] for key, said in keys.items()}
