@@ -14,12 +14,13 @@ from typing import Any, cast
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
+from qsup.host.limits import Limits
 from qsup.instance.operation import Begun, Operation
 from qsup.instance.view import CpusView, EventRecord, HardwareView, InstanceView, StatsView, TopologyView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
-from qsup.unit.quantity import format_cpu_set
+from qsup.unit.quantity import CPU_SHARE, format_cpu_set
 
 
 def timestamp(seconds: float) -> str:
@@ -61,6 +62,7 @@ def instance(view: InstanceView) -> wire.Instance:
         },
         "cpus": {"vcpus": view.vcpus, "max_vcpus": view.max_vcpus, "threads": list(view.threads)},
         "memory": {"size": view.memory_size, "max": view.memory_max, "actual": view.memory_actual},
+        "limits": None if view.limited is None else _limits(view.limited),
         "disks": [
             {
                 "id": disk.id,
@@ -112,6 +114,16 @@ def _state(view: InstanceView, entry: str) -> wire.PartState:
 
 def _slots(slots: Slots) -> wire.SlotsWire:
     return {"free": slots.free, "total": slots.total}
+
+
+def _limits(limits: Limits) -> wire.LimitsWire:
+    return {
+        "cpu": None if limits.cpu is None else limits.cpu / CPU_SHARE,
+        "cpu_weight": limits.cpu_weight,
+        "memory": limits.memory,
+        "memory_high": limits.memory_high,
+        "pids": limits.pids,
+    }
 
 
 def devices(view: HardwareView) -> wire.PluggedList:

@@ -206,7 +206,7 @@ class Instance(TypedDict):
     """One VM. ``restarts``: automatic ones. ``resets``: the guest's own since its QEMU was started.
 
     Both outlive the daemon. A reset while none runs is not counted. ``waits_for``: what its ``operation`` waits for,
-    such as ``db (waiting-ready)``; empty when it waits for nothing. ``slots``: null while it does not run.
+    such as ``db (waiting-ready)``; empty when it waits for nothing. ``slots``, ``limits``: null while it does not run.
     """
 
     name: str
@@ -223,6 +223,7 @@ class Instance(TypedDict):
     machine: MachineWire
     cpus: CpusWire
     memory: MemoryWire
+    limits: LimitsWire | None
     disks: list[DiskWire]
     nics: list[NicWire]
     devices: list[DeviceWire]
@@ -233,6 +234,20 @@ class Instance(TypedDict):
     operation: str | None
     waits_for: str
     warnings: list[str]
+
+
+class LimitsWire(TypedDict):
+    """What a VM's QEMU may take of the host, as the kernel said when it was set; null: no limit, or none that is kept.
+
+    ``cpu``: CPUs, such as 0.5. ``cpu_weight``: against the 100 of others. ``memory``, ``memory_high``: bytes. ``pids``:
+    threads and processes.
+    """
+
+    cpu: float | None
+    cpu_weight: int | None
+    memory: int | None
+    memory_high: int | None
+    pids: int | None
 
 
 class InstanceList(TypedDict):

@@ -1,7 +1,8 @@
 """A cgroup for each VM: made before the spawn, joined while QEMU starts, emptied and removed at the end.
 
 Decides: which of the mounted hierarchies a VM's cgroup is made in, and how all of its processes are killed.
-Must not: set limits, or fail a start because the host offers no cgroup: its absence has a reason, and that is all.
+Must not: set limits (`qsup.host.limits`), or fail a start because the host offers no cgroup: its absence has a reason,
+and that is all.
 
 The unified hierarchy is used wherever it is mounted and writable, for `cgroup.kill` and `cgroup.events`; controllers of
 version 1 beside it add what it cannot (hybrid hosts). Under systemd the daemon's own cgroup must be delegated.
@@ -17,14 +18,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 import trio
 from attrs import field, frozen
 
 from qsup.errors import HostError, from_oserror
+from qsup.host.limits import hand_down
 from qsup.host.pidfd import PidFd
 
+_log = structlog.get_logger()
+
 #: Controllers of version 1 that are used where they are mounted.
-V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct")
+V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 #: Where OOM kills are counted, in version 2 and in version 1.
 _OOM_FILES = ("memory.events", "memory.oom_control")
 _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
@@ -122,6 +127,10 @@ class Cgroup:
         """The pids of all processes in it."""
         lists = (_read(path / "cgroup.procs") or "" for path in self.paths)
         return frozenset(int(pid) for text in lists for pid in text.split())
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in all of its directories."""
+        return all(str(pid) in (_read(path / "cgroup.procs") or "").split() for path in self.paths)
 
     async def join(self, pid: int) -> str:
         """Move a process into it, all threads at once; what it forks later is born inside.
@@ -268,6 +277,8 @@ class CgroupTree:
                 refused.append(f"{path}: {reason}")
             else:
                 made.append(path)
+                if top == self._own.unified:
+                    _hand_down(top, path.parent)
         if not tops:
             refused = ["no cgroup hierarchy is mounted"]
         absence = f"without a cgroup of its own in: {'; '.join(refused)}" if refused else ""
@@ -290,6 +301,13 @@ def _make(path: Path, own: Path) -> str:
     except OSError as error:
         return os.strerror(error.errno or 0)
     return ""
+
+
+def _hand_down(top: Path, tag: Path) -> None:
+    try:
+        hand_down(top, tag)
+    except HostError as error:  # limits that a VM misses for it are its warnings
+        _log.warning("VMs can have no limits", why=error.message)
 
 
 def _join(paths: Sequence[Path], pid: int) -> str:

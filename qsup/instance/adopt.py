@@ -35,6 +35,7 @@ from qsup.instance.hardware import Hardware
 from qsup.instance.helpers import Helpers
 from qsup.instance.launch import join_cgroup
 from qsup.instance.life import Life
+from qsup.instance.limiting import Limiting
 from qsup.instance.live import throttle
 from qsup.instance.outside import release_pci
 from qsup.instance.pinning import Pinning
@@ -193,6 +194,9 @@ async def _identify(
     resources.callback(output.close)
     resources.push_async_callback(child.aclose)
     nursery.start_soon(output.run)
+    limiting = Limiting(cgroup)
+    limiting.impose(unit)
+    limiting.put_outside("" if cgroup.holds(child.pid) else "is not in its cgroup")
     life = Life(
         number=number,
         hardware=Hardware(unit, running.unit, running.plan, record.claims),
@@ -206,6 +210,7 @@ async def _identify(
         monitor=None,
         launched=running.launched,
         pinning=Pinning(child.pid, partial(services.placements.pins, record.name)),
+        limiting=limiting,
         output_start=output.end,
         console_start=0,
         resources=resources,
@@ -327,7 +332,7 @@ async def _ask(
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
         await balloon.impose(life.unit, life.summary, monitor)
-        await join_cgroup(life.cgroup, life.process)
+        life.limiting.put_outside(await join_cgroup(life.cgroup, life.process))
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None

@@ -26,6 +26,7 @@ from qsup.instance.hardware import Hardware, leaving
 from qsup.instance.live import throttle
 from qsup.instance.live.bootorder import BootOrder
 from qsup.instance.live.caching import Caching
+from qsup.instance.live.limits import LimitKeys
 from qsup.instance.live.medium import Medium
 from qsup.instance.live.memory import SIZE, Memory, count_modules, memory_goal
 from qsup.instance.live.nics import NicKeys
@@ -46,6 +47,7 @@ _log = structlog.get_logger()
 #: What can be changed while a VM runs, besides that entries come and go; each key has one that the model calls live, or
 #: says to need no more than a reset of the guest.
 LIVE: tuple[LiveKeys, ...] = (
+    LimitKeys(),  # the first: what comes may need the room
     *(throttle.Throttle(), Medium(), Caching(), BootOrder()),
     *(NicKeys(), WatchdogKeys(), Vcpus(), Memory(), PinKeys()),
 )

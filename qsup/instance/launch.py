@@ -127,6 +127,7 @@ async def launch(
         monitor=up.monitor,
         launched=True,
         pinning=up.pinning,
+        limiting=prepared.limiting,
         output_start=output_start,
         console_start=up.console_start,
         resources=resources,
@@ -265,6 +266,7 @@ async def _bring_up(
     await throttle.impose(throttle.limited(loaded.unit), prepared.running.plan, monitor)
     await balloon.impose(loaded.unit, prepared.running.plan, monitor)
     await joined.wait()  # the guest never runs outside
+    prepared.limiting.check_kept(loaded.unit)
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, pinning=pinning, console_start=console_start)
 
@@ -277,12 +279,13 @@ def _connect_console(prepared: Prepared) -> socket.socket:
 
 
 async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
-    await join_cgroup(prepared.cgroup, child)
+    prepared.limiting.put_outside(await join_cgroup(prepared.cgroup, child))
     joined.set()
 
 
-async def join_cgroup(cgroup: Cgroup, child: Process) -> None:
-    """Move QEMU into its cgroup, which must be done before its guest runs."""
+async def join_cgroup(cgroup: Cgroup, child: Process) -> str:
+    """Move QEMU into its cgroup, which must be done before its guest runs; why it could not be, or ``""``."""
     reason = await cgroup.join(child.pid)
     if reason:
         _log.warning("a VM runs outside its cgroup", pid=child.pid, reason=reason)
+    return reason

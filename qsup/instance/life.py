@@ -18,6 +18,7 @@ from qsup.host.records import RunRecord
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.hardware import Hardware
 from qsup.instance.helpers import Helpers
+from qsup.instance.limiting import Limiting
 from qsup.instance.pinning import Pinning
 from qsup.instance.record import Running
 from qsup.plan.spec import PlanSummary
@@ -40,6 +41,7 @@ class Life:
         monitor: the connection at birth, ``None`` when an adopted VM could not be reached.
         launched: its guest has been let run, by whichever daemon.
         pinning: its threads, and the CPUs that they run on.
+        limiting: what it may take of the host.
         output_start: where in QEMU's output this life begins.
         console_start: where in the console's output this life begins.
         resources: closed after QEMU's end: claims, cgroup, sockets, record.
@@ -58,6 +60,7 @@ class Life:
     monitor: Monitor | None
     launched: bool
     pinning: Pinning
+    limiting: Limiting
     output_start: int
     console_start: int
     resources: AsyncExitStack

@@ -28,6 +28,7 @@ from qsup.host.storage import open_in_thread
 from qsup.instance import ended
 from qsup.instance.helpers import Helpers
 from qsup.instance.images import open_images
+from qsup.instance.limiting import Limiting, check_enough
 from qsup.instance.outside import lockable_memory, open_outside, release_pci, reserve_pci
 from qsup.instance.record import Running
 from qsup.instance.restart import RestartHistory
@@ -58,6 +59,7 @@ class Prepared:
     directory: InstanceDirectory
     output: Output
     cgroup: Cgroup
+    limiting: Limiting
     record: RunRecord
     running: Running
     helpers: Helpers
@@ -98,6 +100,7 @@ async def prepare(
     known = services.identities.load(loaded.name)
     identity = _identity(loaded, known, services)
     plan = await _plan(loaded, identity, services)
+    check_enough(loaded.unit, plan.accel)
     if plan.machine_alias:
         identity = identity.with_machine(plan.machine_alias, plan.machine)
     _check_alone(identity)
@@ -125,6 +128,9 @@ async def prepare(
         await _stage(plan, services, identity, handed)
         cgroup = services.cgroups.create(loaded.name)
         resources.push_async_callback(cgroup.end)
+        limiting = Limiting(cgroup)
+        limiting.impose(loaded.unit)
+        limiting.check_kept(loaded.unit)
         output = Output(directory.path / "output", services.layout.log / f"{loaded.name}.log")
         resources.callback(output.close)
         if cgroup.absence:
@@ -144,6 +150,7 @@ async def prepare(
         directory=directory,
         output=output,
         cgroup=cgroup,
+        limiting=limiting,
         record=record,
         running=running,
         helpers=helpers,

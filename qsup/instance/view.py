@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from qsup.host.limits import Limits
 from qsup.host.proc import ThreadUsage
 from qsup.instance.cause import Cause
 from qsup.instance.pinned import Pinned
@@ -42,6 +43,7 @@ class InstanceView:
         resets: how often the guest has reset itself since QEMU was started, as far as a daemon was there to hear of it.
         files: of its unit, none when they are gone (or masked) while it runs.
         threads: host thread ids of the vCPUs, by CPU index; empty while not running.
+        limited: what it may take of the host, as the kernel said when that was set, ``None`` while not running.
         limits: what the guest may do with disks, by the disk's id and the limit's name in a unit.
         trays: of CD drives, by id: ``open``, ``closed`` or ``locked``; empty while that is not known.
         links: of NICs, by id: ``up`` or ``down``.
@@ -81,6 +83,7 @@ class InstanceView:
     vcpus: int
     max_vcpus: int
     threads: tuple[int, ...]
+    limited: Limits | None
     memory_size: int
     memory_max: int
     memory_actual: int | None

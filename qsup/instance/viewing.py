@@ -87,6 +87,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         max_vcpus=max(unit.cpu.max_vcpus, unit.cpu.vcpus),
         threads=moving.threads,
         memory_size=moving.memory_size or _memory(unit, summary),
+        limited=life.limiting.effective if life else None,
         memory_max=max(unit.memory.max, unit.memory.size, summary.memory_base if summary else 0),
         memory_actual=_left(unit, summary, moving),
         disks=summary.disks if summary else _disks(unit),
@@ -118,8 +119,9 @@ def _troubles(life: Life) -> tuple[str, ...]:
         if disk.coming is not None
     )
     threads = filter(None, [life.pinning.trouble])
+    limits = life.limiting.troubles
     troubles = (*life.helpers.troubles.values(), *life.hardware.troubles.values(), *life.output.troubles)
-    return (*troubles, *threads, *media)
+    return (*troubles, *limits, *threads, *media)
 
 
 def _device(device: DeviceSection, life: Life | None) -> DeviceView:

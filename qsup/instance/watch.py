@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 import trio
+from attrs import evolve
 
 from qsup.errors import MonitorClosed, MonitorError, MonitorTimeout
 from qsup.host.pidfd import ExitStatus
@@ -29,6 +30,7 @@ from qsup.instance.stock import take_stock
 from qsup.pace import Pace
 from qsup.qmp import commands, events
 from qsup.qmp.connection import Monitor
+from qsup.unit.quantity import format_size
 
 _log = structlog.get_logger()
 
@@ -97,7 +99,10 @@ async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[Non
 
 
 def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
-    return cause_of_exit(status, life.last_words(), oom_killed=_may_be_sigkill(status) and life.was_oom_killed())
+    cause = cause_of_exit(status, life.last_words(), oom_killed=_may_be_sigkill(status) and life.was_oom_killed())
+    if cause.kind is CauseKind.OOM_KILL and (limit := life.unit.limits.memory):
+        return evolve(cause, detail=f"{cause.detail}; limits.memory is {format_size(limit)}")
+    return cause
 
 
 async def monitor(

@@ -124,7 +124,9 @@ def _find(name: str) -> tuple[tuple[str, ...], Kind]:
         return _single()[_ALIASES[name]]
     if section in sections_of(Unit) and sections_of(Unit)[section][2].many:
         return _find_of_entry(section, rest)
-    if len(found := [whole for whole in _single() if whole.endswith(f".{name}")]) == 1:
+    # a section's name is no key's: whoever says `cpu=2` may well mean `cpu.vcpus`
+    found = [] if name in sections_of(Unit) else [whole for whole in _single() if whole.endswith(f".{name}")]
+    if len(found) == 1:
         return _single()[found[0]]
     if found:
         raise RequestError(f"{name} may be {alternatives(found)}", hint="say which")

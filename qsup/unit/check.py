@@ -36,6 +36,7 @@ from qsup.unit.model import (
     machine_family,
     mount_tag,
 )
+from qsup.unit.needs import threads_needed, too_little_memory
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, format_size, shown
 from qsup.unit.throttle import contradictions
 from qsup.unit.tree import Key
@@ -201,6 +202,22 @@ def _memory(unit: Unit) -> Iterator[Finding]:
     if (way == "dimm") != bool(memory.slots):
         message = "dimm needs slots for its modules" if way == "dimm" else "slots are for memory modules (dimm) alone"
         yield Finding(message, [("memory", "slots"), *keys])
+
+
+def _limits(unit: Unit) -> Iterator[Finding]:
+    """`[limits]` leave QEMU the memory and the threads that it needs; `memory-high` is no more than `memory`."""
+    limits = unit.limits
+    own = ("limits", "memory")
+    if why := too_little_memory(unit, unit.machine.accel):
+        yield Finding(why, [own, ("memory", "size"), ("memory", "max"), ("cpu", "max-vcpus"), ("cpu", "vcpus")])
+    if 0 < limits.memory < limits.memory_high:
+        message = f"memory-high ({format_size(limits.memory_high)}) is more than memory ({format_size(limits.memory)})"
+        yield Finding(f"{message}, and would never be reached", [("limits", "memory-high"), own])
+    threads = threads_needed(unit)
+    if 0 < limits.pids < threads.total:
+        need = f"the {threads.total} threads that QEMU may start: {threads.words}"
+        keys = [("limits", "pids"), ("cpu", "max-vcpus"), ("cpu", "vcpus")]
+        yield Finding(f"pids ({limits.pids}) is less than {need}", keys)
 
 
 def _ids(unit: Unit) -> Iterator[Finding]:
@@ -495,6 +512,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _processors,
     _pins,
     _memory,
+    _limits,
     _ids,
     _boot_order,
     _disks,

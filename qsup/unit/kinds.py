@@ -201,6 +201,28 @@ CPU_SET = Kind(
 )
 
 
+def _cpu_quota(value: object) -> int:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f'expected a string, such as "{shown(value)}" for so many CPUs, or "50%" of one')
+    amount = quantity.parse_cpu_quota(_text(value))
+    if not MIN_CPU_QUOTA <= amount <= MAX_CPU_QUOTA:
+        bounds = f"{quantity.format_cpu_quota(MIN_CPU_QUOTA)} to {quantity.format_cpu_quota(MAX_CPU_QUOTA)} CPUs"
+        raise ValueError(f"must be from {bounds}, not {shown(value)}")
+    return amount
+
+
+#: Thousandths of a CPU. The kernel's least is a thousandth of a second of each tenth (min_cfs_quota_period in
+#: kernel/sched/core.c).
+MIN_CPU_QUOTA, MAX_CPU_QUOTA = quantity.CPU_SHARE // 100, (quantity.MAX_CPU + 1) * quantity.CPU_SHARE
+CPU_QUOTA = Kind(
+    word="CPU quota",
+    parse=_cpu_quota,
+    format=quantity.format_cpu_quota,
+    schema={"type": "string", "pattern": f"^{quantity.CPU_QUOTA_PATTERN}$"},
+    specifiers=False,  # its % is a percentage's
+)
+
+
 def size(minimum: int, maximum: int = 1 << 62) -> Kind:
     """A number of bytes written as ``"512M"``; the model keeps bytes."""
 

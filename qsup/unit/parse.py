@@ -282,7 +282,7 @@ def _homes() -> dict[str, list[str]]:
         for key in keys_of(cls):
             homes.setdefault(key, []).append(form)
     for name, form, _ in _walk(Unit, ()):
-        homes.setdefault(name, [form])
+        homes[name] = list(dict.fromkeys([form, *homes.get(name, ())]))
     return homes
 
 

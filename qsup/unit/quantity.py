@@ -1,4 +1,4 @@
-"""Sizes, times, CPU sets and lists of words: their text in a unit file and their value.
+"""Sizes, times, CPU sets, numbers of CPUs and lists of words: their text in a unit file and their value.
 
 Decides: which spellings are accepted, and the one spelling that is written back.
 Must not: know any key, or bound a value beyond what its text can mean (`qsup.unit.kinds` does).
@@ -45,6 +45,10 @@ _DURATION_STEP = re.compile(r"([0-9]+)(?:\.([0-9]+))?[ \t]*([^0-9.\s]+)")
 
 #: The kernel's own bound for x86-64 (CONFIG_NR_CPUS).
 MAX_CPU = 8191
+#: What a number of CPUs is counted in: thousandths of one.
+CPU_SHARE = 1000
+CPU_QUOTA_PATTERN = r"[0-9]{1,6}(\.[0-9]{1,3})?%?"
+_CPU_QUOTA = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?(%?)")
 CPU_SET_PATTERN = r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*"
 _CPU_SET = re.compile(CPU_SET_PATTERN)
 
@@ -145,6 +149,25 @@ def format_cpu_set(numbers: Iterable[int]) -> str:
         else:
             spans.append([number, number])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+
+
+def parse_cpu_quota(text: str) -> int:
+    """Thousandths of a CPU, written as ``"50%"`` of one, or as ``"2"`` or ``"1.5"`` CPUs."""
+    match = _CPU_QUOTA.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{shown(text)} is not a number of CPUs, such as "50%", "2" or "1.5"')
+    amount = _scaled(match[1], match[2], CPU_SHARE // 100 if match[3] else CPU_SHARE)
+    if amount is None:
+        raise ValueError(f"{shown(text)} is finer than a thousandth of a CPU")
+    return amount
+
+
+def format_cpu_quota(amount: int) -> str:
+    """Thousandths of a CPU as ``"2"`` where these are whole CPUs, else as ``"150%"`` or ``"12.5%"``."""
+    if amount and amount % CPU_SHARE == 0:
+        return str(amount // CPU_SHARE)
+    percent, rest = divmod(amount, 10)
+    return f"{percent}.{rest}%" if rest else f"{percent}%"
 
 
 def alternatives(words: Iterable[str], conjunction: str = "or") -> str:

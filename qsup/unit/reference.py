@@ -96,6 +96,7 @@ In every text, except where the value is one of a few words:
 | size | `"512M"`, `"1.5G"`, `"2GiB"`, `"1048576B"`: K, M, G and T are powers of 1024; never without a unit |
 | time | `"90s"`, `"1min 30s"`, `"500ms"`, `"2h"` (systemd.time(7)): us, ms, s, min, h, d, w; never without a unit |
 | CPU set | `"0-3,8"` |
+| CPU quota | `"50%"` of one CPU, `"2"` or `"1.5"` CPUs |
 | forward | `"[ADDRESS:]HOST-PORT:GUEST-PORT[/tcp\\|/udp]"`, such as `"2222:22"` or `"0.0.0.0:53:53/udp"` |
 | path | relative paths of images and kernels resolve in the daemon's first pool |
 

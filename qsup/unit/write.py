@@ -131,7 +131,7 @@ def _lines(cls: type[Any], values: Mapping[str, Any], path: Key) -> Iterator[str
     for name, (_, facts) in keys.items():
         if name in values:
             facts.kind.parse(values[name])
-            yield f"{name} = {toml_value(values[name])}"
+            yield f"{name} = {toml_value(values[name], specifiers=facts.kind.specifiers)}"
     # before any header: a key after one would belong to it
     yield from (f"{name} = []" for name in sections if values.get(name) == [])
     for name, (_, nested, section) in sections.items():
@@ -142,8 +142,11 @@ def _lines(cls: type[Any], values: Mapping[str, Any], path: Key) -> Iterator[str
             yield from _lines(nested, table, inner)
 
 
-def toml_value(value: object) -> str:
+def toml_value(value: object, *, specifiers: bool = True) -> str:
     """A TOML value on one line; tables inline.
+
+    Args:
+        specifiers: those in it would be expanded, so what looks like one is escaped.
 
     Raises:
         ValueError: a value that no key of a unit takes.
@@ -151,11 +154,13 @@ def toml_value(value: object) -> str:
     match value:
         case str():
             # TOML's basic strings are JSON's, but for DEL
-            return json.dumps(escape(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+            text = escape(value) if specifiers else value
+            return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
         case bool() | int():
             return json.dumps(value)
         case list() | tuple():
-            return f"[{', '.join(map(toml_value, value))}]"
+            return f"[{', '.join(toml_value(each, specifiers=specifiers) for each in value)}]"
         case Mapping():
-            return f"{{ {', '.join(f'{name} = {toml_value(inner)}' for name, inner in value.items())} }}"
+            inner = (f"{name} = {toml_value(each, specifiers=specifiers)}" for name, each in value.items())
+            return f"{{ {', '.join(inner)} }}"
     raise ValueError(f"TOML has no {type(value).__name__}")

@@ -108,6 +108,7 @@ def make_view(name: str, **changes: Any) -> InstanceView:
         vcpus=2,
         max_vcpus=4,
         threads=(4243, 4244),
+        limited=None,
         memory_size=512 << 20,
         memory_max=1 << 30,
         memory_actual=None,

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from qsup.api.protocol import EVENT_TYPES
 from qsup.errors import Diagnostic
+from qsup.host.limits import Limits
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from qsup.unit.compare import Change
@@ -98,6 +99,16 @@ async def test_status_says_what_a_vm_waits_for(served: Daemon, ctl: Ctl) -> None
     shown = (await ctl("status", "db")).out
     assert "  Waits for: db (waiting-ready), \N{REPLACEMENT CHARACTER}[2J (dead) and 3 more\n" in shown
     assert "Waits for" not in (await ctl("status", "web")).out
+
+
+async def test_status_says_what_a_vm_may_take_of_the_host(served: Daemon, ctl: Ctl) -> None:
+    """What the kernel keeps, and nothing of a VM that may take all."""
+    held = Limits(cpu=1500, cpu_weight=200, memory=2 << 30, memory_high=1 << 30, pids=300)
+    served.backend.set_state("web", State.RUNNING, limited=held)
+    words = "CPU 150%, CPU weight 200, memory 2G, slowed down from 1G, 300 threads"
+    assert f" Limits: {words}\n" in (await ctl("status", "web")).out
+    served.backend.set_state("web", State.RUNNING, limited=Limits(cpu_weight=100))
+    assert "Limits" not in (await ctl("status", "web")).out
 
 
 async def test_status_says_what_a_guest_still_works_on(served: Daemon, ctl: Ctl) -> None:

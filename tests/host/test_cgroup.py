@@ -46,6 +46,7 @@ def test_hybrid_host() -> None:
         "cpu": Path("/sys/fs/cgroup/cpu,cpuacct"),
         "cpuacct": Path("/sys/fs/cgroup/cpu,cpuacct"),
         "memory": Path("/sys/fs/cgroup/memory/user.slice"),
+        "pids": Path("/sys/fs/cgroup/pids/x"),
     }
 
 

@@ -63,6 +63,40 @@ def test_format_size(amount: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "amount", "written"),
+    [
+        ("50%", 500, "50%"),
+        ("2", 2000, "2"),
+        ("1.5", 1500, "150%"),
+        ("200%", 2000, "2"),
+        ("12.5%", 125, "12.5%"),
+        ("0.001", 1, "0.1%"),
+        ("0", 0, "0%"),
+    ],
+)
+def test_numbers_of_cpus(text: str, amount: int, written: str) -> None:
+    """CPUs or percents of one, in thousandths; whole CPUs are written as such."""
+    assert quantity.parse_cpu_quota(text) == amount
+    assert quantity.format_cpu_quota(amount) == written
+    assert quantity.parse_cpu_quota(written) == amount
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", 'such as "50%"'),
+        ("50 %", "is not a number"),
+        ("-1", "is not a number"),
+        ("0.01%", "finer than a thousandth"),
+    ],
+)
+def test_wrong_numbers_of_cpus(text: str, why: str) -> None:
+    """What is none is refused with what to write instead."""
+    with pytest.raises(ValueError, match=why):
+        quantity.parse_cpu_quota(text)
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [
         ("0s", 0.0),

@@ -63,6 +63,7 @@ def test_dropin() -> None:
             ("cpu", "topology", "cores"): 2,
             ("disk", "root", "serial"): '100% "x"',
             ("nic", "lan"): None,
+            ("limits", "cpu"): "50%",
             ("service", "ready"): {"port": 22},
         }
     )
@@ -72,6 +73,7 @@ def test_dropin() -> None:
         "cpu": {"topology": {"cores": 2}},
         "disk": [{"id": "root", "cache": "none", "serial": '100%% "x"'}],
         "nic": [{"id": "lan"}],
+        "limits": {"cpu": "50%"},
     }
     assert text.startswith("[install]\nautostart = true\n\n[service]\nready = { port = 22 }\n\n[cpu]\n")
 

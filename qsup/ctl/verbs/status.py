@@ -120,6 +120,8 @@ def _facts(instance: Instance, guest: Mapping[str, int]) -> Iterator[tuple[str, 
     if instance["pid"] is not None:
         yield "Main PID", f"{instance['pid']} (uid {instance['uid']})"
     yield from _machine_facts(instance)
+    if limits := _limits(instance):
+        yield "Limits", limits
     if "total_memory" in guest:
         total = guest["total_memory"]
         used = max(total - guest.get("available_memory", guest.get("free_memory", 0)), 0)  # a guest says what it likes
@@ -185,6 +187,18 @@ def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     told = [f"at most {size(memory['max'])}"] if memory["max"] > memory["size"] else []
     told += [f"{size(actual)} left by the balloon"] if actual is not None and actual != memory["size"] else []
     yield "Memory", size(memory["size"]) + (f" ({', '.join(told)})" if told else "")
+
+
+def _limits(instance: Instance) -> str:
+    limits = instance["limits"]
+    if limits is None:
+        return ""
+    told = [f"CPU {limits['cpu'] * 100:g}%"] if limits["cpu"] is not None else []
+    told += [f"CPU weight {limits['cpu_weight']}"] if limits["cpu_weight"] not in (None, 100) else []
+    told += [f"memory {size(limits['memory'])}"] if limits["memory"] is not None else []
+    told += [f"slowed down from {size(limits['memory_high'])}"] if limits["memory_high"] is not None else []
+    told += [f"{limits['pids']} threads"] if limits["pids"] is not None else []
+    return ", ".join(told)
 
 
 def _disk(disk: DiskWire) -> str:

@@ -27,6 +27,7 @@ from qsup.qmp import commands
 from qsup.qmp.results import MemoryDevice
 from qsup.unit.compare import Change
 from qsup.unit.model import MODULE_BLOCK, Unit, effective_resize
+from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
 
 SIZE: Final = "memory.size"
@@ -46,6 +47,8 @@ class Memory:
         """See that the VM was started with what such a change takes."""
         hardware, wanted = context.hardware, unit.memory.size
         base, way = hardware.summary.memory_base, effective_resize(hardware.unit)
+        if wanted > hardware.unit.memory.size and (why := too_little_memory(unit, hardware.summary.accel)):
+            raise ChangeError(f"limits.{why}", hint="let it have more of the host first ([limits] memory)")
         if not way:
             hint = "set [memory] max, or balloon = true, in its unit, and restart the VM"
             raise ChangeError("it has neither a balloon nor room for more memory", hint=hint)

@@ -1,0 +1,236 @@
+"""The limits of a cgroup: what it is held to, in either version's words.
+
+Decides: which file of which version keeps a limit, and why one cannot be kept on this host.
+Must not: make cgroups (`qsup.host.cgroup`), or judge whether a limit that cannot be kept matters.
+
+Source: Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst and scheduler/sched-bwc.rst in Linux's source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+from attrs import frozen
+
+from qsup.errors import from_oserror
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What the processes of a cgroup may have together; ``None``: no limit, or of the weight the usual one.
+
+    Args:
+        cpu: thousandths of a CPU.
+        cpu_weight: 1 to 10000, against the 100 of others.
+        memory: bytes beyond which one of them is killed.
+        memory_high: bytes beyond which they are slowed down.
+        pids: threads and processes.
+    """
+
+    cpu: int | None = None
+    cpu_weight: int | None = None
+    memory: int | None = None
+    memory_high: int | None = None
+    pids: int | None = None
+
+
+#: Their names in a unit, by those of the fields.
+NAMES: Mapping[str, str] = {field.name: field.name.replace("_", "-") for field in attrs.fields(Limits)}
+
+_PERIOD = 100_000  # microseconds, as the kernel has it where nobody says otherwise
+_SHARES, _WEIGHT = 1024, 100  # what a cgroup has that nobody gave a weight, in version 1 and in version 2
+_LEAST_SHARES, _MOST_SHARES = 2, 1 << 18  # MIN_SHARES and MAX_SHARES in kernel/sched/sched.h
+_UNLIMITED = 1 << 62  # version 1 has no word for it: it says all that its counter of pages can count
+
+
+def _quota(limit: int) -> int:
+    """Microseconds of a period."""
+    return limit * _PERIOD // 1000
+
+
+def _share(quota: str, period: str) -> int | None:
+    return None if quota in ("max", "-1") else round(int(quota) * 1000 / int(period))
+
+
+@frozen
+class _Keeper:
+    """A file that keeps a limit.
+
+    Args:
+        name: the file's.
+        none: what it is given for no limit.
+        spell: how it is given one.
+        read: what it says, by its directory.
+    """
+
+    name: str
+    none: str
+    spell: Callable[[int], str]
+    read: Callable[[Path], int | None]
+
+
+def _plain(name: str, none: str = "max") -> _Keeper:
+    def read(directory: Path) -> int | None:
+        text = (directory / name).read_text().strip()
+        return None if text == "max" or int(text) >= _UNLIMITED else int(text)
+
+    return _Keeper(name, none, str, read)
+
+
+def _read_max(directory: Path) -> int | None:
+    return _share(*(directory / "cpu.max").read_text().split())
+
+
+def _read_cfs(directory: Path) -> int | None:
+    return _share(*((directory / f"cpu.cfs_{word}_us").read_text().strip() for word in ("quota", "period")))
+
+
+def _read_shares(directory: Path) -> int | None:
+    return round(int((directory / "cpu.shares").read_text()) * _WEIGHT / _SHARES)
+
+
+def _shares(weight: int) -> str:
+    return str(min(max(weight * _SHARES // _WEIGHT, _LEAST_SHARES), _MOST_SHARES))
+
+
+#: Of each limit its controller, and the files that may keep it. A controller is in one hierarchy at a time.
+_KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
+    "cpu": (
+        "cpu",
+        (
+            _Keeper("cpu.max", f"max {_PERIOD}", lambda limit: f"{_quota(limit)} {_PERIOD}", _read_max),
+            _Keeper("cpu.cfs_quota_us", "-1", lambda limit: str(_quota(limit)), _read_cfs),
+        ),
+    ),
+    "cpu_weight": (
+        "cpu",
+        (_plain("cpu.weight", str(_WEIGHT)), _Keeper("cpu.shares", str(_SHARES), _shares, _read_shares)),
+    ),
+    "memory": ("memory", (_plain("memory.max"), _plain("memory.limit_in_bytes", "-1"))),
+    "memory_high": ("memory", (_plain("memory.high"),)),
+    "pids": ("pids", (_plain("pids.max"),)),
+}
+#: The controllers that are used.
+CONTROLLERS = tuple(dict.fromkeys(controller for controller, _ in _KEEPERS.values()))
+
+
+def _found(paths: Sequence[Path], name: str) -> tuple[Path, _Keeper] | None:
+    """The directory and the file that keep a limit."""
+    keepers = _KEEPERS[name][1]
+    return next(((path, each) for path in paths for each in keepers if (path / each.name).exists()), None)
+
+
+def hand_down(top: Path, tag: Path) -> None:
+    """Let the cgroups below ``tag``, which is below ``top``, have controllers of version 2 if ``top`` is their root.
+
+    Any other cgroup can hand down only without processes of its own, and the daemon is in ``top``. There not even a try
+    is harmless: the kernel takes cpu and pids, and ``tag`` can then have no process (cgroup-v2.rst, "Threads").
+
+    Raises:
+        HostError: the kernel refused it.
+    """
+    if (top / "cgroup.type").exists():
+        return
+    for directory in (top, tag):
+        there = [controller for controller in CONTROLLERS if controller in _words(directory / "cgroup.controllers")]
+        path = directory / "cgroup.subtree_control"
+        if there:
+            try:
+                path.write_text(" ".join(f"+{controller}" for controller in there))
+            except OSError as error:
+                raise from_oserror(error, f"could not hand controllers down by {path}") from error
+
+
+def _words(path: Path) -> Sequence[str]:
+    try:
+        return path.read_text().split()
+    except OSError:  # it is one of version 1
+        return ()
+
+
+def why_not(paths: Sequence[Path], name: str) -> str:
+    """Why a limit cannot be kept, words for after a colon, or ``""`` where it can.
+
+    Args:
+        paths: the directories of a VM's cgroups.
+        name: of a field of `Limits`.
+    """
+    if _found(paths, name) is not None:
+        return ""
+    if not paths:
+        return "it has no cgroup of its own"
+    controller = _KEEPERS[name][0]
+    others = (_found(paths, other) for other, (one, _) in _KEEPERS.items() if one == controller)
+    if there := next(filter(None, others), None):
+        version = 2 if (there[0] / "cgroup.controllers").exists() else 1
+        return f"the {controller} controller of the host, of cgroup version {version}, has no such limit"
+    above = [path.parents[1] for path in paths if controller in _words(path.parents[1] / "cgroup.controllers")]
+    if above:
+        return f"the {controller} controller cannot be handed down from {above[0]}, which the daemon itself is in"
+    return f"the host offers the daemon no {controller} controller"
+
+
+def read(paths: Sequence[Path]) -> Limits:
+    """What the kernel says that they are; `None` also of one that is not kept.
+
+    Raises:
+        HostError: a file could not be read; the cgroup may be gone.
+    """
+    found: dict[str, int | None] = {}
+    for name in NAMES:
+        if (keeper := _found(paths, name)) is not None:
+            try:
+                found[name] = keeper[1].read(keeper[0])
+            except OSError as error:
+                raise from_oserror(error, f"could not read {keeper[0] / keeper[1].name}") from error
+    return Limits(**found)
+
+
+def impose(paths: Sequence[Path], wanted: Mapping[str, int | None]) -> Mapping[str, str]:
+    """Hold a cgroup to limits; may wait for the kernel to take memory back.
+
+    Args:
+        paths: the directories of a VM's cgroups.
+        wanted: by the names of the fields of `Limits`; of others it stays as it is.
+
+    Returns:
+        Why a limit is not kept, words for after a colon, by its name.
+    """
+    return {name: why for name, limit in wanted.items() if (why := _impose(paths, name, limit))}
+
+
+def _impose(paths: Sequence[Path], name: str, limit: int | None) -> str:
+    found = _found(paths, name)
+    if found is None:
+        return "" if limit is None else why_not(paths, name)
+    directory, keeper = found
+    path = directory / keeper.name
+    try:
+        path.write_text(keeper.none if limit is None else keeper.spell(limit))
+    except OSError as error:
+        return f"{path}: {os.strerror(error.errno or 0)}"
+    return ""
+
+
+def memory_held(paths: Sequence[Path]) -> int:
+    """Bytes that its processes hold and the kernel cannot simply drop; 0 where nobody counts them.
+
+    Raises:
+        HostError: it could not be read; the cgroup may be gone.
+    """
+    return max((_held(path / "memory.stat") for path in paths), default=0)
+
+
+def _held(path: Path) -> int:
+    try:
+        lines: Iterator[list[str]] = map(str.split, path.read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise from_oserror(error, f"could not read {path}") from error
+    counted = {line[0]: int(line[1]) for line in lines}
+    # version 1 calls anonymous memory rss, and counts what is below apart
+    return sum(counted.get(name, 0) for name in ("anon", "total_rss", "shmem"))
