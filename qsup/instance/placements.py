@@ -62,6 +62,11 @@ class _Entry:
     resident: Resident | None = None
     chosen: Chosen | None = None
 
+    @property
+    def beside(self) -> Sets:
+        """What its unit names though its vCPUs' CPUs are chosen."""
+        return Sets(vcpus=(), emulator=self.emulator)
+
 
 @frozen(eq=False)
 class _Found:
@@ -141,8 +146,7 @@ class Placements:
             check_named(resident, others, self._topology)
             return evolve(entry, resident=resident)
         if entry.emulator:
-            own = Resident(name=name, sets=Sets(vcpus=(), emulator=entry.emulator), named=True)
-            check_named(own, others, self._topology)
+            check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
         exclusive = unit.cpu.exclusive
         number = effective_max_vcpus(unit) if exclusive else unit.cpu.vcpus
         request = Request(name=name, vcpus=number, exclusive=exclusive, threads=unit.cpu.topology.threads)
@@ -156,13 +160,19 @@ class Placements:
         return evolve(entry, resident=placement.resident, chosen=chosen)
 
     def _residents(self, topology: Topology) -> list[Resident]:
-        """All of them; who asked for no place is all over the host."""
+        """All of them; who asked for no place is all over the host, and who has a chosen one may name CPUs besides."""
         nodes = tuple(node.number for node in topology.nodes)
-        return [
+        found = [
             entry.resident
             or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
             for name, entry in self._entries.items()
         ]
+        besides = [
+            Resident(name=name, sets=entry.beside, named=True)
+            for name, entry in self._entries.items()
+            if entry.chosen is not None and entry.emulator
+        ]
+        return found + besides
 
     def _put(self, name: str, entry: _Entry) -> None:
         self._entries[name] = entry

@@ -87,6 +87,17 @@ async def test_what_units_ask_for(placements: Placements, cpu: dict[str, Any], e
     assert placements.pins("web") is None
 
 
+async def test_cpus_that_are_named_besides_chosen_ones_are_not_given_away(placements: Placements) -> None:
+    """Whole cores are free of anybody's named threads, and who names such a CPU for itself is refused."""
+    await placements.take("web", unit(pin="auto", emulator_pin=(0, 1)))
+    with pytest.raises(PlacementError, match="CPU 1, which it wants for itself, web names as well"):
+        await placements.take("db", unit(pin=((1,),), exclusive=True))
+    chosen = await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
+    assert chosen is not None
+    assert chosen.vcpus == ((2,), (10,))
+    assert said(placements, "web").endswith(" + 0-1")
+
+
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))
