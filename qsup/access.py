@@ -34,7 +34,7 @@ from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
 from qsup.qmp.screen import screendump
 from qsup.unit.compare import compare
-from qsup.unit.entries import entries_of, entry_of
+from qsup.unit.entries import MOVABLE, entries_of, entry_of
 from qsup.unit.info import UnitChanges, UnitPreview
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit
@@ -166,7 +166,8 @@ def devices(driver: Driver) -> HardwareView:
     if driver.life is None:
         raise DeniedError("it does not run, so it has no devices", instance=driver.name, hint="start it first")
     summary, unit = driver.life.summary, driver.loaded.unit
-    entries = (f"{section}.{entry.id}" for section, entry in entries_of(unit))
+    # what neither comes nor goes is no device
+    entries = (f"{section}.{entry.id}" for section, entry in entries_of(unit) if section in MOVABLE)
     absent = tuple(entry for entry in entries if entry_of(driver.life.unit, entry) is None)
     return HardwareView(parts=summary.parts, slots=slots(summary), absent=absent)
 

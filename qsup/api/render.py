@@ -72,6 +72,7 @@ def instance(view: InstanceView) -> wire.Instance:
                 "type": disk.type,
                 "bus": disk.bus,
                 "read_only": disk.read_only,
+                "iothread": disk.iothread,
                 "throttle": dict(view.limits.get(disk.id, {})),
                 "tray": cast("Any", view.trays.get(disk.id, "")),
             }
@@ -311,6 +312,7 @@ def cpus(view: CpusView) -> wire.Cpus:
                 "thread": thread.thread,
                 "name": thread.usage.name,
                 "vcpus": list(thread.vcpus),
+                "iothread": thread.iothread,
                 "pin": format_cpu_set(thread.pin),
                 "allowed": format_cpu_set(thread.allowed),
                 "cpu": thread.usage.cpu,

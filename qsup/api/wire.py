@@ -82,8 +82,9 @@ class DiskWire(TypedDict):
     """One disk.
 
     ``state``: one that is ``leaving`` waits for the guest to let it go. ``throttle``: the limits that there are, as the
-    unit names them, lengths in seconds. ``tray``: of a CD drive while it runs: ``locked`` is closed, and the guest
-    keeps it so; else, and while it is not known, empty.
+    unit names them, lengths in seconds. ``iothread``: the one that does its work, empty for QEMU's main loop.
+    ``tray``: of a CD drive while it runs: ``locked`` is closed, and the guest keeps it so; else, and while it is not
+    known, empty.
     """
 
     id: str
@@ -93,6 +94,7 @@ class DiskWire(TypedDict):
     type: str
     bus: str
     read_only: bool
+    iothread: str
     throttle: dict[str, int]
     tray: Literal["", "open", "closed", "locked"]
 
@@ -666,7 +668,7 @@ class Root(TypedDict):
 
 
 class Thread(TypedDict):
-    """One thread of QEMU, and the ``vcpus`` that it runs.
+    """One thread of QEMU, and the ``vcpus`` that it runs, or the unit's id of the ``iothread`` that it is, else empty.
 
     CPU sets are as ``0-3,8``: ``pin`` is where it is to run, none is anywhere, ``allowed`` where it may. ``cpu`` is the
     one it ran on last. It ran for ``seconds``, and ``waited`` for a CPU.
@@ -675,6 +677,7 @@ class Thread(TypedDict):
     thread: int
     name: str
     vcpus: list[int]
+    iothread: str
     pin: str
     allowed: str
     cpu: int

@@ -209,7 +209,7 @@ async def _identify(
         helpers=helpers,
         monitor=None,
         launched=running.launched,
-        pinning=Pinning(child.pid, partial(services.placements.pins, record.name)),
+        pinning=Pinning(child.pid, partial(services.placements.pins, record.name), has_iothreads=bool(unit.iothreads)),
         limiting=limiting,
         output_start=output.end,
         console_start=0,

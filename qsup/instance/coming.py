@@ -225,7 +225,8 @@ def _plan(entries: Sequence[str], unit: Unit, summary: PlanSummary, vm: Vm) -> l
     for entry in entries:
         section = entry.partition(".")[0]
         if section not in PLANNERS:
-            raise ChangeError(f"{entry} cannot be attached while it runs", hint="restart the VM")
+            words = f"{entry} cannot come while it runs"
+            raise ChangeError(words, hint="change the unit (--persist), and restart the VM")
         for attachment in PLANNERS[section](unit, entry_of(unit, entry), summary, vm):
             part = attachment.part.plan()
             inventory.check_entry(attachment.part.subject, summary, [device.id for device in part.devices])

@@ -18,7 +18,7 @@ from qsup.instance import hotplug as wiring
 from qsup.instance import outside
 from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.filing import Filing, absent
-from qsup.instance.hardware import Hardware, entry_of
+from qsup.instance.hardware import Hardware, entry_of, staying
 from qsup.instance.hotplug import STEP_TIMEOUT
 from qsup.instance.operation import NOT_TAKEN_BACK
 from qsup.instance.taps import release_bridges
@@ -26,6 +26,7 @@ from qsup.plan import hotplug, inventory
 from qsup.plan.spec import DevicePlan, PartPlan
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
+from qsup.unit.entries import MOVABLE
 from qsup.unit.model import Unit
 
 
@@ -93,6 +94,8 @@ def check_can_go(entry: str, hardware: Hardware) -> None:
     Raises:
         QsupError: why it stays until the VM's next start.
     """
+    if entry.partition(".")[0] not in MOVABLE:
+        raise staying(entry)
     part = hardware.part(entry)
     if part is None or part.state == "coming":
         raise ChangeError(f"{entry} is still being attached", hint="try again")

@@ -45,6 +45,12 @@ def leaving(entry: str) -> ChangeError:
     return ChangeError(f"{entry} is still being detached", hint="wait until the guest has let it go, or reset it")
 
 
+def staying(entry: str) -> ChangeError:
+    """Why an entry that is none of a device stays as long as the VM runs."""
+    words = f"{entry} cannot be taken away while it runs"
+    return ChangeError(words, hint="change the unit (--persist), and restart the VM")
+
+
 class Hardware:
     """The hardware of one life.
 

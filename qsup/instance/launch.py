@@ -61,6 +61,9 @@ _QUERY_TIMEOUT = 10.0
 #: Seconds for QEMU to end after its monitor's connection did, so that its own words can be told.
 _LAST_WORDS = 2.0
 _SANDBOXED = "its sandbox forbids a system call that it made: look at [qemu] extra-args"
+# without KVM virtio-mmio has none in QEMU 7.2 and has one in 10.0, and nothing in QEMU's schema tells which it is
+_NO_IOEVENTFD = "ioeventfd is required for iothread"
+_NO_IOTHREAD = "leave `iothread` out of its disks, use KVM, or use another machine type"
 #: What is seen first of a QEMU that is about to end.
 _SIGNS_OF_AN_END = (MonitorConnectError, MonitorClosed, HostError)
 #: Seconds for a process that was sent SIGKILL to go.
@@ -227,7 +230,7 @@ def _died(child: Process, prepared: Prepared, start: int, said: str = "") -> Sta
     how = child.status.describe()
     if how == "signal KILL" and prepared.cgroup.was_oom_killed(0):
         return StartError(OUT_OF_MEMORY, hint="give its cgroup or the host more memory, or the guest less", exit=how)
-    hint = _SANDBOXED if how == "signal SYS" else ""
+    hint = _SANDBOXED if how == "signal SYS" else _NO_IOTHREAD if _NO_IOEVENTFD in words else ""
     if not hint and plan.accel == "kvm":
         hint = "; ".join(plan.warnings)  # whatever was doubtful about KVM from the beginning
     return StartError(words or f"QEMU ended with {how} and said nothing", hint=hint, exit=how)
@@ -253,10 +256,11 @@ async def _bring_up(
     )
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
-    pinning = Pinning(child.pid, partial(services.placements.pins, loaded.name))
+    pins = partial(services.placements.pins, loaded.name)
+    pinning = Pinning(child.pid, pins, has_iothreads=bool(loaded.unit.iothreads))
     await pinning.find(monitor)
     if pinning.trouble:
-        raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin in its unit")
+        raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin, and [[iothread]] pin, in its unit")
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost

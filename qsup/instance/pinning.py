@@ -9,7 +9,7 @@ starts it, so a worker of the main loop needs nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 import structlog
 from attrs import frozen
@@ -17,6 +17,7 @@ from attrs import frozen
 from qsup.errors import HostError
 from qsup.host import affinity, proc
 from qsup.instance.view import CpusView, ThreadView
+from qsup.plan.disks import iothread_id
 from qsup.plan.pinning import ANYWHERE, Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
@@ -36,16 +37,19 @@ class Drift:
 
     Args:
         vcpu: the number of the vCPU that it runs, ``None`` if it runs none.
+        iothread: the unit's id of the iothread that it is, ``""`` if it is none.
         was, cpus: where it might run, and may run now.
     """
 
     thread: int
     vcpu: int | None
+    iothread: str
     was: Set[int]
     cpus: Set[int]
 
     def __str__(self) -> str:
-        who = f"thread {self.thread}" if self.vcpu is None else f"vCPU {self.vcpu}"
+        who = f"iothread {self.iothread}" if self.iothread else f"thread {self.thread}"
+        who = who if self.vcpu is None else f"vCPU {self.vcpu}"
         return f"{who} was moved to CPUs {format_cpu_set(self.was)}, and is back on {format_cpu_set(self.cpus)}"
 
 
@@ -55,24 +59,28 @@ class Pinning:
     Args:
         pid: QEMU's.
         pins: where its threads belong now; ``None`` while that is not known.
+        has_iothreads: whether QEMU is to be asked for them; it has those that it was started with.
 
     Attributes:
         vcpus: ids of the threads that run the vCPUs, in their order, as QEMU said last.
+        iothreads: the unit's ids of its iothreads, by thread, as QEMU said last.
         trouble: why a thread is not where it belongs, one sentence, or ``""``.
         drifts: how many have been put back.
     """
 
-    def __init__(self, pid: int, pins: Callable[[], Pins | None]) -> None:
+    def __init__(self, pid: int, pins: Callable[[], Pins | None], *, has_iothreads: bool = False) -> None:
         self.vcpus: tuple[int, ...] = ()
+        self.iothreads: Mapping[int, str] = {}
         self.trouble = ""
         self.drifts = 0
         self._pid = pid
         self._pins = pins
+        self._has_iothreads = has_iothreads
         self._placed: dict[int, frozenset[int]] = {}
         self._threads: tuple[int, ...] = ()
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
-        """Ask QEMU which threads run the vCPUs, and put those that are new where they belong.
+        """Ask QEMU which threads run the vCPUs and are iothreads, and put those that are new where they belong.
 
         Returns:
             The vCPUs' threads, in their order.
@@ -80,6 +88,10 @@ class Pinning:
         Raises:
             MonitorError: QEMU did not say it.
         """
+        if self._has_iothreads:
+            found = await commands.query_iothreads(monitor, timeout=_TIMEOUT)
+            named = {each.thread_id: iothread_id(each.id) for each in found}
+            self.iothreads = {thread: id_ for thread, id_ in named.items() if id_}
         cpus = await commands.query_cpus_fast(monitor, timeout=_TIMEOUT)
         self.vcpus = tuple(cpu.thread_id for cpu in cpus)
         self.put()
@@ -122,20 +134,28 @@ class Pinning:
     def look(self) -> CpusView:
         """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
         threads = sorted(affinity.threads(self._pid))
-        wanted = (self._pins() or Pins()).of_threads(self.vcpus, threads)
+        wanted = (self._pins() or Pins()).of_threads(self.vcpus, self.iothreads, threads)
         shown = []
         for thread in threads[:SHOWN]:
             allowed, usage = affinity.get(thread), proc.thread_usage(thread)
             if allowed is not None and usage is not None:
                 mine = tuple(index for index, other in enumerate(self.vcpus) if other == thread)
-                pin = wanted[thread]
-                shown.append(ThreadView(thread=thread, vcpus=mine, pin=pin, allowed=allowed, usage=usage))
+                shown.append(
+                    ThreadView(
+                        thread=thread,
+                        vcpus=mine,
+                        iothread=self.iothreads.get(thread, ""),
+                        pin=wanted[thread],
+                        allowed=allowed,
+                        usage=usage,
+                    )
+                )
         return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
 
     def _put(self, pins: Pins, online: Set[int]) -> tuple[Drift, ...]:
         if affinity.count(self._pid) != len(self._threads):
             self._threads = affinity.threads(self._pid)
-        wanted = pins.of_threads(self.vcpus, self._threads)
+        wanted = pins.of_threads(self.vcpus, self.iothreads, self._threads)
         drifts: list[Drift] = []
         trouble = ""
         for thread, cpus in wanted.items():
@@ -151,7 +171,8 @@ class Pinning:
                 trouble = f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
             elif now != target and affinity.put(thread, cpus or target) and former == cpus:
                 vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
-                drifts.append(Drift(thread=thread, vcpu=vcpu, was=now, cpus=target))
+                iothread = self.iothreads.get(thread, "")
+                drifts.append(Drift(thread=thread, vcpu=vcpu, iothread=iothread, was=now, cpus=target))
         self.trouble = trouble
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
         self.drifts += len(drifts)

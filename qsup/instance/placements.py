@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from qsup.host.topology import TopologyReader
 from qsup.plan.ledger import Ledger
@@ -53,19 +53,26 @@ class _Entry:
     Args:
         vcpus: how many it has.
         emulator: what its unit says of all other threads, empty for nothing.
+        iothreads: what it says of single ones, by their ids.
         resident: its place, ``None`` where its unit asks for none.
         chosen: that, where it was chosen.
     """
 
     vcpus: int
     emulator: frozenset[int] = frozenset()
+    iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
     resident: Resident | None = None
     chosen: Chosen | None = None
 
     @property
+    def names_some(self) -> bool:
+        """Whether its unit names CPUs for other threads than those of its vCPUs."""
+        return bool(self.emulator or self.iothreads)
+
+    @property
     def beside(self) -> Sets:
         """What its unit names though its vCPUs' CPUs are chosen."""
-        return Sets(vcpus=(), emulator=self.emulator)
+        return Sets(vcpus=(), emulator=self.emulator, iothreads=frozenset().union(*self.iothreads.values()))
 
 
 @frozen(eq=False)
@@ -107,7 +114,7 @@ class Placements:
             PlacementError: what it wants is not left, or not there; it has what it had.
             HostError: the host could not be looked at.
         """
-        if unit.cpu.pin or unit.cpu.emulator_pin:
+        if _says_something(unit):
             await self.refresh()
         entry = self._entry(name, unit)
         self._put(name, entry)
@@ -126,8 +133,7 @@ class Placements:
         """A VM runs that an earlier daemon has given its place."""
         named = _named(name, unit)
         resident = chosen.resident(name) if chosen is not None else named
-        emulator = frozenset(unit.cpu.emulator_pin)
-        self._put(name, _Entry(vcpus=unit.cpu.vcpus, emulator=emulator, resident=resident, chosen=chosen))
+        self._put(name, evolve(_plain(unit), resident=resident, chosen=chosen))
 
     def release(self, name: str) -> None:
         """A VM has ended; nothing happens when it has none."""
@@ -135,8 +141,8 @@ class Placements:
             self._changed()
 
     def _entry(self, name: str, unit: Unit) -> _Entry:
-        entry = _Entry(vcpus=unit.cpu.vcpus, emulator=frozenset(unit.cpu.emulator_pin))
-        if not (unit.cpu.pin or entry.emulator):
+        entry = _plain(unit)
+        if not _says_something(unit):
             return entry
         assert self._topology is not None
         others = self._residents(self._topology)
@@ -145,7 +151,7 @@ class Placements:
             assert resident is not None
             check_named(resident, others, self._topology)
             return evolve(entry, resident=resident)
-        if entry.emulator:
+        if entry.names_some:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
         exclusive = unit.cpu.exclusive
         number = effective_max_vcpus(unit) if exclusive else unit.cpu.vcpus
@@ -170,7 +176,7 @@ class Placements:
         besides = [
             Resident(name=name, sets=entry.beside, named=True)
             for name, entry in self._entries.items()
-            if entry.chosen is not None and entry.emulator
+            if entry.chosen is not None and entry.names_some
         ]
         return found + besides
 
@@ -197,16 +203,16 @@ class Placements:
             return None
         place = entry.resident
         if place is not None and place.named and place.sets.vcpus:
-            return Pins(place.sets.vcpus, place.sets.emulator)
+            return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads)
         if (place is None or place.named) and not self._has_exclusive:
-            return Pins((), entry.emulator)
+            return Pins((), entry.emulator, entry.iothreads)
         if (found := self._look_up()) is None:
             return None
         if place is not None and place.named:
-            return Pins((found.shared,), entry.emulator)
+            return Pins((found.shared,), entry.emulator or found.shared, entry.iothreads)
         sets = found.sets[name]
         vcpus = sets.vcpus if place is not None and place.exclusive else (sets.emulator,)
-        return Pins(vcpus, entry.emulator or sets.emulator)
+        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads)
 
     def chosen(self, name: str) -> Chosen | None:
         """What was chosen for a VM, ``None`` where there was nothing to choose."""
@@ -244,12 +250,24 @@ class Placements:
         self._set_topology(await self._reader.look())
 
 
+def _says_something(unit: Unit) -> bool:
+    """Whether a unit has a word about the CPUs of any thread."""
+    return bool(unit.cpu.pin or unit.cpu.emulator_pin or any(iothread.pin for iothread in unit.iothreads))
+
+
+def _plain(unit: Unit) -> _Entry:
+    """A VM without a place yet."""
+    iothreads = {iothread.id: frozenset(iothread.pin) for iothread in unit.iothreads if iothread.pin}
+    return _Entry(vcpus=unit.cpu.vcpus, emulator=frozenset(unit.cpu.emulator_pin), iothreads=iothreads)
+
+
 def _named(name: str, unit: Unit) -> Resident | None:
     """The place that a unit names, ``None`` for none."""
-    if isinstance(unit.cpu.pin, str) or not (unit.cpu.pin or unit.cpu.emulator_pin):
+    if isinstance(unit.cpu.pin, str) or not _says_something(unit):
         return None
     sets = tuple(map(frozenset, unit.cpu.pin))
     number = effective_max_vcpus(unit)
     each = sets * number if len(sets) == 1 else sets
-    emulator = frozenset(unit.cpu.emulator_pin) or frozenset().union(*sets)
-    return Resident(name=name, sets=Sets(vcpus=each, emulator=emulator), exclusive=unit.cpu.exclusive, named=True)
+    place = evolve(_plain(unit).beside, vcpus=each)
+    place = evolve(place, emulator=place.emulator or frozenset().union(*sets))
+    return Resident(name=name, sets=place, exclusive=unit.cpu.exclusive, named=True)

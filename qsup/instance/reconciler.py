@@ -101,4 +101,6 @@ def _tell(watched: _Watched, moved: Sequence[Drift]) -> None:
         words.append(watched.trouble or "all threads are where they belong")
     if words:
         vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
-        watched.tell({"detail": "; ".join(words), "threads": [drift.thread for drift in moved], "vcpus": vcpus})
+        iothreads = [drift.iothread for drift in moved if drift.iothread]
+        threads = [drift.thread for drift in moved]
+        watched.tell({"detail": "; ".join(words), "threads": threads, "vcpus": vcpus, "iothreads": iothreads})

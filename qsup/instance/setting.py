@@ -15,11 +15,11 @@ from qsup.errors import ChangeError, QsupError, UnitError
 from qsup.instance import verdict
 from qsup.instance.context import Context, Goal, LiveKeys
 from qsup.instance.filing import Filing, check_same, with_besides
-from qsup.instance.hardware import Hardware, entry_of
+from qsup.instance.hardware import Hardware, entry_of, staying
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of, tell_all
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
-from qsup.unit.entries import check_known
+from qsup.unit.entries import MOVABLE, check_known
 from qsup.unit.model import Applies, Unit
 
 
@@ -274,6 +274,8 @@ def _judge(
     try:
         if change.key in why_not:
             error = why_not[change.key]
+        elif is_going(change, context.hardware) and _section(change.key) not in MOVABLE:
+            error = staying(change.key)
         elif is_going(change, context.hardware):
             words = f"{change.key} is there, and goes only when the guest lets it go"
             error = ChangeError(words, hint=f"detach {change.key}")

@@ -157,6 +157,7 @@ class ThreadView:
     Args:
         thread: its id on the host.
         vcpus: the vCPUs that it runs.
+        iothread: the unit's id of the iothread that it is, ``""`` if it is none.
         pin: where it is to run, empty for anywhere.
         allowed: where it may.
         usage: what it has had of the host's CPUs.
@@ -164,6 +165,7 @@ class ThreadView:
 
     thread: int
     vcpus: tuple[int, ...]
+    iothread: str = ""
     pin: frozenset[int]
     allowed: Set[int]
     usage: ThreadUsage

@@ -153,6 +153,7 @@ def _disks(unit: Unit) -> tuple[DiskPlan, ...]:
             read_only=disk.read_only,
             node="",
             device="",
+            iothread=disk.iothread,
         )
         for disk in unit.disks
     )

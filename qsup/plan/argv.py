@@ -54,6 +54,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         devices.panic_part(capabilities),
         *_attached_parts(unit, others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)),
         *(nic.part for nic in nics),
+        *disks.iothread_parts(unit),
         disks.controllers(unit, board),
         *(drive.part for drive in drives),
         Part(subject="hotplug slots", devices=board.free_ports(unit.machine.hotplug_slots)),

@@ -14,14 +14,14 @@ from attrs import evolve, frozen
 from qsup.errors import UnsupportedError
 from qsup.plan.blockdev import chain_nodes, image_backends, image_chain
 from qsup.plan.board import BOARDS, Board, Place
-from qsup.plan.disks import check_disk, disk_part
+from qsup.plan.disks import check_disk, disk_part, iothread_name
 from qsup.plan.hotplug import Command
 from qsup.plan.identity import node_name
 from qsup.plan.inventory import CONTROLLER, devices_of, free_controller, free_slot, next_fdset, takes_nothing, with_part
 from qsup.plan.network import nic_part, nic_role
 from qsup.plan.others import Tools, device_part, place_on_bus
 from qsup.plan.part import Part, Properties
-from qsup.plan.spec import Capabilities, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
+from qsup.plan.spec import BackendPlan, Capabilities, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
 from qsup.unit.families import needs_slot
 from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
 
@@ -71,6 +71,9 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     bus = effective_bus(unit, disk)
     found: list[Attachment] = []
     check_disk(disk, bus, board, vm.capabilities)
+    if disk.iothread and not any(_is_iothread(each, disk.iothread) for part in summary.parts for each in part.backends):
+        words = f"disk {disk.id!r}: iothread {disk.iothread!r} is not there before the VM's next start"
+        raise UnsupportedError(words, hint="choose one that is there, or restart the VM")
     if bus in ("sata", "ide"):
         hint = "say bus=scsi or bus=usb" if disk.type == "cdrom" else "say bus=virtio, or another"
         raise UnsupportedError(f"a {bus} bus takes no disks while the VM runs", hint=f"{hint}, or restart it")
@@ -82,6 +85,10 @@ def attach_disk(unit: Unit, disk: DiskSection, summary: PlanSummary, vm: Vm) -> 
     bootindex = None if disk.bootindex < 0 or disk.bootindex in vm.boot_places else disk.bootindex
     planned = disk_part(disk, bus, place, board, bootindex, next_fdset(summary))
     return [*found, Attachment(part=planned.part, disk=planned.plan)]
+
+
+def _is_iothread(backend: BackendPlan, id_: str) -> bool:
+    return (backend.kind, backend.name) == ("object", iothread_name(id_))
 
 
 def plan_medium(disk: DiskSection, summary: PlanSummary, *, beside: str) -> Part:

@@ -1,4 +1,4 @@
-"""Disks and CD drives: the devices that the guest sees, and where they hang.
+"""Disks and CD drives: the devices that the guest sees, where they hang, and the threads that work for them.
 
 Decides: the device model for each type and bus, its place, the boot order, and what happens on an I/O error.
 Must not: know how an image is opened (`qsup.plan.blockdev`).
@@ -14,7 +14,7 @@ from attrs import frozen
 from qsup.errors import UnsupportedError
 from qsup.plan.blockdev import chain_nodes, image_backends, image_chain, is_read_only
 from qsup.plan.board import Board, Place
-from qsup.plan.part import Part, Properties
+from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan
 from qsup.unit.families import BUS_ROOM, FAMILIES
 from qsup.unit.model import WRITE_THROUGH, DiskSection, Unit, effective_bus
@@ -30,6 +30,7 @@ _MODELS = {
     ("cdrom", "ide"): "ide-cd",
     ("cdrom", "usb"): "scsi-cd",  # usb-storage is always a disk: a drive is a SCSI drive on the bare transport
 }
+_IOTHREAD = "iothread-"
 _SHORT_SERIAL = 20  # characters (NVM Express, Identify Controller; QEMU's SCSI device_id)
 
 
@@ -62,6 +63,27 @@ def disk_parts(
         place = _place(disk, bus, next(counts.setdefault(slots, itertools.count())), board)
         parts.append(disk_part(disk, bus, place, board, boot.get(disk.id), fdsets))
     return parts
+
+
+def iothread_parts(unit: Unit) -> list[Part]:
+    """Plan all iothreads, which are there before the disks."""
+    return [
+        Part(
+            subject=f"iothread {iothread.id!r}",
+            backends=(Backend(kind="object", properties={"qom-type": "iothread", "id": iothread_name(iothread.id)}),),
+        )
+        for iothread in unit.iothreads
+    ]
+
+
+def iothread_name(id_: str) -> str:
+    """The QOM id of an iothread: the unit's, apart from those of other objects."""
+    return f"{_IOTHREAD}{id_}"
+
+
+def iothread_id(name: str) -> str:
+    """The unit's id of one of QEMU's iothreads, ``""`` of one that is not the unit's."""
+    return name.removeprefix(_IOTHREAD) if name.startswith(_IOTHREAD) else ""
 
 
 def controllers(unit: Unit, board: Board) -> Part:
@@ -138,7 +160,9 @@ def disk_part(
     node = chain[0].node if chain else ""
     drive = {"drive": node} if node else {}
     model = board.virtio_device("blk") if bus == "virtio" else _MODELS[disk.type, bus]
-    device = {"driver": model, "id": device_id(disk), **place.properties, **drive, **_behaviour(disk, bus, bootindex)}
+    worker = {"iothread": iothread_name(disk.iothread)} if disk.iothread else {}
+    behaviour = {**worker, **_behaviour(disk, bus, bootindex)}
+    device = {"driver": model, "id": device_id(disk), **place.properties, **drive, **behaviour}
     part = Part(
         subject=f"disk {disk.id!r}",
         entry=f"disk.{disk.id}",
@@ -156,6 +180,7 @@ def disk_part(
         node=node,
         device=device_id(disk),
         bootindex=-1 if bootindex is None else bootindex,
+        iothread=disk.iothread,
     )
     return DiskPart(part=part, plan=plan)
 

@@ -103,7 +103,7 @@ class Ledger:
                 for number in own if resident.named else whole:
                     self.owners.setdefault(number, resident.name)
             if resident.named:
-                for number in own | resident.sets.emulator:
+                for number in resident.cpus:
                     self.namers.setdefault(number, resident.name)
         self.shared = SharedCpus(topology, topology.placeable - private)
 

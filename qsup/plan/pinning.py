@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 #: What is wanted of a thread that may run anywhere.
 ANYWHERE: frozenset[int] = frozenset()
@@ -21,14 +21,16 @@ class Pins:
     Args:
         vcpus: a set for each vCPU, or one for all of them, or none: `ANYWHERE`.
         emulator: for all other threads.
+        iothreads: sets by the unit's ids, of those that have one of their own.
     """
 
     vcpus: tuple[frozenset[int], ...] = ()
     emulator: frozenset[int] = ANYWHERE
+    iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
 
     def __bool__(self) -> bool:
         """Whether any thread is to be anywhere."""
-        return bool(self.vcpus or self.emulator)
+        return bool(self.vcpus or self.emulator or self.iothreads)
 
     @property
     def start(self) -> frozenset[int]:
@@ -41,15 +43,18 @@ class Pins:
             return self.vcpus[index] if index < len(self.vcpus) else ANYWHERE
         return self.vcpus[0] if self.vcpus else ANYWHERE
 
-    def of_threads(self, vcpus: Sequence[int], threads: Iterable[int]) -> Mapping[int, frozenset[int]]:
+    def of_threads(
+        self, vcpus: Sequence[int], iothreads: Mapping[int, str], threads: Iterable[int]
+    ) -> Mapping[int, frozenset[int]]:
         """Those of each thread of a VM.
 
         Args:
             vcpus: thread ids of its vCPUs, in their order; several may share one thread (TCG without MTTCG), which may
                 run where any of them may.
+            iothreads: the unit's ids of its iothreads, by the thread that each is.
             threads: ids of all its threads.
         """
-        wanted = {thread: self.emulator for thread in threads}
+        wanted = {thread: self.iothreads.get(iothreads.get(thread, ""), self.emulator) for thread in threads}
         sharing: dict[int, list[frozenset[int]]] = {}
         for index, thread in enumerate(vcpus):
             sharing.setdefault(thread, []).append(self.of_vcpu(index))

@@ -202,7 +202,7 @@ def check_named(resident: Resident, residents: Iterable[Resident], topology: Top
             last shared ones are to be exclusive.
     """
     own = resident.vcpu_cpus
-    named = own | resident.sets.emulator
+    named = resident.cpus
     if unusable := topology.unusable(named):
         raise PlacementError(
             f"names {explained.cpus(named)}, and {unusable}",

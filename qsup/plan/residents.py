@@ -38,10 +38,12 @@ class Sets:
     Args:
         vcpus: the CPUs of each vCPU.
         emulator: those of its other threads: the main loop, workers, and iothreads of which nothing else is said.
+        iothreads: those of which something is, all together.
     """
 
     vcpus: tuple[frozenset[int], ...]
     emulator: frozenset[int]
+    iothreads: frozenset[int] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -69,6 +71,11 @@ class Resident:
     def vcpu_cpus(self) -> frozenset[int]:
         """All CPUs of its vCPUs together."""
         return frozenset().union(*self.sets.vcpus)
+
+    @property
+    def cpus(self) -> frozenset[int]:
+        """All CPUs that any of its threads may run on."""
+        return self.vcpu_cpus | self.sets.emulator | self.sets.iothreads
 
 
 @frozen(kw_only=True)

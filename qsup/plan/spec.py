@@ -324,6 +324,7 @@ class DiskPlan:
         device: the device's QOM id, as in ``/machine/peripheral/DEVICE``.
         bootindex: its place in the boot order, -1 for none; what came while the VM runs has none.
         coming: of a drive whose medium is being changed; QEMU knows which of the two it has.
+        iothread: the unit's id of the one that does its work, ``""`` for the main loop.
     """
 
     id: str
@@ -336,6 +337,7 @@ class DiskPlan:
     device: str
     bootindex: int = -1
     coming: ComingMedium | None = None
+    iothread: str = ""
 
 
 @frozen(kw_only=True)

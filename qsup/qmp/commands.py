@@ -26,6 +26,7 @@ from qsup.qmp.results import (
     ChardevInfo,
     CpuInfoFast,
     HotpluggableCpu,
+    IothreadInfo,
     JobInfo,
     KvmInfo,
     MemoryDevice,
@@ -159,6 +160,11 @@ async def query_uuid(monitor: Monitor, *, timeout: float) -> uuid.UUID:
 async def query_cpus_fast(monitor: Monitor, *, timeout: float) -> tuple[CpuInfoFast, ...]:
     """``query-cpus-fast``: the vCPUs and their threads, without disturbing them."""
     return await _list(monitor, "query-cpus-fast", CpuInfoFast.parse, timeout)
+
+
+async def query_iothreads(monitor: Monitor, *, timeout: float) -> tuple[IothreadInfo, ...]:
+    """``query-iothreads``: the threads that do the work of disks."""
+    return await _list(monitor, "query-iothreads", IothreadInfo.parse, timeout)
 
 
 async def query_hotpluggable_cpus(monitor: Monitor, *, timeout: float) -> tuple[HotpluggableCpu, ...]:

@@ -69,6 +69,19 @@ class CpuInfoFast:
         )
 
 
+@attrs.frozen(kw_only=True)
+class IothreadInfo:
+    """One of ``query-iothreads``: its id, and the host's tid."""
+
+    id: str
+    thread_id: int
+
+    @classmethod
+    def parse(cls, value: object) -> IothreadInfo:
+        """Read one element of the answer."""
+        return cls(id=member(value, "id", str), thread_id=member(value, "thread-id", int))
+
+
 #: Members of QAPI's BlockIOThrottle.
 _LIMITS = tuple(
     f"{kind}{direction}{suffix}"

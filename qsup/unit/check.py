@@ -275,6 +275,20 @@ def _image(disk: DiskSection, key: Key) -> Iterator[Finding]:
             yield Finding("only the last backing file can be raw: a raw image stands on none", [inner])
 
 
+def _iothreads(unit: Unit) -> Iterator[Finding]:
+    """A disk's `iothread` is one that the VM has, and the disk is on `virtio`."""
+    known = [iothread.id for iothread in unit.iothreads]
+    for disk in unit.disks:
+        key, bus = ("disk", disk.id), effective_bus(unit, disk)
+        if disk.iothread and disk.iothread not in known:
+            there = f"; there is {alternatives(known, 'and')}" if known else "; add an [[iothread]] with that id"
+            message = f"there is no iothread {disk.iothread!r}{did_you_mean(disk.iothread, known) or there}"
+            yield Finding(message, [(*key, "iothread"), ("iothread", disk.iothread, "present")])
+        if disk.iothread and bus != "virtio":
+            keys = [(*key, "iothread"), (*key, "bus"), (*key, "type")]
+            yield Finding(f"an iothread does the work of a disk on virtio, not on {bus}", keys)
+
+
 #: What is counted together, and what to do where there is no room for more.
 _COUNTED = {
     **{bus: (f"disks on {bus}", "" if bus == "scsi" else "; scsi has room for more") for bus in BUS_ROOM},
@@ -516,6 +530,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _ids,
     _boot_order,
     _disks,
+    _iothreads,
     _room,
     _throttles,
     _paths,

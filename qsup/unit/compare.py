@@ -56,6 +56,8 @@ def _filled(unit: Unit) -> Unit:
         unit,
         cpu=evolve(unit.cpu, max_vcpus=effective_max_vcpus(unit)),
         disks=tuple(evolve(disk, bus=effective_bus(unit, disk)) for disk in unit.disks),
+        # the guest does not see them, so their order is none of the machine's
+        iothreads=tuple(sorted(unit.iothreads, key=lambda iothread: iothread.id)),
         display=evolve(unit.display, video=effective_video(unit)),
     )
 

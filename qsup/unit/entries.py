@@ -17,7 +17,7 @@ from qsup.unit.quantity import alternatives, did_you_mean, shown
 
 
 def entries_of(unit: Unit) -> Iterator[tuple[str, Any]]:
-    """Every entry, with its section: ``disk``, ``nic`` or ``device``."""
+    """Every entry, with its section, such as ``disk``."""
     for name, (attribute, _, section) in sections_of(Unit).items():
         if section.many:
             yield from ((name, entry) for entry in getattr(unit, attribute.name))
@@ -31,8 +31,10 @@ def without_entry(unit: Unit, entry: str) -> Unit:
     return evolve(unit, **changes)
 
 
+#: Sections whose entries come to a VM that runs, and leave it.
+MOVABLE = ("disk", "nic", "device")
 #: The keys one of which says what a new entry is.
-_FOUNDING = {"disk": ("path", "type"), "nic": ("type",), "device": ("type",)}
+_FOUNDING = {"disk": ("path", "type"), "iothread": ("present",), "nic": ("type",), "device": ("type",)}
 
 
 def check_known(changes: Mapping[str, Any], unit: Unit, owner: str, new: Collection[str] = ()) -> None:
@@ -63,7 +65,8 @@ def check_known(changes: Mapping[str, Any], unit: Unit, owner: str, new: Collect
             if entry.keys() - {"id"}:
                 words = f"{owner} has no {section} {shown(id_)}{did_you_mean(id_, known)}"
                 there = f"it has {alternatives(known, 'and')}" if known else f"it has no {section} at all"
-                raise NoSuchDevice(words, hint=f"{there}; a new one needs its {alternatives(founding)}")
+                needs = f"its {alternatives(founding)}" if section in MOVABLE else "present = true"
+                raise NoSuchDevice(words, hint=f"{there}; a new one needs {needs}")
 
 
 def entry_of(unit: Unit, entry: str) -> Any:

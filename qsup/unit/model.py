@@ -135,13 +135,9 @@ _SECTIONS: dict[type[Any], dict[str, tuple[attrs.Attribute[Any], type[Any], Sect
 _S = Applies.SUPERVISOR
 
 
-def _present() -> Any:
-    return _key(
-        kinds.BOOLEAN,
-        "`false`: the VM does not have it, as if no file named it. A drop-in says so of what another file has "
-        "(`qsupctl detach --persist`).",
-        default=True,
-    )
+def _present(by: str = " (`qsupctl detach --persist`)") -> Any:
+    what = "`false`: the VM does not have it, as if no file named it. A drop-in says so of what another file has"
+    return _key(kinds.BOOLEAN, f"{what}{by}.", default=True)
 
 
 @frozen(kw_only=True)
@@ -369,8 +365,8 @@ class CpuSection:
     )
     emulator_pin: tuple[int, ...] = _key(
         kinds.optional(kinds.CPU_SET, ()),
-        "The CPUs for everything else that QEMU does: its main loop and its workers. By default those of `pin`, all "
-        "together; with `auto`, shared ones near by.",
+        "The CPUs for everything else that QEMU does: its main loop, its workers, and each `[[iothread]]` without a "
+        "`pin` of its own. By default those of `pin`, all together; with `auto`, shared ones near by.",
         default=(),
         applies=Applies.LIVE,
     )
@@ -534,6 +530,13 @@ class DiskSection:
         only="unless to or from `writethrough` or `directsync`",
         holds=_keep_the_device,
     )
+    iothread: str = _key(
+        kinds.optional(kinds.NAME),
+        "On `virtio`: the `[[iothread]]` that does its work; by default QEMU's main loop does, which is busy with much "
+        "else.",
+        default="",
+        qemu="iothread",
+    )
     aio: str = _key(
         kinds.choice("threads", "native", "io_uring"),
         'How QEMU reads and writes it; `native` needs `cache = "none"` or `"directsync"`.',
@@ -576,6 +579,21 @@ class DiskSection:
         BackingSection,
         "The files the image stands on, nearest first. A backing file that is not declared is refused.",
         name="backing",
+    )
+
+
+@frozen(kw_only=True)
+class IothreadSection:
+    """``[[iothread]]``: a thread of QEMU's for the work of disks."""
+
+    id: str = _key(kinds.NAME, "Its name within the VM, which disks call it by.", qemu="-object iothread")
+    present: bool = _present("")
+    pin: tuple[int, ...] = _key(
+        kinds.optional(kinds.CPU_SET, ()),
+        "The CPUs of the host that it may run on. By default those of everything else that QEMU does: `[cpu] "
+        "emulator-pin`, and what follows where that says nothing.",
+        default=(),
+        applies=Applies.LIVE,
     )
 
 
@@ -853,6 +871,9 @@ class Unit:
     cpu: CpuSection = _section(CpuSection, "The virtual processors.")
     memory: MemorySection = _section(MemorySection, "The guest's memory.")
     disks: tuple[DiskSection, ...] = _section(DiskSection, "Disks and CD drives.", name="disk")
+    iothreads: tuple[IothreadSection, ...] = _section(
+        IothreadSection, "Threads that do the work of disks; a VM has those that it is started with.", name="iothread"
+    )
     nics: tuple[NicSection, ...] = _section(NicSection, "Network interfaces.", name="nic")
     devices: tuple[DeviceSection, ...] = _section(DeviceSection, "Other devices.", name="device")
     console: ConsoleSection = _section(ConsoleSection, "The text console.")

@@ -542,19 +542,21 @@ class FakeBackend:
         return [view.emulator, "-nodefaults"], view.pid is not None
 
     async def cpus(self, name: str) -> CpusView:
-        """A vCPU that is pinned, and the rest, which is not."""
+        """A vCPU and an iothread that are pinned, and the rest, which is not."""
         if self.instance(name).pid is None:
             raise DeniedError("it is not running", instance=name)
         usages = (
             ThreadUsage(name="qemu-system-x86", cpu=0, seconds=0.5, waited=0.25),
             ThreadUsage(name="CPU 0/KVM", cpu=2, seconds=12.0, waited=None),
+            ThreadUsage(name="IO iothread-fas", cpu=2, seconds=1.0, waited=0.0),
         )
         everywhere, pin = frozenset(range(4)), frozenset({2})
         threads = (
             ThreadView(thread=41, vcpus=(), pin=frozenset(), allowed=everywhere, usage=usages[0]),
             ThreadView(thread=42, vcpus=(0,), pin=pin, allowed=pin, usage=usages[1]),
+            ThreadView(thread=43, vcpus=(), iothread="fast", pin=pin, allowed=pin, usage=usages[2]),
         )
-        return CpusView(threads=threads, count=2, drifts=3, explanation=("It wants 1 vCPU.", "Node 0 has it."))
+        return CpusView(threads=threads, count=3, drifts=3, explanation=("It wants 1 vCPU.", "Node 0 has it."))
 
     def stats(self, name: str) -> StatsView:
         """Always the same."""

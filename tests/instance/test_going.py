@@ -11,11 +11,13 @@ import trio
 import trio.testing
 
 from qsup.errors import ChangeError, DeniedError, GuestRefused, MonitorTimeout, QmpCommandError
+from qsup.instance.coming import PLANNERS
 from qsup.instance.context import Context
-from qsup.instance.going import Gone, Patience, settle
+from qsup.instance.going import Gone, Patience, check_can_go, settle
 from qsup.instance.hardware import Attached, Hardware
 from qsup.plan.spec import DevicePlan, PartPlan
-from qsup.unit.model import Unit
+from qsup.unit.entries import MOVABLE
+from qsup.unit.model import IothreadSection, Unit
 from qsup.unit.write import values_of
 from tests.plan.building import build
 
@@ -80,6 +82,18 @@ async def test_what_the_guest_keeps_stays() -> None:
     vm.mark("disk.data", "there")
     with pytest.raises(GuestRefused, match=r"the guest does not let disk\.data go"):
         await goal.step(vm.context)
+
+
+def test_what_is_no_device_stays_until_the_next_start() -> None:
+    """What comes can go, and of nothing else is it said that the guest might let it go."""
+    assert set(PLANNERS) == set(MOVABLE)
+    unit = Unit(iothreads=(IothreadSection(id="fast"),))
+    hardware = Hardware(unit, values_of(unit), build(unit).summary(), ())
+    with pytest.raises(ChangeError, match=r"iothread\.fast cannot be taken away while it runs"):
+        check_can_go("iothread.fast", hardware)
+    assert hardware.match((), (), ()) == (), "nor is it taken for gone where QEMU has no device of it"
+    (left,) = hardware.summary.parts
+    assert [backend.name for backend in left.backends] == ["iothread-fast"]
 
 
 async def test_what_qemu_may_have_heard_of_is_on_its_way_out() -> None:

@@ -74,6 +74,17 @@ def test_a_qemu_that_died_has_an_advice(status: ExitStatus, hint: str) -> None:
     assert died.hint.startswith(hint)
 
 
+def test_a_machine_that_has_no_iothreads_says_what_to_do() -> None:
+    """QEMU speaks of something that no unit knows."""
+    text = "qemu-system-x86_64: -device {}: ioeventfd is required for iothread\n"
+    output = SimpleNamespace(drain=lambda: None, text_since=lambda _start: text)
+    prepared = SimpleNamespace(output=output, plan=SimpleNamespace(accel="tcg", warnings=()), cgroup=None)
+    child = SimpleNamespace(status=ExitStatus(kind="code", value=1))
+    died = launch._died(cast(Any, child), cast(Any, prepared), 0)
+    assert "is required for iothread" in died.message
+    assert died.hint.startswith("leave `iothread` out of its disks")
+
+
 def test_a_qemu_that_was_killed_for_want_of_memory_says_so() -> None:
     """It could say nothing itself; its cgroup has counted it."""
     child = SimpleNamespace(status=ExitStatus(kind="signal", value=signal.SIGKILL))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
+import trio
+import trio.lowlevel
+from attrs import evolve
 
 from qsup.host import affinity
 from qsup.instance.pinning import Pinning
 from qsup.plan.pinning import Pins
+from qsup.qmp.connection import Monitor
 from qsup.unit.quantity import format_cpu_set
 
 PID, VCPU = 10, 11
@@ -92,6 +98,43 @@ def test_what_somebody_has_moved_is_drift_and_what_is_new_is_not_fake(kernel: Fa
     (drift,) = pinning.put()
     assert str(drift) == "vCPU 0 was moved to CPUs 1, and is back on 2-3"
     assert (kernel.shown[12], pinning.drifts) == ("0", 1)
+
+
+class FakeQemu:
+    """A monitor that says which threads QEMU has, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def execute(self, command: str, *_: object, **__: object) -> object:
+        """Two iothreads, one of them somebody else's, and a vCPU."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append(command)
+        if command == "query-iothreads":
+            return [{"id": "iothread-fast", "thread-id": 12}, {"id": "theirs", "thread-id": 13}]
+        return [{"cpu-index": 0, "thread-id": VCPU, "qom-path": "/x", "props": {}}]
+
+
+async def test_iothreads_are_found_by_what_qemu_says_and_kept_where_they_belong_fake(kernel: FakeKernel) -> None:
+    """By the unit's ids; one of somebody's extra-args is a thread like others."""
+    kernel.masks |= {12: kernel.online, 13: kernel.online}
+    pins, qemu = evolve(PINS, iothreads={"fast": frozenset({1})}), FakeQemu()
+    pinning = Pinning(PID, lambda: pins, has_iothreads=True)
+    await pinning.find(cast("Monitor", qemu))
+    assert pinning.iothreads == {12: "fast"}
+    assert kernel.shown == {PID: "0", VCPU: "2-3", 12: "1", 13: "0"}
+    kernel.masks[12] = frozenset({3})
+    (drift,) = pinning.put()
+    assert str(drift) == "iothread fast was moved to CPUs 3, and is back on 1"
+    pins = evolve(pins, iothreads={})
+    assert (pinning.put(), kernel.shown[12]) == ((), "0"), "it follows the emulator's"
+
+
+async def test_qemu_is_not_asked_for_iothreads_that_it_has_not_fake(kernel: FakeKernel) -> None:
+    """It is asked at each start."""
+    qemu = FakeQemu()
+    await Pinning(PID, lambda: PINS).find(cast("Monitor", qemu))
+    assert qemu.asked == ["query-cpus-fast"]
 
 
 def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: Pinning) -> None:

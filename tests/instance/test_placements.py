@@ -17,7 +17,7 @@ from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
 from qsup.plan.topology import Topology
-from qsup.unit.model import CpuSection, Unit
+from qsup.unit.model import CpuSection, IothreadSection, Unit
 from qsup.unit.quantity import format_cpu_set
 from tests.plan.hosts import HOSTS
 from tests.waiting import wait_until
@@ -43,12 +43,19 @@ def unit(**cpu: Any) -> Unit:
     return Unit(cpu=CpuSection(**cpu))
 
 
+def threaded(*pins: tuple[int, ...], **cpu: Any) -> Unit:
+    """One that has an iothread besides for each of these sets, called after its place."""
+    iothreads = tuple(IothreadSection(id=f"io{number}", pin=pin) for number, pin in enumerate(pins))
+    return evolve(unit(**cpu), iothreads=iothreads)
+
+
 def said(placements: Placements, name: str) -> str:
-    """Where its vCPUs belong, and all else."""
+    """Where its vCPUs belong, and all else; and those of its iothreads that belong elsewhere."""
     pins = placements.pins(name)
     if pins is None:
         return "unknown"
-    return f"{' '.join(map(format_cpu_set, pins.vcpus)) or 'anywhere'} + {format_cpu_set(pins.emulator) or 'anywhere'}"
+    words = f"{' '.join(map(format_cpu_set, pins.vcpus)) or 'anywhere'} + {format_cpu_set(pins.emulator) or 'anywhere'}"
+    return " + ".join([words, *(f"{name} {format_cpu_set(cpus)}" for name, cpus in pins.iothreads.items())])
 
 
 @pytest.fixture
@@ -87,20 +94,62 @@ async def test_what_units_ask_for(placements: Placements, cpu: dict[str, Any], e
     assert placements.pins("web") is None
 
 
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (threaded((), ()), "anywhere + anywhere"),
+        (threaded((3, 4)), "anywhere + anywhere + io0 3-4"),
+        (threaded((3,), (), pin=((2,),)), "2 + 2 + io0 3"),
+        (threaded((3,), emulator_pin=(1,)), "anywhere + 1 + io0 3"),
+        (threaded((3,), (), vcpus=2, pin="auto"), "0-15 + 0-15 + io0 3"),
+        (threaded((2,), (), vcpus=1, pin="auto", exclusive=True), "0 + 1-7,9-15 + io0 2"),
+    ],
+)
+async def test_what_units_say_of_iothreads(placements: Placements, unit: Unit, expected: str) -> None:
+    """One of which nothing is said is where everything else is, also where that is chosen."""
+    await placements.take("web", unit)
+    assert said(placements, "web") == expected
+    later = Placements()
+    later.restore("web", unit, placements.chosen("web"))
+    if unit.cpu.pin != "auto":
+        assert said(later, "web") == expected, "so it is under the next daemon"
+
+
+async def test_iothreads_keep_off_what_is_exclusively_somebodys(placements: Placements) -> None:
+    """They are refused where they name it, and others that want what they name; without a word they leave."""
+    await placements.take("named", threaded((6,)))
+    await placements.take("chosen", threaded((7,), pin="auto"))
+    await placements.take("plain", threaded(()))
+    await placements.take("db", unit(pin=((5,),), exclusive=True))
+    for cpu, other in ((6, "named"), (7, "chosen")):
+        with pytest.raises(PlacementError, match=f"CPU {cpu}, which it wants for itself, {other} names as well"):
+            await placements.take("second", unit(pin=((cpu,),), exclusive=True))
+    for wanted in (threaded((5,)), threaded((5,), pin="auto"), threaded((), (4, 5), pin=((4,),))):
+        with pytest.raises(PlacementError, match="CPU 5 is exclusively db's"):
+            await placements.take("second", wanted)
+    with pytest.raises(PlacementError, match="there is no CPU 4000"):
+        await placements.take("second", threaded((4000,)))
+    others = "0-4,6-12,14-15"
+    assert said(placements, "named") == f"{others} + {others} + io0 6"
+    assert said(placements, "chosen") == f"{others} + {others} + io0 7"
+    assert said(placements, "plain") == f"{others} + {others}"
+
+
 async def test_cpus_that_are_named_besides_chosen_ones_are_not_given_away(placements: Placements) -> None:
     """Whole cores are free of anybody's named threads, and who names such a CPU for itself is refused."""
-    await placements.take("web", unit(pin="auto", emulator_pin=(0, 1)))
+    await placements.take("web", threaded((0,), pin="auto", emulator_pin=(1,)))
     with pytest.raises(PlacementError, match="CPU 1, which it wants for itself, web names as well"):
         await placements.take("db", unit(pin=((1,),), exclusive=True))
     chosen = await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
     assert chosen is not None
     assert chosen.vcpus == ((2,), (10,))
-    assert said(placements, "web").endswith(" + 0-1")
+    assert said(placements, "web").endswith(" + 1 + io0 0")
 
 
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))
+    await placements.take("disks", threaded(()))
     assert host.reads == 0
 
 

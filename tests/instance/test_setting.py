@@ -13,7 +13,16 @@ from qsup.errors import ChangeError, NoSpaceError, QmpCommandError, UnsupportedE
 from qsup.instance.context import Context
 from qsup.instance.setting import Means, needs, set_keys
 from qsup.unit.compare import Change, compare
-from qsup.unit.model import Applies, CpuSection, DiskSection, MachineSection, MemorySection, ServiceSection, Unit
+from qsup.unit.model import (
+    Applies,
+    CpuSection,
+    DiskSection,
+    IothreadSection,
+    MachineSection,
+    MemorySection,
+    ServiceSection,
+    Unit,
+)
 from tests.instance.test_filing import Files
 
 CHANGES = {
@@ -262,6 +271,19 @@ async def test_a_request_alone_detaches_nothing() -> None:
     found = await set_keys(ABSENT, vm.context, vm.files.filing(wanted=True), vm.means, dry_run=False)
     assert set(applied(found["keys"]).values()) == {"start"}
     assert vm.asked == []
+
+
+async def test_iothreads_stay_while_the_vm_runs() -> None:
+    """Nothing that the guest does takes one away, so nobody is told to detach it; the unit may do without."""
+    absent = {"iothread": [{"id": "fast", "present": False}]}
+    vm = Vm()
+    vm.unit = Unit(iothreads=(IothreadSection(id="fast"),))
+    with pytest.raises(ChangeError) as refused:
+        await set_keys(absent, vm.context, vm.files.filing(wanted=False), vm.means, dry_run=False)
+    why = cast("Any", refused.value.details["keys"])["iothread.fast"]["why"]
+    assert why == "iothread.fast cannot be taken away while it runs"
+    found = await set_keys(absent, vm.context, vm.files.filing(wanted=True), vm.means, dry_run=True)
+    assert applied(found["keys"]) == {"iothread.fast": "start"}
 
 
 def test_what_a_departure_needs() -> None:

@@ -19,6 +19,7 @@ from qsup.unit.model import (
     AgentSection,
     DeviceSection,
     DiskSection,
+    IothreadSection,
     MachineSection,
     MemorySection,
     NicSection,
@@ -202,6 +203,20 @@ def test_what_comes_has_its_place_in_the_boot_order_unless_something_has_it() ->
     assert came.part.devices[0].keys().isdisjoint({"bootindex", "romfile"})
     (came,) = attach_nic(with_nic, nic, summary, VM)
     assert came.part.devices[0]["bootindex"] == 1
+
+
+def test_a_disk_that_comes_may_have_an_iothread_that_is_there() -> None:
+    """None comes while the VM runs, and none goes with the disk."""
+    summary = build(Unit(iothreads=(IothreadSection(id="fast"),))).summary()
+    disk = DiskSection(id="x", path="x.img", iothread="fast")
+    unit = Unit(iothreads=(IothreadSection(id="fast"), IothreadSection(id="new")), disks=(disk,))
+    (came,) = attach_disk(unit, disk, summary, VM)
+    assert came.part.devices[0]["iothread"] == "iothread-fast"
+    assert came.disk is not None
+    assert came.disk.iothread == "fast"
+    assert "object-del" not in removals(came.part.plan())
+    with pytest.raises(UnsupportedError, match="iothread 'new' is not there before the VM's next start"):
+        attach_disk(unit, evolve(disk, iothread="new"), summary, VM)
 
 
 @pytest.mark.parametrize("type", ["rng", "watchdog", "share", "pci"])

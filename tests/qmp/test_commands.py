@@ -267,6 +267,21 @@ async def test_a_machine_without_a_screen_says_so(nursery: trio.Nursery) -> None
         await peer.say(json.dumps(json.loads(refusal) | {"id": dump["id"]}).encode())
 
 
+async def test_iothreads(nursery: trio.Nursery) -> None:
+    """Each with its id and its thread; anything else is a protocol error that names the command."""
+    async with by_hand(nursery) as (monitor, peer), trio.open_nursery() as peers:
+
+        async def answer() -> None:
+            await peer.answer(await peer.command(), [{"id": "iothread-fast", "thread-id": 7, "poll-max-ns": 0}])
+            await peer.answer(await peer.command(), [{"id": "iothread-fast"}])
+
+        peers.start_soon(answer)
+        (found,) = await commands.query_iothreads(monitor, timeout=TIMEOUT)
+        assert (found.id, found.thread_id) == ("iothread-fast", 7)
+        with pytest.raises(MonitorProtocolError, match="query-iothreads"):
+            await commands.query_iothreads(monitor, timeout=TIMEOUT)
+
+
 async def test_memory_and_places_for_vcpus(nursery: trio.Nursery) -> None:
     """What a VM may grow by, as QEMU says it; a balloon that never had a driver says nothing."""
     answers: dict[str, object] = {

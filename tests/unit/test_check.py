@@ -43,6 +43,7 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[[disk]]\nid = "d"\npath = "d"\naio = "native"\ncache = "directsync"\n',
         '[[disk]]\nid = "d"\npath = "d"\naio = "io_uring"\n',
         '[[disk]]\nid = "d"\npath = "d"\ndetect-zeroes = "unmap"\n',
+        '[[disk]]\nid = "d"\npath = "d"\niothread = "d"\n[[iothread]]\nid = "d"\n[[iothread]]\nid = "e"\n',
         '[[disk]]\nid = "d"\npath = "d"\nread-only = true\n',
         '[[disk]]\nid = "d"\npath = "web.qcow2"\nformat = "qcow2"\n[[disk.backing]]\npath = "a.raw"\nformat = "raw"\n',
         '[[disk]]\nid = "d"\npath = "web.qcow2.raw"\n',
@@ -145,6 +146,36 @@ def test_memory_that_cannot_change_so(memory: str, words: str) -> None:
     """Each way has its needs, and nothing is named that means nothing."""
     (message,) = errors(f"[memory]\n{memory}\n")
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[[disk]]\nid = "d"\npath = "d"\niothread = "fast"\n',
+            "4: disk.d.iothread: there is no iothread 'fast'; add an [[iothread]] with that id",
+        ),
+        (
+            '[[disk]]\nid = "d"\npath = "d"\niothread = "fats"\n[[iothread]]\nid = "fast"\n',
+            "4: disk.d.iothread: there is no iothread 'fats'; did you mean 'fast'?",
+        ),
+        (
+            '[[disk]]\nid = "d"\npath = "d"\niothread = "x"\n[[iothread]]\nid = "aa"\n[[iothread]]\nid = "bb"\n',
+            "4: disk.d.iothread: there is no iothread 'x'; there is aa and bb",
+        ),
+        (
+            '[[disk]]\nid = "d"\npath = "d"\niothread = "fast"\n[[iothread]]\nid = "fast"\npresent = false\n',
+            "4: disk.d.iothread: there is no iothread 'fast'; add an [[iothread]] with that id",
+        ),
+        (
+            '[[disk]]\nid = "d"\npath = "d"\nbus = "scsi"\niothread = "fast"\n[[iothread]]\nid = "fast"\n',
+            "5: disk.d.iothread: an iothread does the work of a disk on virtio, not on scsi",
+        ),
+    ],
+)
+def test_a_disk_names_an_iothread_that_can_work_for_it(text: str, message: str) -> None:
+    """One that the VM has, and on the bus where a disk has one of its own."""
+    assert errors(text) == [f"web.toml:{message}"]
 
 
 @pytest.mark.parametrize("machine", ["virt", "isapc", "none", "pc-q36", "microvm-x", "xenfv", "s390-ccw-virtio"])

@@ -64,6 +64,18 @@ def test_another_order_is_another_hardware() -> None:
     }
 
 
+def test_iothreads_have_no_order() -> None:
+    """The guest does not see them; what one may run on changes at once, that one comes or goes does not."""
+    one, two = {"id": "one"}, {"id": "two", "pin": "3"}
+    assert changes({"iothread": [one, two]}, {"iothread": [two, one]}) == {}
+    found = changes({"iothread": [one, two]}, {"iothread": [{"id": "three"}, {**two, "pin": ""}]})
+    assert {key: needs for key, (*_, needs) in found.items()} == {
+        "iothread.one": "restart",
+        "iothread.two.pin": "live",
+        "iothread.three": "restart",
+    }
+
+
 def test_backing_files_are_compared_as_a_whole() -> None:
     """They have no ids."""
     old = {"disk": [{**ONE, "format": "qcow2", "backing": [BASE]}]}

@@ -8,10 +8,12 @@ import pytest
 
 from qsup.errors import NoSuchDevice
 from qsup.unit.entries import check_known
-from qsup.unit.model import DiskSection, NicSection, Unit
+from qsup.unit.model import DiskSection, IothreadSection, NicSection, Unit
 
 UNIT = Unit(
-    disks=(DiskSection(id="root", path="a.img"), DiskSection(id="data", path="b.img")), nics=(NicSection(id="lan"),)
+    disks=(DiskSection(id="root", path="a.img"), DiskSection(id="data", path="b.img")),
+    nics=(NicSection(id="lan"),),
+    iothreads=(IothreadSection(id="fast"),),
 )
 
 
@@ -29,6 +31,11 @@ UNIT = Unit(
             "it has no device 'x'",
             "it has no device at all; a new one needs its type",
         ),
+        (
+            {"iothread": [{"id": "fst", "pin": "3"}]},
+            "it has no iothread 'fst'; did you mean 'fast'?",
+            "it has fast; a new one needs present = true",
+        ),
     ],
 )
 def test_what_is_changed_must_be_there(changes: dict[str, Any], words: str, hint: str) -> None:
@@ -45,6 +52,7 @@ def test_what_is_changed_must_be_there(changes: dict[str, Any], words: str, hint
         {"disk": [{"id": "new", "path": "c.img"}, {"id": "cd", "type": "cdrom"}]},
         {"disk": [{"id": "gone", "present": False}]},
         {"nic": [{"id": "bare"}]},
+        {"iothread": [{"id": "new", "present": True}, {"id": "fast", "pin": "3"}]},
         {"disk": [{"id": "known", "cache": "none"}]},
         {"disk": ["what the reader of the change refuses", {"cache": "none"}]},
         {"disk": 5},

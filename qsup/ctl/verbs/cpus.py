@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
-EPILOG = """PIN is where a thread is to run ([cpu] pin and emulator-pin of its unit), ALLOWED where it may, ON where it
-ran last. WAITED is how long it was ready to run while others did: of a vCPU, what its guest calls steal."""
-_HEADER = (">THREAD", "NAME", "VCPU", "PIN", "ALLOWED", ">ON", ">SECONDS", ">WAITED")
+EPILOG = """PIN is where a thread is to run ([cpu] pin and emulator-pin of its unit, pin of its iothreads),
+ALLOWED where it may, ON where it ran last. WAITED is how long it was ready to run while others did: of a
+vCPU, what its guest calls steal."""
+_HEADER = (">THREAD", "NAME", "VCPU", "IOTHREAD", "PIN", "ALLOWED", ">ON", ">SECONDS", ">WAITED")
 
 
 def options(parser: Parser, verb: str) -> None:
@@ -44,6 +45,7 @@ def run(client: Client, options: Options) -> int:
             str(thread["thread"]),
             thread["name"],
             ",".join(map(str, thread["vcpus"])),
+            thread["iothread"],
             thread["pin"],
             thread["allowed"],
             str(thread["cpu"]),

@@ -203,7 +203,10 @@ def _limits(instance: Instance) -> str:
 
 def _disk(disk: DiskWire) -> str:
     extra = [disk["type"], disk["format"], disk["bus"], "read-only" if disk["read_only"] else ""]
-    extra += [f"tray {disk['tray']}" if disk["tray"] else ""]
+    extra += [
+        f"tray {disk['tray']}" if disk["tray"] else "",
+        f"iothread {disk['iothread']}" if disk["iothread"] else "",
+    ]
     extra += [f"{name} {limit}" for name, limit in disk["throttle"].items()]
     details = ", ".join(part for part in extra if part)
     return f"{disk['id']}: {disk['path'] or 'empty'} ({details}){_leaving(disk['state'])}"

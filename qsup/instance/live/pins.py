@@ -1,4 +1,4 @@
-"""``cpu.pin``, ``cpu.exclusive`` and ``cpu.emulator-pin`` while a VM runs.
+"""``cpu.pin``, ``cpu.exclusive``, ``cpu.emulator-pin`` and ``iothread.NAME.pin`` while a VM runs.
 
 Decides: that threads are where they are to be before a change counts as made.
 Must not: keep them there (`qsup.instance.reconciler`), or choose CPUs (`qsup.instance.placements`).
@@ -22,7 +22,7 @@ class PinKeys:
 
     def concerns(self, key: str) -> bool:
         """Whether it is one of them."""
-        return key in _KEYS
+        return key in _KEYS or (key.startswith("iothread.") and key.endswith(".pin"))
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the VM can have such a place beside the others."""
