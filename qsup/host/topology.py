@@ -23,7 +23,7 @@ from attrs import frozen
 
 from qsup.errors import HostError
 from qsup.host.attributes import NUMBER, Attributes
-from qsup.plan.topology import LOCAL, Cache, Cpu, HugePages, Node, Topology
+from qsup.plan.topology import LOCAL, Cache, Cpu, HostPool, HugePages, Node, Topology
 
 _log = structlog.get_logger(__name__)
 
@@ -131,8 +131,9 @@ class TopologyReader:
                 break
         assert self._lasting is not None  # read above
         nodes = _read_nodes(files, self._lasting.nodes, self._meminfo)
+        pools = tuple(_host_pools(files, nodes))
         self._tell((*self._lasting.problems, *files.problems))
-        return Topology(cpus=self._lasting.cpus, nodes=nodes, caches=self._lasting.caches)
+        return Topology(cpus=self._lasting.cpus, nodes=nodes, caches=self._lasting.caches, pools=pools)
 
     def _key(self, files: Attributes) -> _Key:
         allowed = frozenset(self._affinity())
@@ -320,3 +321,14 @@ def _pools(files: Attributes, node: _NodeFiles) -> Iterator[HugePages]:
         total, free = files.count(f"{directory}/nr_hugepages"), files.count(f"{directory}/free_hugepages")
         if total is not None and free is not None:
             yield HugePages(size=size, total=total, free=min(free, total))
+
+
+def _host_pools(files: Attributes, nodes: tuple[Node, ...]) -> Iterator[HostPool]:
+    """What of the nodes' free pages is somebody's, which is counted for the host as a whole alone."""
+    for size in sorted({pool.size for node in nodes for pool in node.hugepages}):
+        directory = f"{_POOLS}/hugepages-{size >> 10}kB"
+        reserved, most, made = (
+            files.number(f"{directory}/{name}_hugepages", optional=True) or 0
+            for name in ("resv", "nr_overcommit", "surplus")
+        )
+        yield HostPool(size=size, reserved=max(reserved, 0), spare=max(most - made, 0))

@@ -9,7 +9,7 @@ Terms are the kernel's: Documentation/ABI/stable/sysfs-devices-system-cpu and sy
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 from attrs import field, frozen
@@ -75,6 +75,21 @@ class HugePages:
 
 
 @frozen(kw_only=True)
+class HostPool:
+    """What the kernel says of huge pages of one size for the host as a whole.
+
+    Args:
+        size: bytes of a page.
+        reserved: how many of the free ones are somebody's who has not touched them yet.
+        spare: how many it may make besides, if it can (``nr_overcommit_hugepages``).
+    """
+
+    size: int
+    reserved: int = 0
+    spare: int = 0
+
+
+@frozen(kw_only=True)
 class Node:
     """One NUMA node.
 
@@ -119,11 +134,13 @@ class Topology:
         cpus: all that are possible and known, ascending.
         nodes: all that are online, ascending.
         caches: of the CPUs online, smallest level first.
+        pools: of huge pages, smallest first.
     """
 
     cpus: tuple[Cpu, ...]
     nodes: tuple[Node, ...]
     caches: tuple[Cache, ...] = ()
+    pools: tuple[HostPool, ...] = ()
 
     @functools.cached_property
     def by_number(self) -> Mapping[int, Cpu]:
@@ -184,6 +201,22 @@ class Topology:
                 for number in cache.cpus:
                     found.setdefault(number, lowest)
         return found
+
+    def free_pages(self, size: int, nodes: Collection[int] = ()) -> int:
+        """Huge pages that can be had at once.
+
+        Args:
+            size: bytes of a page.
+            nodes: of these nodes alone; none: of any.
+        """
+        free = {node.number: pool.free for node in self.nodes for pool in node.hugepages if pool.size == size}
+        host = next((pool for pool in self.pools if pool.size == size), HostPool(size=size))
+        there = sum(pages for node, pages in free.items() if not nodes or node in nodes)
+        return max(min(there, sum(free.values()) - host.reserved) + host.spare, 0)
+
+    def free_memory(self, nodes: Collection[int] = ()) -> int:
+        """Bytes, other than in huge pages, that can be had at once of some nodes alone; none: of any."""
+        return sum(node.free for node in self.nodes if not nodes or node.number in nodes)
 
     def unusable(self, numbers: Iterable[int]) -> str:
         """Why not all of some CPUs can be used, ``""`` if they can: the first that is not there, or is another's."""

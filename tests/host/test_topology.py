@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from qsup.errors import HostError
 from qsup.host import topology
 from qsup.host.topology import TopologyReader
-from qsup.plan.topology import Core, Cpu, HugePages, Topology
+from qsup.plan.topology import Core, Cpu, HostPool, HugePages, Topology
 from tests.host.machines import G1, GIB, M2, MACHINES, build, reader, write_tree
 
 CPU, NODE = "sys/devices/system/cpu", "sys/devices/system/node"
@@ -141,6 +141,21 @@ def test_memory_and_pools_are_read_each_time(tmp_path: Path) -> None:
     after = found.read()
     assert (after.nodes[1].hugepages[0].free, after.nodes[1].memory) == (7, 1 << 20)
     assert (after.cpus, after.caches) == (before.cpus, before.caches)
+
+
+def test_pages_that_somebody_has_a_claim_to_are_not_to_be_had(tmp_path: Path) -> None:
+    """The kernel counts them for the host as a whole, with those that it may make besides the pool's."""
+    found = build(tmp_path, MACHINES["two-sockets"])
+    assert found.read().pools == (HostPool(size=M2), HostPool(size=G1))
+    assert found.read().free_pages(M2) == sum(node.hugepages[0].free for node in found.read().nodes)
+    for name, number in (("resv", 1000), ("nr_overcommit", 24), ("surplus", 4)):
+        write(tmp_path, f"sys/kernel/mm/hugepages/hugepages-2048kB/{name}_hugepages", f"{number}\n")
+    host = found.read()
+    first, second = (node.hugepages[0].free for node in host.nodes)
+    assert host.pools == (HostPool(size=M2, reserved=1000, spare=20), HostPool(size=G1))
+    assert host.free_pages(M2) == first + second - 1000 + 20
+    assert host.free_pages(M2, (1,)) == min(second, first + second - 1000) + 20
+    assert host.free_pages(4 << 10) == 0
 
 
 def test_a_cpu_that_goes_offline_is_seen(tmp_path: Path) -> None:
