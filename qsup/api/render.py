@@ -61,7 +61,13 @@ def instance(view: InstanceView) -> wire.Instance:
             "firmware": view.firmware,
         },
         "cpus": {"vcpus": view.vcpus, "max_vcpus": view.max_vcpus, "threads": list(view.threads)},
-        "memory": {"size": view.memory_size, "max": view.memory_max, "actual": view.memory_actual},
+        "memory": {
+            "size": view.memory_size,
+            "max": view.memory_max,
+            "actual": view.memory_actual,
+            "page": view.memory_page,
+            "nodes": list(view.memory_nodes),
+        },
         "limits": None if view.limited is None else _limits(view.limited),
         "disks": [
             {

@@ -66,12 +66,15 @@ class MemoryWire(TypedDict):
     """Guest memory in bytes.
 
     ``max`` is what there can be of it while the VM runs, and ``actual`` what the balloon leaves, null where it is not
-    known.
+    known. ``page`` is the size of the huge pages that it is in, 0 for none, and ``nodes`` are those of the host that a
+    VM which runs has it on by its unit.
     """
 
     size: int
     max: int
     actual: int | None
+    page: int
+    nodes: list[int]
 
 
 #: Where an entry of a unit stands.

@@ -49,6 +49,8 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
 
 T = TypeVar("T")
 
+#: Bytes that nobody's memory has.
+ANY_AMOUNT = 1 << 62
 _WATCH_DESCRIPTORS = 2  # the pidfd, and /proc/PID/stat for a moment
 _TOOL_OUTPUT = 65536  # bytes kept of what a tool writes
 _NO_RIGHTS = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
@@ -163,7 +165,7 @@ async def spawn(
         output_fd: its standard output and error.
         credentials: whom it runs as (root only), ``None`` for the caller.
         kvm_node: give it a /dev/kvm that it may open (root only).
-        lockable: bytes of memory that it must be able to lock (``RLIMIT_MEMLOCK``).
+        lockable: bytes of memory that it must be able to lock (``RLIMIT_MEMLOCK``), such as `ANY_AMOUNT`.
         cpus: where it runs from its first moment (sched_setaffinity(2)), one of them online at least; none: anywhere.
         mortal: the kernel kills it when the daemon ends, however that ends: nobody would find it again. It hangs on
             the calling thread, so this does not go with ``kvm_node`` and ``cpus``, and needs the daemon's main thread.
@@ -254,9 +256,7 @@ def _can_lock(size: int) -> Iterator[None]:
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, hard))
     except (OSError, ValueError) as error:
-        raise HostError(
-            f"could not let it lock {size >> 20} MiB of memory", hint="raise LimitMEMLOCK of the daemon"
-        ) from error
+        raise _not_lockable(size) from error
     try:
         yield
     finally:
@@ -271,9 +271,12 @@ def let_lock(pid: int, size: int) -> None:
             hard = hard if hard == resource.RLIM_INFINITY else max(hard, size)
             resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (size, hard))
     except (OSError, ValueError) as error:
-        raise HostError(
-            f"could not let it lock {size >> 20} MiB of memory", hint="raise LimitMEMLOCK of the daemon"
-        ) from error
+        raise _not_lockable(size) from error
+
+
+def _not_lockable(size: int) -> HostError:
+    amount = "all of its memory" if size == ANY_AMOUNT else f"{size >> 20} MiB of memory"
+    return HostError(f"could not let it lock {amount}", hint="raise LimitMEMLOCK of the daemon")
 
 
 def _watch(pid: int) -> Process:

@@ -254,6 +254,7 @@ async def _bring_up(
         timeout=loaded.unit.service.start_timeout,
         on_latency=services.on_latency,
     )
+    services.memory.release(loaded.name)  # a monitor that answers has all of its memory behind it
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
     pins = partial(services.placements.pins, loaded.name)

@@ -19,6 +19,7 @@ from qsup.errors import HostDeviceError, from_oserror
 from qsup.host import vhostuser
 from qsup.host.image import find_directory
 from qsup.host.pci import Binding
+from qsup.host.process import ANY_AMOUNT
 from qsup.host.rundir import InstanceDirectory
 from qsup.host.usb import open_device
 from qsup.instance.helpers import Helpers
@@ -40,8 +41,10 @@ def lockable_memory(requests: Sequence[FdRequest], unit: Unit) -> int:
     """Bytes that QEMU must be able to lock: a device of the host may write to all of the guest's memory, and more.
 
     All that may come counts: a module that QEMU cannot lock is its end (vfio_listener_region_add, hw_error in
-    hw/vfio/common.c).
+    hw/vfio/common.c). One that locks itself locks all that it maps, its stacks and buffers too (mlockall(2)).
     """
+    if unit.memory.lock:
+        return ANY_AMOUNT
     most = max(machine_memory(unit), unit.memory.size, unit.memory.max)
     return most + _DEVICE_MEMORY if any(isinstance(each, PciTaken) for each in requests) else 0
 

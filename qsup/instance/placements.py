@@ -21,7 +21,7 @@ from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.kinds import AUTO
-from qsup.unit.model import Unit, effective_max_vcpus
+from qsup.unit.model import Unit, effective_max_vcpus, machine_memory
 
 
 @frozen(kw_only=True)
@@ -32,6 +32,7 @@ class Chosen:
         vcpus: the CPUs of each vCPU, as they were chosen.
         exclusive: no other VM may use them.
         nodes: those that were chosen.
+        memory: bytes promised of each of them, where its memory was to be there.
         explanation: why, in sentences.
     """
 
@@ -39,11 +40,13 @@ class Chosen:
     exclusive: bool
     nodes: tuple[int, ...]
     explanation: tuple[str, ...]
+    memory: tuple[int, ...] = ()
 
     def resident(self, name: str) -> Resident:
         """What it is for the placement of others."""
         sets = Sets(vcpus=tuple(map(frozenset, self.vcpus)), emulator=frozenset())
-        return Resident(name=name, sets=sets, exclusive=self.exclusive, nodes=self.nodes)
+        memory = dict(zip(self.nodes, self.memory, strict=False))
+        return Resident(name=name, sets=sets, exclusive=self.exclusive, nodes=self.nodes, memory=memory)
 
 
 @frozen(kw_only=True)
@@ -155,12 +158,20 @@ class Placements:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
         exclusive = unit.cpu.exclusive
         number = effective_max_vcpus(unit) if exclusive else unit.cpu.vcpus
-        request = Request(name=name, vcpus=number, exclusive=exclusive, threads=unit.cpu.topology.threads)
+        request = Request(
+            name=name,
+            vcpus=number,
+            exclusive=exclusive,
+            threads=unit.cpu.topology.threads,
+            memory=max(machine_memory(unit), unit.memory.size) if unit.memory.nodes == AUTO else 0,
+        )
         placement = place(request, others, self._topology)
+        promised = placement.resident.memory
         chosen = Chosen(
             vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
             exclusive=exclusive,
             nodes=placement.resident.nodes,
+            memory=tuple(promised.get(node, 0) for node in placement.resident.nodes) if promised else (),
             explanation=placement.explanation,
         )
         return evolve(entry, resident=placement.resident, chosen=chosen)
@@ -247,7 +258,13 @@ class Placements:
 
     async def refresh(self) -> None:
         """Look which CPUs are online and ours; `HostError` when that cannot be seen."""
-        self._set_topology(await self._reader.look())
+        await self.look()
+
+    async def look(self) -> Topology:
+        """The host as it is now; `HostError` when that cannot be seen."""
+        topology = await self._reader.look()
+        self._set_topology(topology)
+        return topology
 
 
 def _says_something(unit: Unit) -> bool:

@@ -97,9 +97,11 @@ async def prepare(
     # the first of all: what it holds it holds for no longer than the start takes, if that fails
     resources.callback(services.placements.release, loaded.name)
     chosen = await services.placements.take(loaded.name, loaded.unit)
+    resources.callback(services.memory.release, loaded.name)
+    nodes = await services.memory.take(loaded.name, loaded.unit, () if chosen is None else chosen.nodes)
     known = services.identities.load(loaded.name)
     identity = _identity(loaded, known, services)
-    plan = await _plan(loaded, identity, services)
+    plan = await _plan(loaded, identity, services, nodes)
     check_enough(loaded.unit, plan.accel)
     if plan.machine_alias:
         identity = identity.with_machine(plan.machine_alias, plan.machine)
@@ -199,7 +201,7 @@ def _identity(loaded: LoadedUnit, known: IdentityRecord | None, services: Servic
     return record
 
 
-async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services) -> Plan:
+async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services, nodes: tuple[int, ...]) -> Plan:
     capabilities = await services.capabilities(loaded.unit.machine.emulator)
     return build_plan(
         loaded.unit,
@@ -207,6 +209,7 @@ async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services
         host=services.facts(),
         capabilities=capabilities,
         state_dir=str(services.state_dir(loaded.name)),
+        chosen_nodes=nodes,
     )
 
 

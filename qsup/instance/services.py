@@ -19,6 +19,7 @@ from qsup.host.claims import Claims
 from qsup.host.pci import Passthrough
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
+from qsup.instance.hostmemory import HostMemory
 from qsup.instance.operations import OperationTable
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
@@ -90,6 +91,7 @@ class Services:
         passthrough: PCI devices of the host that VMs have.
         placements: where VMs run.
         reconciler: keeps their threads there.
+        memory: what of the host's VMs that start are about to take.
     """
 
     layout: Layout
@@ -109,6 +111,7 @@ class Services:
     passthrough: Passthrough = field(factory=Passthrough)
     placements: Placements = field(factory=Placements)
     reconciler: Reconciler = field(default=attrs.Factory(lambda self: Reconciler(self.placements), takes_self=True))
+    memory: HostMemory = field(default=attrs.Factory(lambda self: HostMemory(self.placements.look), takes_self=True))
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

@@ -49,6 +49,8 @@ class InstanceView:
         links: of NICs, by id: ``up`` or ``down``.
         memory_max: bytes the machine can have at most while it runs.
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
+        memory_page: bytes of the huge pages that its memory is in, 0 for none.
+        memory_nodes: of the host, that it is on by its unit; none: nothing was said of it.
         moving: where each entry stands that is ``coming`` or ``leaving``, such as ``disk.data``.
         slots: places for devices that may come, ``None`` while not running.
         console: the console's type, ``none`` for no console.
@@ -87,6 +89,8 @@ class InstanceView:
     memory_size: int
     memory_max: int
     memory_actual: int | None
+    memory_page: int = 0
+    memory_nodes: tuple[int, ...] = ()
     disks: tuple[DiskPlan, ...]
     limits: Mapping[str, Mapping[str, int]] = field(factory=dict)
     trays: Mapping[str, str] = field(factory=dict)

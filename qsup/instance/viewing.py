@@ -21,7 +21,7 @@ from qsup.plan.inventory import slots
 from qsup.plan.spec import DiskPlan, NicPlan, PlanSummary
 from qsup.unit.compare import needs_restart
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import DeviceSection, Unit, effective_bus, effective_resize
+from qsup.unit.model import DeviceSection, Unit, effective_bus, effective_resize, huge_page
 from qsup.unit.throttle import said
 
 
@@ -90,6 +90,8 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         limited=life.limiting.effective if life else None,
         memory_max=max(unit.memory.max, unit.memory.size, summary.memory_base if summary else 0),
         memory_actual=_left(unit, summary, moving),
+        memory_page=huge_page(unit),
+        memory_nodes=summary.memory_nodes if summary else (),
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
         trays=moving.trays,

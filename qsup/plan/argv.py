@@ -19,7 +19,15 @@ from qsup.unit.model import Unit, effective_bus, effective_video, machine_memory
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities: Capabilities, state_dir: str) -> Plan:
+def build_plan(
+    unit: Unit,
+    *,
+    identity: Identity,
+    host: HostFacts,
+    capabilities: Capabilities,
+    state_dir: str,
+    chosen_nodes: tuple[int, ...] = (),
+) -> Plan:
     """Plan one VM.
 
     Args:
@@ -28,6 +36,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         host: facts of this host.
         capabilities: of the binary that ``machine.emulator`` names.
         state_dir: the VM's own directory for what outlives a start, absolute.
+        chosen_nodes: of the host, where ``[memory] nodes`` is ``auto``.
 
     Raises:
         UnsupportedError: this host or this QEMU cannot do what the unit asks for; the message says what and why.
@@ -42,17 +51,19 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
     nics = network.nic_parts(unit.nics, uuid, board, capabilities)
     boot = disks.boot_order(unit)
     drives = disks.disk_parts(unit, boot, board, capabilities, fdsets)
+    memory_nodes = chosen_nodes if isinstance(unit.memory.nodes, str) else unit.memory.nodes
+    tools = others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)
     parts = [
         _process_part(identity.name, uuid, capabilities),
         devices.monitor_part(),
         machine.machine_part(unit.machine, chosen, accel, {**_machine_settings(unit), **firmware.settings}),
         machine.cpu_part(unit, chosen, model),
-        devices.memory_part(unit),
+        devices.memory_part(unit, memory_nodes),
         firmware.part,
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
         devices.panic_part(capabilities),
-        *_attached_parts(unit, others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)),
+        *_attached_parts(unit, tools, memory_nodes),
         *(nic.part for nic in nics),
         *disks.iothread_parts(unit),
         disks.controllers(unit, board),
@@ -74,6 +85,7 @@ def build_plan(unit: Unit, *, identity: Identity, host: HostFacts, capabilities:
         family=chosen.family,
         vcpus_made=unit.cpu.vcpus,
         memory_base=machine_memory(unit),
+        memory_nodes=memory_nodes,
         parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),
@@ -105,7 +117,7 @@ def _machine_settings(unit: Unit) -> dict[str, str]:
     # without a screen, BIOS and boot loader talk on the serial console (SeaBIOS's sercon)
     talks = unit.console.type == "serial" and effective_video(unit) == "none"
     settings = {"graphics": "off"} if talks else {}
-    return settings | ({"memory-backend": devices.RAM} if shares_memory(unit) else {})
+    return settings | ({"memory-backend": devices.RAM} if devices.has_store(unit) else {})
 
 
 def _boot_part(unit: Unit, *, ordered: bool) -> Part:
@@ -115,7 +127,7 @@ def _boot_part(unit: Unit, *, ordered: bool) -> Part:
     return Part(subject="boot order", arguments=("-boot", text))
 
 
-def _attached_parts(unit: Unit, tools: others.Tools) -> list[Part]:
+def _attached_parts(unit: Unit, tools: others.Tools, memory_nodes: tuple[int, ...]) -> list[Part]:
     board, capabilities = tools.board, tools.capabilities
     on_usb = any(effective_bus(unit, disk) == "usb" for disk in unit.disks)
     on_usb |= any(device.type == "usb" for device in unit.devices)
@@ -125,7 +137,7 @@ def _attached_parts(unit: Unit, tools: others.Tools) -> list[Part]:
         devices.console_part(unit),
         devices.agent_part(unit),
         devices.balloon_part(unit, board, capabilities),
-        devices.growth_part(unit, board),
+        devices.growth_part(unit, board, memory_nodes),
         devices.usb_part(unit, board, needed=on_usb),
         *others.device_parts(unit, tools),
     ]

@@ -396,6 +396,7 @@ class PlanSummary:
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
         memory_base: bytes of memory that the guest was started with.
+        memory_nodes: of the host, that its memory is on by ``[memory] policy``; none: nothing was said of it.
         parts: every device, and what it stands on.
         shared_memory: other programs can be given the guest's memory.
     """
@@ -407,6 +408,7 @@ class PlanSummary:
     family: str = ""
     vcpus_made: int = 1
     memory_base: int = 0
+    memory_nodes: tuple[int, ...] = ()
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
@@ -432,7 +434,7 @@ class Plan:
         machine_alias: the alias it was resolved from, or ``""``; the launcher keeps the pair in the identity.
         accel: ``kvm`` or ``tcg``.
         cpu_model: what ``-cpu`` says.
-        family, vcpus_made, memory_base, parts, shared_memory: as `PlanSummary` has them.
+        family, vcpus_made, memory_base, memory_nodes, parts, shared_memory: as `PlanSummary` has them.
         warnings: what the user should know, one sentence each.
     """
 
@@ -448,6 +450,7 @@ class Plan:
     family: str = ""
     vcpus_made: int = 1
     memory_base: int = 0
+    memory_nodes: tuple[int, ...] = ()
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
+from qsup.unit.kinds import AUTO
 from qsup.unit.model import (
     AGENT_PORT,
     DEVICE_KEYS,
@@ -32,6 +33,7 @@ from qsup.unit.model import (
     effective_max_vcpus,
     effective_resize,
     effective_video,
+    huge_page,
     keys_of,
     machine_family,
     mount_tag,
@@ -218,6 +220,28 @@ def _limits(unit: Unit) -> Iterator[Finding]:
         need = f"the {threads.total} threads that QEMU may start: {threads.words}"
         keys = [("limits", "pids"), ("cpu", "max-vcpus"), ("cpu", "vcpus")]
         yield Finding(f"pids ({limits.pids}) is less than {need}", keys)
+
+
+def _memory_placement(unit: Unit) -> Iterator[Finding]:
+    """Memory taken at once has no `balloon`, what is locked no virtio-mem; it is whole pages; `auto` follows `pin`."""
+    memory, way, page = unit.memory, effective_resize(unit), huge_page(unit)
+    held = {"hugepages": memory.hugepages, "prealloc": memory.prealloc, "lock": memory.lock}
+    for name in (name for name, value in held.items() if value and memory.balloon):
+        message = f"{name} keeps memory that a balloon gives back, and takes anew when there may be none: say balloon"
+        yield Finding(f"{message} = false", [("memory", name), ("memory", "balloon")])
+    if memory.lock and way == "virtio-mem":
+        message = "memory that is to come by virtio-mem cannot be locked; dimm can"
+        yield Finding(message, [("memory", "lock"), ("memory", "resize"), ("memory", "max")])
+    if page > MEMORY_BLOCK and way == "virtio-mem":
+        message = f"virtio-mem gives {format_size(MEMORY_BLOCK)} at a time, less than a page of {memory.hugepages}"
+        yield Finding(f"{message}; dimm can", [("memory", "hugepages"), ("memory", "resize"), ("memory", "max")])
+    for name, value in (("size", memory.size), ("max", memory.max), ("min", memory.min)):
+        if page and value % page:
+            message = f"{name} ({format_size(value)}) is not a multiple of {memory.hugepages}, the size of its pages"
+            yield Finding(message, [("memory", name), ("memory", "hugepages")])
+    if memory.nodes == AUTO and unit.cpu.pin != AUTO:
+        keys = [("memory", "nodes"), ("cpu", "pin")]
+        yield Finding('nodes is "auto", and no CPUs are chosen: say [cpu] pin = "auto", or name the nodes', keys)
 
 
 def _ids(unit: Unit) -> Iterator[Finding]:
@@ -527,6 +551,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _pins,
     _memory,
     _limits,
+    _memory_placement,
     _ids,
     _boot_order,
     _disks,

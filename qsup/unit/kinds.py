@@ -302,6 +302,20 @@ PINS = Kind(
 )
 
 
+def _nodes(value: object) -> str | tuple[int, ...]:
+    if value == AUTO:
+        return AUTO
+    return () if value == "" else quantity.parse_cpu_set(_text(value), of="node")
+
+
+NODES = Kind(
+    word="auto | node set",
+    parse=_nodes,
+    format=lambda value: value if value == AUTO else quantity.format_cpu_set(value),
+    schema={"anyOf": [{"enum": ["", AUTO]}, {"type": "string", "pattern": CPU_SET.schema["pattern"]}]},
+)
+
+
 @frozen(kw_only=True)
 class Forward:
     """One port of the host forwarded to one port of the guest (user networking)."""

@@ -377,6 +377,8 @@ RESIZES = ("virtio-mem", "dimm", "balloon")
 #: What virtio-mem gives and takes at a time: a huge page of x86-64. What a memory module is a multiple of: Linux adds
 #: and removes memory in blocks of that size (memory-hotplug.rst).
 MEMORY_BLOCK, MODULE_BLOCK = 2 * MIB, 128 * MIB
+#: Bytes of a huge page, by what a unit calls it.
+HUGE_PAGES: Mapping[str, int] = {"2M": 2 * MIB, "1G": 1 << 30}
 
 
 @frozen(kw_only=True)
@@ -424,6 +426,41 @@ class MemorySection:
         "`vhost-user` that come while it runs; a unit that has one from the start needs not say it.",
         default=False,
         qemu="memory-backend-memfd share=",
+    )
+    hugepages: str = _key(
+        kinds.optional(kinds.choice(*HUGE_PAGES)),
+        "Keep the guest's memory in huge pages of this size, which the host must have free: they are all taken when it "
+        "starts, as with `prealloc`, and free again when it has ended. By default in pages of the usual size.",
+        default="",
+        qemu="memory-backend-memfd hugetlb=, hugetlbsize=",
+    )
+    prealloc: bool = _key(
+        kinds.BOOLEAN,
+        "Take all of its memory from the host before the guest runs, and what comes later when it comes, instead of "
+        "page by page as the guest touches it. That takes a part of `start-timeout`: seconds for many GiB.",
+        default=False,
+        qemu="memory-backend prealloc=, virtio-mem prealloc=",
+    )
+    lock: bool = _key(
+        kinds.BOOLEAN,
+        "Keep all of QEMU in memory, so that nothing of it is ever swapped out.",
+        default=False,
+        qemu="-overcommit mem-lock=",
+    )
+    nodes: str | tuple[int, ...] = _key(
+        kinds.NODES,
+        'The NUMA nodes of the host that its memory is on, such as `"0"` or `"0-1"`. `"auto"`: those that `pin = '
+        '"auto"` has chosen at the start, which then looks for memory, too. By default memory is of the node whose '
+        "CPU first touches it.",
+        default=(),
+        qemu="memory-backend host-nodes=",
+    )
+    policy: str = _key(
+        kinds.choice("bind", "preferred", "interleave"),
+        "What `nodes` means. `bind`: these alone. `preferred`: others, too, when the first of them has no more. "
+        "`interleave`: page by page in turn, others when these have no more.",
+        default="bind",
+        qemu="memory-backend policy=",
     )
 
 
@@ -917,8 +954,19 @@ def mount_tag(device: DeviceSection) -> str:
 
 
 def shares_memory(unit: Unit) -> bool:
-    """Whether other programs than QEMU can be given the guest's memory."""
-    return unit.memory.shared or any(device.type in SHARING_DEVICES for device in unit.devices)
+    """Whether other programs than QEMU can be given the guest's memory; huge pages are in a file anyway."""
+    memory = unit.memory
+    return memory.shared or bool(memory.hugepages) or any(device.type in SHARING_DEVICES for device in unit.devices)
+
+
+def huge_page(unit: Unit) -> int:
+    """Bytes of the huge pages that the guest's memory is in, 0 for none."""
+    return HUGE_PAGES.get(unit.memory.hugepages, 0)
+
+
+def takes_memory_at_once(unit: Unit) -> bool:
+    """Whether all of the guest's memory is taken from the host before it runs."""
+    return unit.memory.prealloc or unit.memory.lock or bool(unit.memory.hugepages)
 
 
 def channel_name(device: DeviceSection) -> str:

@@ -124,10 +124,10 @@ def format_duration(seconds: float) -> str:
     return " ".join(words) or "0s"
 
 
-def parse_cpu_set(text: str) -> tuple[int, ...]:
-    """CPU numbers written as ``"0-3,8"`` (cpuset(7), List Format), ascending, each once."""
+def parse_cpu_set(text: str, *, of: str = "CPU") -> tuple[int, ...]:
+    """CPU numbers written as ``"0-3,8"`` (cpuset(7), List Format), ascending, each once; ``of``: what they number."""
     if not _CPU_SET.fullmatch(text):
-        raise ValueError(f'{shown(text)} is not a CPU set, such as "0-3,8"')
+        raise ValueError(f'{shown(text)} is not a {of} set, such as "0-3,8"')
     numbers: set[int] = set()
     for span in text.split(","):
         first, _, last = span.partition("-")
@@ -135,7 +135,7 @@ def parse_cpu_set(text: str) -> tuple[int, ...]:
         if high < low:
             raise ValueError(f"{shown(text)}: the range {span} runs backwards")
         if high > MAX_CPU:
-            raise ValueError(f"{shown(text)}: the highest CPU number is {MAX_CPU}")
+            raise ValueError(f"{shown(text)}: the highest {of} number is {MAX_CPU}")
         numbers.update(range(low, high + 1))
     return tuple(sorted(numbers))
 

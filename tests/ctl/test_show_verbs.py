@@ -137,6 +137,17 @@ async def test_status_of_several(served: Daemon, ctl: Ctl) -> None:
     assert [instance["name"] for instance in found["instances"]] == ["web", "db"]
 
 
+async def test_status_says_where_the_memory_is(served: Daemon, ctl: Ctl) -> None:
+    """In which pages, and on which nodes."""
+    views = [
+        make_view("one", memory_page=1 << 30, memory_nodes=(1,)),
+        make_view("two", memory_nodes=(0, 2), memory_max=512 << 20),
+    ]
+    served.backend.views |= {view.name: view for view in views}
+    assert "Memory: 512M (at most 1G, in huge pages of 1G, on node 1)\n" in await ctl.ok("status", "one")
+    assert "Memory: 512M (on nodes 0, 2)\n" in await ctl.ok("status", "two")
+
+
 async def test_status_without_a_name_shows_the_daemon(served: Daemon, ctl: Ctl) -> None:
     """The daemon's own state, as ``health`` shows it; a problem makes the command fail."""
     out = await ctl.ok("status")

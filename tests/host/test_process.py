@@ -76,6 +76,22 @@ async def test_memory_may_be_locked_by_who_needs_that(printed: Printed) -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
+@pytest.mark.parametrize(("size", "words"), [(3 << 20, "3 MiB of memory"), (process.ANY_AMOUNT, "all of its memory")])
+async def test_memory_that_the_daemon_may_not_let_it_lock(
+    printed: Printed, monkeypatch: pytest.MonkeyPatch, size: int, words: str
+) -> None:
+    """Nothing is started then, and the error says what to do."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64 << 10, 64 << 10))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(HostError, match=f"could not let it lock {words}") as caught:
+        await run(printed, "echo here", lockable=size)
+    assert (caught.value.hint, printed.text) == ("raise LimitMEMLOCK of the daemon", "")
+
+
 async def test_session_of_its_own(printed: Printed) -> None:
     """The program leads a session of its own: no terminal's signal reaches it."""
     await run(printed, 'cut -d" " -f6 /proc/$$/stat; echo $$')

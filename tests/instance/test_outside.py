@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from qsup.errors import HostDeviceError
+from qsup.host import process
 from qsup.host.pci import VFIO, Passthrough
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance import outside
@@ -73,11 +74,12 @@ async def test_fake_sysfs_a_driver_that_does_not_let_go_is_not_waited_for(
     assert passthrough.held("web", "device.other") == ()
 
 
-def test_only_devices_of_the_host_need_locked_memory() -> None:
-    """All of the guest's, and room for their own."""
+def test_only_devices_of_the_host_and_who_wants_it_need_locked_memory() -> None:
+    """All of the guest's, and room for their own; one that locks itself locks more than anybody can say."""
     unit = Unit(memory=MemorySection(size=2 << 30))
     assert outside.lockable_memory([STICK], unit) == 0
     assert outside.lockable_memory([STICK, LAN], unit) == 3 << 30
     for grows in ({"max": "8G"}, {"max": "8G", "min": "1G"}, {"max": "8G", "slots": 2, "resize": "dimm"}):
         unit = unit_from_values({"memory": {"size": "2G", **grows}})
         assert outside.lockable_memory([LAN], unit) == 9 << 30
+    assert outside.lockable_memory([LAN], Unit(memory=MemorySection(lock=True))) == process.ANY_AMOUNT

@@ -17,7 +17,7 @@ from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
 from qsup.plan.topology import Topology
-from qsup.unit.model import CpuSection, IothreadSection, Unit
+from qsup.unit.model import CpuSection, IothreadSection, MemorySection, Unit
 from qsup.unit.quantity import format_cpu_set
 from tests.plan.hosts import HOSTS
 from tests.waiting import wait_until
@@ -254,3 +254,21 @@ async def test_places_follow_cpus_that_go_offline(
                 await placements.next_change().wait()
         assert said(placements, "web") == "0-2,4-10,12-15 + 0-2,4-10,12-15"
         nursery.cancel_scope.cancel()
+
+
+async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, placements: Placements) -> None:
+    """By this daemon and the next; who does not say `nodes = "auto"` is promised none."""
+    host.topology = HOSTS["2 sockets"]
+    each = host.topology.nodes[0].memory
+    bound = Unit(cpu=CpuSection(pin="auto"), memory=MemorySection(size=each * 3 // 4, nodes="auto"))
+    first, second = [await placements.take(name, bound) for name in ("one", "two")]
+    assert first is not None and second is not None
+    assert (first.nodes, first.memory) == ((0,), (each * 3 // 4,))
+    assert (second.nodes, second.memory) == ((1,), (each * 3 // 4,))
+    free = await placements.take("free", evolve(bound, memory=MemorySection(size=each * 3 // 4)))
+    assert free is not None and free.memory == ()
+    later = Placements(host)
+    for name, chosen in (("one", first), ("two", second)):
+        later.restore(name, bound, chosen)
+    with pytest.raises(PlacementError, match=r"48\.0 GiB of memory, and 32\.0 GiB are not promised"):
+        await later.take("three", bound)

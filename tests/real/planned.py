@@ -14,6 +14,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -231,6 +232,20 @@ def _uefi_obstacle(*features: str) -> str:
     return "" if fitting else "no UEFI firmware is installed"
 
 
+def _huge_pages_obstacle() -> str:
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    free = int(pool.read_text()) if pool.exists() else 0
+    return "" if free >= 32 else f"of 32 huge pages of 2M {free} are free"
+
+
+def _locked_memory_obstacle() -> str:
+    program = (
+        "import ctypes, mmap; lock = ctypes.CDLL(None).mlockall; failed = lock(3); mmap.mmap(-1, 1 << 28); exit(failed)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    return "locking 256M of memory is not allowed" if done.returncode else ""
+
+
 def _host_device_obstacle() -> str:
     return "the devices that it names are nowhere: it is about the plan alone"
 
@@ -249,6 +264,8 @@ _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "tap": _tap_obstacle,
     "virtiofsd": _virtiofsd_obstacle,
     "loop-device": loop_obstacle,
+    "huge-pages": _huge_pages_obstacle,
+    "locked-memory": _locked_memory_obstacle,
     "usb": _host_device_obstacle,
     "iommu": _host_device_obstacle,
     "vhost-user": _host_device_obstacle,

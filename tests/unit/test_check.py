@@ -34,6 +34,10 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[memory]\nsize = "64M"\nmax = "1G"\n[limits]\nmemory = "97M"\npids = 81\nmemory-high = "96M"\n',
         '[limits]\nmemory = "0B"\nmemory-high = "1M"\ncpu = ""\npids = 0\n',
         '[limits]\ncpu = "12.5%"\ncpu-weight = 10000\nrequire = true\n',
+        '[memory]\nhugepages = "1G"\nsize = "1G"\nmax = "2G"\nslots = 1\nresize = "dimm"\nballoon = false\n',
+        '[memory]\nlock = true\nmax = "1G"\nslots = 1\nresize = "dimm"\nballoon = false\n',
+        '[memory]\nhugepages = "2M"\nmax = "2G"\nballoon = false\nnodes = "0-1"\npolicy = "interleave"\n',
+        '[cpu]\npin = "auto"\n[memory]\nnodes = "auto"\npolicy = "preferred"\n',
         '[machine]\ntype = "microvm"\n',
         '[machine]\nkernel = "k"\nfirmware = "uefi"\ninitrd = "i"\nappend = "a"\n',
         '[service]\nready = { port = 22 }\n[[nic]]\nid = "lan"\nforward = ["2222:22"]\n',
@@ -176,6 +180,28 @@ def test_memory_that_cannot_change_so(memory: str, words: str) -> None:
 def test_a_disk_names_an_iothread_that_can_work_for_it(text: str, message: str) -> None:
     """One that the VM has, and on the bus where a disk has one of its own."""
     assert errors(text) == [f"web.toml:{message}"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "key", "words"),
+    [
+        ("prealloc = true", "prealloc", "prealloc keeps memory that a balloon gives back"),
+        ("lock = true", "lock", "lock keeps memory that a balloon gives back"),
+        ('hugepages = "2M"', "hugepages", "say balloon = false"),
+        ('lock = true\nmax = "1G"\nballoon = false', "lock", "by virtio-mem cannot be locked; dimm can"),
+        ('hugepages = "1G"\nsize = "1G"\nmax = "2G"\nballoon = false', "hugepages", "less than a page of 1G"),
+        ('hugepages = "2M"\nsize = "63M"\nballoon = false', "size", "size (63M) is not a multiple of 2M"),
+        ('nodes = "auto"', "nodes", 'say [cpu] pin = "auto", or name the nodes'),
+        ('nodes = "auto"\n[cpu]\npin = ["0"]', "nodes", "no CPUs are chosen"),
+        ('nodes = "3-1"', "nodes", "the range 3-1 runs backwards"),
+        ('nodes = "first"', "nodes", "'first' is not a node set"),
+        ('policy = "default"', "policy", "must be bind, preferred or interleave"),
+    ],
+)
+def test_memory_that_cannot_be_kept_so(memory: str, key: str, words: str) -> None:
+    """Each is blamed on a key that is there."""
+    (message,) = errors(f"[memory]\n{memory}\n")
+    assert f": memory.{key}: " in message and words in message
 
 
 @pytest.mark.parametrize("machine", ["virt", "isapc", "none", "pc-q36", "microvm-x", "xenfv", "s390-ccw-virtio"])

@@ -186,6 +186,10 @@ def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     actual = memory["actual"]
     told = [f"at most {size(memory['max'])}"] if memory["max"] > memory["size"] else []
     told += [f"{size(actual)} left by the balloon"] if actual is not None and actual != memory["size"] else []
+    told += [f"in huge pages of {size(memory['page'])}"] if memory["page"] else []
+    told += [f"on node{'s' if memory['nodes'][1:] else ''} {', '.join(map(str, memory['nodes']))}"] * bool(
+        memory["nodes"]
+    )
     yield "Memory", size(memory["size"]) + (f" ({', '.join(told)})" if told else "")
 
 

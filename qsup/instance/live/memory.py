@@ -26,7 +26,7 @@ from qsup.plan.devices import GROWTH, module_part
 from qsup.qmp import commands
 from qsup.qmp.results import MemoryDevice
 from qsup.unit.compare import Change
-from qsup.unit.model import MODULE_BLOCK, Unit, effective_resize
+from qsup.unit.model import MODULE_BLOCK, Unit, effective_resize, huge_page
 from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
 
@@ -67,6 +67,10 @@ class Memory:
         """Ask for it; what the guest has not done at once becomes a goal."""
         await context.overtake(SIZE)
         hardware, way = context.hardware, effective_resize(context.hardware.unit)
+        more = unit.memory.size - hardware.unit.memory.size
+        if more > 0 and way != "balloon":
+            nodes = hardware.summary.memory_nodes
+            await context.services.memory.check_more(context.name, hardware.unit, nodes, more)
         if way == "balloon":
             # what QEMU was started with stays the most, however little of it the guest has
             _keep_memory(hardware, max=hardware.summary.memory_base, resize="balloon")
@@ -252,9 +256,10 @@ async def _actual(context: Context) -> int:
 
 def _check_modules(hardware: Hardware, wanted: int) -> None:
     difference, slots = wanted - hardware.unit.memory.size, hardware.unit.memory.slots
-    if difference % MODULE_BLOCK:
+    block = max(MODULE_BLOCK, huge_page(hardware.unit))
+    if difference % block:
         raise ChangeError(
-            f"a memory module has a multiple of {format_size(MODULE_BLOCK)}, not {format_size(abs(difference))}",
+            f"a memory module has a multiple of {format_size(block)}, not {format_size(abs(difference))}",
             hint=f"it has {format_size(hardware.unit.memory.size)} now",
         )
     taken = [part for part in hardware.summary.parts if part.entry.startswith("memory.") and part.state != "coming"]
@@ -288,7 +293,7 @@ class _Modules:
         if missing <= 0:
             return
         free = (index for index in range(hardware.unit.memory.slots) if hardware.part(f"memory.{index}") is None)
-        part = module_part(next(free), missing, shared=hardware.summary.shared_memory)
+        part = module_part(next(free), missing, hardware.unit, hardware.summary)
         attached = Attached(part=part.plan())
         hardware.add(attached)
         hardware.mark(part.entry, "coming")
