@@ -4,7 +4,8 @@ Decides: what is a well-formed size, time, CPU set, name, forward and so on, and
 Must not: look at other keys (that is `qsup.unit.check`), at the host, or at files.
 
 One `Kind` per key serves the parser, the writer, the JSON Schema and the unit reference: the four cannot drift apart.
-A kind rejects with `ValueError`, whose text is the message a user reads after ``file:line: key:``.
+A kind rejects with `ValueError`, whose text is the message a user reads after ``file:line: key:``. Long because it is
+the list of all kinds.
 """
 
 from __future__ import annotations

@@ -31,12 +31,13 @@ class Sum:
 
 
 def memory_needed(unit: Unit, accel: str) -> Sum:
-    """Bytes of the host that QEMU takes once its guest has touched all of its memory.
+    """Bytes that QEMU is charged with once its guest has touched all of its memory; huge pages it is not charged with
+    (hugetlb has a controller of its own).
 
     Args:
         accel: the accelerator; of what is not ``tcg`` it is the least that it may be.
     """
-    guest = max(unit.memory.size, machine_memory(unit))
+    guest = 0 if unit.memory.hugepages else max(unit.memory.size, machine_memory(unit))
     video = 0 if effective_video(unit) == "none" else _VIDEO
     vcpus = effective_max_vcpus(unit)
     own = _PROGRAM + vcpus * _VCPU + video
@@ -60,5 +61,6 @@ def too_little_memory(unit: Unit, accel: str) -> str:
 
 def threads_needed(unit: Unit) -> Sum:
     """Threads that QEMU may start, without which it ends."""
-    vcpus = effective_max_vcpus(unit)
-    return Sum(vcpus + _THREADS, f"{vcpus} for vCPUs and {_THREADS} for QEMU itself")
+    vcpus, iothreads = effective_max_vcpus(unit), len(unit.iothreads)
+    parts = [f"{vcpus} for vCPUs", *([f"{iothreads} for iothreads"] if iothreads else [])]
+    return Sum(vcpus + iothreads + _THREADS, f"{', '.join(parts)} and {_THREADS} for QEMU itself")

@@ -34,6 +34,8 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[memory]\nsize = "64M"\nmax = "1G"\n[limits]\nmemory = "97M"\npids = 81\nmemory-high = "96M"\n',
         '[limits]\nmemory = "0B"\nmemory-high = "1M"\ncpu = ""\npids = 0\n',
         '[limits]\ncpu = "12.5%"\ncpu-weight = 10000\nrequire = true\n',
+        # what is in huge pages does not count
+        '[memory]\nsize = "4G"\nhugepages = "2M"\nballoon = false\n[limits]\nmemory = "200M"\n',
         '[memory]\nhugepages = "1G"\nsize = "1G"\nmax = "2G"\nslots = 1\nresize = "dimm"\nballoon = false\n',
         '[memory]\nlock = true\nmax = "1G"\nslots = 1\nresize = "dimm"\nballoon = false\n',
         '[memory]\nhugepages = "2M"\nmax = "2G"\nballoon = false\nnodes = "0-1"\npolicy = "interleave"\n',
