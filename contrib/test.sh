@@ -31,7 +31,7 @@ chmod 755 "$scratch"
 closing=()
 failed=0
 
-# run_pytest WHO DIRECTORY LAUNCHER...: run pytest by a command that executes its arguments, for at most forty minutes,
+# run_pytest WHO DIRECTORY LAUNCHER...: run pytest by a command that executes its arguments, for at most an hour,
 # with a worker more than there are processors: much of what they do is waiting.
 # What tools cache goes to DIRECTORY, not into a checkout that may be another user's.
 run_pytest() {
@@ -41,7 +41,7 @@ run_pytest() {
     "$@" env QSUP_TEST_CACHE="$cache" PATH="$PATH" PYTHONPYCACHEPREFIX="$directory/python" \
         RUFF_CACHE_DIR="$directory/ruff" MYPY_CACHE_DIR="$directory/mypy" \
         HYPOTHESIS_STORAGE_DIRECTORY="$directory/hypothesis" \
-        timeout --foreground --kill-after=30 2400 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" \
+        timeout --foreground --kill-after=30 3600 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" \
         --numprocesses="$(($(nproc) + 1))" --dist=worksteal "${arguments[@]}" 2>&1 |
         tee "$scratch/$who.log" || status=${PIPESTATUS[0]}
     closing+=("$(printf '%6s: %s' "$who" "$(tail -n 1 "$scratch/$who.log")")")
