@@ -194,9 +194,8 @@ async def _identify(
     resources.callback(output.close)
     resources.push_async_callback(child.aclose)
     nursery.start_soon(output.run)
-    limiting = Limiting(cgroup)
+    limiting = Limiting(cgroup, found=child.pid)
     limiting.impose(unit)
-    limiting.put_outside("" if cgroup.holds(child.pid) else "is not in its cgroup")
     life = Life(
         number=number,
         hardware=Hardware(unit, running.unit, running.plan, record.claims),

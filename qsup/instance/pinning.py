@@ -107,7 +107,7 @@ class Pinning:
             Those that were there before and are no more.
         """
         pins = self._pins()
-        if pins is None or not self.vcpus:
+        if pins is None or not self.vcpus or not (pins or self._placed):
             return ()
         try:
             there = affinity.online() if online is None else online

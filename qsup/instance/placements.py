@@ -104,6 +104,8 @@ class Placements:
         self._entries: dict[str, _Entry] = {}
         self._found: _Found | None = None
         self._change = trio.Event()
+        #: Counted once for each change: every VM is asked for its pins after that.
+        self._taken = self._exclusive = 0
 
     # taking and giving back
 
@@ -202,6 +204,8 @@ class Placements:
 
     def _changed(self) -> None:
         self._found = None
+        residents = [entry.resident for entry in self._entries.values() if entry.resident is not None]
+        self._taken, self._exclusive = len(residents), sum(resident.exclusive for resident in residents)
         self._change.set()
         self._change = trio.Event()
 
@@ -215,7 +219,7 @@ class Placements:
         place = entry.resident
         if place is not None and place.named and place.sets.vcpus:
             return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads)
-        if (place is None or place.named) and not self._has_exclusive:
+        if (place is None or place.named) and not self._exclusive:
             return Pins((), entry.emulator, entry.iothreads)
         if (found := self._look_up()) is None:
             return None
@@ -230,10 +234,6 @@ class Placements:
         entry = self._entries.get(name)
         return None if entry is None else entry.chosen
 
-    @property
-    def _has_exclusive(self) -> bool:
-        return any(entry.resident is not None and entry.resident.exclusive for entry in self._entries.values())
-
     def _look_up(self) -> _Found | None:
         if self._found is None and self._topology is not None:
             ledger = Ledger(self._topology, self._residents(self._topology))
@@ -245,7 +245,7 @@ class Placements:
     @property
     def are_taken(self) -> bool:
         """Whether anybody's place hangs on what the host is like."""
-        return any(entry.resident is not None for entry in self._entries.values())
+        return self._taken > 0
 
     @property
     def online(self) -> frozenset[int] | None:

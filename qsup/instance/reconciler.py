@@ -56,6 +56,7 @@ class Reconciler:
     def __init__(self, placements: Placements) -> None:
         self._placements = placements
         self._watched: dict[Pinning, _Watched] = {}
+        self._are_placed = False
 
     def watch(self, pinning: Pinning, tell: Tell) -> None:
         """From now on a life's threads are looked after.
@@ -78,7 +79,8 @@ class Reconciler:
                     await self._placements.refresh()
                 except HostError as error:
                     _log.error("could not look at the host's CPUs", why=error.message)
-            await self._look()
+            if self._placements.are_taken or self._are_placed:
+                await self._look()
             # with all that wakes on whole seconds
             until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken else math.inf
             with trio.move_on_at(until):
@@ -87,6 +89,8 @@ class Reconciler:
     async def _look(self) -> None:
         online = self._placements.online
         watched = [each for each in self._watched.values() if not each.pinning.is_free]
+        # once more when nobody has a place any more, for those that are to be free again
+        self._are_placed = bool(watched)
         for number, each in enumerate(watched, 1):
             if each.pinning in self._watched:
                 _tell(each, each.pinning.put(online))

@@ -62,7 +62,7 @@ def test_the_kernel_keeps_what_the_unit_says(daemon: Daemon, qemu: Emulator, rom
     assert all(str(view["pid"]) in (Path(path) / "cgroup.procs").read_text().split() for path in record["cgroups"])
     assert "CPU 50%, CPU weight 200, memory 160M, 200 threads" in daemon.ctl("status", "web").stdout
     free = start(daemon, qemu, rom_guest, "", "free")
-    assert free["limits"] == {**dict.fromkeys(HELD), "cpu_weight": 100}
+    assert free["limits"] == dict.fromkeys(HELD)
     daemon.do("web", "kill")
     assert daemon.view("web")["limits"] is None
 
