@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 
 #: Seconds between two looks; what was moved is back within five.
 INTERVAL = 4.0
-#: VMs that are looked at without letting others run in between, some 50 us each.
+#: VMs that are looked at without letting others run in between, some 10 us each.
 _AT_ONCE = 10
 #: Threads that one event names.
 _NAMED = 4

@@ -52,14 +52,6 @@ def place(request: Request, residents: Iterable[Resident], topology: Topology) -
     return (_exclusive if request.exclusive else _shared)(request, ledger)
 
 
-def present_sets(residents: Iterable[Resident], topology: Topology) -> Mapping[str, Sets]:
-    """Where the threads of all automatically placed VMs belong now, by name.
-
-    Shared CPUs come and go with exclusive VMs, and CPUs go off and on; the nodes stay as they were chosen.
-    """
-    return Ledger(topology, residents).present()
-
-
 def _exclusive(request: Request, ledger: Ledger) -> Placement:
     topology = ledger.topology
     free = FreeCores(topology, ledger.free_cores(request.within), request.vcpus)

@@ -21,7 +21,8 @@ from typing import cast
 from attrs import evolve
 
 from qsup.errors import PlacementError
-from qsup.plan.placement import check_named, place, present_sets
+from qsup.plan.ledger import Ledger
+from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident
 from qsup.plan.topology import Topology
 from tests.bench.document import put_measured
@@ -51,7 +52,7 @@ def measure(_shop: Workshop, repeat: int) -> Iterator[Figure]:
     for what, request in WANTED.items():
         ((taken,),) = in_turns(repeat, partial(_once, request, residents, host))
         yield _figure(f"placing {what}, {on}", taken, at_most(TARGET, "ms"))
-    ((taken,),) = in_turns(repeat, lambda: (_cpu(present_sets, residents, host),))
+    ((taken,),) = in_turns(repeat, lambda: (_cpu(lambda vms, fresh: Ledger(fresh, vms).present(), residents, host),))
     yield _figure(f"where the threads of {VMS} VMs belong, on 512 CPUs", taken, None)
 
 

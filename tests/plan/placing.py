@@ -12,7 +12,8 @@ from pathlib import Path
 from attrs import evolve
 
 from qsup.errors import PlacementError
-from qsup.plan.placement import check_named, place, present_sets
+from qsup.plan.ledger import Ledger
+from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident, Sets
 from qsup.unit.quantity import format_cpu_set
 from tests.plan.hosts import GIB, HOSTS
@@ -111,6 +112,6 @@ def _arrive(host: str) -> Iterator[str]:
             yield f"         {error.hint}"
         yield ""
     yield "# in the end"
-    for name, sets in present_sets(residents, topology).items():
+    for name, sets in Ledger(topology, residents).present().items():
         vcpus = " ".join(dict.fromkeys(map(format_cpu_set, sets.vcpus)))
         yield f"{name}: vCPUs {vcpus}, others {format_cpu_set(sets.emulator)}"

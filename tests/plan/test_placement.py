@@ -8,7 +8,8 @@ import pytest
 from attrs import evolve
 
 from qsup.errors import PlacementError
-from qsup.plan.placement import check_named, place, present_sets
+from qsup.plan.ledger import Ledger
+from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident
 from qsup.plan.topology import Topology
 from tests.plan.hosts import GIB, HOSTS, changed, large, machine
@@ -112,8 +113,8 @@ def test_shared_vms_follow_the_exclusive_ones() -> None:
     """The CPUs of a VM that shares become fewer when an exclusive one comes, and come back when it is gone."""
     host = machine(cores=4)
     web, db = settle(host, Request(name="web", vcpus=2), exclusive("db", 4))
-    assert present_sets([web], host)["web"].vcpus == (frozenset(range(8)),) * 2
-    assert present_sets([web, db], host)["web"].vcpus == (frozenset({2, 3, 6, 7}),) * 2
+    assert Ledger(host, [web]).present()["web"].vcpus == (frozenset(range(8)),) * 2
+    assert Ledger(host, [web, db]).present()["web"].vcpus == (frozenset({2, 3, 6, 7}),) * 2
 
 
 def test_a_node_without_shared_cpus_is_left_for_the_nearest() -> None:
@@ -128,7 +129,7 @@ def test_a_node_without_shared_cpus_is_left_for_the_nearest() -> None:
     assert placement.explanation[-1] == (
         "Node 1 has no shared CPU left: the nearest shared ones are for web from now on"
     )
-    assert present_sets([web, placement.resident], host)["web"].vcpus == (frozenset({0, 1}),) * 2
+    assert Ledger(host, [web, placement.resident]).present()["web"].vcpus == (frozenset({0, 1}),) * 2
     crowd = [evolve(web, name=f"web{number}") for number in range(6)]
     assert place(exclusive("db", 2), [*crowd, named("busy", 0, 4, 6, emulator=0)], host).explanation[-1] == (
         "Node 1 has no shared CPU left: the nearest shared ones are for web0, web1, web2 and 3 others from now on"
@@ -139,8 +140,8 @@ def test_a_cpu_that_went_offline_is_replaced_until_it_is_back() -> None:
     """A vCPU whose CPU is offline shares CPUs meanwhile; its promise stays."""
     host = machine(cores=4, threads=1)
     (db,) = settle(host, exclusive("db", 2))
-    assert present_sets([db], changed(host, offline=[1]))["db"].vcpus == (frozenset({0}), frozenset({2, 3}))
-    assert present_sets([db], host)["db"].vcpus == (frozenset({0}), frozenset({1}))
+    assert Ledger(changed(host, offline=[1]), [db]).present()["db"].vcpus == (frozenset({0}), frozenset({2, 3}))
+    assert Ledger(host, [db]).present()["db"].vcpus == (frozenset({0}), frozenset({1}))
 
 
 def test_other_threads_stay_within_what_the_unit_allows() -> None:

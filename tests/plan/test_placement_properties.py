@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qsup.errors import PlacementError
-from qsup.plan.placement import check_named, place, present_sets
+from qsup.plan.ledger import Ledger
+from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Placement, Request, Resident
 from qsup.plan.topology import Core, Topology
 from tests.plan.hosts import GIB, changed, machine
@@ -204,7 +205,7 @@ def best_nodes(scene: Scene) -> tuple[object, ...] | None:
     pool = shared_cpus(scene)
     if scene.request.within is not None:
         pool &= scene.request.within
-    present = present_sets(scene.residents, scene.host)
+    present = Ledger(scene.host, scene.residents).present()
     crowd = [cpus for each in scene.residents if not each.exclusive for cpus in present.get(each.name, each.sets).vcpus]
     found = []
     for nodes in subsets([node.number for node in scene.host.nodes]):
@@ -272,7 +273,7 @@ def test_nobody_is_beside_an_exclusive_vm(scene: Scene) -> None:
     """The cores of an exclusive VM run no thread of another automatically placed one, once all are in their place."""
     found = placed(scene)
     everybody = [*scene.residents, found.resident]
-    present = present_sets(everybody, scene.host)
+    present = Ledger(scene.host, everybody).present()
     for owner in everybody:
         if owner.exclusive:
             cores = cores_with(scene.host, owner.vcpu_cpus)
@@ -324,7 +325,7 @@ def test_order_does_not_matter(scene: Scene, chance: random.Random) -> None:
     others = [evolve(each, memory=shuffled(dict(each.memory))) for each in scene.residents]
     chance.shuffle(others)
     assert try_place(evolve(scene, host=host, residents=others)) == try_place(scene)
-    assert present_sets(others, host) == present_sets(scene.residents, scene.host)
+    assert Ledger(host, others).present() == Ledger(scene.host, scene.residents).present()
 
 
 @given(scenes())
