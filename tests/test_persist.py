@@ -11,8 +11,8 @@ from qsup.catalog import UnitStore
 from qsup.errors import ChangeError, HostError, NoSuchUnit, PreconditionFailed, UnitError
 from qsup.host.rundir import Layout
 from qsup.unit.dropin import CHANGES
+from qsup.unit.effective import machine_memory
 from qsup.unit.info import Precondition
-from qsup.unit.model import machine_memory
 
 ANY = Precondition()
 UNIT = """\

@@ -16,7 +16,8 @@ from qsup.errors import QmpCommandError
 from qsup.plan.spec import PlanSummary
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
-from qsup.unit.model import Unit, effective_resize
+from qsup.unit.effective import effective_resize
+from qsup.unit.model import Unit
 
 _PATH: Final = "/machine/peripheral/balloon"
 #: Seconds between two times that the guest's driver sends its figures.

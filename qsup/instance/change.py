@@ -39,7 +39,8 @@ from qsup.instance.state import Request
 from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend
-from qsup.unit.model import Applies, Unit
+from qsup.unit.keys import Applies
+from qsup.unit.model import Unit
 from qsup.unit.write import difference, values_of
 
 _log = structlog.get_logger()

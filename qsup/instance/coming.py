@@ -36,7 +36,8 @@ from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_
 from qsup.plan.hotplug import unplugged
 from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, TapFd
 from qsup.qmp import commands
-from qsup.unit.model import NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
 
 #: Seconds for what came in part only to go again, and between two looks.
 _GONE, _GONE_PAUSE = 5.0, 0.05

@@ -14,7 +14,8 @@ from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.results import BlockInfo
 from qsup.unit.entries import entry_of
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
 
 _TIMEOUT = 10.0
 

@@ -19,8 +19,9 @@ from qsup.instance.verdict import AT_ONCE, AT_START, Said, keys_said, result_of
 from qsup.unit.compare import compare
 from qsup.unit.compose import amend, pick
 from qsup.unit.entries import entry_of
+from qsup.unit.keys import Applies
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import Applies, Unit
+from qsup.unit.model import Unit
 from qsup.unit.write import values_of
 
 _ONLY_RUNNING = "with --runtime only the VM is changed, until it ends"

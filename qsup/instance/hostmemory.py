@@ -15,7 +15,8 @@ import trio
 
 from qsup.plan.hostmemory import Demand, check_nodes, check_room, demand, shortage
 from qsup.plan.topology import Topology
-from qsup.unit.model import Unit, takes_memory_at_once
+from qsup.unit.effective import takes_memory_at_once
+from qsup.unit.model import Unit
 
 
 class HostMemory:

@@ -18,8 +18,9 @@ from qsup.errors import HostError, StartError
 from qsup.host import limits
 from qsup.host.cgroup import Cgroup
 from qsup.host.limits import NAMES, Limits
-from qsup.unit.model import DEFAULT_WEIGHT, Unit
+from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
+from qsup.unit.sections.limits import DEFAULT_WEIGHT
 
 
 def asked(unit: Unit) -> Limits:

@@ -27,7 +27,9 @@ from qsup.instance.services import Services
 from qsup.plan.others import channel_socket
 from qsup.plan.spec import ConnectFd, FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.qmp.dial import connect_unix
-from qsup.unit.model import DeviceSection, Unit, machine_memory
+from qsup.unit.effective import machine_memory
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import DeviceSection
 
 _log = structlog.get_logger()
 

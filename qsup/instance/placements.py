@@ -20,8 +20,9 @@ from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident, Sets
 from qsup.plan.topology import Topology
+from qsup.unit.effective import effective_max_vcpus, machine_memory
 from qsup.unit.kinds import AUTO
-from qsup.unit.model import Unit, effective_max_vcpus, machine_memory
+from qsup.unit.model import Unit
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from qsup.instance import restart
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, Level, State, Transition, step
-from qsup.unit.model import ServiceSection
+from qsup.unit.sections.service import ServiceSection
 
 #: By these a stop that an earlier daemon began goes on where it was.
 _GOES_ON = (Event.FOUND, Event.FOUND_STOPPING, Event.ADOPTED_STOPPING)

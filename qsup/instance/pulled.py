@@ -19,7 +19,8 @@ from qsup.errors import HostDeviceError
 from qsup.host.usb import UsbDevice, find
 from qsup.instance.helpers import ATTACH_ANEW
 from qsup.instance.life import Life
-from qsup.unit.model import DeviceSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import DeviceSection
 
 #: Seconds between two looks.
 _INTERVAL = 2.0

@@ -10,8 +10,8 @@ from attrs import evolve, frozen
 
 from qsup.instance.cause import PANICS, Cause, CauseKind
 from qsup.instance.state import Event, State
-from qsup.unit.model import ServiceSection
 from qsup.unit.quantity import format_duration
+from qsup.unit.sections.service import ServiceSection
 
 #: Restarts that are remembered at least: by so many doublings any delay has long met its maximum.
 RECENT_MAX = 64

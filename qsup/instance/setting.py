@@ -20,7 +20,8 @@ from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of
 from qsup.unit.compare import Change, compare
 from qsup.unit.compose import amend, pick
 from qsup.unit.entries import MOVABLE, check_known
-from qsup.unit.model import Applies, Unit
+from qsup.unit.keys import Applies
+from qsup.unit.model import Unit
 
 
 @frozen(kw_only=True)

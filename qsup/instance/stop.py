@@ -20,7 +20,7 @@ from qsup.instance.messages import Happened, Message
 from qsup.instance.state import Effect, Event
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
-from qsup.unit.model import ServiceSection
+from qsup.unit.sections.service import ServiceSection
 
 _log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from qsup.host import network
 from qsup.plan.spec import NicPlan, TapFd
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
-from qsup.unit.model import NicSection
+from qsup.unit.sections.devices import NicSection
 
 _TIMEOUT = 10.0
 

@@ -20,8 +20,10 @@ from qsup.plan.identity import derive_mac
 from qsup.plan.inventory import slots
 from qsup.plan.spec import DiskPlan, NicPlan, PlanSummary
 from qsup.unit.compare import needs_restart
+from qsup.unit.effective import effective_bus, effective_resize, huge_page
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import DeviceSection, Unit, effective_bus, effective_resize, huge_page
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import DeviceSection
 from qsup.unit.throttle import said
 
 

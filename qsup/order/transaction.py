@@ -28,7 +28,7 @@ from qsup.order.standing import is_stopping, is_there, is_up
 from qsup.order.turns import Turns
 from qsup.unit.graph import MAX_PULLED, Graph, Pulled, pull
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 _log = structlog.get_logger()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from qsup.instance.state import State
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 
 @frozen(kw_only=True)

@@ -14,7 +14,8 @@ from qsup.plan.board import BOARDS
 from qsup.plan.firmware import firmware_part, kernel_part
 from qsup.plan.part import Part, escape
 from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
-from qsup.unit.model import Unit, effective_bus, effective_video, machine_memory, shares_memory
+from qsup.unit.effective import effective_bus, effective_video, machine_memory, shares_memory
+from qsup.unit.model import Unit
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 

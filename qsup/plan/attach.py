@@ -22,8 +22,11 @@ from qsup.plan.network import nic_part, nic_role
 from qsup.plan.others import Tools, device_part, place_on_bus
 from qsup.plan.part import Part, Properties
 from qsup.plan.spec import BackendPlan, Capabilities, DiskPlan, ImageFd, NicPlan, PartPlan, PlanSummary
+from qsup.unit.effective import effective_bus
 from qsup.unit.families import needs_slot
-from qsup.unit.model import SHARING_DEVICES, DeviceSection, DiskSection, NicSection, Unit, effective_bus
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import SHARING_DEVICES, DeviceSection, NicSection
+from qsup.unit.sections.disks import DiskSection
 
 
 @frozen(kw_only=True)

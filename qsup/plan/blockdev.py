@@ -19,7 +19,7 @@ from attrs import frozen
 from qsup.plan.identity import node_name
 from qsup.plan.part import Backend, Properties
 from qsup.plan.spec import ImageFd
-from qsup.unit.model import DiskSection
+from qsup.unit.sections.disks import DiskSection
 
 _BLOCK_DEVICE = re.compile(r"/dev/(?!shm/).+")
 #: cache mode -> (cache.direct, cache.no-flush); the third column of qemu-system-x86_64(1), ``-drive cache=``, is the

@@ -12,11 +12,7 @@ from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
 from qsup.plan.part import Backend, Part, chardev_on_listener
 from qsup.plan.spec import Argument, Capabilities, ListenerFd, PlanSummary
-from qsup.unit.families import FAMILIES
-from qsup.unit.model import (
-    AGENT_PORT,
-    MEMORY_BLOCK,
-    Unit,
+from qsup.unit.effective import (
     effective_resize,
     effective_video,
     huge_page,
@@ -24,6 +20,10 @@ from qsup.unit.model import (
     shares_memory,
     takes_memory_at_once,
 )
+from qsup.unit.families import FAMILIES
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import AGENT_PORT
+from qsup.unit.sections.memory import MEMORY_BLOCK
 
 _MIB = 1 << 20
 #: The object that holds the guest's memory, where more is said of it than its size.

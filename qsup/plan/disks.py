@@ -16,8 +16,10 @@ from qsup.plan.blockdev import chain_nodes, image_backends, image_chain, is_read
 from qsup.plan.board import Board, Place
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Capabilities, DiskPlan
+from qsup.unit.effective import effective_bus
 from qsup.unit.families import BUS_ROOM, FAMILIES
-from qsup.unit.model import WRITE_THROUGH, DiskSection, Unit, effective_bus
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import WRITE_THROUGH, DiskSection
 
 _MODELS = {
     ("disk", "scsi"): "scsi-hd",

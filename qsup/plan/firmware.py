@@ -26,8 +26,9 @@ from qsup.plan.spec import (
     ImageFd,
     VariableStore,
 )
-from qsup.unit.model import UEFI_FIRMWARE, MachineSection, machine_family
+from qsup.unit.effective import machine_family
 from qsup.unit.quantity import alternatives
+from qsup.unit.sections.machine import UEFI_FIRMWARE, MachineSection
 
 
 @frozen(kw_only=True)

@@ -13,7 +13,8 @@ from attrs import frozen
 from qsup.errors import PlacementError
 from qsup.plan.explained import nodes
 from qsup.plan.topology import Topology
-from qsup.unit.model import Unit, huge_page, machine_memory, takes_memory_at_once
+from qsup.unit.effective import huge_page, machine_memory, takes_memory_at_once
+from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives, format_size
 
 _MIB = 1 << 20

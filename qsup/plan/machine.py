@@ -16,8 +16,10 @@ from attrs import frozen
 from qsup.errors import UnsupportedError
 from qsup.plan.part import Part
 from qsup.plan.spec import Capabilities, HostFacts, Identity, MachineType
+from qsup.unit.effective import effective_max_vcpus, machine_family
 from qsup.unit.families import unplanned
-from qsup.unit.model import CpuSection, MachineSection, Unit, effective_max_vcpus, machine_family
+from qsup.unit.model import Unit
+from qsup.unit.sections.machine import CpuSection, MachineSection
 
 
 @frozen(kw_only=True)

@@ -18,7 +18,7 @@ from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties
 from qsup.plan.spec import Capabilities, NicPlan, TapFd
 from qsup.unit.families import FAMILIES, nic_kind
-from qsup.unit.model import NicSection
+from qsup.unit.sections.devices import NicSection
 
 
 @frozen(kw_only=True)

@@ -15,8 +15,10 @@ from qsup.plan.board import Board, Place
 from qsup.plan.identity import derive_mac
 from qsup.plan.part import Backend, Part, Properties, chardev_on_listener, connected_chardev
 from qsup.plan.spec import Capabilities, ConnectFd, ListenerFd, PciTaken, ShareFd, UsbFd
+from qsup.unit.effective import channel_name, mount_tag
 from qsup.unit.families import needs_slot
-from qsup.unit.model import DeviceSection, Unit, channel_name, mount_tag
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import DeviceSection
 
 
 @frozen(kw_only=True)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qsup.errors import RequestError
+from qsup.unit.keys import keys_of, sections_of
 from qsup.unit.kinds import NAME, Kind
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives, did_you_mean, shown
 
 #: Names of sections that stand for the key that is meant by them.

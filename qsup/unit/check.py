@@ -14,32 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
-from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
-from qsup.unit.kinds import AUTO
-from qsup.unit.model import (
-    AGENT_PORT,
-    DEVICE_KEYS,
-    DISK_BUSES,
-    MEMORY_BLOCK,
-    UEFI_FIRMWARE,
-    BackingSection,
-    DeviceSection,
-    DiskSection,
-    NicSection,
-    Unit,
+from qsup.unit.effective import (
     channel_name,
     effective_bus,
     effective_max_vcpus,
     effective_resize,
     effective_video,
     huge_page,
-    keys_of,
     machine_family,
     mount_tag,
 )
+from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
+from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
+from qsup.unit.keys import keys_of
+from qsup.unit.kinds import AUTO
+from qsup.unit.model import Unit
 from qsup.unit.needs import threads_needed, too_little_memory
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, format_size, shown
+from qsup.unit.sections.devices import AGENT_PORT, DEVICE_KEYS, DeviceSection, NicSection
+from qsup.unit.sections.disks import DISK_BUSES, BackingSection, DiskSection
+from qsup.unit.sections.machine import UEFI_FIRMWARE
+from qsup.unit.sections.memory import MEMORY_BLOCK
 from qsup.unit.throttle import contradictions
 from qsup.unit.tree import Key
 

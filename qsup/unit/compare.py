@@ -14,17 +14,9 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from qsup.unit.model import (
-    Applies,
-    Unit,
-    effective_bus,
-    effective_max_vcpus,
-    effective_resize,
-    effective_video,
-    keys_of,
-    machine_memory,
-    sections_of,
-)
+from qsup.unit.effective import effective_bus, effective_max_vcpus, effective_resize, effective_video, machine_memory
+from qsup.unit.keys import Applies, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.write import section_values
 
 

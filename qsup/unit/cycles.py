@@ -14,7 +14,7 @@ from qsup.unit.check import Finding
 from qsup.unit.compose import Composed, blame
 from qsup.unit.graph import MAX_PULLED, Graph, shown_cycle
 from qsup.unit.kinds import is_template_name
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 
 def cycle_diagnostics(

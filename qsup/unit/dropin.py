@@ -18,10 +18,11 @@ from qsup.errors import ChangeError, Diagnostic, UnitError
 from qsup.unit.compare import compare
 from qsup.unit.compose import amend, compose, raw
 from qsup.unit.document import Document, read_document
+from qsup.unit.effective import effective_resize
 from qsup.unit.entries import check_known, without_entry
 from qsup.unit.files import printable
 from qsup.unit.load import read_unit
-from qsup.unit.model import Unit, effective_resize
+from qsup.unit.model import Unit
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import difference, unit_text
 

@@ -12,7 +12,8 @@ from typing import Any
 from attrs import evolve
 
 from qsup.errors import NoSuchDevice
-from qsup.unit.model import Unit, sections_of
+from qsup.unit.keys import sections_of
+from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives, did_you_mean, shown
 
 

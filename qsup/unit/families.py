@@ -1,7 +1,7 @@
 """What the machines of each family can have, for the rules between keys and for plans alike.
 
 Decides: which families there are, and what no machine of one can have, whatever the host and QEMU.
-Must not: know where a device goes (`qsup.plan.board`), or which types are of a family (`qsup.unit.model`).
+Must not: know where a device goes (`qsup.plan.board`), or which types are of a family (`qsup.unit.effective`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 
 from attrs import frozen
 
-from qsup.unit.model import DISK_BUSES, NIC_MODELS, DeviceSection, NicSection
 from qsup.unit.quantity import alternatives, shown
+from qsup.unit.sections.devices import NIC_MODELS, DeviceSection, NicSection
+from qsup.unit.sections.disks import DISK_BUSES
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from attrs import field, frozen
 
 from qsup.errors import DependencyError, QsupError
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 #: VMs that one start comes to at most, for each further one that is named one more: a template can name ever further
 #: instances of itself.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from qsup.unit.model import MIB, Unit, effective_max_vcpus, effective_video, machine_memory
+from qsup.unit.effective import effective_max_vcpus, effective_video, machine_memory
+from qsup.unit.keys import MIB
+from qsup.unit.model import Unit
 from qsup.unit.quantity import format_size
 
 #: Bytes of an idle QEMU without its guest's memory, rounded down, and for each vCPU.

@@ -15,10 +15,11 @@ from attrs import evolve, frozen
 
 from qsup.errors import Diagnostic
 from qsup.unit.document import Document
+from qsup.unit.keys import Key as KeyFacts
+from qsup.unit.keys import keys_of, sections_of
 from qsup.unit.kinds import toml_type
 from qsup.unit.locate import Path
-from qsup.unit.model import Key as KeyFacts
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives, closest, did_you_mean, shown
 from qsup.unit.specifier import SpecifierContext, awaits_instance, expand
 from qsup.unit.tree import Entries, Key, Leaf, Node, Origin, Table

@@ -17,12 +17,13 @@ import attrs
 from qsup.unit.check import RULES, relations
 from qsup.unit.document import MAX_BYTES
 from qsup.unit.generated import print_or_check
-from qsup.unit.model import Applies, Key, Unit, keys_of, sections_of
+from qsup.unit.keys import Applies, Key, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.specifier import SPECIFIERS
 from qsup.unit.write import toml_value
 
 _HEAD = """\
-<!-- Made by `python -m qsup.unit.reference`; edit qsup/unit/model.py or qsup/unit/reference.py instead. -->
+<!-- Made by `python -m qsup.unit.reference`; edit qsup/unit/sections or qsup/unit/reference.py instead. -->
 
 # Unit files
 

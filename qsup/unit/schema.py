@@ -17,7 +17,8 @@ from typing import Any
 import attrs
 
 from qsup.unit.generated import print_or_check
-from qsup.unit.model import Key, Unit, keys_of, sections_of
+from qsup.unit.keys import Key, keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.specifier import SPECIFIERS
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qsup.unit.model import THROTTLE_MAX, ThrottleSection, keys_of
+from qsup.unit.keys import keys_of
 from qsup.unit.quantity import format_duration
+from qsup.unit.sections.disks import THROTTLE_MAX, ThrottleSection
 
 _KINDS = ("iops", "bps")
 #: Direction in a unit -> in QAPI.

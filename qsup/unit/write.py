@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.keys import keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives
 from qsup.unit.specifier import escape
 from qsup.unit.tree import Key

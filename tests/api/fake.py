@@ -58,7 +58,7 @@ from qsup.plan.topology import Cache, Cpu, HugePages, Node, Topology
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 #: 2026-03-01T12:00:00Z
 NOON = 1772366400.0

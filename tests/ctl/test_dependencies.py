@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qsup.instance.state import State
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 from tests.api.calling import Daemon
 from tests.api.fake import FakeBackend, make_view
 from tests.ctl.golden_text import check_golden

@@ -14,7 +14,7 @@ from qsup.host.limits import Limits
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from qsup.unit.compare import Change
-from qsup.unit.model import Applies
+from qsup.unit.keys import Applies
 from tests.api.calling import Daemon
 from tests.api.fake import PNG_MAGIC, FakeBackend, make_unit, make_view
 from tests.ctl.golden_text import check_golden

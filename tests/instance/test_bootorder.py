@@ -15,7 +15,9 @@ from qsup.instance.context import Context
 from qsup.instance.hardware import Hardware
 from qsup.instance.live.bootorder import BootOrder
 from qsup.unit.compare import compare
-from qsup.unit.model import DiskSection, NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
+from qsup.unit.sections.disks import DiskSection
 from qsup.unit.write import values_of
 from tests.plan.building import build
 

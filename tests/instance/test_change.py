@@ -8,7 +8,10 @@ from typing import Any
 from attrs import evolve
 
 from qsup.instance.change import LIVE, previewed
-from qsup.unit.model import Applies, CpuSection, ServiceSection, Unit, keys_of, sections_of
+from qsup.unit.keys import Applies, keys_of, sections_of
+from qsup.unit.model import Unit
+from qsup.unit.sections.machine import CpuSection
+from qsup.unit.sections.service import ServiceSection
 
 
 def keys(cls: type[Any], path: str = "") -> Iterator[tuple[str, Applies]]:

@@ -11,7 +11,8 @@ import trio
 from qsup.instance.coming import attach
 from qsup.instance.context import Context
 from qsup.instance.hardware import Hardware
-from qsup.unit.model import NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
 from qsup.unit.write import values_of
 from tests.plan.building import build
 

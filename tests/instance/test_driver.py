@@ -22,7 +22,8 @@ from qsup.instance.settle import Holder
 from qsup.instance.state import Effect, Event, Request, State
 from qsup.instance.teller import Teller
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import ServiceSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.service import ServiceSection
 
 
 class _Memory:

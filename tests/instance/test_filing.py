@@ -11,8 +11,9 @@ from qsup.errors import ChangeError, NoSpaceError, UnsupportedError
 from qsup.instance.filing import Filing, absent
 from qsup.instance.verdict import Said, check_none_refused, keys_said, result_of
 from qsup.unit.compare import Change
+from qsup.unit.keys import Applies
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import Applies, Unit
+from qsup.unit.model import Unit
 
 LOADED = LoadedUnit(name="web", unit=Unit(), files=("web.toml",), etag="", text="")
 

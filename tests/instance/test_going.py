@@ -17,7 +17,8 @@ from qsup.instance.going import Gone, Patience, check_can_go, settle
 from qsup.instance.hardware import Attached, Hardware
 from qsup.plan.spec import DevicePlan, PartPlan
 from qsup.unit.entries import MOVABLE
-from qsup.unit.model import IothreadSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import IothreadSection
 from qsup.unit.write import values_of
 from tests.plan.building import build
 

@@ -20,7 +20,8 @@ from qsup.instance.live.medium import Medium
 from qsup.plan.spec import ImageFd
 from qsup.qmp.connection import Outcome, Request
 from qsup.unit.compare import compare
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
 from qsup.unit.write import values_of
 from tests.plan.building import build
 

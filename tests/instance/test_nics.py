@@ -12,7 +12,8 @@ from qsup.instance.context import Context
 from qsup.instance.live.nics import NicKeys
 from qsup.unit.compare import compare
 from qsup.unit.kinds import FORWARD
-from qsup.unit.model import NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
 
 
 class Vm:

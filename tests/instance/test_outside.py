@@ -16,8 +16,9 @@ from qsup.host.rundir import InstanceDirectory
 from qsup.instance import outside
 from qsup.instance.helpers import Helpers
 from qsup.plan.spec import PciTaken, UsbFd
-from qsup.unit.model import MemorySection, Unit
+from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
+from qsup.unit.sections.memory import MemorySection
 from tests.host.fakesys import NETWORK, FakeSysfs
 
 CARD = "0000:04:00.0"

@@ -17,8 +17,11 @@ from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
 from qsup.plan.topology import Topology
-from qsup.unit.model import CpuSection, IothreadSection, MemorySection, Unit
+from qsup.unit.model import Unit
 from qsup.unit.quantity import format_cpu_set
+from qsup.unit.sections.disks import IothreadSection
+from qsup.unit.sections.machine import CpuSection
+from qsup.unit.sections.memory import MemorySection
 from tests.plan.hosts import HOSTS
 from tests.waiting import wait_until
 

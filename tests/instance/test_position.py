@@ -10,7 +10,7 @@ from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.position import Position
 from qsup.instance.restart import RestartHistory
 from qsup.instance.state import Event, State
-from qsup.unit.model import ServiceSection
+from qsup.unit.sections.service import ServiceSection
 
 LOST = Cause(kind=CauseKind.MONITOR_LOST)
 UP = (Event.START, Event.LAUNCHED)

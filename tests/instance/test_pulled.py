@@ -13,7 +13,8 @@ import trio.testing
 
 from qsup.instance import pulled
 from qsup.instance.pulled import Pulled
-from qsup.unit.model import DeviceSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import DeviceSection
 from tests.host.fakesys import FakeSysfs
 
 STICK = DeviceSection(id="stick", type="usb", identity="0781:5581")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qsup.instance.cause import FAILURES, PANICS, Cause, CauseKind
 from qsup.instance.restart import RECENT_MAX, RestartHistory, delay, limit_cause, outcome, wants_restart
 from qsup.instance.state import Event, State
-from qsup.unit.model import ServiceSection
+from qsup.unit.sections.service import ServiceSection
 
 causes = st.sampled_from(CauseKind).map(lambda kind: Cause(kind=kind))
 

@@ -13,16 +13,12 @@ from qsup.errors import ChangeError, NoSpaceError, QmpCommandError, UnsupportedE
 from qsup.instance.context import Context
 from qsup.instance.setting import Means, needs, set_keys
 from qsup.unit.compare import Change, compare
-from qsup.unit.model import (
-    Applies,
-    CpuSection,
-    DiskSection,
-    IothreadSection,
-    MachineSection,
-    MemorySection,
-    ServiceSection,
-    Unit,
-)
+from qsup.unit.keys import Applies
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection, IothreadSection
+from qsup.unit.sections.machine import CpuSection, MachineSection
+from qsup.unit.sections.memory import MemorySection
+from qsup.unit.sections.service import ServiceSection
 from tests.instance.test_filing import Files
 
 CHANGES = {

@@ -15,7 +15,7 @@ from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
 from qsup.instance.state import Event
 from qsup.qmp import commands
-from qsup.unit.model import ServiceSection
+from qsup.unit.sections.service import ServiceSection
 
 LIFE = cast("Life", SimpleNamespace(number=1, record=SimpleNamespace(name="web")))
 

@@ -20,7 +20,8 @@ from qsup.instance.pinning import Pinning
 from qsup.plan.pinning import Pins
 from qsup.plan.spec import PartPlan
 from qsup.qmp.guest import GuestVcpu
-from qsup.unit.model import CpuSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.machine import CpuSection
 from qsup.unit.write import values_of
 from tests.plan.building import build
 

@@ -16,7 +16,8 @@ from qsup.plan import hotplug
 from qsup.plan.attach import Vm, attach_disk
 from qsup.plan.inventory import with_part
 from qsup.qmp.connection import Monitor
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
 from tests.plan import goldens
 from tests.plan.building import build
 from tests.qmp.support import TIMEOUT, Peer, by_hand

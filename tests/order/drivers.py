@@ -21,7 +21,8 @@ from qsup.instance.state import Event, Request, State
 from qsup.order.transaction import Transactions
 from qsup.order.turns import Turns
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import ServiceSection, Unit, UnitSection
+from qsup.unit.model import Unit
+from qsup.unit.sections.service import ServiceSection, UnitSection
 
 #: The shortest way into each state that tests need.
 _WAYS = {

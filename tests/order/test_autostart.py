@@ -16,7 +16,7 @@ from qsup.order.autostart import Autostart
 from qsup.order.shutdown import Shutdown
 from qsup.order.transaction import Read
 from qsup.unit.load import LoadedUnit
-from qsup.unit.model import InstallSection
+from qsup.unit.sections.service import InstallSection
 from tests.order.drivers import Crowd
 from tests.unit.test_graph import unit
 from tests.waiting import wait_until

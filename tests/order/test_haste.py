@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qsup.order.haste import chain, last_moments
 from qsup.unit.graph import Graph
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 
 CHAIN = Graph(
     {

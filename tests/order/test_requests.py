@@ -11,7 +11,7 @@ from qsup.instance.operation import Begun, KeyUse
 from qsup.instance.state import Request, State
 from qsup.order.requests import Requests
 from qsup.order.shutdown import Shutdown
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 from tests.order.drivers import Crowd
 from tests.unit.test_graph import unit
 

@@ -15,16 +15,11 @@ from qsup.plan import hotplug, inventory
 from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_nic
 from qsup.plan.identity import derive_mac
 from qsup.plan.spec import DevicePlan, PartPlan, PlanSummary
-from qsup.unit.model import (
-    AgentSection,
-    DeviceSection,
-    DiskSection,
-    IothreadSection,
-    MachineSection,
-    MemorySection,
-    NicSection,
-    Unit,
-)
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import AgentSection, DeviceSection, NicSection
+from qsup.unit.sections.disks import DiskSection, IothreadSection
+from qsup.unit.sections.machine import MachineSection
+from qsup.unit.sections.memory import MemorySection
 from tests.plan import goldens
 from tests.plan.building import build
 

@@ -8,7 +8,8 @@ from attrs import evolve
 from qsup.errors import UnsupportedError
 from qsup.plan.firmware import choose_uefi
 from qsup.plan.spec import Firmware, HostFacts, ImageFd
-from qsup.unit.model import MachineSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.machine import MachineSection
 from tests.plan import goldens
 from tests.plan.building import build
 

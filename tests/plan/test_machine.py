@@ -10,7 +10,10 @@ from qsup.plan.board import BOARDS
 from qsup.plan.machine import choose_accel, choose_machine
 from qsup.plan.spec import Identity
 from qsup.unit.families import FAMILIES
-from qsup.unit.model import NIC_MODELS, CpuSection, DiskSection, MachineSection, NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NIC_MODELS, NicSection
+from qsup.unit.sections.disks import DiskSection
+from qsup.unit.sections.machine import CpuSection, MachineSection
 from tests.plan import goldens
 from tests.plan.building import build
 

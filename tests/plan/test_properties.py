@@ -13,18 +13,11 @@ from hypothesis import strategies as st
 from qsup.plan.identity import NODE_NAME_LIMIT, derive_mac, node_name
 from qsup.plan.spec import Identity, Plan
 from qsup.unit.check import check
-from qsup.unit.model import (
-    AgentSection,
-    BackingSection,
-    ConsoleSection,
-    DeviceSection,
-    DiskSection,
-    DisplaySection,
-    MachineSection,
-    MemorySection,
-    NicSection,
-    Unit,
-)
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import AgentSection, ConsoleSection, DeviceSection, DisplaySection, NicSection
+from qsup.unit.sections.disks import BackingSection, DiskSection
+from qsup.unit.sections.machine import MachineSection
+from qsup.unit.sections.memory import MemorySection
 from tests.plan import goldens
 from tests.plan.building import build
 

@@ -24,7 +24,8 @@ from qsup.instance.ended import Ended
 from qsup.instance.operation_record import OperationRecord
 from qsup.instance.probe import ProbeRecord
 from qsup.instance.record import Running
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.keys import keys_of, sections_of
+from qsup.unit.model import Unit
 
 #: Every kind of record, by the name of its samples.
 KINDS: Mapping[str, type[Record]] = {

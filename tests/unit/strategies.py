@@ -15,8 +15,8 @@ import attrs
 from hypothesis import strategies as st
 
 from qsup.unit import quantity
+from qsup.unit.keys import keys_of, sections_of
 from qsup.unit.kinds import Kind
-from qsup.unit.model import keys_of, sections_of
 
 #: One line of text without control characters; every script, quotes, percent signs and backslashes included.
 lines = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)

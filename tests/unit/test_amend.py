@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from qsup.unit.compose import amend, pick
-from qsup.unit.model import CpuSection, DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
+from qsup.unit.sections.machine import CpuSection
 
 CHANGES = {
     "cpu": {"vcpus": 2},

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from qsup.unit.check import MAX_CHANNELS, MAX_SERIAL, RULES, check
+from qsup.unit.effective import effective_bus, machine_family
 from qsup.unit.load import read_text
-from qsup.unit.model import DISK_BUSES, DiskSection, MachineSection, Unit, effective_bus, machine_family
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DISK_BUSES, DiskSection
+from qsup.unit.sections.machine import MachineSection
 from qsup.unit.specifier import SpecifierContext
 
 

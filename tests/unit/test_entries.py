@@ -8,7 +8,9 @@ import pytest
 
 from qsup.errors import NoSuchDevice
 from qsup.unit.entries import check_known
-from qsup.unit.model import DiskSection, IothreadSection, NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
+from qsup.unit.sections.disks import DiskSection, IothreadSection
 
 UNIT = Unit(
     disks=(DiskSection(id="root", path="a.img"), DiskSection(id="data", path="b.img")),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qsup.errors import DependencyError, NoSuchUnit
 from qsup.unit.graph import MAX_PULLED, Graph, pull, shown_cycle
 from qsup.unit.load import load_catalog
-from qsup.unit.model import UnitSection
+from qsup.unit.sections.service import UnitSection
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.verify import verify_files
 

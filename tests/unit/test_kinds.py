@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsup.unit import kinds
+from qsup.unit.keys import keys_of, sections_of
 from qsup.unit.kinds import Forward, Kind, Ready
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.model import Unit
 from tests.unit.strategies import values_of_kind
 
 

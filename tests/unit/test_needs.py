@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from qsup.unit.model import CpuSection, IothreadSection, Unit
+from qsup.unit.model import Unit
 from qsup.unit.needs import threads_needed
+from qsup.unit.sections.disks import IothreadSection
+from qsup.unit.sections.machine import CpuSection
 
 
 def test_iothreads_count_among_threads() -> None:

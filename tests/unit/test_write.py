@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from qsup.unit.document import Document, read_document
-from qsup.unit.model import Unit, keys_of, sections_of
+from qsup.unit.keys import keys_of, sections_of
+from qsup.unit.model import Unit
 from qsup.unit.parse import Builder, parse_document, unit_from_values
 from qsup.unit.specifier import SpecifierContext
 from qsup.unit.write import dropin_text, toml_value, unit_text, values_of

@@ -37,7 +37,8 @@ from qsup.qmp import commands
 from qsup.qmp.results import BlockInfo
 from qsup.unit.compare import Change
 from qsup.unit.compose import amend
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
 
 _TIMEOUT = 10.0
 #: Seconds that a guest has to open a tray that it has locked, and between two looks at that.

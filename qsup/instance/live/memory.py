@@ -26,9 +26,11 @@ from qsup.plan.devices import GROWTH, module_part
 from qsup.qmp import commands
 from qsup.qmp.results import MemoryDevice
 from qsup.unit.compare import Change
-from qsup.unit.model import MODULE_BLOCK, Unit, effective_resize, huge_page
+from qsup.unit.effective import effective_resize, huge_page
+from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
+from qsup.unit.sections.memory import MODULE_BLOCK
 
 SIZE: Final = "memory.size"
 _GROWTH_PATH = f"/machine/peripheral/{GROWTH}"

@@ -23,7 +23,8 @@ from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.compare import Change
 from qsup.unit.kinds import Forward
-from qsup.unit.model import NicSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.devices import NicSection
 
 _log = structlog.get_logger()
 

@@ -20,7 +20,8 @@ from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.results import BlockInfo
 from qsup.unit.compare import Change
-from qsup.unit.model import DiskSection, Unit
+from qsup.unit.model import Unit
+from qsup.unit.sections.disks import DiskSection
 from qsup.unit.throttle import NAMES, arguments, said
 
 _TIMEOUT = 10.0

@@ -29,7 +29,8 @@ from qsup.plan.part import Part
 from qsup.qmp import commands
 from qsup.qmp.results import HotpluggableCpu
 from qsup.unit.compare import Change
-from qsup.unit.model import Unit, effective_max_vcpus
+from qsup.unit.effective import effective_max_vcpus
+from qsup.unit.model import Unit
 
 _log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""The tables of a unit file, by what they are about."""

@@ -1,0 +1,77 @@
+"""``[limits]`` and ``[qemu]``: how much of the host QEMU may take, and what it is told beside all this.
+
+Decides: their keys. Must not: know how a host enforces a limit.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from qsup.unit import kinds
+from qsup.unit.keys import Applies, key
+
+#: The weight of a cgroup that nobody has given one (cgroup-v2.rst).
+DEFAULT_WEIGHT = 100
+
+
+@frozen(kw_only=True)
+class LimitsSection:
+    """``[limits]``: how much of the host QEMU may take."""
+
+    cpu: int = key(
+        kinds.optional(kinds.CPU_QUOTA, 0),
+        'CPU time at most, of all threads of its QEMU together: `"50%"` of one CPU, or `"2"` or `"1.5"` CPUs; in each '
+        'tenth of a second it stands still once it has had that. By default, and with `""`, there is no limit.',
+        default=0,
+        qemu="cgroup cpu.max, cpu.cfs_quota_us",
+        applies=Applies.LIVE,
+    )
+    cpu_weight: int = key(
+        kinds.integer(1, 10_000),
+        "Its part of CPUs that others want, too, against the 100 of a VM that says nothing of it.",
+        default=DEFAULT_WEIGHT,
+        qemu="cgroup cpu.weight, cpu.shares",
+        applies=Applies.LIVE,
+    )
+    memory: int = key(
+        kinds.size(0, 1 << 46),
+        "The most memory of the host that QEMU may use; when it wants more, and what the kernel can take back of it "
+        'is not enough, it is killed, with the cause `oom-kill`. No less than its guest and QEMU itself need. `"0B"`: '
+        "no limit.",
+        default=0,
+        qemu="cgroup memory.max, memory.limit_in_bytes",
+        applies=Applies.LIVE,
+    )
+    memory_high: int = key(
+        kinds.size(0, 1 << 46),
+        "Beyond so much the kernel takes memory back from it, and slows it down; it is not killed for that. Cgroup "
+        'version 1 cannot do it. `"0B"`: no limit.',
+        default=0,
+        qemu="cgroup memory.high",
+        applies=Applies.LIVE,
+    )
+    pids: int = key(
+        kinds.integer(0, 1 << 22),
+        "Threads and processes at most, those of QEMU itself among them; 0: no limit.",
+        default=0,
+        qemu="cgroup pids.max",
+        applies=Applies.LIVE,
+    )
+    require: bool = key(
+        kinds.BOOLEAN,
+        "Refuse to start the VM where the host cannot hold it to one of these limits. By default it starts, and a "
+        "warning of the VM names what is not enforced.",
+        default=False,
+        applies=Applies.LIVE,
+    )
+
+
+@frozen(kw_only=True)
+class QemuSection:
+    """``[qemu]``: the escape hatch."""
+
+    extra_args: tuple[str, ...] = key(
+        kinds.list_of(kinds.STRING),
+        "Further arguments, appended as they are. What they name by path must be readable for the VM's own user.",
+        default=(),
+    )
