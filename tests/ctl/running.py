@@ -88,11 +88,11 @@ class Terminal:
         seen: all it has written so far.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], master: int, own: list[Any]) -> None:
         self.process = process
         self.seen = b""
         self._master = master
-        self._own = termios.tcgetattr(master)
+        self._own = own
 
     def type(self, data: bytes) -> None:
         """Press keys."""
@@ -158,6 +158,7 @@ def terminal(*arguments: str, environ: Mapping[str, str] | None = None) -> Itera
 def program_at_terminal(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[Terminal]:
     """Run any program at a pseudo-terminal; it is gone when the context is left."""
     master, slave = pty.openpty()
+    own = termios.tcgetattr(master)  # before the program can have changed them
     process: subprocess.Popen[bytes] | None = None
     try:
         process = subprocess.Popen(
@@ -168,7 +169,7 @@ def program_at_terminal(command: Sequence[str], environ: Mapping[str, str]) -> I
             start_new_session=True,
             env={**os.environ, "TERM": "xterm", **environ},
         )
-        started = Terminal(process, master)
+        started = Terminal(process, master, own)
         yield started
     finally:
         if process is not None:
