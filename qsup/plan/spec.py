@@ -393,12 +393,17 @@ class PlanSummary:
     """What is planned of a VM that runs; kept in the run record, so that an adopting daemon knows it too.
 
     Args:
+        emulator: the binary's absolute path.
+        machine: the versioned machine type.
+        accel: ``kvm`` or ``tcg``.
+        cpu_model: what ``-cpu`` says.
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
         memory_base: bytes of memory that the guest was started with.
         memory_nodes: of the host, that its memory is on by ``[memory] policy``; none: nothing was said of it.
         parts: every device, and what it stands on.
         shared_memory: other programs can be given the guest's memory.
+        warnings: what the user should know, one sentence each.
     """
 
     emulator: str
@@ -421,45 +426,23 @@ class PlanSummary:
 
 
 @frozen(kw_only=True)
-class Plan:
+class Plan(PlanSummary):
     """Everything the launcher needs to start one VM.
 
     Args:
-        emulator: the binary's absolute path.
         arguments: QEMU's arguments, without ``argv[0]``, with references for what is not known yet.
         fds: descriptors to make, in order.
         files: files to stage.
         variables: the UEFI variable store to make when it is absent, or ``None``.
-        machine: the versioned machine type.
-        machine_alias: the alias it was resolved from, or ``""``; the launcher keeps the pair in the identity.
-        accel: ``kvm`` or ``tcg``.
-        cpu_model: what ``-cpu`` says.
-        family, vcpus_made, memory_base, memory_nodes, parts, shared_memory: as `PlanSummary` has them.
-        warnings: what the user should know, one sentence each.
+        machine_alias: what the versioned machine type was resolved from, or ``""``; the launcher keeps the pair in the
+            identity.
     """
 
-    emulator: str
     arguments: tuple[Argument, ...]
     fds: tuple[FdRequest, ...]
     files: tuple[FileRequest, ...]
-    machine: str
-    accel: str
-    cpu_model: str
     machine_alias: str = ""
     variables: VariableStore | None = None
-    family: str = ""
-    vcpus_made: int = 1
-    memory_base: int = 0
-    memory_nodes: tuple[int, ...] = ()
-    parts: tuple[PartPlan, ...] = ()
-    disks: tuple[DiskPlan, ...] = ()
-    nics: tuple[NicPlan, ...] = ()
-    has_console: bool = False
-    has_agent: bool = False
-    has_vnc: bool = False
-    has_video: bool = False
-    shared_memory: bool = False
-    warnings: tuple[str, ...] = ()
 
     def summary(self) -> PlanSummary:
         """The part that outlives the launch."""
