@@ -9,7 +9,7 @@ Sources: sched_setaffinity(2), proc_pid_task(5), Documentation/ABI/testing/sysfs
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from qsup.errors import HostError, from_oserror
@@ -51,6 +51,14 @@ def get(thread: int) -> Set[int] | None:
         return os.sched_getaffinity(thread)
     except ProcessLookupError:
         return None
+
+
+def are(places: Iterable[tuple[int, Set[int]]]) -> bool:
+    """Whether each of some threads is there, and may run on these CPUs of those online and no others."""
+    try:
+        return all(os.sched_getaffinity(thread) == cpus for thread, cpus in places)
+    except ProcessLookupError:
+        return False
 
 
 def put(thread: int, cpus: Set[int]) -> bool:

@@ -120,6 +120,16 @@ class TopologyReader:
             words = f"the kernel did not say within {DEADLINE:g} s what the host is made of"
             raise HostError(words, hint=f"does `cat {self._root}/{_NODE}/node*/meminfo` answer?") from error
 
+    def is_still(self, topology: Topology) -> bool:
+        """Whether no CPU or node went on- or offline since a look, and this daemon may use the same.
+
+        That is four short files which the kernel writes from bit masks, without waiting for anybody.
+        """
+        lasting = self._lasting
+        if lasting is None or lasting.cpus is not topology.cpus:
+            return False
+        return lasting.key == self._key(Attributes(self._root))
+
     def read(self) -> Topology:
         """The host as it is now. Blocks for as long as the kernel takes to answer; one thread at a time may call it."""
         files = Attributes(self._root)

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from qsup.errors import HostError
 from qsup.host import affinity, proc
-from qsup.instance.view import CpusView, ThreadView
+from qsup.instance.view import CpusView, Stray, ThreadView
 from qsup.plan.disks import iothread_id
 from qsup.plan.pinning import ANYWHERE, Pins
 from qsup.qmp import commands
@@ -39,6 +39,7 @@ class Drift:
         vcpu: the number of the vCPU that it runs, ``None`` if it runs none.
         iothread: the unit's id of the iothread that it is, ``""`` if it is none.
         was, cpus: where it might run, and may run now.
+        ran: the CPU that it had run on last, ``None`` where that was not seen.
     """
 
     thread: int
@@ -46,6 +47,7 @@ class Drift:
     iothread: str
     was: Set[int]
     cpus: Set[int]
+    ran: int | None
 
     def __str__(self) -> str:
         who = f"iothread {self.iothread}" if self.iothread else f"thread {self.thread}"
@@ -66,6 +68,7 @@ class Pinning:
         iothreads: the unit's ids of its iothreads, by thread, as QEMU said last.
         trouble: why a thread is not where it belongs, one sentence, or ``""``.
         drifts: how many have been put back.
+        strays: how often each of those that are there.
     """
 
     def __init__(self, pid: int, pins: Callable[[], Pins | None], *, has_iothreads: bool = False) -> None:
@@ -73,11 +76,13 @@ class Pinning:
         self.iothreads: Mapping[int, str] = {}
         self.trouble = ""
         self.drifts = 0
+        self.strays: Mapping[int, Stray] = {}
         self._pid = pid
         self._pins = pins
         self._has_iothreads = has_iothreads
         self._placed: dict[int, frozenset[int]] = {}
         self._threads: tuple[int, ...] = ()
+        self._left: tuple[tuple[int, Set[int]], ...] | None = None
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
         """Ask QEMU which threads run the vCPUs and are iothreads, and put those that are new where they belong.
@@ -107,6 +112,7 @@ class Pinning:
             Those that were there before and are no more.
         """
         pins = self._pins()
+        self._left = None
         if pins is None or not self.vcpus or not (pins or self._placed):
             return ()
         try:
@@ -119,6 +125,15 @@ class Pinning:
                 _log.error("a thread is not where it belongs", pid=self._pid, why=error.message)
             self.trouble = error.message
             return ()
+
+    def is_as_left(self) -> bool:
+        """Whether every thread still may run where the last `put` has left it, and there are no others.
+
+        For as long as the pins and the CPUs online are the same: this asks for neither.
+        """
+        if self._left is None or affinity.count(self._pid) != len(self._threads):
+            return False
+        return affinity.are(self._left)
 
     @property
     def sets(self) -> tuple[frozenset[int], ...]:
@@ -148,6 +163,7 @@ class Pinning:
                         pin=wanted[thread],
                         allowed=allowed,
                         usage=usage,
+                        stray=self.strays.get(thread, Stray()),
                     )
                 )
         return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
@@ -157,6 +173,7 @@ class Pinning:
             self._threads = affinity.threads(self._pid)
         wanted = pins.of_threads(self.vcpus, self.iothreads, self._threads)
         drifts: list[Drift] = []
+        left: list[tuple[int, Set[int]]] = []
         trouble = ""
         for thread, cpus in wanted.items():
             former = self._placed.get(thread, ANYWHERE)
@@ -167,13 +184,25 @@ class Pinning:
             now = affinity.get(thread)
             if now is None:
                 self._threads = ()
-            elif not target:
+                continue
+            left.append((thread, target))
+            if not target:
                 trouble = f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
-            elif now != target and affinity.put(thread, cpus or target) and former == cpus:
-                vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
-                iothread = self.iothreads.get(thread, "")
-                drifts.append(Drift(thread=thread, vcpu=vcpu, iothread=iothread, was=now, cpus=target))
+            elif now != target:
+                usage = proc.thread_usage(thread)
+                if affinity.put(thread, cpus or target) and former == cpus:
+                    drifts.append(self._drift(thread, now, target, None if usage is None else usage.cpu))
         self.trouble = trouble
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
+        self._left = tuple(left)
         self.drifts += len(drifts)
+        earlier = {thread: stray for thread, stray in self.strays.items() if thread in wanted}
+        found = {drift.thread: Stray(earlier.get(drift.thread, Stray()).times + 1, drift.ran) for drift in drifts}
+        self.strays = earlier | found
         return tuple(drifts)
+
+    def _drift(self, thread: int, was: Set[int], cpus: Set[int], ran: int | None) -> Drift:
+        vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
+        return Drift(
+            thread=thread, vcpu=vcpu, iothread=self.iothreads.get(thread, ""), was=frozenset(was), cpus=cpus, ran=ran
+        )

@@ -121,7 +121,7 @@ class Placements:
             HostError: the host could not be looked at.
         """
         if _says_something(unit):
-            await self.refresh()
+            await self.look()
         entry = self._entry(name, unit)
         self._put(name, entry)
         return entry.chosen
@@ -258,8 +258,9 @@ class Placements:
         return self._change
 
     async def refresh(self) -> None:
-        """Look which CPUs are online and ours; `HostError` when that cannot be seen."""
-        await self.look()
+        """See which CPUs are online and ours; `HostError` when that cannot be seen."""
+        if self._topology is None or not self._reader.is_still(self._topology):
+            await self.look()
 
     async def look(self) -> Topology:
         """The host as it is now; `HostError` when that cannot be seen."""

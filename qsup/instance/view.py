@@ -154,6 +154,14 @@ class StatsView:
     drifts: int
 
 
+@frozen
+class Stray:
+    """How often a thread was found off its CPUs, and put back; and the CPU that it had last run on then."""
+
+    times: int = 0
+    cpu: int | None = None
+
+
 @frozen(kw_only=True)
 class ThreadView:
     """One thread of a VM's QEMU.
@@ -165,6 +173,7 @@ class ThreadView:
         pin: where it is to run, empty for anywhere.
         allowed: where it may.
         usage: what it has had of the host's CPUs.
+        stray: how often somebody had moved it.
     """
 
     thread: int
@@ -173,6 +182,7 @@ class ThreadView:
     pin: frozenset[int]
     allowed: Set[int]
     usage: ThreadUsage
+    stray: Stray = Stray()
 
 
 @frozen(kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from qsup.host.proc import process_clock
 from tests.bare import accelerator
 from tests.bench.kept import Kept
 from tests.guests import rom_guest
@@ -61,9 +62,8 @@ class Workshop:
         raise LookupError(key)
 
     def cpu_seconds(self) -> float:
-        """What all of the daemon's threads have run for: proc(5), schedstat."""
-        threads = Path(f"/proc/{self.daemon.pid}/task").iterdir()
-        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+        """What all of the daemon's threads have run for, those that have ended included."""
+        return time.clock_gettime(process_clock(self.daemon.pid))
 
 
 def unit() -> str:

@@ -25,6 +25,7 @@ def test_the_threads_of_a_process_are_counted_and_listed() -> None:
     os.waitpid(child, 0)
     assert (affinity.count(child), affinity.threads(child), affinity.get(child)) == (0, (), None)
     assert affinity.put(child, {0}) is False
+    assert not affinity.are([(child, {0})])
 
 
 def test_a_thread_runs_where_it_is_put() -> None:
@@ -36,5 +37,7 @@ def test_a_thread_runs_where_it_is_put() -> None:
     try:
         assert affinity.put(0, one)
         assert affinity.get(0) == one
+        assert affinity.are([(0, one)])
     finally:
         affinity.put(0, before)
+    assert affinity.are([(0, before)]) and not affinity.are([(0, before), (0, set())])

@@ -177,6 +177,19 @@ def test_a_cpu_that_goes_offline_is_seen(tmp_path: Path) -> None:
     assert racing.read().online == set(range(6))
 
 
+def test_that_nothing_has_come_or_gone_is_seen_without_a_whole_look(tmp_path: Path) -> None:
+    """Memory that is free or not is nothing to look again for; a topology of somebody else's look is."""
+    host = build(tmp_path, MACHINES["one-socket"])
+    first = host.read()
+    assert host.is_still(first)
+    write(tmp_path, f"{NODE}/node0/meminfo", "Node 0 MemTotal: 4 kB\n")
+    assert host.is_still(first)
+    write(tmp_path, f"{CPU}/online", "0-6")
+    assert not host.is_still(first)
+    second = host.read()
+    assert host.is_still(second) and not host.is_still(first)
+
+
 def test_a_host_without_nodes_is_one(tmp_path: Path) -> None:
     """With all CPUs, the memory of /proc/meminfo and the host's own pools; that is nothing to complain of."""
     write_tree(tmp_path, MACHINES["two-sockets"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from typing import cast
 
 import pytest
@@ -33,6 +34,10 @@ class FakeKernel:
             return self.online
         return (self.masks[thread] & self.online) or self.online if thread in self.masks else None
 
+    def are(self, places: Iterable[tuple[int, Set[int]]]) -> bool:
+        """Whether all are there."""
+        return all(self.get(thread) == cpus for thread, cpus in places)
+
     @property
     def shown(self) -> dict[int, str]:
         """Where each thread may run."""
@@ -49,7 +54,7 @@ class FakeKernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     """The kernel that is asked."""
     fake = FakeKernel()
-    for name in ("get", "put"):
+    for name in ("get", "put", "are"):
         monkeypatch.setattr(affinity, name, getattr(fake, name))
     monkeypatch.setattr(affinity, "online", lambda: fake.online)
     monkeypatch.setattr(affinity, "threads", lambda pid: tuple(fake.masks))
@@ -98,6 +103,38 @@ def test_what_somebody_has_moved_is_drift_and_what_is_new_is_not_fake(kernel: Fa
     (drift,) = pinning.put()
     assert str(drift) == "vCPU 0 was moved to CPUs 1, and is back on 2-3"
     assert (kernel.shown[12], pinning.drifts) == ("0", 1)
+
+
+def test_a_look_at_threads_that_are_as_they_were_left_moves_none_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """It is a question for each; any other answer, thread or number of threads has them put where they belong."""
+    assert pinning.is_as_left()
+    kernel.masks[VCPU] = frozenset({1})
+    assert not pinning.is_as_left()
+    pinning.put()
+    assert pinning.is_as_left()
+    kernel.masks[12] = kernel.masks[PID]
+    assert not pinning.is_as_left(), "one that has begun"
+    pinning.put()
+    kernel.masks[13] = kernel.masks.pop(12)
+    assert not pinning.is_as_left(), "one in place of another"
+    pinning.put()
+    kernel.online -= {2, 3}
+    kernel.masks[VCPU] = frozenset({0, 1})
+    pinning.put()
+    assert not pinning.is_as_left(), "one that is nowhere that it belongs"
+
+
+def test_it_is_known_how_often_each_thread_was_moved_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """One that has ended is forgotten, and what all of them were is not."""
+    for _ in range(2):
+        kernel.masks[VCPU] = frozenset({1})
+        pinning.put()
+    kernel.masks[PID] = frozenset({1})
+    pinning.put()
+    assert {thread: stray.times for thread, stray in pinning.strays.items()} == {VCPU: 2, PID: 1}
+    del kernel.masks[VCPU]
+    pinning.put()
+    assert (set(pinning.strays), pinning.drifts) == ({PID}, 3)
 
 
 class FakeQemu:
