@@ -288,7 +288,7 @@ class Driver(Shown):
     def _take(self, body: Body, life: Life) -> None:
         body.take(life)
         self.uuid, self.command_line = life.record.uuid, life.record.argv
-        self.observed = Observed(threads=life.pinning.vcpus, resets=life.running.resets)
+        self.observed = Observed(threads=life.pinning.vcpu_threads, resets=life.running.resets)
         life.output.log.on_change = self.touch
         self.touch()
 

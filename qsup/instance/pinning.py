@@ -64,7 +64,8 @@ class Pinning:
         has_iothreads: whether QEMU is to be asked for them; it has those that it was started with.
 
     Attributes:
-        vcpus: ids of the threads that run the vCPUs, in their order, as QEMU said last.
+        vcpus: the threads that run the vCPUs, by the numbers of these, ascending, as QEMU said last. One that has gone
+            may leave a gap.
         iothreads: the unit's ids of its iothreads, by thread, as QEMU said last.
         trouble: why a thread is not where it belongs, one sentence, or ``""``.
         drifts: how many have been put back.
@@ -72,7 +73,7 @@ class Pinning:
     """
 
     def __init__(self, pid: int, pins: Callable[[], Pins | None], *, has_iothreads: bool = False) -> None:
-        self.vcpus: tuple[int, ...] = ()
+        self.vcpus: Mapping[int, int] = {}
         self.iothreads: Mapping[int, str] = {}
         self.trouble = ""
         self.drifts = 0
@@ -98,9 +99,10 @@ class Pinning:
             named = {each.thread_id: iothread_id(each.id) for each in found}
             self.iothreads = {thread: id_ for thread, id_ in named.items() if id_}
         cpus = await commands.query_cpus_fast(monitor, timeout=_TIMEOUT)
-        self.vcpus = tuple(cpu.thread_id for cpu in cpus)
+        # QEMU lists them as they came, and which of them goes is the guest's choice
+        self.vcpus = dict(sorted((cpu.cpu_index, cpu.thread_id) for cpu in cpus))
         self.put()
-        return self.vcpus
+        return self.vcpu_threads
 
     def put(self, online: Set[int] | None = None) -> tuple[Drift, ...]:
         """Put every thread where it belongs; nothing happens before QEMU has said which of them run vCPUs.
@@ -137,9 +139,15 @@ class Pinning:
 
     @property
     def sets(self) -> tuple[frozenset[int], ...]:
-        """Where each vCPU belongs, `ANYWHERE` if that is so."""
+        """Where each vCPU belongs, by number, `ANYWHERE` if that is so, or there is none of that number."""
         pins = self._pins() or Pins()
-        return tuple(map(pins.of_vcpu, range(len(self.vcpus))))
+        numbers = range(max(self.vcpus, default=-1) + 1)
+        return tuple(pins.of_vcpu(number) if number in self.vcpus else ANYWHERE for number in numbers)
+
+    @property
+    def vcpu_threads(self) -> tuple[int, ...]:
+        """The threads that run the vCPUs, in their order."""
+        return tuple(self.vcpus.values())
 
     @property
     def is_free(self) -> bool:
@@ -154,7 +162,7 @@ class Pinning:
         for thread in threads[:SHOWN]:
             allowed, usage = affinity.get(thread), proc.thread_usage(thread)
             if allowed is not None and usage is not None:
-                mine = tuple(index for index, other in enumerate(self.vcpus) if other == thread)
+                mine = tuple(number for number, other in self.vcpus.items() if other == thread)
                 shown.append(
                     ThreadView(
                         thread=thread,
@@ -202,7 +210,7 @@ class Pinning:
         return tuple(drifts)
 
     def _drift(self, thread: int, was: Set[int], cpus: Set[int], ran: int | None) -> Drift:
-        vcpu = self.vcpus.index(thread) if thread in self.vcpus else None
+        vcpu = next((number for number, other in self.vcpus.items() if other == thread), None)
         return Drift(
             thread=thread, vcpu=vcpu, iothread=self.iothreads.get(thread, ""), was=frozenset(was), cpus=cpus, ran=ran
         )

@@ -6,7 +6,7 @@ Must not: find the threads or move them (`qsup.host.affinity`), or choose CPUs (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from attrs import field, frozen
 
@@ -44,19 +44,19 @@ class Pins:
         return self.vcpus[0] if self.vcpus else ANYWHERE
 
     def of_threads(
-        self, vcpus: Sequence[int], iothreads: Mapping[int, str], threads: Iterable[int]
+        self, vcpus: Mapping[int, int], iothreads: Mapping[int, str], threads: Iterable[int]
     ) -> Mapping[int, frozenset[int]]:
         """Those of each thread of a VM.
 
         Args:
-            vcpus: thread ids of its vCPUs, in their order; several may share one thread (TCG without MTTCG), which may
-                run where any of them may.
+            vcpus: thread ids of its vCPUs, by number; several may share one thread (TCG without MTTCG), which may run
+                where any of them may.
             iothreads: the unit's ids of its iothreads, by the thread that each is.
             threads: ids of all its threads.
         """
         wanted = {thread: self.iothreads.get(iothreads.get(thread, ""), self.emulator) for thread in threads}
         sharing: dict[int, list[frozenset[int]]] = {}
-        for index, thread in enumerate(vcpus):
+        for index, thread in vcpus.items():
             sharing.setdefault(thread, []).append(self.of_vcpu(index))
         for thread, sets in sharing.items():
             if thread in wanted:

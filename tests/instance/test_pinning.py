@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import cast
 
 import pytest
@@ -66,7 +66,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 def pinning(kernel: FakeKernel) -> Pinning:
     """A VM with one vCPU, which is where it belongs."""
     pinning = Pinning(PID, lambda: PINS if kernel.is_pinned else Pins())
-    pinning.vcpus = (VCPU,)
+    pinning.vcpus = {0: VCPU}
     assert pinning.put() == ()
     assert kernel.shown == {PID: "0", VCPU: "2-3"}
     return pinning
@@ -138,18 +138,23 @@ def test_it_is_known_how_often_each_thread_was_moved_fake(kernel: FakeKernel, pi
 
 
 class FakeQemu:
-    """A monitor that says which threads QEMU has, and what it was asked."""
+    """A monitor that says which threads QEMU has, and what it was asked.
 
-    def __init__(self) -> None:
+    Args:
+        vcpus: number and thread of each, in the order in which they came.
+    """
+
+    def __init__(self, vcpus: Sequence[tuple[int, int]] = ((0, VCPU),)) -> None:
         self.asked: list[str] = []
+        self.vcpus = vcpus
 
     async def execute(self, command: str, *_: object, **__: object) -> object:
-        """Two iothreads, one of them somebody else's, and a vCPU."""
+        """Two iothreads, one of them somebody else's, and vCPUs."""
         await trio.lowlevel.checkpoint()
         self.asked.append(command)
         if command == "query-iothreads":
             return [{"id": "iothread-fast", "thread-id": 12}, {"id": "theirs", "thread-id": 13}]
-        return [{"cpu-index": 0, "thread-id": VCPU, "qom-path": "/x", "props": {}}]
+        return [{"cpu-index": index, "thread-id": id_, "qom-path": "/x", "props": {}} for index, id_ in self.vcpus]
 
 
 async def test_iothreads_are_found_by_what_qemu_says_and_kept_where_they_belong_fake(kernel: FakeKernel) -> None:
@@ -165,6 +170,19 @@ async def test_iothreads_are_found_by_what_qemu_says_and_kept_where_they_belong_
     assert str(drift) == "iothread fast was moved to CPUs 3, and is back on 1"
     pins = evolve(pins, iothreads={})
     assert (pinning.put(), kernel.shown[12]) == ((), "0"), "it follows the emulator's"
+
+
+async def test_a_vcpu_is_known_by_its_number_fake(kernel: FakeKernel) -> None:
+    """One between others has gone, and the first is the last that came."""
+    kernel.masks |= {12: kernel.online}
+    pins = Pins((frozenset({0}), frozenset({1}), frozenset({2, 3})), frozenset({0}))
+    pinning = Pinning(PID, lambda: pins)
+    assert await pinning.find(cast("Monitor", FakeQemu([(2, VCPU), (0, 12)]))) == (12, VCPU)
+    assert kernel.shown == {PID: "0", VCPU: "2-3", 12: "0"}
+    assert list(map(format_cpu_set, pinning.sets)) == ["0", "", "2-3"]
+    kernel.masks[VCPU] = frozenset({1})
+    (drift,) = pinning.put()
+    assert str(drift) == "vCPU 2 was moved to CPUs 1, and is back on 2-3"
 
 
 async def test_qemu_is_not_asked_for_iothreads_that_it_has_not_fake(kernel: FakeKernel) -> None:
@@ -189,7 +207,7 @@ def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: P
 def test_nothing_is_moved_before_it_is_known_where_it_belongs_fake(kernel: FakeKernel) -> None:
     """A daemon that has just begun has not looked at the host yet."""
     pinning = Pinning(PID, lambda: None)
-    pinning.vcpus = (VCPU,)
+    pinning.vcpus = {0: VCPU}
     assert (pinning.put(), kernel.shown) == ((), {PID: "0-3", VCPU: "0-3"})
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from qsup.errors import DeniedError
 from qsup.unit.quantity import format_cpu_set
-from tests.guests import Emulator, LinuxGuest
+from tests.guests import Emulator, LinuxGuest, emulators
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.growing import ask
-from tests.real.hotplug import finished
+from tests.real.hotplug import finished, qmp
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -138,6 +138,26 @@ def test_a_vcpu_that_comes_is_pinned_when_it_is_there(daemon: Daemon, qemu: Emul
     assert ask(daemon, {"cpu": {"vcpus": 3}})["state"] == "succeeded"
     assert vcpus(daemon) == ["0", "1", "0-1"]
     assert others(daemon) == {"0"}
+
+
+def test_a_vcpu_keeps_its_cpus_when_one_before_it_goes(daemon: Daemon, linux_guest: LinuxGuest) -> None:
+    """It is known by its number, not by its place among those that are left."""
+    newest = emulators()[-1]
+    if int(newest.version.split(".")[0]) < 10:
+        pytest.skip("no QEMU that unplugs a vCPU under TCG")
+    cpu = 'vcpus = 3\nmax-vcpus = 3\npin = ["0", "0-1", "1"]\nemulator-pin = "0"'
+    daemon.unit("web", linux_unit(newest, linux_guest, cpu=cpu))
+    daemon.do("web", "start")
+    first, _, last = daemon.view("web")["cpus"]["threads"]
+    second = next(cpu for cpu in qmp(daemon, "web", "query-hotpluggable-cpus") if cpu["props"]["core-id"] == 1)
+    qmp(daemon, "web", "device_del", id=second["qom-path"])
+    poll_until(lambda: daemon.view("web")["cpus"]["threads"] == [first, last], "one has gone", seconds=20)
+    assert vcpus(daemon) == ["0", "1"]
+    os.sched_setaffinity(last, {0})
+    poll_until(lambda: allowed(last) == "1", "back", seconds=WITHIN)
+    shown = {thread["thread"]: thread["vcpus"] for thread in daemon.get("/v1/instances/web/cpus")["threads"]}
+    assert (shown[first], shown[last]) == ([0], [2])
+    assert {"instance": "web", "vcpu": 2} in daemon.get("/v1/topology")["cpus"][1]["pinned"]
 
 
 def test_pins_change_while_it_runs(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
