@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from qsup.errors import HostError, from_oserror
+from qsup.errors import from_oserror
 from qsup.unit.quantity import format_cpu_set, parse_cpu_set
 
 _ONLINE = Path("/sys/devices/system/cpu/online")
@@ -38,11 +38,11 @@ def count(pid: int) -> int:
 
 
 def online() -> frozenset[int]:
-    """The CPUs that can run something now."""
+    """The CPUs that can run something now; those that we may use where the kernel does not say (a masked /sys)."""
     try:
         return frozenset(parse_cpu_set(_ONLINE.read_text().strip()))
-    except (OSError, ValueError) as error:
-        raise HostError(f"could not read {_ONLINE}: {error}") from error
+    except (OSError, ValueError):
+        return frozenset(os.sched_getaffinity(0))
 
 
 def get(thread: int) -> Set[int] | None:

@@ -260,7 +260,7 @@ async def _bring_up(
     pins = partial(services.placements.pins, loaded.name)
     pinning = Pinning(child.pid, pins, has_iothreads=bool(loaded.unit.iothreads))
     await pinning.find(monitor)
-    if pinning.trouble:
+    if pinning.is_misplaced:
         raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin, and [[iothread]] pin, in its unit")
     console_start = 0
     if prepared.plan.has_console:

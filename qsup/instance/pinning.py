@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 
-import structlog
 from attrs import frozen
 
 from qsup.errors import HostError
@@ -22,8 +21,6 @@ from qsup.plan.pinning import ANYWHERE, Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.unit.quantity import format_cpu_set
-
-_log = structlog.get_logger()
 
 #: Seconds for QEMU to say which threads run its vCPUs.
 _TIMEOUT = 10.0
@@ -50,8 +47,7 @@ class Drift:
     ran: int | None
 
     def __str__(self) -> str:
-        who = f"iothread {self.iothread}" if self.iothread else f"thread {self.thread}"
-        who = who if self.vcpu is None else f"vCPU {self.vcpu}"
+        who = _who(self.thread, self.vcpu, self.iothread)
         return f"{who} was moved to CPUs {format_cpu_set(self.was)}, and is back on {format_cpu_set(self.cpus)}"
 
 
@@ -67,7 +63,8 @@ class Pinning:
         vcpus: the threads that run the vCPUs, by the numbers of these, ascending, as QEMU said last. One that has gone
             may leave a gap.
         iothreads: the unit's ids of its iothreads, by thread, as QEMU said last.
-        trouble: why a thread is not where it belongs, one sentence, or ``""``.
+        trouble: why a thread is not where it belongs, or may not use all of that, one sentence, or ``""``.
+        is_misplaced: some thread may run where it does not belong.
         drifts: how many have been put back.
         strays: how often each of those that are there.
     """
@@ -76,12 +73,14 @@ class Pinning:
         self.vcpus: Mapping[int, int] = {}
         self.iothreads: Mapping[int, str] = {}
         self.trouble = ""
+        self.is_misplaced = False
         self.drifts = 0
         self.strays: Mapping[int, Stray] = {}
         self._pid = pid
         self._pins = pins
         self._has_iothreads = has_iothreads
         self._placed: dict[int, frozenset[int]] = {}
+        self._astray: frozenset[int] = frozenset()  # nobody has moved them: they could not be put where they belong
         self._threads: tuple[int, ...] = ()
         self._left: tuple[tuple[int, Set[int]], ...] | None = None
 
@@ -117,23 +116,18 @@ class Pinning:
         self._left = None
         if pins is None or not self.vcpus or not (pins or self._placed):
             return ()
-        try:
-            there = affinity.online() if online is None else online
-            drifts = self._put(pins, there)
-            # one had ended, and another may have come in its place
-            return drifts if self._threads else (*drifts, *self._put(pins, there))
-        except HostError as error:
-            if self.trouble != error.message:
-                _log.error("a thread is not where it belongs", pid=self._pid, why=error.message)
-            self.trouble = error.message
-            return ()
+        there = affinity.online() if online is None else online
+        drifts = self._put(pins, there)
+        # one had ended, and another may have come in its place
+        return drifts if self._threads else (*drifts, *self._put(pins, there))
 
     def is_as_left(self) -> bool:
         """Whether every thread still may run where the last `put` has left it, and there are no others.
 
         For as long as the pins and the CPUs online are the same: this asks for neither.
         """
-        if self._left is None or affinity.count(self._pid) != len(self._threads):
+        # what cannot be where it belongs is tried again and again: it may become possible without a word
+        if self._left is None or self.trouble or affinity.count(self._pid) != len(self._threads):
             return False
         return affinity.are(self._left)
 
@@ -182,35 +176,70 @@ class Pinning:
         wanted = pins.of_threads(self.vcpus, self.iothreads, self._threads)
         drifts: list[Drift] = []
         left: list[tuple[int, Set[int]]] = []
-        trouble = ""
+        troubles: list[str] = []
+        astray: set[int] = set()
+        self.is_misplaced = False
         for thread, cpus in wanted.items():
             former = self._placed.get(thread, ANYWHERE)
             if not cpus and not former:
                 continue  # it never was to be anywhere
             # one that is free again may run wherever we may
             target = (cpus or affinity.get(0) or online) & online
-            now = affinity.get(thread)
-            if now is None:
+            was = affinity.get(thread)
+            if was is None:
                 self._threads = ()
                 continue
             left.append((thread, target))
-            if not target:
-                trouble = f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
-            elif now != target:
-                usage = proc.thread_usage(thread)
-                if affinity.put(thread, cpus or target) and former == cpus:
-                    drifts.append(self._drift(thread, now, target, None if usage is None else usage.cpu))
-        self.trouble = trouble
+            if was == target:
+                continue
+            ran = usage.cpu if (usage := proc.thread_usage(thread)) else None
+            refusal = _move(thread, cpus or target) if target else ""
+            now = affinity.get(thread)
+            if now is None:
+                self._threads = ()
+            elif cpus and now != target:
+                astray.add(thread)
+                self.is_misplaced |= not now <= target
+                troubles.append(self._trouble(thread, cpus, target, now, refusal))
+            elif cpus and former == cpus and thread not in self._astray:
+                drifts.append(self._drift(thread, was, target, ran))
+        self.trouble = troubles[0] + (f" (and {len(troubles) - 1} more)" if troubles[1:] else "") if troubles else ""
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
-        self._left = tuple(left)
+        self._left, self._astray = tuple(left), frozenset(astray)
         self.drifts += len(drifts)
         earlier = {thread: stray for thread, stray in self.strays.items() if thread in wanted}
         found = {drift.thread: Stray(earlier.get(drift.thread, Stray()).times + 1, drift.ran) for drift in drifts}
         self.strays = earlier | found
         return tuple(drifts)
 
+    def _trouble(self, thread: int, cpus: Set[int], target: Set[int], now: Set[int], refusal: str) -> str:
+        """Why a thread may not run on just those CPUs on which it is to."""
+        if not target:
+            return f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
+        who = _who(thread, self._vcpu(thread), self.iothreads.get(thread, ""))
+        belongs, allowed = format_cpu_set(target), format_cpu_set(now)
+        if refusal:
+            return f"{who} belongs on CPUs {belongs} and is on {allowed}: {refusal} (does a cpuset cgroup forbid it?)"
+        return f"{who} belongs on CPUs {belongs}, and the kernel lets it run on {allowed} alone (by a cpuset cgroup?)"
+
+    def _vcpu(self, thread: int) -> int | None:
+        return next((number for number, other in self.vcpus.items() if other == thread), None)
+
     def _drift(self, thread: int, was: Set[int], cpus: Set[int], ran: int | None) -> Drift:
-        vcpu = next((number for number, other in self.vcpus.items() if other == thread), None)
-        return Drift(
-            thread=thread, vcpu=vcpu, iothread=self.iothreads.get(thread, ""), was=frozenset(was), cpus=cpus, ran=ran
-        )
+        iothread = self.iothreads.get(thread, "")
+        return Drift(thread=thread, vcpu=self._vcpu(thread), iothread=iothread, was=frozenset(was), cpus=cpus, ran=ran)
+
+
+def _move(thread: int, cpus: Set[int]) -> str:
+    """Have a thread run on some CPUs; the kernel's words where it refuses, else ``""``."""
+    try:
+        affinity.put(thread, cpus)
+    except HostError as error:
+        return error.message
+    return ""
+
+
+def _who(thread: int, vcpu: int | None, iothread: str) -> str:
+    if vcpu is not None:
+        return f"vCPU {vcpu}"
+    return f"iothread {iothread}" if iothread else f"thread {thread}"

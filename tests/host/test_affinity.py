@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
+
+import pytest
 
 from qsup.host import affinity
 
@@ -41,3 +44,13 @@ def test_a_thread_runs_where_it_is_put() -> None:
     finally:
         affinity.put(0, before)
     assert affinity.are([(0, before)]) and not affinity.are([(0, before), (0, set())])
+
+
+def test_what_the_kernel_does_not_say_is_online_is_what_we_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container may have /sys masked, and its VMs are pinned all the same."""
+    monkeypatch.setattr(affinity, "_ONLINE", tmp_path / "online")
+    assert affinity.online() == os.sched_getaffinity(0)
+    (tmp_path / "online").write_text("nonsense")
+    assert affinity.online() == os.sched_getaffinity(0)

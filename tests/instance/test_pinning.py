@@ -10,6 +10,7 @@ import trio
 import trio.lowlevel
 from attrs import evolve
 
+from qsup.errors import HostError
 from qsup.host import affinity
 from qsup.instance.pinning import Pinning
 from qsup.plan.pinning import Pins
@@ -21,11 +22,15 @@ PINS = Pins((frozenset({2, 3}),), frozenset({0}))
 
 
 class FakeKernel:
-    """Two threads on four CPUs, which may go offline."""
+    """Two threads on four CPUs, which may go offline.
+
+    Attributes:
+        cpuset: what somebody lets all threads run on at most.
+    """
 
     def __init__(self) -> None:
         self.is_pinned = True
-        self.online = frozenset({0, 1, 2, 3})
+        self.online = self.cpuset = frozenset({0, 1, 2, 3})
         self.masks = {PID: self.online, VCPU: self.online}
 
     def get(self, thread: int) -> frozenset[int] | None:
@@ -44,9 +49,11 @@ class FakeKernel:
         return {thread: format_cpu_set(mask) for thread, mask in self.masks.items()}
 
     def put(self, thread: int, cpus: frozenset[int]) -> bool:
-        """As sched_setaffinity(2), which refuses what nothing can run on."""
+        """As sched_setaffinity(2), which refuses what nothing can run on, and else passes over what a cpuset forbids."""
         assert cpus & self.online
-        self.masks[thread] = cpus
+        if not cpus & self.cpuset:
+            raise HostError(f"could not pin thread {thread}: Invalid argument")
+        self.masks[thread] = cpus & self.cpuset
         return True
 
 
@@ -190,6 +197,37 @@ async def test_qemu_is_not_asked_for_iothreads_that_it_has_not_fake(kernel: Fake
     qemu = FakeQemu()
     await Pinning(PID, lambda: PINS).find(cast("Monitor", qemu))
     assert qemu.asked == ["query-cpus-fast"]
+
+
+def confine(kernel: FakeKernel, *cpus: int) -> None:
+    """Put all threads into a cpuset."""
+    kernel.cpuset = frozenset(cpus)
+    kernel.masks = {thread: (mask & kernel.cpuset) or kernel.cpuset for thread, mask in kernel.masks.items()}
+
+
+def test_what_a_cpuset_forbids_is_told_of_and_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """A thread that may not be where it belongs keeps no other from that, and nobody is said to be back."""
+    confine(kernel, 0, 1)
+    kernel.masks[PID] = frozenset({1})
+    (drift,) = pinning.put()
+    assert (drift.thread, kernel.shown) == (PID, {PID: "0", VCPU: "0-1"})
+    assert pinning.trouble.startswith("vCPU 0 belongs on CPUs 2-3 and is on 0-1: could not pin thread 11: Invalid arg")
+    assert pinning.is_misplaced
+    assert (pinning.put(), pinning.drifts) == ((), 1)
+    assert not pinning.is_as_left(), "it is tried again"
+    kernel.cpuset = kernel.online
+    assert (pinning.put(), pinning.trouble, pinning.is_misplaced, kernel.shown[VCPU]) == ((), "", False, "2-3")
+
+
+def test_a_cpuset_with_some_of_its_cpus_is_told_of_and_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """It is where it belongs, if not on all of that."""
+    confine(kernel, 0, 2)
+    assert (pinning.put(), kernel.shown) == ((), {PID: "0", VCPU: "2"})
+    assert pinning.trouble.startswith("vCPU 0 belongs on CPUs 2-3, and the kernel lets it run on 2 alone")
+    assert not pinning.is_misplaced
+    confine(kernel, 2, 3)
+    assert pinning.put() == ()
+    assert pinning.trouble.startswith("thread 10 belongs on CPUs 0 and is on 2-3")
 
 
 def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: Pinning) -> None:

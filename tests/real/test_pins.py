@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,62 @@ def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator,
     words = "; ".join(each["detail"] for each in told)
     assert "vCPU 1 was moved to CPUs 0, and is back on 1" in words
     assert f"thread {view['pid']} was moved to CPUs 1, and is back on 0" in words
+
+
+@pytest.fixture
+def cpuset() -> Iterator[Path]:
+    """A cpuset of version 1 with the first CPU alone, in which a test may put processes."""
+    top = Path("/sys/fs/cgroup/cpuset")
+    if not os.access(top / "cpuset.cpus", os.W_OK):
+        pytest.skip("no cpuset of version 1")
+    path = top / f"qsup-test-{os.getpid()}"
+    path.mkdir()
+    (path / "cpuset.cpus").write_text("0")
+    (path / "cpuset.mems").write_text("0")
+    yield path
+    for pid in (path / "cgroup.procs").read_text().split():
+        (top / "cgroup.procs").write_text(pid)
+    path.rmdir()
+
+
+def test_a_cpuset_that_forbids_a_cpu_is_told_of_once(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, cpuset: Path
+) -> None:
+    """It is no drift, keeps no other thread from its place, and is over when the CPU may be had again."""
+    start(daemon, emulator, rom_guest, cpu='vcpus = 2\npin = ["1", "0"]\nemulator-pin = "0-1"')
+    pid, (first, second) = daemon.view("web")["pid"], daemon.view("web")["cpus"]["threads"]
+    with daemon.events() as events:
+        (cpuset / "cgroup.procs").write_text(str(pid))
+        told = events.next("pin-drift", seconds=WITHIN)["data"]
+        assert "belongs on CPUs 0-1, and the kernel lets it run on 0 alone" in told["detail"]
+        assert told["threads"] == []
+        assert (allowed(first), allowed(second), allowed(pid)) == ("0", "0", "0")
+        (warning,) = daemon.view("web")["warnings"]
+        assert warning == told["detail"]
+        refused = ask(daemon, {"cpu": {"emulator-pin": "1"}}, query="&persist=0")
+        assert "its threads stay where they are: " in refused["error"]["detail"]
+        assert "belongs on CPUs 1 and is on 0: could not pin thread" in refused["error"]["detail"]
+        (cpuset / "cpuset.cpus").write_text("0-1")
+        told = events.next("pin-drift", seconds=WITHIN)["data"]
+    assert (told["detail"], told["threads"]) == ("all threads are where they belong", [])
+    assert (vcpus(daemon), others(daemon)) == (["1", "0"], {"0-1"})
+    assert daemon.get("/v1/instances/web/cpus")["drifts"] == 0
+    assert daemon.view("web")["warnings"] == []
+
+
+def test_threads_are_pinned_where_sysfs_says_nothing(root_dir: Path, emulator: Emulator, rom_guest: Path) -> None:
+    """A container may have it masked: the CPUs are then those that the daemon may use."""
+    masked = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys && exec "$0" "$@"')
+    daemon = Daemon(root_dir, command=(*masked, sys.executable, "-m", "qsup.daemon"))
+    daemon.start()
+    try:
+        start(daemon, emulator, rom_guest)
+        assert (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"})
+        daemon.unit("auto", rom_unit(emulator, rom_guest, cpu='pin = "auto"'))
+        daemon.do("auto", "start")
+        assert vcpus(daemon, "auto") == ["0-1"]
+    finally:
+        daemon.close()
 
 
 def test_the_next_daemon_keeps_them_there(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:

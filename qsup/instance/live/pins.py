@@ -35,7 +35,8 @@ class PinKeys:
         had = placements.chosen(context.name)
         await placements.take(context.name, unit)
         pinning.put()
-        if why := pinning.trouble:
+        if pinning.is_misplaced:
+            why = pinning.trouble
             placements.restore(context.name, before, had)
             pinning.put()
             raise ChangeError(f"its threads stay where they are: {why}")
