@@ -111,10 +111,8 @@ def load_on(shared: int, promised: Fraction, more: int) -> str:
     """How full the shared CPUs of a node are."""
     if not shared:
         return "no shared CPU"
-    return (
-        f"{float(promised):.4g} vCPUs on {count(shared, 'shared CPU')}, {_load(promised / shared)} a CPU, "
-        f"{_load((promised + more) / shared)} with it"
-    )
+    words = f"{float(promised):.4g} vCPUs on {count(shared, 'shared CPU')}, {_load(promised / shared)} a CPU"
+    return f"{words}, {_load((promised + more) / shared)} with it" if more else words
 
 
 def _load(load: Fraction) -> str:
@@ -153,6 +151,10 @@ def displaced(ledger: Ledger, beside: SharedCpus) -> Iterator[str]:
 
 def floating(resident: Resident) -> str:
     """Where all threads of a VM run that has no CPU of its own."""
+    if resident.vcpu_nodes:
+        return (
+            f"Its vCPUs share the CPUs of the nodes that they are on, its other threads {cpus(resident.sets.emulator)}"
+        )
     return f"All its threads share {cpus(resident.sets.emulator)}"
 
 
@@ -212,6 +214,39 @@ def cores(request: Request, choice: Choice) -> Iterator[str]:
             "Neighbouring vCPUs share a core and the guest does not know it: "
             f"a topology of {widest} threads a core would tell it"
         )
+
+
+def apart(request: Request, way: Sequence[int]) -> Iterator[str]:
+    """Where each node of a guest is."""
+    for number, (home, guest) in enumerate(zip(way, request.guest_nodes, strict=True)):
+        vcpus = (
+            f"vCPU{'' if len(guest.vcpus) == 1 else 's'} {format_cpu_set(guest.vcpus)}" if guest.vcpus else "no vCPU"
+        )
+        memory = f" and {gib(guest.memory)} of memory" if guest.memory else ""
+        yield f"Node {number} of its guest, {vcpus}{memory}, is on node {home} of the host"
+    if len(set(way)) < len(way):
+        yield "More than one of its guest's nodes are on one of the host's: there is no room to have each on its own"
+
+
+def one_by_one(given: Mapping[int, int]) -> Iterator[str]:
+    """The CPU of each vCPU."""
+    order = ", ".join(str(given[vcpu]) for vcpu in sorted(given))
+    yield f"Its vCPUs run on {'CPU' if len(given) == 1 else 'CPUs'} {order}{' in this order' * (len(given) > 1)}"
+
+
+def no_way(request: Request, offers: Sequence[Offer]) -> str:
+    """Why the nodes of a guest cannot each be on one of the host's."""
+    own = " of its own" if request.exclusive else ""
+    wanted = [
+        f"{count(len(guest.vcpus), 'CPU')}{own}" + (f" with {gib(guest.memory)} of memory" if guest.memory else "")
+        for guest in request.guest_nodes
+    ]
+    each = _each(
+        f"node {offer.node.number} has {count(offer.cpus, 'CPU')}" + (f", {memory_on(offer)}" if request.memory else "")
+        for offer in offers
+    )
+    nodes_wanted = alternatives(wanted, "and")
+    return f"wants {nodes_wanted}, each on one node of the host, and there is no such place: {each}"
 
 
 def short_of_cores(request: Request, free: FreeCores, ledger: Ledger, offers: Sequence[Offer]) -> str:

@@ -45,7 +45,8 @@ class SharedCpus:
 
         Threads without a CPU of their own belong on the shared ones of the VM's nodes; where these nodes have none
         left, on those of the nearest node that has. Where the unit allows none of the shared ones they are on the VM's
-        own, and else on the shared ones all the same: what is exclusively somebody's stays so. A vCPU whose own CPU
+        own, and else on the shared ones all the same: what is exclusively somebody's stays so. The same counts for each
+        vCPU alone where a guest has nodes. A vCPU whose own CPU
         cannot be used now (it is offline) is among the shared ones until it can again.
         """
         placeable = self.topology.placeable
@@ -57,7 +58,10 @@ class SharedCpus:
             or placeable
         )
         if not resident.exclusive:
-            return Sets(vcpus=(shared,) * len(resident.sets.vcpus), emulator=shared)
+            each = (shared,) * len(resident.sets.vcpus)
+            if resident.vcpu_nodes:
+                each = tuple(self._nearest((node,), resident.within) or shared for node in resident.vcpu_nodes)
+            return Sets(vcpus=each, emulator=shared)
         return Sets(vcpus=tuple(cpus if cpus <= placeable else shared for cpus in resident.sets.vcpus), emulator=shared)
 
     def _nearest(self, nodes: tuple[int, ...], within: frozenset[int] | None) -> frozenset[int]:

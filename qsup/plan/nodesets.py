@@ -85,7 +85,7 @@ def _grown(offers: Sequence[Offer], size: int, wanted: tuple[int, int]) -> Itera
     """From each node a set that grows by the nearest node with which it can still come up to what is wanted."""
     for start in offers:
         members = [start]
-        far = {offer.node.number: _apart(start, offer) for offer in offers}
+        far = {offer.node.number: apart(start, offer) for offer in offers}
         rest = [offer for offer in offers if offer is not start]
         while len(members) < size:
             more = size - len(members) - 1
@@ -98,10 +98,11 @@ def _grown(offers: Sequence[Offer], size: int, wanted: tuple[int, int]) -> Itera
             members.append(offer)
             rest.remove(offer)
             for other in rest:
-                far[other.node.number] += _apart(offer, other)
+                far[other.node.number] += apart(offer, other)
         else:
             yield tuple(members)
 
 
-def _apart(one: Offer, other: Offer) -> int:
+def apart(one: Offer, other: Offer) -> int:
+    """How far two nodes are from each other, there and back."""
     return one.node.distance(other.node.number) + other.node.distance(one.node.number)

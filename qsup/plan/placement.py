@@ -19,23 +19,28 @@ All other VMs float over all shared CPUs of their nodes: of the sets of nodes th
 fewest vCPUs a shared CPU, this VM's included, and then the lowest numbers. A VM of more vCPUs than there are shared
 CPUs has all of them.
 
+A guest with NUMA nodes has each of them on one node of the host, vCPUs and memory alike, and no two on one as long as
+there is room (`qsup.plan.guestnodes`). Of ways that are as good, an exclusive VM gets the one whose cores cost least
+together, any other the one whose fullest node has the fewest vCPUs a CPU, and then the lowest numbers.
+
 Nothing depends on the order of VMs or of any mapping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from attrs import evolve
 
 from qsup.errors import PlacementError
 from qsup.plan import explained
+from qsup.plan.guestnodes import Way, best_ways
 from qsup.plan.ledger import Ledger
 from qsup.plan.nodesets import Offer, nearest_sets
 from qsup.plan.residents import Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
-from qsup.plan.wholecores import FreeCores
+from qsup.plan.wholecores import Choice, FreeCores
 
 
 def place(request: Request, residents: Iterable[Resident], topology: Topology) -> Placement:
@@ -49,6 +54,8 @@ def place(request: Request, residents: Iterable[Resident], topology: Topology) -
     """
     others = [resident for resident in residents if resident.name != request.name]
     ledger = Ledger(topology, others)
+    if request.guest_nodes:
+        return (_exclusive_apart if request.exclusive else _shared_apart)(request, ledger)
     return (_exclusive if request.exclusive else _shared)(request, ledger)
 
 
@@ -83,29 +90,40 @@ def _exclusive(request: Request, ledger: Ledger) -> Placement:
         within=request.within,
         memory=_memory(request, best.nodes, offers),
     )
+    return _kept(chosen, lines, ledger)
+
+
+def _kept(chosen: Resident, lines: list[str], ledger: Ledger, homes: Way = ()) -> Placement:
+    """The placement of an exclusive VM whose CPUs are known, with its other threads beside them."""
     beside = ledger.beside(chosen)
     if not beside.pool:
-        raise _nothing_shared(request.name, ledger.shared.pool)
+        raise _nothing_shared(chosen.name, ledger.shared.pool)
     chosen = evolve(chosen, sets=beside.sets(chosen))
-    lines.append(explained.others(chosen, topology))
+    lines.append(explained.others(chosen, ledger.topology))
     lines += explained.displaced(ledger, beside)
-    return Placement(resident=chosen, explanation=tuple(lines))
+    return Placement(resident=chosen, explanation=tuple(lines), homes=homes)
 
 
-def _shared(request: Request, ledger: Ledger) -> Placement:
+def _shared_pools(request: Request, ledger: Ledger) -> Mapping[int, frozenset[int]]:
+    """The shared CPUs that a VM may use, by node."""
     pools = {
         node: shared if request.within is None else shared & request.within
         for node, shared in ledger.shared.by_node.items()
     }
-    total = sum(map(len, pools.values()))
-    offers = _offers(request, ledger, {node: len(shared) for node, shared in pools.items()})
-    if not total:
+    if not any(pools.values()):
         within = "" if request.within is None else f" of {explained.cpus(request.within)}"
         raise PlacementError(
             f"wants shared CPUs, and none{within} is shared",
             instance=request.name,
             hint="let it use more CPUs, or stop an exclusive VM",
         )
+    return pools
+
+
+def _shared(request: Request, ledger: Ledger) -> Placement:
+    pools = _shared_pools(request, ledger)
+    total = sum(map(len, pools.values()))
+    offers = _offers(request, ledger, {node: len(shared) for node, shared in pools.items()})
     promised = {node: ledger.promised_vcpus(shared) for node, shared in pools.items()}
     lines = [explained.wish(request)]
     lines += [
@@ -133,6 +151,103 @@ def _shared(request: Request, ledger: Ledger) -> Placement:
     chosen = evolve(chosen, sets=ledger.shared.sets(chosen))
     lines.append(explained.floating(chosen))
     return Placement(resident=chosen, explanation=tuple(lines))
+
+
+# guests with nodes of their own
+
+
+def _exclusive_apart(request: Request, ledger: Ledger) -> Placement:
+    topology, cores = ledger.topology, ledger.free_cores(request.within)
+    free = FreeCores(topology, cores, request.vcpus)
+    offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in topology.nodes})
+    lines = [explained.wish(request)]
+    lines += [
+        explained.on_node(offer, explained.free_on(offer.node.number, free, ledger, request.within), request)
+        for offer in offers
+    ]
+    ways = best_ways(request.guest_nodes, offers, exclusive=True)
+    if not ways:
+        raise _no_way(request, offers)
+    known: dict[tuple[int, int], Choice] = {}
+
+    def choice(node: int, vcpus: int) -> Choice:
+        if (node, vcpus) not in known:
+            there = FreeCores(topology, [core for core in cores if core.node == node], vcpus)
+            known[node, vcpus] = there.choices([(node,)])[0]
+        return known[node, vcpus]
+
+    def cost(way: Way) -> tuple[tuple[int, ...], list[int], Way]:
+        choices = [choice(*each) for each in _wanted_on(way, request).items()]
+        summed = tuple(map(sum, zip(*(each.cost for each in choices), strict=True)))
+        return summed, sorted(number for each in choices for number in each.cpus), way
+
+    best = min(ways, key=cost)
+    numbers = {node: iter(choice(node, vcpus).cpus) for node, vcpus in _wanted_on(best, request).items()}
+    cpus = {
+        vcpu: next(numbers[node]) for node, guest in zip(best, request.guest_nodes, strict=True) for vcpu in guest.vcpus
+    }
+    lines += explained.apart(request, best)
+    lines += explained.one_by_one(cpus)
+    return _kept(_settled(request, best, [frozenset({cpus[vcpu]}) for vcpu in sorted(cpus)]), lines, ledger, best)
+
+
+def _shared_apart(request: Request, ledger: Ledger) -> Placement:
+    pools = _shared_pools(request, ledger)
+    offers = _offers(request, ledger, {node: len(shared) for node, shared in pools.items()})
+    promised = {node: ledger.promised_vcpus(shared) for node, shared in pools.items()}
+    lines = [explained.wish(request)]
+    lines += [
+        explained.on_node(offer, explained.load_on(offer.cpus, promised.get(offer.node.number, Fraction()), 0), request)
+        for offer in offers
+    ]
+    ways = best_ways(request.guest_nodes, offers, exclusive=False)
+    if not ways:
+        raise _no_way(request, offers)
+
+    def fullest(way: Way) -> tuple[Fraction, Way]:
+        loads = [(promised[node] + vcpus) / len(pools[node]) for node, vcpus in _wanted_on(way, request).items()]
+        return max(loads), way
+
+    best = min(ways, key=fullest)
+    chosen = _settled(request, best, [frozenset()] * request.vcpus)
+    chosen = evolve(chosen, sets=ledger.shared.sets(chosen))
+    lines += explained.apart(request, best)
+    lines.append(explained.floating(chosen))
+    return Placement(resident=chosen, explanation=tuple(lines), homes=best)
+
+
+def _wanted_on(way: Way, request: Request) -> dict[int, int]:
+    """How many vCPUs are on each node of the host that has any."""
+    wanted: dict[int, int] = {}
+    for node, guest in zip(way, request.guest_nodes, strict=True):
+        if guest.vcpus:
+            wanted[node] = wanted.get(node, 0) + len(guest.vcpus)
+    return wanted
+
+
+def _settled(request: Request, way: Way, vcpus: Sequence[frozenset[int]]) -> Resident:
+    homes = {vcpu: node for node, guest in zip(way, request.guest_nodes, strict=True) for vcpu in guest.vcpus}
+    memory: dict[int, int] = {}
+    for node, guest in zip(way, request.guest_nodes, strict=True):
+        if guest.memory:
+            memory[node] = memory.get(node, 0) + guest.memory
+    return Resident(
+        name=request.name,
+        sets=Sets(vcpus=tuple(vcpus), emulator=frozenset()),
+        exclusive=request.exclusive,
+        nodes=tuple(sorted(set(way))),
+        within=request.within,
+        memory=memory,
+        vcpu_nodes=tuple(homes[vcpu] for vcpu in sorted(homes)),
+    )
+
+
+def _no_way(request: Request, offers: list[Offer]) -> PlacementError:
+    return PlacementError(
+        explained.no_way(request, offers),
+        instance=request.name,
+        hint="divide it into more and smaller nodes, name the host's for each, or stop or move another VM",
+    )
 
 
 def _load(

@@ -12,6 +12,21 @@ from attrs import field, frozen
 
 
 @frozen(kw_only=True)
+class GuestNode:
+    """One NUMA node of a guest, which is to be on one node of the host.
+
+    Args:
+        vcpus: the numbers of those that are in it.
+        memory: bytes wanted there, 0 where that does not count.
+        within: the nodes of the host that it may be on; none: any.
+    """
+
+    vcpus: tuple[int, ...]
+    memory: int = 0
+    within: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
 class Request:
     """What a VM wants.
 
@@ -21,6 +36,7 @@ class Request:
         threads: per core of the guest; 0 or 1 where that is not known to be more.
         memory: bytes wanted on its nodes, 0 where that does not count.
         within: the CPUs that it may use at all, ``None`` for all.
+        guest_nodes: those of its guest, where it has any; all vCPUs are in one of them, and ``memory`` is theirs.
     """
 
     name: str
@@ -29,6 +45,7 @@ class Request:
     threads: int = 0
     memory: int = 0
     within: frozenset[int] | None = None
+    guest_nodes: tuple[GuestNode, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -57,6 +74,7 @@ class Resident:
         nodes: of an automatically placed VM, those that were chosen for it.
         within: of an automatically placed VM, the CPUs that its unit allows; ``None`` for all.
         memory: bytes promised to it, by node.
+        vcpu_nodes: of one whose guest has nodes, the host's for each vCPU; else none, and all are for all.
     """
 
     name: str
@@ -66,6 +84,7 @@ class Resident:
     nodes: tuple[int, ...] = ()
     within: frozenset[int] | None = None
     memory: Mapping[int, int] = field(factory=dict)
+    vcpu_nodes: tuple[int, ...] = ()
 
     @property
     def vcpu_cpus(self) -> frozenset[int]:
@@ -85,7 +104,9 @@ class Placement:
     Args:
         resident: what it is for the placement of others: keep it with the VM.
         explanation: sentences, in the order in which it was found.
+        homes: the node of the host for each of its guest's.
     """
 
     resident: Resident
     explanation: tuple[str, ...]
+    homes: tuple[int, ...] = ()
