@@ -67,6 +67,15 @@ def instance(view: InstanceView) -> wire.Instance:
             "actual": view.memory_actual,
             "page": view.memory_page,
             "nodes": list(view.memory_nodes),
+            "guest_nodes": [
+                {
+                    "id": node.id,
+                    "size": node.size,
+                    "vcpus": format_cpu_set(node.vcpus),
+                    "nodes": list(node.nodes),
+                }
+                for node in view.guest_nodes
+            ],
         },
         "limits": None if view.limited is None else _limits(view.limited),
         "disks": [

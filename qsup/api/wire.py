@@ -62,12 +62,24 @@ class CpusWire(TypedDict):
     threads: list[int]
 
 
+class GuestNodeWire(TypedDict):
+    """A NUMA node that a guest sees: bytes that it was started with, and its ``vcpus``, such as ``0-3``.
+
+    ``nodes`` are those of the host that its memory is on by the VM's unit.
+    """
+
+    id: str
+    size: int
+    vcpus: str
+    nodes: list[int]
+
+
 class MemoryWire(TypedDict):
     """Guest memory in bytes.
 
     ``max`` is what there can be of it while the VM runs, and ``actual`` what the balloon leaves, null where it is not
     known. ``page`` is the size of the huge pages that it is in, 0 for none, and ``nodes`` are those of the host that a
-    VM which runs has it on by its unit.
+    VM which runs has it on by its unit. ``guest_nodes`` are those that its guest sees, in its order, while it runs.
     """
 
     size: int
@@ -75,6 +87,7 @@ class MemoryWire(TypedDict):
     actual: int | None
     page: int
     nodes: list[int]
+    guest_nodes: list[GuestNodeWire]
 
 
 #: Where an entry of a unit stands.

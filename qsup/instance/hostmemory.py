@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from qsup.plan.hostmemory import Demand, check_nodes, check_room, demand, shortage
+from qsup.plan.hostmemory import Demand, check_nodes, check_room, demand, demands, shortage
+from qsup.plan.memory import guest_nodes
 from qsup.plan.topology import Topology
 from qsup.unit.effective import takes_memory_at_once
 from qsup.unit.model import Unit
@@ -28,14 +29,17 @@ class HostMemory:
 
     def __init__(self, look: Callable[[], Awaitable[Topology]]) -> None:
         self._look = look
-        self._starting: dict[str, Demand] = {}
+        self._starting: dict[str, tuple[Demand, ...]] = {}
         self._change = trio.Event()
 
-    async def take(self, name: str, unit: Unit, chosen: tuple[int, ...]) -> tuple[int, ...]:
+    async def take(
+        self, name: str, unit: Unit, chosen: tuple[int, ...], homes: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
         """See that the host has what a VM wants, and hold it until `release`.
 
         Args:
             chosen: the nodes that were chosen for it.
+            homes: those of them for each node of its guest.
 
         Returns:
             Those of them that have memory.
@@ -44,20 +48,25 @@ class HostMemory:
             PlacementError: the host has not what it wants.
             HostError: the host could not be looked at.
         """
-        if not (takes_memory_at_once(unit) or unit.memory.nodes):
+        if not (takes_memory_at_once(unit) or unit.memory.nodes or any(node.nodes for node in unit.numa)):
             return ()
         while True:
             before = dict(self._starting)
             topology = await self._look()
             having = tuple(node.number for node in topology.nodes if node.memory and node.number in chosen)
             on = having if isinstance(unit.memory.nodes, str) else unit.memory.nodes
-            check_nodes(name, on, topology)
-            wanted = demand(name, unit, on)
-            check_room(wanted, topology)
+            guest = guest_nodes(unit, having, homes)
+            check_nodes(name, sorted({*on, *(node for each in guest for node in each.nodes)}), topology)
+            wanted = demands(name, unit, on, guest)
+            for index, each in enumerate(wanted):
+                check_room(each, topology, wanted[:index])
             # who has taken it while the host was looked at may be in the answer, or not
             others = {**before, **self._starting}
             others.pop(name, None)
-            if not shortage(wanted, topology, others.values()):
+            if not any(
+                shortage(each, topology, [*wanted[:index], *(other for theirs in others.values() for other in theirs)])
+                for index, each in enumerate(wanted)
+            ):
                 self._starting[name] = wanted
                 return having
             if before == self._starting:

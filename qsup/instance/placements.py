@@ -18,9 +18,10 @@ from qsup.host.topology import TopologyReader
 from qsup.plan.ledger import Ledger
 from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_named, place
-from qsup.plan.residents import Request, Resident, Sets
+from qsup.plan.residents import GuestNode, Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.effective import effective_max_vcpus, machine_memory
+from qsup.unit.guestnodes import growth_index, host_nodes, is_auto, node_sizes
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
 
@@ -35,6 +36,8 @@ class Chosen:
         nodes: those that were chosen.
         memory: bytes promised of each of them, where its memory was to be there.
         explanation: why, in sentences.
+        homes: the one for each node of a guest that has any.
+        vcpu_nodes: and so for each vCPU.
     """
 
     vcpus: tuple[tuple[int, ...], ...]
@@ -42,12 +45,21 @@ class Chosen:
     nodes: tuple[int, ...]
     explanation: tuple[str, ...]
     memory: tuple[int, ...] = ()
+    homes: tuple[int, ...] = ()
+    vcpu_nodes: tuple[int, ...] = ()
 
     def resident(self, name: str) -> Resident:
         """What it is for the placement of others."""
         sets = Sets(vcpus=tuple(map(frozenset, self.vcpus)), emulator=frozenset())
         memory = dict(zip(self.nodes, self.memory, strict=False))
-        return Resident(name=name, sets=sets, exclusive=self.exclusive, nodes=self.nodes, memory=memory)
+        return Resident(
+            name=name,
+            sets=sets,
+            exclusive=self.exclusive,
+            nodes=self.nodes,
+            memory=memory,
+            vcpu_nodes=self.vcpu_nodes,
+        )
 
 
 @frozen(kw_only=True)
@@ -160,15 +172,7 @@ class Placements:
         if entry.names_some:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
         exclusive = unit.cpu.exclusive
-        number = effective_max_vcpus(unit) if exclusive else unit.cpu.vcpus
-        request = Request(
-            name=name,
-            vcpus=number,
-            exclusive=exclusive,
-            threads=unit.cpu.topology.threads,
-            memory=max(machine_memory(unit), unit.memory.size) if unit.memory.nodes == AUTO else 0,
-        )
-        placement = place(request, others, self._topology)
+        placement = place(_request(name, unit), others, self._topology)
         promised = placement.resident.memory
         chosen = Chosen(
             vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
@@ -176,6 +180,8 @@ class Placements:
             nodes=placement.resident.nodes,
             memory=tuple(promised.get(node, 0) for node in placement.resident.nodes) if promised else (),
             explanation=placement.explanation,
+            homes=placement.homes,
+            vcpu_nodes=placement.resident.vcpu_nodes,
         )
         return evolve(entry, resident=placement.resident, chosen=chosen)
 
@@ -227,7 +233,8 @@ class Placements:
         if place is not None and place.named:
             return Pins((found.shared,), entry.emulator or found.shared, entry.iothreads)
         sets = found.sets[name]
-        vcpus = sets.vcpus if place is not None and place.exclusive else (sets.emulator,)
+        apart = place is not None and (place.exclusive or place.vcpu_nodes)
+        vcpus = sets.vcpus if apart else (sets.emulator,)
         return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads)
 
     def chosen(self, name: str) -> Chosen | None:
@@ -272,6 +279,34 @@ class Placements:
 def _says_something(unit: Unit) -> bool:
     """Whether a unit has a word about the CPUs of any thread."""
     return bool(unit.cpu.pin or unit.cpu.emulator_pin or any(iothread.pin for iothread in unit.iothreads))
+
+
+def _request(name: str, unit: Unit) -> Request:
+    """What a unit asks of a placement."""
+    exclusive, auto = unit.cpu.exclusive, unit.memory.nodes == AUTO
+    guest, wanted = _guest_nodes(unit), max(machine_memory(unit), unit.memory.size)
+    return Request(
+        name=name,
+        # those that may come have a node, too
+        vcpus=effective_max_vcpus(unit) if exclusive or guest else unit.cpu.vcpus,
+        exclusive=exclusive,
+        threads=unit.cpu.topology.threads,
+        memory=sum(node.memory for node in guest) if guest else wanted if auto else 0,
+        guest_nodes=guest,
+    )
+
+
+def _guest_nodes(unit: Unit) -> tuple[GuestNode, ...]:
+    later = max(unit.memory.size - machine_memory(unit), 0)
+    growing = growth_index(unit)
+    return tuple(
+        GuestNode(
+            vcpus=node.vcpus,
+            memory=size + (later if index == growing else 0) if is_auto(unit, index) else 0,
+            within=() if is_auto(unit, index) else on,
+        )
+        for index, (node, size, on) in enumerate(zip(unit.numa, node_sizes(unit), host_nodes(unit), strict=True))
+    )
 
 
 def _plain(unit: Unit) -> _Entry:

@@ -98,10 +98,11 @@ async def prepare(
     resources.callback(services.placements.release, loaded.name)
     chosen = await services.placements.take(loaded.name, loaded.unit)
     resources.callback(services.memory.release, loaded.name)
-    nodes = await services.memory.take(loaded.name, loaded.unit, () if chosen is None else chosen.nodes)
+    homes = () if chosen is None else chosen.homes
+    nodes = await services.memory.take(loaded.name, loaded.unit, () if chosen is None else chosen.nodes, homes)
     known = services.identities.load(loaded.name)
     identity = _identity(loaded, known, services)
-    plan = await _plan(loaded, identity, services, nodes)
+    plan = await _plan(loaded, identity, services, nodes, homes)
     check_enough(loaded.unit, plan.accel)
     if plan.machine_alias:
         identity = identity.with_machine(plan.machine_alias, plan.machine)
@@ -201,7 +202,13 @@ def _identity(loaded: LoadedUnit, known: IdentityRecord | None, services: Servic
     return record
 
 
-async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services, nodes: tuple[int, ...]) -> Plan:
+async def _plan(
+    loaded: LoadedUnit,
+    identity: IdentityRecord,
+    services: Services,
+    nodes: tuple[int, ...],
+    homes: tuple[int, ...],
+) -> Plan:
     capabilities = await services.capabilities(loaded.unit.machine.emulator)
     return build_plan(
         loaded.unit,
@@ -210,6 +217,7 @@ async def _plan(loaded: LoadedUnit, identity: IdentityRecord, services: Services
         capabilities=capabilities,
         state_dir=str(services.state_dir(loaded.name)),
         chosen_nodes=nodes,
+        homes=homes,
     )
 
 

@@ -17,7 +17,7 @@ from qsup.instance.cause import Cause
 from qsup.instance.pinned import Pinned
 from qsup.instance.state import State
 from qsup.plan.inventory import Slots
-from qsup.plan.spec import DiskPlan, NicPlan, PartPlan
+from qsup.plan.spec import DiskPlan, GuestNodePlan, NicPlan, PartPlan
 from qsup.plan.topology import Topology
 
 
@@ -51,6 +51,7 @@ class InstanceView:
         memory_actual: bytes the balloon leaves the guest, ``None`` where not known.
         memory_page: bytes of the huge pages that its memory is in, 0 for none.
         memory_nodes: of the host, that it is on by its unit; none: nothing was said of it.
+        guest_nodes: NUMA nodes of its guest while it runs, in its order.
         moving: where each entry stands that is ``coming`` or ``leaving``, such as ``disk.data``.
         slots: places for devices that may come, ``None`` while not running.
         console: the console's type, ``none`` for no console.
@@ -91,6 +92,7 @@ class InstanceView:
     memory_actual: int | None
     memory_page: int = 0
     memory_nodes: tuple[int, ...] = ()
+    guest_nodes: tuple[GuestNodePlan, ...] = ()
     disks: tuple[DiskPlan, ...]
     limits: Mapping[str, Mapping[str, int]] = field(factory=dict)
     trays: Mapping[str, str] = field(factory=dict)

@@ -94,6 +94,7 @@ def make_view(loaded: LoadedUnit, life: Life | None, moving: Moving) -> Instance
         memory_actual=_left(unit, summary, moving),
         memory_page=huge_page(unit),
         memory_nodes=summary.memory_nodes if summary else (),
+        guest_nodes=summary.guest_nodes if summary else (),
         disks=summary.disks if summary else _disks(unit),
         limits={disk.id: said(disk.throttle) for disk in unit.disks},
         trays=moving.trays,

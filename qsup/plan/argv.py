@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 
 from qsup.errors import UnsupportedError
-from qsup.plan import devices, disks, machine, network, others
+from qsup.plan import devices, disks, machine, memory, network, others
 from qsup.plan.board import BOARDS
 from qsup.plan.firmware import firmware_part, kernel_part
 from qsup.plan.part import Part, escape
-from qsup.plan.spec import Capabilities, HostFacts, Identity, Plan
+from qsup.plan.spec import Capabilities, GuestNodePlan, HostFacts, Identity, Plan
 from qsup.unit.effective import effective_bus, effective_video, machine_memory, shares_memory
 from qsup.unit.model import Unit
 
@@ -28,6 +28,7 @@ def build_plan(
     capabilities: Capabilities,
     state_dir: str,
     chosen_nodes: tuple[int, ...] = (),
+    homes: tuple[int, ...] = (),
 ) -> Plan:
     """Plan one VM.
 
@@ -38,6 +39,7 @@ def build_plan(
         capabilities: of the binary that ``machine.emulator`` names.
         state_dir: the VM's own directory for what outlives a start, absolute.
         chosen_nodes: of the host, where ``[memory] nodes`` is ``auto``.
+        homes: of the host, for each node of its guest, where ``nodes`` is ``auto``.
 
     Raises:
         UnsupportedError: this host or this QEMU cannot do what the unit asks for; the message says what and why.
@@ -52,19 +54,22 @@ def build_plan(
     nics = network.nic_parts(unit.nics, uuid, board, capabilities)
     boot = disks.boot_order(unit)
     drives = disks.disk_parts(unit, boot, board, capabilities, fdsets)
-    memory_nodes = chosen_nodes if isinstance(unit.memory.nodes, str) else unit.memory.nodes
+    guest_nodes = memory.guest_nodes(unit, chosen_nodes, homes)
+    memory_nodes = _memory_nodes(unit, chosen_nodes, guest_nodes)
     tools = others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)
     parts = [
         _process_part(identity.name, uuid, capabilities),
         devices.monitor_part(),
         machine.machine_part(unit.machine, chosen, accel, {**_machine_settings(unit), **firmware.settings}),
         machine.cpu_part(unit, chosen, model),
-        devices.memory_part(unit, memory_nodes),
+        memory.memory_part(unit, memory_nodes, guest_nodes),
         firmware.part,
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
         devices.panic_part(capabilities),
-        *_attached_parts(unit, tools, memory_nodes),
+        *_attached_parts(unit, tools),
+        memory.growth_part(unit, board, memory_nodes, guest_nodes),
+        *others.device_parts(unit, tools),
         *(nic.part for nic in nics),
         *disks.iothread_parts(unit),
         disks.controllers(unit, board),
@@ -87,6 +92,7 @@ def build_plan(
         vcpus_made=unit.cpu.vcpus,
         memory_base=machine_memory(unit),
         memory_nodes=memory_nodes,
+        guest_nodes=guest_nodes,
         parts=tuple(planned for part in parts if (planned := part.plan()).devices or planned.backends),
         disks=tuple(drive.plan for drive in drives),
         nics=tuple(nic.plan for nic in nics),
@@ -118,7 +124,7 @@ def _machine_settings(unit: Unit) -> dict[str, str]:
     # without a screen, BIOS and boot loader talk on the serial console (SeaBIOS's sercon)
     talks = unit.console.type == "serial" and effective_video(unit) == "none"
     settings = {"graphics": "off"} if talks else {}
-    return settings | ({"memory-backend": devices.RAM} if devices.has_store(unit) else {})
+    return settings | ({"memory-backend": memory.RAM} if memory.has_store(unit) else {})
 
 
 def _boot_part(unit: Unit, *, ordered: bool) -> Part:
@@ -128,7 +134,13 @@ def _boot_part(unit: Unit, *, ordered: bool) -> Part:
     return Part(subject="boot order", arguments=("-boot", text))
 
 
-def _attached_parts(unit: Unit, tools: others.Tools, memory_nodes: tuple[int, ...]) -> list[Part]:
+def _memory_nodes(unit: Unit, chosen: tuple[int, ...], guest: tuple[GuestNodePlan, ...]) -> tuple[int, ...]:
+    if guest:
+        return tuple(sorted({node for each in guest for node in each.nodes}))
+    return chosen if isinstance(unit.memory.nodes, str) else unit.memory.nodes
+
+
+def _attached_parts(unit: Unit, tools: others.Tools) -> list[Part]:
     board, capabilities = tools.board, tools.capabilities
     on_usb = any(effective_bus(unit, disk) == "usb" for disk in unit.disks)
     on_usb |= any(device.type == "usb" for device in unit.devices)
@@ -138,9 +150,7 @@ def _attached_parts(unit: Unit, tools: others.Tools, memory_nodes: tuple[int, ..
         devices.console_part(unit),
         devices.agent_part(unit),
         devices.balloon_part(unit, board, capabilities),
-        devices.growth_part(unit, board, memory_nodes),
         devices.usb_part(unit, board, needed=on_usb),
-        *others.device_parts(unit, tools),
     ]
 
 

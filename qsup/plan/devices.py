@@ -6,28 +6,16 @@ Must not: decide where they hang (`qsup.plan.board`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from qsup.errors import UnsupportedError
 from qsup.plan.board import Board
-from qsup.plan.part import Backend, Part, chardev_on_listener
-from qsup.plan.spec import Argument, Capabilities, ListenerFd, PlanSummary
+from qsup.plan.part import Part, chardev_on_listener
+from qsup.plan.spec import Argument, Capabilities, ListenerFd
 from qsup.unit.effective import (
-    effective_resize,
     effective_video,
-    huge_page,
-    machine_memory,
-    shares_memory,
-    takes_memory_at_once,
 )
 from qsup.unit.families import FAMILIES
 from qsup.unit.model import Unit
 from qsup.unit.sections.devices import AGENT_PORT
-from qsup.unit.sections.memory import MEMORY_BLOCK
-
-_MIB = 1 << 20
-#: The object that holds the guest's memory, where more is said of it than its size.
-RAM = "ram"
 
 _VIDEO = {"std": "VGA", "virtio": "virtio-vga", "qxl": "qxl-vga"}
 
@@ -89,89 +77,6 @@ def balloon_part(unit: Unit, board: Board, capabilities: Capabilities) -> Part:
     if "free-page-reporting" in capabilities.schema_features:
         device["free-page-reporting"] = True
     return Part(subject="[memory] balloon", devices=(device,) if unit.memory.balloon else ())
-
-
-def memory_part(unit: Unit, nodes: Sequence[int] = ()) -> Part:
-    """The memory at the start, and the room for more; ``nodes``: of the host, that it is to be on."""
-    memory, start = unit.memory, machine_memory(unit)
-    sizes = {"size": start} | ({"maxmem": memory.max} if memory.max > start else {})
-    words = [f"{name}={size // _MIB}M" if size % _MIB == 0 else f"{name}={size}B" for name, size in sizes.items()]
-    if "maxmem" in sizes and memory.slots:
-        words.insert(1, f"slots={memory.slots}")
-    locking = ("-overcommit", "mem-lock=on") if memory.lock else ()
-    backends = (_store(RAM, start, unit, nodes),) if has_store(unit) else ()
-    return Part(subject="[memory]", arguments=("-m", ",".join(words), *locking), backends=backends)
-
-
-def has_store(unit: Unit) -> bool:
-    """Whether an object of its own (`RAM`) holds the memory at the start."""
-    return shares_memory(unit) or unit.memory.prealloc or bool(unit.memory.nodes)
-
-
-def _store(
-    name: str, size: int, unit: Unit, nodes: Sequence[int], *, shared: bool = False, grows: bool = False
-) -> Backend:
-    """The object that holds some of the guest's memory.
-
-    Args:
-        nodes: of the host, that it is to be on; none: anywhere.
-        shared: other programs are given the guest's memory, whatever the unit says.
-        grows: it is taken from the host bit by bit, by its device.
-    """
-    memory, page = unit.memory, huge_page(unit)
-    properties: dict[str, object] = {"qom-type": "memory-backend-ram", "id": name, "size": size}
-    if shared or shares_memory(unit):
-        properties |= {"qom-type": "memory-backend-memfd", "share": True}
-    if page:
-        properties |= {"hugetlb": True, "hugetlbsize": page}
-    if nodes:
-        properties |= {"host-nodes": list(nodes), "policy": memory.policy}
-    if grows:
-        # not reserved: a guest that never grows costs no room for what it may become
-        properties |= {"reserve": False}
-    elif memory.prealloc or page:
-        # QEMU has no more threads for it than there are CPUs, and 16 at most (get_memset_num_threads)
-        properties |= {"prealloc": True, "prealloc-threads": unit.cpu.vcpus}
-    return Backend(kind="object", properties=properties)
-
-
-#: The id of the virtio-mem device, and of the memory behind it.
-GROWTH = "memory"
-
-
-def growth_part(unit: Unit, board: Board, nodes: Sequence[int] = ()) -> Part:
-    """The device by which a guest gets more memory: at the start what the machine has not of its size."""
-    memory, start = unit.memory, machine_memory(unit)
-    if effective_resize(unit) != "virtio-mem" or memory.max <= start:
-        return Part(subject="[memory] max")
-    store = _store(GROWTH, memory.max - start, unit, nodes, grows=True)
-    device: dict[str, object] = {
-        "driver": board.virtio_device("mem"),
-        "id": GROWTH,
-        **board.place("memory"),
-        "memdev": GROWTH,
-        "block-size": MEMORY_BLOCK,
-        "requested-size": memory.size - start,
-    }
-    if takes_memory_at_once(unit):
-        device["prealloc"] = True
-    return Part(subject="[memory] max", backends=(store,), devices=(device,))
-
-
-def module_part(index: int, size: int, unit: Unit, summary: PlanSummary) -> Part:
-    """A memory module that comes while the VM runs.
-
-    Args:
-        unit: as it runs.
-        summary: of what runs.
-    """
-    name = f"memory-{index}"
-    return Part(
-        subject=f"memory module {index}",
-        entry=f"memory.{index}",
-        backends=(_store(name, size, unit, summary.memory_nodes, shared=summary.shared_memory),),
-        devices=({"driver": "pc-dimm", "id": name, "memdev": name},),
-    )
 
 
 def panic_part(capabilities: Capabilities) -> Part:

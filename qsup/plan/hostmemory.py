@@ -6,14 +6,16 @@ Must not: read the host (`qsup.host.topology`), or choose nodes (`qsup.plan.plac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
 from qsup.errors import PlacementError
 from qsup.plan.explained import nodes
+from qsup.plan.spec import GuestNodePlan
 from qsup.plan.topology import Topology
 from qsup.unit.effective import huge_page, machine_memory, takes_memory_at_once
+from qsup.unit.guestnodes import growth_index
 from qsup.unit.model import Unit
 from qsup.unit.quantity import alternatives, format_size
 
@@ -60,6 +62,29 @@ def demand(name: str, unit: Unit, on: tuple[int, ...], size: int = 0) -> Demand:
     )
 
 
+def demands(name: str, unit: Unit, on: tuple[int, ...], guest: Sequence[GuestNodePlan]) -> tuple[Demand, ...]:
+    """What a unit wants for its start: of a guest with nodes, what each of them does.
+
+    Args:
+        on: as `demand` takes it, of a guest without.
+        guest: its nodes, the first of which counts with what comes as it boots.
+    """
+    if not guest:
+        return (demand(name, unit, on),)
+    later = max(unit.memory.size - machine_memory(unit), 0)
+    growing = growth_index(unit)
+    return tuple(
+        Demand(
+            name=name,
+            size=node.size + (later if index == growing else 0),
+            page=huge_page(unit),
+            at_once=takes_memory_at_once(unit),
+            nodes=node.nodes if (unit.numa[index].policy or unit.memory.policy) == "bind" else (),
+        )
+        for index, node in enumerate(guest)
+    )
+
+
 def check_nodes(name: str, on: Iterable[int], topology: Topology) -> None:
     """See that nodes which a unit names are there, and have memory; `PlacementError`."""
     having = [node.number for node in topology.nodes if node.memory]
@@ -75,8 +100,8 @@ def check_nodes(name: str, on: Iterable[int], topology: Topology) -> None:
             )
 
 
-def check_room(wanted: Demand, topology: Topology) -> None:
-    """See that there is so much memory now; `PlacementError`."""
+def check_room(wanted: Demand, topology: Topology, others: Sequence[Demand] = ()) -> None:
+    """See that there is so much memory now, beside what others are given of it; `PlacementError`."""
     sizes = sorted({pool.size for node in topology.nodes for pool in node.hugepages})
     if wanted.page and wanted.page not in sizes:
         there = f"has those of {alternatives(map(format_size, sizes), 'and')}" if sizes else "has none at all"
@@ -85,7 +110,7 @@ def check_room(wanted: Demand, topology: Topology) -> None:
             instance=wanted.name,
             hint="say another [memory] hugepages, or none; those of 1G may have to be asked for when the kernel starts",
         )
-    if why := shortage(wanted, topology):
+    if why := shortage(wanted, topology, others):
         where = "/sys/kernel/mm/hugepages" if len(topology.nodes) == 1 else "/sys/devices/system/node/node*/hugepages"
         more = f"reserve more (nr_hugepages below {where})" if wanted.page else "name other nodes"
         raise PlacementError(why, instance=wanted.name, hint=f"{more}, give it less memory, or stop another VM")

@@ -18,6 +18,7 @@ from qsup.plan.part import Part
 from qsup.plan.spec import Capabilities, HostFacts, Identity, MachineType
 from qsup.unit.effective import effective_max_vcpus, machine_family
 from qsup.unit.families import unplanned
+from qsup.unit.guestnodes import effective_sockets
 from qsup.unit.model import Unit
 from qsup.unit.sections.machine import CpuSection, MachineSection
 
@@ -134,7 +135,12 @@ def cpu_part(unit: Unit, machine: Machine, model: str) -> Part:
             f"max-vcpus = {most} is beyond vcpus = {cpu.vcpus}, and {machine.type.name} takes no CPU while it runs"
         )
     topology = cpu.topology
-    wanted = {"sockets": topology.sockets, "dies": topology.dies, "cores": topology.cores, "threads": topology.threads}
+    wanted = {
+        "sockets": effective_sockets(unit),
+        "dies": topology.dies,
+        "cores": topology.cores,
+        "threads": topology.threads,
+    }
     numbers = {"cpus": cpu.vcpus, "maxcpus": most} | {key: number for key, number in wanted.items() if number}
     # flags are part of the model, so its commas are meant
     smp = ",".join(f"{key}={number}" for key, number in numbers.items())

@@ -389,6 +389,23 @@ class PartPlan:
 
 
 @frozen(kw_only=True)
+class GuestNodePlan:
+    """One NUMA node of a guest.
+
+    Args:
+        id: as the unit has it; the guest calls it by its number in their order.
+        size: bytes that it is started with.
+        vcpus: the numbers of those that are in it, that are not there yet included.
+        nodes: of the host, that its memory is to be on; none: nothing was said of it.
+    """
+
+    id: str
+    size: int
+    vcpus: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
 class PlanSummary:
     """What is planned of a VM that runs; kept in the run record, so that an adopting daemon knows it too.
 
@@ -400,7 +417,8 @@ class PlanSummary:
         family: of machine types, such as ``q35``.
         vcpus_made: how many vCPUs QEMU has made so far, those that went again included.
         memory_base: bytes of memory that the guest was started with.
-        memory_nodes: of the host, that its memory is on by ``[memory] policy``; none: nothing was said of it.
+        memory_nodes: of the host, that its memory is on; none: nothing was said of it.
+        guest_nodes: of a guest that has NUMA nodes, in its order.
         parts: every device, and what it stands on.
         shared_memory: other programs can be given the guest's memory.
         warnings: what the user should know, one sentence each.
@@ -414,6 +432,7 @@ class PlanSummary:
     vcpus_made: int = 1
     memory_base: int = 0
     memory_nodes: tuple[int, ...] = ()
+    guest_nodes: tuple[GuestNodePlan, ...] = ()
     parts: tuple[PartPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()

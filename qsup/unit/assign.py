@@ -21,7 +21,13 @@ from qsup.unit.quantity import alternatives, did_you_mean, shown
 _ALIASES = {"memory": "memory.size"}
 _LONGEST = 200
 #: A name and a key of each array of tables.
-_EXAMPLES = {"disk": "data.cache", "iothread": "fast.pin", "nic": "dmz.link", "device": "timer.action"}
+_EXAMPLES = {
+    "disk": "data.cache",
+    "iothread": "fast.pin",
+    "numa": "a.nodes",
+    "nic": "dmz.link",
+    "device": "timer.action",
+}
 
 
 def changes_of(assignments: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from qsup.unit.effective import (
     mount_tag,
 )
 from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
+from qsup.unit.guestnodes import contradictions as guest_node_contradictions
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
 from qsup.unit.keys import keys_of
 from qsup.unit.kinds import AUTO
@@ -237,6 +238,12 @@ def _memory_placement(unit: Unit) -> Iterator[Finding]:
     if memory.nodes == AUTO and unit.cpu.pin != AUTO:
         keys = [("memory", "nodes"), ("cpu", "pin")]
         yield Finding('nodes is "auto", and no CPUs are chosen: say [cpu] pin = "auto", or name the nodes', keys)
+
+
+def _numa(unit: Unit) -> Iterator[Finding]:
+    """Each vCPU, and each core, is in one `[[numa]]`; their sizes make up the memory; `microvm` has none of them."""
+    for message, keys in guest_node_contradictions(unit):
+        yield Finding(message, keys)
 
 
 def _ids(unit: Unit) -> Iterator[Finding]:
@@ -547,6 +554,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _memory,
     _limits,
     _memory_placement,
+    _numa,
     _ids,
     _boot_order,
     _disks,

@@ -35,7 +35,13 @@ def without_entry(unit: Unit, entry: str) -> Unit:
 #: Sections whose entries come to a VM that runs, and leave it.
 MOVABLE = ("disk", "nic", "device")
 #: The keys one of which says what a new entry is.
-_FOUNDING = {"disk": ("path", "type"), "iothread": ("present",), "nic": ("type",), "device": ("type",)}
+_FOUNDING = {
+    "disk": ("path", "type"),
+    "iothread": ("present",),
+    "numa": ("present",),
+    "nic": ("type",),
+    "device": ("type",),
+}
 
 
 def check_known(changes: Mapping[str, Any], unit: Unit, owner: str, new: Collection[str] = ()) -> None:

@@ -25,6 +25,7 @@ class Family:
         has_graphics: a graphics card, and so a display.
         has_flash: flash memory, which UEFI is put into.
         has_memory_slots: room for memory that comes while the VM runs.
+        has_nodes: a way to tell the guest of NUMA nodes (ACPI's SRAT).
         room: how many there can be of each kind that has places on the board: ``disk`` (virtio and NVMe), ``nic``,
             ``legacy-nic`` where those have places of their own, and ``device``.
     """
@@ -35,6 +36,7 @@ class Family:
     has_graphics: bool = True
     has_flash: bool = True
     has_memory_slots: bool = True
+    has_nodes: bool = True
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -51,6 +53,7 @@ FAMILIES: Mapping[str, Family] = {
         has_graphics=False,
         has_flash=False,
         has_memory_slots=False,
+        has_nodes=False,
     ),
 }
 

@@ -14,7 +14,7 @@ from qsup.unit.sections.devices import AgentSection, ConsoleSection, DeviceSecti
 from qsup.unit.sections.disks import DiskSection, IothreadSection
 from qsup.unit.sections.limits import LimitsSection, QemuSection
 from qsup.unit.sections.machine import CpuSection, MachineSection
-from qsup.unit.sections.memory import MemorySection
+from qsup.unit.sections.memory import MemorySection, NumaSection
 from qsup.unit.sections.service import InstallSection, ServiceSection, UnitSection
 
 
@@ -28,6 +28,9 @@ class Unit:
     machine: MachineSection = section(MachineSection, "The emulator, the board and what it boots.")
     cpu: CpuSection = section(CpuSection, "The virtual processors.")
     memory: MemorySection = section(MemorySection, "The guest's memory.")
+    numa: tuple[NumaSection, ...] = section(
+        NumaSection, "NUMA nodes that the guest sees, each with vCPUs and memory of its own.", name="numa"
+    )
     disks: tuple[DiskSection, ...] = section(DiskSection, "Disks and CD drives.", name="disk")
     iothreads: tuple[IothreadSection, ...] = section(
         IothreadSection, "Threads that do the work of disks; a VM has those that it is started with.", name="iothread"

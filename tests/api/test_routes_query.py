@@ -163,7 +163,7 @@ def test_a_body_of_another_shape_is_refused_by_member(value: object, shape: Any,
         ({"timeout": 1}, wire.PowerRequest),
         ({"execute": "x", "arguments": {"deep": [{}]}, "timeout": 0.5}, wire.QmpRequest),
         ({"command": "exec", "path": "/bin/ls", "arguments": ["-l"]}, wire.AgentRequest),
-        ({"size": 1, "max": 2, "actual": 2, "page": 0, "nodes": [0]}, wire.MemoryWire),
+        ({"size": 1, "max": 2, "actual": 2, "page": 0, "nodes": [0], "guest_nodes": []}, wire.MemoryWire),
     ],
 )
 def test_a_body_of_the_right_shape_passes(value: object, shape: Any) -> None:

@@ -123,3 +123,20 @@ async def test_more_for_one_that_runs() -> None:
     await memory.check_more("web", unit(), (0,), 128 * MIB)
     with pytest.raises(PlacementError, match="wants 65 huge pages of 2M on node 0 for 130M of memory, and 64 are free"):
         await memory.check_more("web", unit(), (0,), 130 * MIB)
+
+
+async def test_each_node_of_a_guest_finds_its_pages() -> None:
+    """What two of them want of one node of the host is had once, and the other one's words name what is missing."""
+    memory = HostMemory(Host(free=100).look)
+
+    def halves(size: str, on: str = "0") -> Unit:
+        nodes = [{"id": "a", "vcpus": "0", "nodes": "0"}, {"id": "b", "nodes": on}]
+        values = {"memory": {"size": size, "hugepages": "2M", "balloon": False}, "numa": nodes}
+        return unit_from_values(values)
+
+    assert await memory.take("web", halves("200M"), ()) == ()
+    memory.release("web")
+    with pytest.raises(PlacementError, match="wants 51 huge pages of 2M on node 0 for 102M of memory, and 49 are free"):
+        await memory.take("web", halves("204M"), ())
+    with pytest.raises(PlacementError, match="its memory is to be on node 1, which has no memory"):
+        await memory.take("web", halves("64M", on="1"), ())

@@ -21,7 +21,7 @@ from qsup.unit.model import Unit
 from qsup.unit.quantity import format_cpu_set
 from qsup.unit.sections.disks import IothreadSection
 from qsup.unit.sections.machine import CpuSection
-from qsup.unit.sections.memory import MemorySection
+from qsup.unit.sections.memory import MemorySection, NumaSection
 from tests.plan.hosts import HOSTS
 from tests.waiting import wait_until
 
@@ -275,3 +275,28 @@ async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, pla
         later.restore(name, bound, chosen)
     with pytest.raises(PlacementError, match=r"48\.0 GiB of memory, and 32\.0 GiB are not promised"):
         await later.take("three", bound)
+
+
+async def test_a_guest_with_nodes_has_each_where_one_of_the_host_is() -> None:
+    """Each vCPU floats over the CPUs of its node, or has one of these; the next daemon takes that up."""
+    host = Host()
+    host.topology = HOSTS["2 sockets"]
+    nodes = (NumaSection(id="a", vcpus=(0, 2), nodes="auto"), NumaSection(id="b", vcpus=(1, 3), size=1 << 30))
+    memory = MemorySection(size=3 << 30)
+    floating = evolve(unit(vcpus=2, max_vcpus=4, pin="auto"), numa=nodes, memory=memory)
+    exclusive = evolve(floating, cpu=evolve(floating.cpu, exclusive=True))
+    placements = Placements(host)
+    chosen = await placements.take("web", floating)
+    assert chosen is not None
+    assert (chosen.homes, chosen.vcpu_nodes, chosen.memory) == ((0, 1), (0, 1, 0, 1), (2 << 30, 0))
+    assert said(placements, "web") == "0-7,16-23 8-15,24-31 0-7,16-23 8-15,24-31 + 0-31"
+    taken = await placements.take("db", exclusive)
+    assert said(placements, "db") == "0 8 16 24 + 1-7,9-15,17-23,25-31"
+    assert said(placements, "web") == "1-7,17-23 9-15,25-31 1-7,17-23 9-15,25-31 + 1-7,9-15,17-23,25-31"
+    later = Placements(host)
+    later.restore("web", floating, chosen)
+    later.restore("db", exclusive, taken)
+    await later.refresh()
+    assert [said(later, name) for name in ("web", "db")] == [said(placements, name) for name in ("web", "db")]
+    later.release("db")
+    assert said(later, "web") == "0-7,16-23 8-15,24-31 0-7,16-23 8-15,24-31 + 0-31"

@@ -6,10 +6,17 @@ import json
 from typing import Any
 
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qsup.plan.devices import module_part
+from qsup.plan.memory import module_part
 from qsup.plan.spec import Plan
+from qsup.unit.check import check
+from qsup.unit.effective import huge_page
+from qsup.unit.guestnodes import effective_sockets, node_sizes
+from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
+from qsup.unit.sections.memory import MEMORY_BLOCK
 from tests.plan.building import build
 
 
@@ -49,3 +56,68 @@ def test_memory_that_grows_is_taken_when_it_comes() -> None:
     first, growth = stores(plan)
     assert (first["prealloc"], growth["reserve"], growth.get("prealloc")) == (True, False, None)
     assert any('"driver":"virtio-mem-pci"' in str(each) and '"prealloc":true' in str(each) for each in plan.arguments)
+
+
+def guest_of(**memory: Any) -> Unit:
+    """One of three nodes, of which the last has memory alone and the others share what it leaves."""
+    nodes = [{"id": "a", "vcpus": "0"}, {"id": "b", "vcpus": "1", "nodes": "auto"}, {"id": "c", "size": "64M"}]
+    return unit_from_values({"cpu": {"vcpus": 2, "pin": "auto"}, "memory": {"size": "512M", **memory}, "numa": nodes})
+
+
+def test_each_node_of_a_guest_has_an_object() -> None:
+    """Of its size, on the nodes of the host that it names or that were chosen for it, else on those of all memory."""
+    plan = build(guest_of(nodes="3", policy="preferred"), chosen_nodes=(0, 1), homes=(0, 1, 2))
+    said = [(each["id"], each["size"] >> 20, each["host-nodes"], each["policy"]) for each in stores(plan)]
+    assert said == [
+        ("ram-0", 224, [3], "preferred"),
+        ("ram-1", 224, [1], "preferred"),
+        ("ram-2", 64, [3], "preferred"),
+    ]
+    assert plan.summary().memory_nodes == (1, 3)
+    assert not any("memory-backend=" in str(argument) for argument in plan.arguments)
+    everywhere = build(guest_of(nodes="auto"), chosen_nodes=(0, 1), homes=(0, 1, 0))
+    assert [node.nodes for node in everywhere.summary().guest_nodes] == [(0,), (1,), (0,)]
+
+
+def test_what_comes_is_where_its_node_is() -> None:
+    """In the guest and on the host, by virtio-mem and as a module; by default in the first node."""
+    unit = guest_of(max="1G", **{"growth-node": "b"})
+    plan = build(unit, homes=(0, 1, 2))
+    (growth,) = [json.loads(str(each)) for each in plan.arguments if "virtio-mem-pci" in str(each)]
+    assert (growth["node"], stores(plan)[-1]["host-nodes"]) == (1, [1])
+    for named, number in (("b", 1), ("", 0)):
+        unit = guest_of(max="1G", slots=1, resize="dimm", **{"growth-node": named})
+        part = module_part(0, 128 << 20, unit, build(unit, homes=(0, 1, 2)).summary())
+        assert part.devices[0]["node"] == number
+        assert part.backends[0].properties.get("host-nodes") == ([1] if number else None)
+
+
+@given(st.integers(1, 1 << 12), st.lists(st.integers(0, 64), min_size=1, max_size=5), st.sampled_from(["", "2M", "1G"]))
+def test_sizes_add_up(total: int, sizes: list[int], page: str) -> None:
+    """Where a unit is possible its nodes make up all of the machine's memory, in whole pages."""
+    block = max(huge_page(unit_from_values({"memory": {"hugepages": page}})), MEMORY_BLOCK)
+    nodes = [{"id": f"n{number}", "size": f"{size * block}B"} for number, size in enumerate(sizes)]
+    nodes[0]["vcpus"] = "0"
+    memory = {"size": f"{total * block}B", "hugepages": page, "balloon": False}
+    unit = unit_from_values({"memory": memory, "numa": nodes})
+    if not check(unit):
+        got = node_sizes(unit)
+        assert sum(got) == total * block
+        assert all(size and size % block == 0 for size in got)
+        assert all(size in (0, had // block) for size, had in zip(sizes, got, strict=True))
+    else:
+        assert sum(sizes) + sizes.count(0) > total if 0 in sizes else sum(sizes) != total
+
+
+def test_equal_nodes_in_order_are_sockets() -> None:
+    """Unless the unit says how vCPUs are arranged, and where nodes are not alike: then they are as it says."""
+    for sets, topology, expected in (
+        (("0-1", "2-3", ""), {}, 2),
+        (("0-1", "2-3"), {"cores": 4}, 0),
+        (("0,2", "1,3"), {}, 0),
+        (("0", "1-3"), {}, 0),
+        ((), {"sockets": 2}, 2),
+    ):
+        nodes = [{"id": f"n{number}", "vcpus": vcpus} for number, vcpus in enumerate(sets)]
+        unit = unit_from_values({"cpu": {"vcpus": 2, "max-vcpus": 4, "topology": topology}, "numa": nodes})
+        assert effective_sockets(unit) == expected

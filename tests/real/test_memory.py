@@ -255,7 +255,7 @@ def test_the_balloon_takes_and_gives(daemon: Daemon, qemu: Emulator, linux_guest
     operation = size(daemon, "200M")
     assert (operation["result"]["changed"], told(operation, "memory.size")) == (True, {"actual": 200 * MIB})
     sizes = {"size": 256 * MIB, "max": 256 * MIB, "actual": 200 * MIB}
-    assert daemon.view("web")["memory"] == {**sizes, "page": 0, "nodes": []}
+    assert daemon.view("web")["memory"] == {**sizes, "page": 0, "nodes": [], "guest_nodes": []}
     daemon.restart()
     daemon.wait("web", "running")
     assert came_true(lambda: daemon.view("web")["memory"]["actual"] == 200 * MIB, seconds=5)
@@ -278,7 +278,7 @@ def test_a_balloon_that_takes_nothing_leaves_all(
     most = (512 if memory == GROWS else 1024) * MIB
 
     def left(mib: int) -> bool:
-        wanted = {"size": mib * MIB, "max": most, "actual": mib * MIB, "page": 0, "nodes": []}
+        wanted = {"size": mib * MIB, "max": most, "actual": mib * MIB, "page": 0, "nodes": [], "guest_nodes": []}
         return came_true(lambda: daemon.view("web")["memory"] == wanted, seconds=5)
 
     assert left(256)

@@ -187,10 +187,17 @@ def _machine_facts(instance: Instance) -> Iterator[tuple[str, str]]:
     told = [f"at most {size(memory['max'])}"] if memory["max"] > memory["size"] else []
     told += [f"{size(actual)} left by the balloon"] if actual is not None and actual != memory["size"] else []
     told += [f"in huge pages of {size(memory['page'])}"] if memory["page"] else []
-    told += [f"on node{'s' if memory['nodes'][1:] else ''} {', '.join(map(str, memory['nodes']))}"] * bool(
-        memory["nodes"]
-    )
+    told += _on_nodes(memory["nodes"])
     yield "Memory", size(memory["size"]) + (f" ({', '.join(told)})" if told else "")
+    for number, node in enumerate(memory["guest_nodes"]):
+        vcpus = f", vCPUs {node['vcpus']}" if node["vcpus"] else ", no vCPU"
+        on = "".join(f", {words} of the host" for words in _on_nodes(node["nodes"]))
+        yield "NUMA node", clean(f"{number} ({node['id']}): {size(node['size'])}{vcpus}{on}")
+
+
+def _on_nodes(numbers: Sequence[int]) -> list[str]:
+    """``["on nodes 0, 1"]``; nothing for none."""
+    return [f"on node{'s' if numbers[1:] else ''} {', '.join(map(str, numbers))}"] if numbers else []
 
 
 def _limits(instance: Instance) -> str:

@@ -22,7 +22,7 @@ from qsup.instance import hotplug as wiring
 from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.hotplug import STEP_TIMEOUT, Piece
-from qsup.plan.devices import GROWTH, module_part
+from qsup.plan.memory import GROWTH, growth_nodes, module_part
 from qsup.qmp import commands
 from qsup.qmp.results import MemoryDevice
 from qsup.unit.compare import Change
@@ -71,7 +71,7 @@ class Memory:
         hardware, way = context.hardware, effective_resize(context.hardware.unit)
         more = unit.memory.size - hardware.unit.memory.size
         if more > 0 and way != "balloon":
-            nodes = hardware.summary.memory_nodes
+            nodes = growth_nodes(hardware.unit, hardware.summary)
             await context.services.memory.check_more(context.name, hardware.unit, nodes, more)
         if way == "balloon":
             # what QEMU was started with stays the most, however little of it the guest has

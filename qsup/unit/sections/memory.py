@@ -1,6 +1,6 @@
-"""``[memory]``: how much memory a guest has, and where the host keeps it.
+"""``[memory]`` and ``[[numa]]``: how much memory a guest has, where the host keeps it, and in which nodes it is seen.
 
-Decides: its keys. Must not: know what a host has.
+Decides: their keys. Must not: know what a host has.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from qsup.unit import kinds
-from qsup.unit.keys import MIB, Applies, key
+from qsup.unit.keys import MIB, Applies, key, present
 
 RESIZES = ("virtio-mem", "dimm", "balloon")
+POLICIES = ("bind", "preferred", "interleave")
 
 
 #: What virtio-mem gives and takes at a time: a huge page of x86-64. What a memory module is a multiple of: Linux adds
@@ -97,9 +98,66 @@ class MemorySection:
         qemu="memory-backend host-nodes=",
     )
     policy: str = key(
-        kinds.choice("bind", "preferred", "interleave"),
+        kinds.choice(*POLICIES),
         "What `nodes` means. `bind`: these alone. `preferred`: others, too, when the first of them has no more. "
         "`interleave`: page by page in turn, others when these have no more.",
         default="bind",
         qemu="memory-backend policy=",
+    )
+    growth_node: str = key(
+        kinds.optional(kinds.NAME),
+        "The `[[numa]]` of its guest that memory comes to while it runs, by `virtio-mem` or `dimm`; by default the "
+        "first.",
+        default="",
+        qemu="virtio-mem node=, pc-dimm node=",
+    )
+
+
+#: NUMA nodes that a guest can have (MAX_NODES in QEMU's source), and the distances that two of them can have: what is
+#: nearer is the node itself, what is farther counts as out of reach (NUMA_DISTANCE_MIN, NUMA_DISTANCE_MAX).
+MAX_GUEST_NODES, LOCAL_DISTANCE, FARTHEST = 128, 10, 254
+
+
+@frozen(kw_only=True)
+class NumaSection:
+    """``[[numa]]``: a NUMA node that the guest sees."""
+
+    id: str = key(
+        kinds.NAME, "Its name within the VM. The guest numbers its nodes from 0, in the order of the entries."
+    )
+    present: bool = present("")
+    vcpus: tuple[int, ...] = key(
+        kinds.optional(kinds.CPU_SET, ()),
+        'The vCPUs that are in it, counted from 0 up to `max-vcpus`, such as `"0-3"`; each is in one node. By default '
+        "it has memory alone. Where nodes have equal numbers of vCPUs, in order, and `[cpu.topology]` says nothing, "
+        "each is a socket.",
+        default=(),
+        qemu="-numa node,cpus=",
+    )
+    size: int = key(
+        kinds.size(0, 1 << 46),
+        'Its part of the memory that the machine is started with. `"0B"`: what the others leave, shared evenly by '
+        "those that say so.",
+        default=0,
+        qemu="-numa node,memdev=",
+    )
+    nodes: str | tuple[int, ...] = key(
+        kinds.NODES,
+        'The NUMA nodes of the host that this memory is on. `"auto"`: the one that `pin = "auto"` has chosen for its '
+        "vCPUs. By default what `[memory] nodes` says.",
+        default=(),
+        qemu="memory-backend host-nodes=",
+    )
+    policy: str = key(
+        kinds.optional(kinds.choice(*POLICIES)),
+        "What `nodes` means; by default what `[memory] policy` says.",
+        default="",
+        qemu="memory-backend policy=",
+    )
+    distances: tuple[int, ...] = key(
+        kinds.list_of(kinds.integer(LOCAL_DISTANCE, FARTHEST), maximum=MAX_GUEST_NODES),
+        "How far each node is from it, in the order of the entries, such as `[10, 21]`; its own is 10. A node that "
+        "does not say it is as far from each other one as that is from it. By default all are 20 apart for it.",
+        default=(),
+        qemu="-numa dist",
     )
