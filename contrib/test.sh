@@ -19,7 +19,8 @@ fi
 need python3=python3 python:ensurepip=python3-venv /etc/ssl/certs/ca-certificates.crt=ca-certificates \
     qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/share/OVMF/OVMF_CODE.fd=ovmf \
     ip=iproute2 setpriv=util-linux mount=mount strace=strace shellcheck=shellcheck \
-    systemd-analyze=systemd systemd-socket-activate=systemd systemd-nspawn=systemd-container
+    systemd-analyze=systemd systemd-socket-activate=systemd systemd-nspawn=systemd-container \
+    dbus-daemon=dbus
 python_environment dev
 cache=$(cache_directory)
 newer_qemu >/dev/null

@@ -39,8 +39,7 @@ from qsup.backend import DaemonBackend
 from qsup.catalog import UnitStore
 from qsup.config import Config, load_config
 from qsup.errors import QsupError
-from qsup.host import kvmnode, process
-from qsup.host.cgroup import CgroupTree
+from qsup.host import kvmnode, process, scope
 from qsup.host.claims import Claims
 from qsup.host.facts import firmware_directories, read_host_facts
 from qsup.host.journal import Journal
@@ -190,7 +189,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
         facts=partial(read_host_facts, firmware=firmware),
         capabilities=Prober(layout.state / "capabilities").probe,
         claims=Claims(),
-        cgroups=CgroupTree(layout.tag),
+        cgroups=scope.manager(layout.tag, os.environ),
         identities=IdentityStore(layout.state / "instances"),
         operations=operations,
         publish=ring.publish,

@@ -1,8 +1,8 @@
 """A cgroup for each VM: made before the spawn, joined while QEMU starts, emptied and removed at the end.
 
 Decides: which of the mounted hierarchies a VM's cgroup is made in, and how all of its processes are killed.
-Must not: set limits (`qsup.host.limits`), or fail a start because the host offers no cgroup: its absence has a reason,
-and that is all.
+Must not: know how a limit is kept (`qsup.host.limits`), or fail a start because the host offers no cgroup: its absence
+has a reason, and that is all.
 
 The unified hierarchy is used wherever it is mounted and writable, for `cgroup.kill` and `cgroup.events`; controllers of
 version 1 beside it add what it cannot (hybrid hosts). Under systemd the daemon's own cgroup must be delegated.
@@ -14,70 +14,25 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from qsup.errors import HostError, from_oserror
-from qsup.host.limits import hand_down
+from qsup.host import limits
+from qsup.host.hierarchies import Hierarchies, detect
+from qsup.host.limits import Limits
 from qsup.host.pidfd import PidFd
 
 _log = structlog.get_logger()
 
-#: Controllers of version 1 that are used where they are mounted.
-V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 #: Where OOM kills are counted, in version 2 and in version 1.
 _OOM_FILES = ("memory.events", "memory.oom_control")
 _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
-
-
-@frozen(kw_only=True)
-class Hierarchies:
-    """Where the daemon's own cgroups are.
-
-    Args:
-        unified: its cgroup in the version 2 tree, ``None`` where that is not mounted.
-        v1: by controller, its cgroup in that hierarchy.
-    """
-
-    unified: Path | None
-    v1: Mapping[str, Path] = field(factory=dict)
-
-
-def detect() -> Hierarchies:
-    """What is mounted, and where this process is in it."""
-    mounts = Path("/proc/self/mountinfo").read_text()
-    return parse_hierarchies(mounts, Path("/proc/self/cgroup").read_text())
-
-
-def parse_hierarchies(mountinfo: str, membership: str) -> Hierarchies:
-    """Pure: from the texts of /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7))."""
-    own: dict[str, str] = {}
-    for line in membership.splitlines():
-        _, names, path = line.split(":", 2)
-        own.update(dict.fromkeys(names.split(","), path))
-    unified = None
-    v1: dict[str, Path] = {}
-    for line in mountinfo.splitlines():
-        head, _, tail = line.partition(" - ")
-        root, mountpoint = head.split()[3:5]
-        kind, _, options = tail.split()[:3]
-        if kind == "cgroup2" and "" in own:
-            unified = _below(mountpoint, root, own[""])
-        elif kind == "cgroup":
-            found = [name for name in V1_CONTROLLERS if name in options.split(",") and name in own]
-            v1.update({name: _below(mountpoint, root, own[name]) for name in found})
-    return Hierarchies(unified=unified, v1=v1)
-
-
-def _below(mountpoint: str, root: str, path: str) -> Path:
-    """The directory of a cgroup in a mount that shows the tree from ``root`` on."""
-    inside = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
-    return Path(mountpoint.replace("\\040", " ")) / inside.strip("/")
 
 
 @frozen(kw_only=True)
@@ -108,6 +63,10 @@ class SharedOomKills:
         self._told += 1
         return True
 
+    def told(self, kills: int) -> None:
+        """So many of them have been told otherwise."""
+        self._told += max(0, kills)
+
 
 class Cgroup:
     """One VM's cgroups, one directory in each hierarchy used. It may have none: then `absence` says why.
@@ -116,12 +75,18 @@ class Cgroup:
         paths: the directories, the unified one first.
         absence: what cannot be had here, one sentence, or ``""``.
         shared: who counts OOM kills where none of the directories does.
+
+    Attributes:
+        trouble: what it turned out not to be, one sentence, or ``""``.
+        missed: why limits are not kept, as `impose` says it, where that turned out later.
     """
 
     def __init__(self, paths: Sequence[Path] = (), *, absence: str = "", shared: SharedOomKills | None = None) -> None:
         self.paths = tuple(paths)
         self.absence = absence
-        self._shared = shared
+        self.trouble = ""
+        self.missed: Mapping[str, str] = {}
+        self.shared = shared
 
     def members(self) -> frozenset[int]:
         """The pids of all processes in it."""
@@ -130,21 +95,46 @@ class Cgroup:
 
     def holds(self, pid: int) -> bool:
         """Whether a process is in all of its directories."""
-        return all(str(pid) in (_read(path / "cgroup.procs") or "").split() for path in self.paths)
+        return _is_in(self.paths, pid)
 
-    async def join(self, pid: int) -> str:
-        """Move a process into it, all threads at once; what it forks later is born inside.
+    async def join(self, *pids: int) -> str:
+        """Move processes into it, all their threads and children; what they fork later is born inside.
 
         The kernel lets the mover wait for an RCU grace period, 5-15 ms; start it beside what else is to be done, and
         await it before the guest runs.
 
         Args:
-            pid: a child that has not been reaped.
+            pids: children that have not been reaped.
 
         Returns:
-            why it could not be moved, one sentence, or ``""``; a process that has ended is no matter.
+            why one could not be moved, one sentence, or ``""``; a process that has ended is no matter.
         """
-        return await trio.to_thread.run_sync(_join, self.paths, pid)
+        reasons = [await trio.to_thread.run_sync(_join, self.paths, pid) for pid in pids]
+        return next(filter(None, reasons), "")
+
+    # limits, by the names of the fields of `Limits`
+
+    def why_not(self, name: str) -> str:
+        """See `qsup.host.limits.why_not`."""
+        return limits.why_not(self.paths, name)
+
+    def impose(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
+        """Hold it to limits before there is anybody in it, or once more; see `qsup.host.limits.impose`."""
+        return limits.impose(self.paths, wanted)
+
+    async def change(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
+        """Hold those who are in it to other limits; may wait for the kernel to take memory back."""
+        return await trio.to_thread.run_sync(limits.impose, self.paths, wanted)
+
+    def limits(self) -> Limits:
+        """What the kernel says that they are; `HostError`."""
+        return limits.read(self.paths)
+
+    def memory_held(self) -> int:
+        """See `qsup.host.limits.memory_held`."""
+        return limits.memory_held(self.paths)
+
+    # its end
 
     async def kill(self) -> None:
         """SIGKILL every process in it, at once where the kernel can (``cgroup.kill``, Linux 5.14)."""
@@ -205,12 +195,18 @@ class Cgroup:
         """
         with trio.move_on_after(seconds) as scope:
             for path in self.paths:
-                while not _remove(path):  # noqa: ASYNC110  # the kernel announces no moment when rmdir succeeds
+                while not self._is_gone(path):  # noqa: ASYNC110  # the kernel announces no moment when rmdir succeeds
                     await trio.sleep(_POLL)
-                _remove(path.parent)
         if scope.cancelled_caught:
             pids = ", ".join(map(str, sorted(self.members()))) or "none to be seen"
             raise HostError(f"the cgroup {self.paths[0]} did not empty within {seconds:g} s (processes: {pids})")
+
+    def _is_gone(self, path: Path) -> bool:
+        """See that one of its directories goes."""
+        if not _remove(path):
+            return False
+        _remove(path.parent)
+        return True
 
     def stats(self) -> CgroupStats:
         """What it has used."""
@@ -235,16 +231,16 @@ class Cgroup:
         """
         if any((path / name).exists() for path in self.paths for name in _OOM_FILES):
             return self.oom_kills() > before
-        return self._shared is not None and self._shared.take()
+        return self.shared is not None and self.shared.take()
 
 
 class CgroupManager(Protocol):
     """Whoever makes cgroups for VMs: a subtree of the daemon's own, or a service manager."""
 
-    def create(self, name: str) -> Cgroup:
+    def create(self, name: str, description: str = "") -> Cgroup:
         """The cgroup of a VM that is about to start; never fails, at worst it has no directory and says why."""
 
-    def reopen(self, paths: Sequence[str]) -> Cgroup:
+    def reopen(self, name: str, paths: Sequence[str]) -> Cgroup:
         """The cgroup of a VM that was found again, by the directories its run record names."""
 
 
@@ -264,7 +260,7 @@ class CgroupTree:
         # were it to move, systemd could start no other there beside VMs (EBUSY; DelegateSubgroup= came with 254).
         self._shared = SharedOomKills(top) if top and (top / _OOM_FILES[0]).exists() else None
 
-    def create(self, name: str) -> Cgroup:
+    def create(self, name: str, description: str = "") -> Cgroup:
         """See `CgroupManager.create`."""
         tops = [self._own.unified] if self._own.unified else []
         tops += dict.fromkeys(self._own.v1.values())  # cpu and cpuacct may be one hierarchy
@@ -284,7 +280,7 @@ class CgroupTree:
         absence = f"without a cgroup of its own in: {'; '.join(refused)}" if refused else ""
         return Cgroup(made, absence=absence, shared=self._shared)
 
-    def reopen(self, paths: Sequence[str]) -> Cgroup:
+    def reopen(self, name: str, paths: Sequence[str]) -> Cgroup:
         """See `CgroupManager.reopen`."""
         # whoever is in them is killed in the end, so they must be ours, whatever a record says
         found = [path for path in map(Path, paths) if path.parent.name == self.tag and path.is_dir()]
@@ -305,12 +301,28 @@ def _make(path: Path, own: Path) -> str:
 
 def _hand_down(top: Path, tag: Path) -> None:
     try:
-        hand_down(top, tag)
+        limits.hand_down(top, tag)
     except HostError as error:  # limits that a VM misses for it are its warnings
         _log.warning("VMs can have no limits", why=error.message)
 
 
 def _join(paths: Sequence[Path], pid: int) -> str:
+    """Move a process and then its children: those that it has by then, as later ones are born inside."""
+    reason = "" if _is_in(paths, pid) else _move(paths, pid)
+    others = [each for each in _children(pid) if not _is_in(paths, each)]
+    return next(filter(None, [reason, *(_join(paths, each) for each in others)]), "")
+
+
+def _children(pid: int) -> Iterator[int]:
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, (_read(listing) or "").split())
+
+
+def _is_in(paths: Sequence[Path], pid: int) -> bool:
+    return all(str(pid) in (_read(path / "cgroup.procs") or "").split() for path in paths)
+
+
+def _move(paths: Sequence[Path], pid: int) -> str:
     refused = []
     for path in paths:
         try:

@@ -113,8 +113,25 @@ _KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
     "memory_high": ("memory", (_plain("memory.high"),)),
     "pids": ("pids", (_plain("pids.max"),)),
 }
+#: Bytes that the kernel may round a limit down by: a page.
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_BYTES = ("memory", "memory_high")
 #: The controllers that are used.
 CONTROLLERS = tuple(dict.fromkeys(controller for controller, _ in _KEEPERS.values()))
+
+
+def controller(name: str) -> str:
+    """The controller that keeps a limit."""
+    return _KEEPERS[name][0]
+
+
+def agree(name: str, wanted: int | None, found: int | None) -> bool:
+    """Whether what the kernel says is what was wanted, but for its rounding."""
+    if wanted is None and name == "cpu_weight":
+        wanted = _WEIGHT
+    if wanted is None or found is None or name not in _BYTES:
+        return wanted == found
+    return 0 <= wanted - found < _PAGE
 
 
 def _found(paths: Sequence[Path], name: str) -> tuple[Path, _Keeper] | None:
@@ -135,7 +152,7 @@ def hand_down(top: Path, tag: Path) -> None:
     if (top / "cgroup.type").exists():
         return
     for directory in (top, tag):
-        there = [controller for controller in CONTROLLERS if controller in _words(directory / "cgroup.controllers")]
+        there = [controller for controller in CONTROLLERS if controller in words(directory / "cgroup.controllers")]
         path = directory / "cgroup.subtree_control"
         if there:
             try:
@@ -144,7 +161,8 @@ def hand_down(top: Path, tag: Path) -> None:
                 raise from_oserror(error, f"could not hand controllers down by {path}") from error
 
 
-def _words(path: Path) -> Sequence[str]:
+def words(path: Path) -> Sequence[str]:
+    """What a file of words says, such as ``cgroup.controllers``; nothing where there is none."""
     try:
         return path.read_text().split()
     except OSError:  # it is one of version 1
@@ -167,7 +185,7 @@ def why_not(paths: Sequence[Path], name: str) -> str:
     if there := next(filter(None, others), None):
         version = 2 if (there[0] / "cgroup.controllers").exists() else 1
         return f"the {controller} controller of the host, of cgroup version {version}, has no such limit"
-    above = [path.parents[1] for path in paths if controller in _words(path.parents[1] / "cgroup.controllers")]
+    above = [path.parents[1] for path in paths if controller in words(path.parents[1] / "cgroup.controllers")]
     if above:
         return f"the {controller} controller cannot be handed down from {above[0]}, which the daemon itself is in"
     return f"the host offers the daemon no {controller} controller"

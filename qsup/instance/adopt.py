@@ -31,6 +31,7 @@ from qsup.host.rundir import InstanceDirectory
 from qsup.instance import balloon, room, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.console import ConsoleHub
+from qsup.instance.exit import OUT_OF_MEMORY
 from qsup.instance.hardware import Hardware
 from qsup.instance.helpers import Helpers
 from qsup.instance.launch import join_cgroup
@@ -176,6 +177,7 @@ async def _identify(
     helpers = Helpers(directory)
     resources.push_async_callback(helpers.aclose)
     helpers.adopt(running.helpers, record.boot_id)
+    helpers.cgroup = cgroup
     child = None
     if record.pid is not None and record.start_time is not None:
         child = process.adopt(record.pid, record.start_time, record.boot_id)
@@ -219,8 +221,10 @@ async def _identify(
 
 
 def _cgroup(record: RunRecord, services: Services) -> Cgroup:
+    if record.cgroups:
+        return services.cgroups.reopen(record.name, record.cgroups)
     # a launch that was cut short may have made cgroups that it did not come to record
-    return services.cgroups.reopen(record.cgroups) if record.cgroups else services.cgroups.create(record.name)
+    return services.cgroups.create(record.name)
 
 
 def _runs_as_recorded(pid: int, record: RunRecord, directory: InstanceDirectory) -> bool:
@@ -261,7 +265,7 @@ def _lost(record: RunRecord, cgroup: Cgroup) -> Cause:
     if record.pid is None:
         return Cause(kind=CauseKind.START_FAILED, detail="the daemon ended while it was starting it")
     if cgroup.oom_kills():  # its cgroup was made for this life alone
-        return Cause(kind=CauseKind.OOM_KILL, detail=f"{watch.OUT_OF_MEMORY}, while no daemon was running")
+        return Cause(kind=CauseKind.OOM_KILL, detail=f"{OUT_OF_MEMORY}, while no daemon was running")
     return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
 
 
@@ -331,7 +335,7 @@ async def _ask(
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
         await balloon.impose(life.unit, life.summary, monitor)
-        life.limiting.put_outside(await join_cgroup(life.cgroup, life.process))
+        life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers))
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None

@@ -19,6 +19,7 @@ from attrs import define, field
 
 from qsup.errors import HostError, from_oserror
 from qsup.host import process
+from qsup.host.cgroup import Cgroup
 from qsup.host.opening import open_fifo
 from qsup.host.output import last_lines
 from qsup.host.process import Process
@@ -68,10 +69,12 @@ class Helpers:
 
     Attributes:
         troubles: what is said of those that have ended though they were needed, by entry.
+        cgroup: the VM's, which those that come later go into; ``None`` before QEMU is in it.
     """
 
     def __init__(self, directory: InstanceDirectory) -> None:
         self.troubles: dict[str, str] = {}
+        self.cgroup: Cgroup | None = None
         self._directory = directory
         self._helpers: dict[str, _Helper] = {}
         self._nursery: trio.Nursery | None = None
@@ -94,6 +97,13 @@ class Helpers:
             raise
         self._add(_Helper(entry, child, output))
         _log.info("helper started", entry=entry, pid=child.pid, program=argv[0])
+        if self.cgroup is not None and (reason := await self.cgroup.join(child.pid)):
+            _log.warning("a helper runs outside its VM's cgroup", entry=entry, pid=child.pid, reason=reason)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Their processes."""
+        return tuple(helper.process.pid for helper in self._helpers.values())
 
     def adopt(self, records: Iterable[HelperRecord], boot_id: str) -> None:
         """Watch on over those that an earlier daemon started."""

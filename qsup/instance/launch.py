@@ -37,7 +37,9 @@ from qsup.host.cgroup import Cgroup
 from qsup.host.process import Credentials, Process
 from qsup.instance import balloon
 from qsup.instance.console import ConsoleHub
+from qsup.instance.exit import OUT_OF_MEMORY
 from qsup.instance.hardware import Hardware
+from qsup.instance.helpers import Helpers
 from qsup.instance.life import Life, last_words
 from qsup.instance.live import throttle
 from qsup.instance.pinning import Pinning
@@ -45,7 +47,6 @@ from qsup.instance.prepare import Prepared, prepare
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.taps import unplug_links
-from qsup.instance.watch import OUT_OF_MEMORY
 from qsup.plan.pinning import Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
@@ -111,6 +112,9 @@ async def launch(
                 output_start,
                 lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
             )
+            if (cgroups := tuple(map(str, prepared.cgroup.paths))) != record.cgroups:
+                record = evolve(record, cgroups=cgroups)
+                prepared.directory.write_record(record)
     except BaseException as error:
         with trio.CancelScope(shield=True):  # bounded: each callback has a deadline of its own
             await _give_back(resources)
@@ -284,13 +288,18 @@ def _connect_console(prepared: Prepared) -> socket.socket:
 
 
 async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
-    prepared.limiting.put_outside(await join_cgroup(prepared.cgroup, child))
+    prepared.limiting.joined(await join_cgroup(prepared.cgroup, child, prepared.helpers))
     joined.set()
 
 
-async def join_cgroup(cgroup: Cgroup, child: Process) -> str:
-    """Move QEMU into its cgroup, which must be done before its guest runs; why it could not be, or ``""``."""
-    reason = await cgroup.join(child.pid)
+async def join_cgroup(cgroup: Cgroup, child: Process, helpers: Helpers) -> str:
+    """Move QEMU and the programs that serve its devices into its cgroup, which must be done before its guest runs.
+
+    Returns:
+        Why one could not be, or ``""``.
+    """
+    reason = await cgroup.join(child.pid, *helpers.pids)
+    helpers.cgroup = cgroup
     if reason:
         _log.warning("a VM runs outside its cgroup", pid=child.pid, reason=reason)
     return reason

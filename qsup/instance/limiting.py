@@ -15,7 +15,6 @@ import attrs
 from attrs import evolve
 
 from qsup.errors import HostError, StartError
-from qsup.host import limits
 from qsup.host.cgroup import Cgroup
 from qsup.host.limits import NAMES, Limits
 from qsup.unit.model import Unit
@@ -73,9 +72,10 @@ class Limiting:
     @property
     def troubles(self) -> tuple[str, ...]:
         """What is asked for and not enforced, one sentence each."""
+        place = (self._cgroup.trouble,) if self._cgroup.trouble else ()
         if self._outside and self.is_wanted:
-            return (f"its limits are not enforced: it {self._outside}",)
-        return tuple(f"limits.{NAMES[name]} is not enforced: {why}" for name, why in self._refused.items())
+            return (*place, f"its limits are not enforced: it {self._outside}")
+        return (*place, *(f"limits.{NAMES[name]} is not enforced: {why}" for name, why in self._refused.items()))
 
     def impose(self, unit: Unit) -> None:
         """Hold the VM to what its unit says; what it says nothing of stays as it is.
@@ -87,12 +87,15 @@ class Limiting:
             return
         self._look()
         wanted = {name: limit for name, limit in attrs.asdict(self._asked).items() if limit is not None}
-        self._refused = limits.impose(self._cgroup.paths, wanted)
+        self._refused = self._cgroup.impose(wanted)
         self._read()
 
-    def put_outside(self, reason: str) -> None:
-        """QEMU could not be moved into its cgroup, for a reason, or ``""``: it could."""
+    def joined(self, reason: str) -> None:
+        """QEMU is in its cgroup, or, for a reason, is not; whoever makes cgroups may have had something to say."""
         self._found, self._outside = None, reason
+        self._refused = {**self._refused, **self._cgroup.missed}
+        if self.is_wanted:
+            self._read()
 
     def _look(self) -> None:
         if self._found is not None:
@@ -104,20 +107,20 @@ class Limiting:
         Raises:
             StartError: it is not.
         """
-        if unit.limits.require and self.troubles:
+        if unit.limits.require and (self._refused or (self._outside and self.is_wanted)):
             hint = "take that out of [limits], or let it start without by require = false"
             raise StartError("; ".join(self.troubles), hint=hint)
 
     def why_not(self, name: str) -> str:
         """Why a limit cannot be enforced, words for after a colon, or ``""``."""
         self._look()
-        return f"it {self._outside}" if self._outside else limits.why_not(self._cgroup.paths, name)
+        return f"it {self._outside}" if self._outside else self._cgroup.why_not(name)
 
     def memory_held(self) -> int:
         """Bytes that it holds; `HostError`."""
-        return limits.memory_held(self._cgroup.paths)
+        return self._cgroup.memory_held()
 
-    def change(self, unit: Unit, names: frozenset[str]) -> Mapping[str, str]:
+    async def change(self, unit: Unit, names: frozenset[str]) -> Mapping[str, str]:
         """Hold the VM to some limits as a unit says, all or none; may wait for the kernel to take memory back.
 
         Args:
@@ -127,9 +130,9 @@ class Limiting:
             Why one cannot be, words for after a colon, by its name; then it is held to what it was.
         """
         wanted, before = attrs.asdict(asked(unit)), attrs.asdict(self._asked)
-        refused = limits.impose(self._cgroup.paths, {name: wanted[name] for name in names})
+        refused = await self._cgroup.change({name: wanted[name] for name in names})
         if refused:
-            limits.impose(self._cgroup.paths, {name: before[name] for name in names})
+            await self._cgroup.change({name: before[name] for name in names})
         else:
             self._asked = evolve(self._asked, **{name: wanted[name] for name in names})
             self._refused = {name: why for name, why in self._refused.items() if name not in names}
@@ -138,7 +141,7 @@ class Limiting:
 
     def _read(self) -> None:
         try:
-            self.effective = limits.read(self._cgroup.paths)
+            self.effective = self._cgroup.limits()
         except HostError as error:
             self._refused = {**self._refused, **dict.fromkeys(self._wanted(), error.message)}
 

@@ -129,7 +129,7 @@ async def prepare(
         await open_outside(plan.fds, directory, services, helpers, handed.numbers, identity.uid)
         running = evolve(running, helpers=helpers.records())
         await _stage(plan, services, identity, handed)
-        cgroup = services.cgroups.create(loaded.name)
+        cgroup = services.cgroups.create(loaded.name, loaded.unit.unit.description)
         resources.push_async_callback(cgroup.end)
         limiting = Limiting(cgroup)
         limiting.impose(loaded.unit)

@@ -7,7 +7,6 @@ Must not: change state, or decide what follows.
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from qsup.host.pidfd import ExitStatus
 from qsup.instance.balloon import BalloonSampler
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.drives import find_drives
+from qsup.instance.exit import cause_of_exit, may_be_sigkill
 from qsup.instance.guest import AGENT_PORT
 from qsup.instance.life import Life
 from qsup.instance.messages import RESET, Happened, Message, Noted, ProcessEnded, Seen, Told, TrayMoved, Unplugged
@@ -60,32 +60,6 @@ _EVENT_RATE, _EVENT_BURST = 100, events.MAX_EVENTS
 _SAMPLE_FOR = 120.0
 
 
-#: Why the kernel killed a process whose cgroup says so.
-OUT_OF_MEMORY = "the kernel killed it because memory ran out"
-
-
-def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = False) -> Cause:
-    """Why a process ended that nobody had told to.
-
-    Args:
-        last_words: the last line QEMU wrote, or ``""``.
-        oom_killed: its cgroup has counted an OOM kill in this life.
-    """
-    match status.kind:
-        case "signal" | "unknown" if oom_killed and _may_be_sigkill(status):
-            return Cause(kind=CauseKind.OOM_KILL, signal="KILL", detail=OUT_OF_MEMORY)
-        case "signal":
-            return Cause(kind=CauseKind.SIGNAL, signal=status.describe().removeprefix("signal "), detail=last_words)
-        case "code":
-            return Cause(kind=CauseKind.EXIT_CODE, exit_code=status.value, detail=last_words)
-        case _:
-            return Cause(kind=CauseKind.EXIT_UNKNOWN, detail=last_words)
-
-
-def _may_be_sigkill(status: ExitStatus) -> bool:
-    return status.kind == "unknown" or (status.kind == "signal" and status.value == signal.SIGKILL)
-
-
 async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[None]]) -> None:
     """Post the end of the process, with QEMU's last words.
 
@@ -99,7 +73,7 @@ async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[Non
 
 
 def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
-    cause = cause_of_exit(status, life.last_words(), oom_killed=_may_be_sigkill(status) and life.was_oom_killed())
+    cause = cause_of_exit(status, life.last_words(), oom_killed=may_be_sigkill(status) and life.was_oom_killed())
     if cause.kind is CauseKind.OOM_KILL and (limit := life.unit.limits.memory):
         return evolve(cause, detail=f"{cause.detail}; limits.memory is {format_size(limit)}")
     return cause

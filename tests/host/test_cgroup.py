@@ -15,7 +15,8 @@ import trio
 
 from qsup.errors import HostError
 from qsup.host import cgroup
-from qsup.host.cgroup import Cgroup, CgroupTree, Hierarchies, parse_hierarchies
+from qsup.host.cgroup import Cgroup, CgroupTree
+from qsup.host.hierarchies import Hierarchies, detect, parse_hierarchies
 from qsup.host.process import Credentials, Process, spawn
 from tests.host.children import is_stopped
 from tests.waiting import wait_until
@@ -85,7 +86,7 @@ def test_undelegated_tree_is_an_absence(tmp_path: Path) -> None:
 @pytest.fixture
 def tree() -> Iterator[CgroupTree]:
     """A tree of our own on the real hierarchies; nothing of it may be left."""
-    hierarchies = cgroup.detect()
+    hierarchies = detect()
     tag = f"qsup-test-{uuid.uuid4().hex[:8]}"
     yield CgroupTree(tag, hierarchies=hierarchies)
     tops = [top for top in (hierarchies.unified, *hierarchies.v1.values()) if top]
@@ -138,7 +139,7 @@ def members(path: Path) -> set[int]:
 @pytest.mark.parametrize("versions", ["all", "v1", "v2"])
 async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> None:
     """Children and what they started die too, by version 2's own means or through the freezer of version 1."""
-    hierarchies = cgroup.detect()
+    hierarchies = detect()
     limited = {
         "all": hierarchies,
         "v1": attrs.evolve(hierarchies, unified=None),
@@ -163,7 +164,7 @@ async def test_kill_takes_the_whole_tree(tree: CgroupTree, versions: str) -> Non
 @pytest.mark.parametrize("versions", ["v1", "v2"])
 async def test_what_somebody_has_frozen_can_be_killed(tree: CgroupTree, versions: str) -> None:
     """It is seen to be frozen; SIGKILL ends it once it is thawed, where it needs to be, and so does `kill`."""
-    found = cgroup.detect()
+    found = detect()
     made = CgroupTree(tree.tag, hierarchies=attrs.evolve(found, v1={"freezer": found.v1["freezer"]})).create("web")
     (freezer,) = (path for path in made.paths if (path / "freezer.state").exists())
     file, frozen = (freezer / "freezer.state", "FROZEN") if versions == "v1" else (made.paths[0] / "cgroup.freeze", "1")
@@ -191,7 +192,7 @@ async def test_member_that_cannot_be_reached_is_named(tree: CgroupTree, monkeypa
     def refuse(_pid: int) -> int:
         raise OSError(errno.EMFILE, "no words of the kernel")
 
-    made = CgroupTree(tree.tag, hierarchies=attrs.evolve(cgroup.detect(), unified=None)).create("web")
+    made = CgroupTree(tree.tag, hierarchies=attrs.evolve(detect(), unified=None)).create("web")
     process = await start(made)
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", refuse)
@@ -239,14 +240,14 @@ async def test_found_again_by_its_paths(tree: CgroupTree) -> None:
     """A later daemon finds the cgroup by the recorded paths; once it is gone, that is an absence."""
     made = tree.create("web")
     process = await start(made)
-    again = tree.reopen([str(path) for path in made.paths])
+    again = tree.reopen("web", [str(path) for path in made.paths])
     assert again.members() == {process.pid}
     await again.kill()
     with trio.fail_after(5):
         await process.wait_exit()
     await process.aclose()
     await again.remove()
-    assert tree.reopen([str(path) for path in made.paths]).absence == "its cgroup is gone"
+    assert tree.reopen("web", [str(path) for path in made.paths]).absence == "its cgroup is gone"
 
 
 @pytest.mark.root
@@ -254,8 +255,8 @@ async def test_a_record_cannot_name_a_strangers_cgroup(tree: CgroupTree) -> None
     """Whoever is in a VM's cgroup is killed at its end, so only those below this daemon's own are taken."""
     other = CgroupTree(f"{tree.tag}-other")
     made = other.create("web")
-    assert tree.reopen([str(path) for path in made.paths]).paths == ()
-    assert tree.reopen(["/", "/sys/fs/cgroup", str(made.paths[0].parent)]).paths == ()
+    assert tree.reopen("web", [str(path) for path in made.paths]).paths == ()
+    assert tree.reopen("web", ["/", "/sys/fs/cgroup", str(made.paths[0].parent)]).paths == ()
     await made.remove()
 
 
@@ -291,7 +292,7 @@ async def test_counts_what_was_used(tree: CgroupTree) -> None:
     made = tree.create("web")
     process = await start(made, 'while :; do x="$x$0$0$0$0$0$0$0$0"; done')
     await wait_until(lambda: (made.stats().cpu_seconds or 0) > 0.02, "CPU time has been counted")
-    if "memory" in cgroup.detect().v1:
+    if "memory" in detect().v1:
         await wait_until(lambda: made.stats().memory_bytes, "memory has been counted")
     await made.kill()
     with trio.fail_after(5):
@@ -326,7 +327,7 @@ def test_an_oom_kill_counted_for_all_vms_of_a_fake_tree_is_told_once(tmp_path: P
     (tmp_path / "cgroup.procs").touch()
     count(3)
     fake = CgroupTree("tag", hierarchies=Hierarchies(unified=tmp_path))
-    web, db = fake.create("web"), fake.reopen([str(fake.create("db").paths[0])])
+    web, db = fake.create("web"), fake.reopen("db", [str(fake.create("db").paths[0])])
     assert not web.was_oom_killed(web.oom_kills())
     count(4)
     assert [web.was_oom_killed(0), db.was_oom_killed(0)] == [True, False]
@@ -345,7 +346,7 @@ def test_a_cgroup_that_counts_by_itself_needs_nobody_else_in_a_fake_tree(tmp_pat
 
 
 @pytest.mark.root
-@pytest.mark.skipif("memory" not in cgroup.detect().v1, reason="a limit is written in version 1's words")
+@pytest.mark.skipif("memory" not in detect().v1, reason="a limit is written in version 1's words")
 async def test_counts_a_real_oom_kill(tree: CgroupTree) -> None:
     """A process that grows beyond its cgroup's memory is killed by the kernel, and counted."""
     made = tree.create("web")

@@ -11,8 +11,9 @@ import attrs
 import pytest
 
 from qsup.errors import HostError
-from qsup.host import cgroup, limits
-from qsup.host.cgroup import Cgroup, CgroupTree, Hierarchies
+from qsup.host import limits
+from qsup.host.cgroup import Cgroup, CgroupTree
+from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import NAMES, Limits
 
 MIB = 1 << 20
@@ -167,7 +168,7 @@ def test_every_limit_has_a_file() -> None:
 @pytest.fixture
 def real() -> Iterator[Cgroup]:
     """A cgroup in the hierarchies of version 1 that this machine has."""
-    v1 = cgroup.detect().v1
+    v1 = detect().v1
     if missing := {"cpu", "memory", "pids"} - v1.keys():
         pytest.skip(f"this machine has no cgroup version 1 for {', '.join(sorted(missing))}")
     tree = CgroupTree(f"qsup-test-{uuid.uuid4().hex[:8]}", hierarchies=Hierarchies(unified=None, v1=v1))

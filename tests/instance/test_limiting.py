@@ -62,12 +62,12 @@ def test_what_is_not_enforced_is_named_fake(tmp_path: Path) -> None:
 def test_a_qemu_outside_its_cgroup_is_held_to_nothing_fake(tmp_path: Path) -> None:
     """Whatever the kernel keeps for it; a VM without limits misses nothing."""
     limiting = limiting_of(tmp_path, V2_FILES, unit(pids=300))
-    limiting.put_outside("could not be moved into its cgroup: no")
+    limiting.joined("could not be moved into its cgroup: no")
     assert limiting.troubles == ("its limits are not enforced: it could not be moved into its cgroup: no",)
     with pytest.raises(StartError, match="could not be moved"):
         limiting.check_kept(unit(pids=300, require=True))
     free = limiting_of(tmp_path, V2_FILES, Unit())
-    free.put_outside("could not be moved into its cgroup: no")
+    free.joined("could not be moved into its cgroup: no")
     assert free.troubles == ()
     free.check_kept(unit(require=True))
 

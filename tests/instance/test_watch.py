@@ -19,6 +19,7 @@ from qsup.host.cgroup import Cgroup
 from qsup.host.pidfd import ExitStatus
 from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
+from qsup.instance.exit import cause_of_exit
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told, Unplugged
 from qsup.instance.pinning import Pinning
@@ -269,7 +270,25 @@ def names(lines: list[bytes]) -> list[str]:
 )
 def test_an_oom_kill_is_told_from_another_signal(status: ExitStatus, oom_killed: bool, kind: CauseKind) -> None:
     """By what the cgroup has counted: a SIGKILL, or an end that nobody can know more of."""
-    assert watch.cause_of_exit(status, "", oom_killed=oom_killed).kind is kind
+    assert cause_of_exit(status, "", oom_killed=oom_killed).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("terminating on signal 15 from pid 1 (/usr/lib/systemd/systemd)", CauseKind.OPERATOR),
+        ("terminating on signal 15 from pid 812 (/lib/systemd/systemd)", CauseKind.OPERATOR),
+        ("terminating on signal 15 from pid 1 (/sbin/init)", CauseKind.OPERATOR),
+        ("terminating on signal 15 from pid 812 (/sbin/init)", CauseKind.EXIT_CODE),
+        ("terminating on signal 15 from pid 812 (bash)", CauseKind.EXIT_CODE),
+        ("terminating on signal 2 from pid 1 (/usr/lib/systemd/systemd)", CauseKind.EXIT_CODE),
+        ("", CauseKind.EXIT_CODE),
+    ],
+)
+def test_an_end_that_systemd_wanted_is_an_operators(words: str, kind: CauseKind) -> None:
+    """Whoever stops its scope wants it stopped: no policy starts it again."""
+    assert cause_of_exit(ExitStatus(kind="code", value=0), words).kind is kind
+    assert cause_of_exit(ExitStatus(kind="code", value=1), words).kind is CauseKind.EXIT_CODE
 
 
 @pytest.mark.parametrize("status", [ExitStatus(kind="code", value=1), ExitStatus(kind="signal", value=11)])

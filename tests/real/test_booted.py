@@ -67,7 +67,7 @@ def commands_of_the_guide() -> str:
 def test_an_installation_by_the_guide_works(
     host: Host, daemon: HostsDaemon, emulator: Emulator, rom_guest: Path
 ) -> None:
-    """Ready for systemd, the socket for the group alone, VMs as users of their own in cgroups of their own."""
+    """Ready for systemd, the socket for the group alone, VMs as users of their own in scopes of their own."""
     shown = {name: host.property("qsupd.service", name) for name in ("ActiveState", "Type", "StatusText")}
     assert shown == {"ActiveState": "active", "Type": "notify", "StatusText": "0 VMs"}
     assert host.property("qsup-guests.service", "ActiveState") == "active"
@@ -88,8 +88,9 @@ def test_an_installation_by_the_guide_works(
     (uid,) = set(said["Uid"].split())
     assert 720_000 <= int(uid) <= 729_999
     assert (int(said["CapBnd"], 16), said["NoNewPrivs"], said["Seccomp"]) == (0, "1", "2")
-    own = "/sys/fs/cgroup/system.slice/qsupd.service/qsup/web"
-    assert host.run("cat", f"{own}/cgroup.procs") == f"{pid}\n"
+    scope = "/sys/fs/cgroup/qsup.slice/qsup-web.scope"
+    assert host.run("cat", f"{scope}/cgroup.procs") == f"{pid}\n"
+    assert host.property("qsup-web.scope", "Description") == "QEMU virtual machine web"
 
     def told() -> bool:
         lines = host.run("journalctl", "-u", "qsupd", "QSUP_INSTANCE=web", "--output=cat", check=False)
@@ -97,6 +98,74 @@ def test_an_installation_by_the_guide_works(
 
     assert came_true(told, seconds=DEADLINE)
     assert not host.failed()
+
+
+@pytest.mark.slow
+def test_systemd_shows_and_serves_vms(host: Host, daemon: HostsDaemon, write: Write) -> None:
+    """Each in a scope of its own, whatever its name; stopped or killed by it, and no policy starts what it stopped."""
+    write("my-web", service='restart = "always"')
+    view = daemon.do("my-web", "start")
+    unit = r"qsup-my\x2dweb.scope"
+    assert view["warnings"] == []
+    shown = {name: host.property(unit, name) for name in ("ActiveState", "Slice", "Delegate", "CollectMode")}
+    assert shown == {
+        "ActiveState": "active",
+        "Slice": "qsup.slice",
+        "Delegate": "yes",
+        "CollectMode": "inactive-or-failed",
+    }
+    assert str(view["pid"]) in host.run("systemctl", "status", unit, check=False)
+    assert "qsup-guests.service" in host.property(unit, "Before")
+    host.run("systemctl", "stop", unit)
+    ended = daemon.wait("my-web", "dead")
+    assert (ended["cause"]["kind"], ended["restarts"]) == ("operator", 0)
+    assert "systemd stopped it" in ended["cause"]["detail"]
+
+    daemon.do("my-web", "start")
+    host.run("systemctl", "kill", "--signal=KILL", unit)
+    poll_until(lambda: daemon.view("my-web")["restarts"] == 1, "it is started again", seconds=DEADLINE)
+    again = daemon.wait("my-web", "running")
+    host.run("systemctl", "restart", "qsupd")
+    assert daemon.wait("my-web", "running")["pid"] == again["pid"]
+    daemon.do("my-web", "kill")
+    assert host.property(unit, "ActiveState") == "inactive"
+
+
+@pytest.mark.slow
+def test_a_vm_that_systemd_gives_no_scope_has_a_cgroup_all_the_same(
+    host: Host, daemon: HostsDaemon, write: Write
+) -> None:
+    """Where there is no bus, its slice is masked or somebody has its name: a warning says it; it ends as any other."""
+    write("web")
+
+    def start(why: str) -> None:
+        view = daemon.do("web", "start")
+        (warning,) = view["warnings"]
+        assert warning.startswith("it has no scope of systemd's") and why in warning
+        own = "/sys/fs/cgroup/system.slice/qsupd.service/qsup/web/cgroup.procs"
+        assert host.run("cat", own) == f"{view['pid']}\n"
+
+    host.run("systemctl", "stop", "dbus.socket", "dbus.service")
+    start("no D-Bus connection to systemd by /run/dbus/system_bus_socket")
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "qsupd")
+    poll_until(lambda: daemon.pid, "another daemon", seconds=DEADLINE)
+    (warning,) = daemon.wait("web", "running")["warnings"]
+    assert "it has no scope of systemd's" in warning
+    daemon.do("web", "kill")
+    host.run("systemctl", "start", "dbus.socket")
+    host.run("systemctl", "mask", "--runtime", "qsup.slice")
+    start("Unit qsup.slice is masked.")
+    daemon.do("web", "kill")
+    host.run("systemctl", "unmask", "--runtime", "qsup.slice")
+
+    # a process of somebody else's in a scope of that name
+    taken = ("systemd-run", "--quiet", "--unit=other", "systemd-run", "--scope", "--unit=qsup-web", "sleep", "1000")
+    host.run(*taken)
+    poll_until(lambda: host.property("qsup-web.scope", "ActiveState") == "active", "it is there", seconds=DEADLINE)
+    start("Unit qsup-web.scope was already loaded")
+    daemon.do("web", "kill")
+    host.run("systemctl", "stop", "qsup-web.scope")
+    assert daemon.do("web", "start")["warnings"] == []
 
 
 @pytest.mark.slow

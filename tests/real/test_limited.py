@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qsup.errors import MonitorClosed
-from qsup.host import cgroup
+from qsup.host import hierarchies
 from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, elapsed, linux_unit, rom_unit
 from tests.real.growing import ask, differs, run
@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.skipif(
-        not {"cpu", "memory", "pids"} <= cgroup.detect().v1.keys(), reason="the limits are read in version 1's words"
+        not {"cpu", "memory", "pids"} <= hierarchies.detect().v1.keys(),
+        reason="the limits are read in version 1's words",
     ),
 ]
 

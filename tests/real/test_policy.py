@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qsup.errors import DeniedError, QsupError
-from qsup.host import cgroup
+from qsup.host import hierarchies
 from tests.bare import BareConnection
 from tests.guests import Emulator
 from tests.real.daemons import DEADLINE, Daemon, kill_process, rom_unit, signal_process
@@ -147,7 +147,7 @@ def exhaust(daemon: Daemon, name: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif("memory" not in cgroup.detect().v1, reason="a limit is written in version 1's words")
+@pytest.mark.skipif("memory" not in hierarchies.detect().v1, reason="a limit is written in version 1's words")
 @pytest.mark.parametrize("adopted", [False, True], ids=["own", "adopted"])
 def test_a_real_oom_kill_is_named(daemon: Daemon, qemu: Emulator, rom_guest: Path, adopted: bool) -> None:
     """The kernel's OOM killer, by a real limit of the VM's cgroup: `oom-kill`, and the policy is obeyed."""
@@ -166,7 +166,7 @@ def test_a_real_oom_kill_is_named(daemon: Daemon, qemu: Emulator, rom_guest: Pat
 
 
 @pytest.mark.root
-@pytest.mark.skipif("memory" not in cgroup.detect().v1, reason="a limit is written in version 1's words")
+@pytest.mark.skipif("memory" not in hierarchies.detect().v1, reason="a limit is written in version 1's words")
 def test_a_real_oom_kill_while_no_daemon_runs_is_found_out(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """The cgroup has counted it, whether or not the kernel still knows how the process ended."""
     daemon.unit("web", rom_unit(emulator, rom_guest))

@@ -7,11 +7,9 @@ Must not: know how a cgroup keeps one (`qsup.host.limits`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import attrs
-import trio
 
 from qsup.errors import ChangeError
 from qsup.host.limits import NAMES
@@ -53,7 +51,7 @@ class LimitKeys:
         """Have the kernel take them, all or none; told is what it says then."""
         limiting = context.life.limiting
         fields = {change.key: _FIELDS[change.key] for change in changes if change.key != _REQUIRE}
-        refused = await trio.to_thread.run_sync(partial(limiting.change, unit, frozenset(fields.values())))
+        refused = await limiting.change(unit, frozenset(fields.values()))
         if refused:
             words = "; ".join(f"limits.{NAMES[name]} cannot be enforced: {why}" for name, why in refused.items())
             raise ChangeError(f"its limits stay as they were: {words}")
