@@ -49,7 +49,7 @@ class FakeKernel:
         return {thread: format_cpu_set(mask) for thread, mask in self.masks.items()}
 
     def put(self, thread: int, cpus: frozenset[int]) -> bool:
-        """As sched_setaffinity(2), which refuses what nothing can run on, and else passes over what a cpuset forbids."""
+        """As sched_setaffinity(2), which refuses what nothing can run on and else skips what a cpuset forbids."""
         assert cpus & self.online
         if not cpus & self.cpuset:
             raise HostError(f"could not pin thread {thread}: Invalid argument")
