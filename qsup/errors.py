@@ -40,6 +40,7 @@ Must not: import anything outside the standard library (``qsupctl`` loads this a
     │   ├── ImageError              an image is missing, of another format, unsafe  image                422
     │   │   └── ImageInUse          another VM or process holds it                  image-in-use         409
     │   ├── PlacementError          the CPUs and nodes that are left do not do      placement            409
+    │   ├── CapacityError           more than may be promised of the host           capacity             409
     │   ├── NetworkError            taps, bridges, ports                            network              500
     │   ├── NoSpaceError            ENOSPC or EDQUOT                                no-space             507
     │   └── StateFileError          a record of ours is unreadable                  state-file           500
@@ -387,6 +388,13 @@ class PlacementError(HostError):
     """A VM cannot have the CPUs and the memory it wants beside those that are there already."""
 
     code = "placement"
+    status = 409
+
+
+class CapacityError(HostError):
+    """More than may be promised to VMs of the host's memory, huge pages or CPUs: a start can be forced."""
+
+    code = "capacity"
     status = 409
 
 

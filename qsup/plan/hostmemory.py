@@ -135,14 +135,14 @@ def shortage(wanted: Demand, topology: Topology, others: Iterable[Demand] = ()) 
         return ""  # it does not say what it has
     most = sum(node.memory for node in topology.nodes if node.number in wanted.nodes)
     if wanted.nodes and wanted.size > most:
-        return f"wants {_size(wanted.size)} of memory{where}, and there are {_size(most)} in all"
+        return f"wants {in_mib(wanted.size)} of memory{where}, and there are {in_mib(most)} in all"
     free = topology.free_memory(wanted.nodes) - taken
     if not wanted.at_once or wanted.size <= free:
         return ""
-    missing = _size(wanted.size - free)
-    return f"wants {_size(wanted.size)} of memory{where} at once, and {_size(free)} can be had: {missing} are missing"
+    missing = in_mib(wanted.size - free)
+    return f"wants {in_mib(wanted.size)} of memory{where} at once, and {in_mib(free)} can be had: {missing} are missing"
 
 
-def _size(amount: int) -> str:
-    """Bytes, in whole MiB where there are more."""
+def in_mib(amount: int) -> str:
+    """Bytes as a message tells them: in whole MiB where there are more."""
     return format_size(amount if amount < _MIB else amount // _MIB * _MIB)

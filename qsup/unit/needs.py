@@ -32,6 +32,12 @@ class Sum:
     words: str
 
 
+def own_memory(unit: Unit, accel: str) -> int:
+    """Bytes that QEMU takes besides its guest's memory; ``accel``: as for `memory_needed`."""
+    video = 0 if effective_video(unit) == "none" else _VIDEO
+    return _PROGRAM + effective_max_vcpus(unit) * _VCPU + video + (_TCG if accel == "tcg" else 0)
+
+
 def memory_needed(unit: Unit, accel: str) -> Sum:
     """Bytes that QEMU is charged with once its guest has touched all of its memory; huge pages it is not charged with
     (hugetlb has a controller of its own).
@@ -40,9 +46,7 @@ def memory_needed(unit: Unit, accel: str) -> Sum:
         accel: the accelerator; of what is not ``tcg`` it is the least that it may be.
     """
     guest = 0 if unit.memory.hugepages else max(unit.memory.size, machine_memory(unit))
-    video = 0 if effective_video(unit) == "none" else _VIDEO
-    vcpus = effective_max_vcpus(unit)
-    own = _PROGRAM + vcpus * _VCPU + video
+    own = own_memory(unit, "")
     parts = [f"{format_size(guest)} for the guest", f"{format_size(own)} for QEMU itself"]
     if accel != "tcg":
         return Sum(guest + own, " and ".join(parts))
