@@ -28,6 +28,7 @@ from qsup.instance.operations import OperationTable
 from qsup.instance.pinned import by_cpu
 from qsup.instance.state import Request
 from qsup.instance.view import (
+    CapacityView,
     CpusView,
     EventRecord,
     HardwareView,
@@ -254,6 +255,11 @@ class DaemonBackend:
         host = await self._topology.look()
         sets = {driver.name: access.cpu_sets(driver) for driver in self._supervisor.drivers()}
         return TopologyView(topology=host, pinned=by_cpu(sets))
+
+    async def capacity(self) -> CapacityView:
+        """What may be promised of the host, and what is."""
+        host, promises = await self._supervisor.capacity.survey()
+        return CapacityView(host=host, promises=promises)
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """Per command: counts by bucket, and the sum in seconds."""

@@ -16,8 +16,11 @@ from attrs import evolve, fields, frozen
 
 from qsup.errors import ConfigError
 from qsup.log import LEVELS
+from qsup.plan.capacity import Bounds
+from qsup.unit.quantity import parse_size
 
 _UID_MAX = (1 << 32) - 2
+_RATIO_MAX = 1000
 
 
 @frozen(kw_only=True)
@@ -33,6 +36,7 @@ class Config:
         shutdown_timeout: seconds that stopping all VMs may take; what is left then is killed.
         log_level: the least that is logged.
         memory_ceiling: MiB of the daemon's own memory beyond which API clients are turned out; 0 for none.
+        capacity: how much of the host may be promised to VMs.
     """
 
     pools: tuple[Path, ...] = ()
@@ -44,6 +48,7 @@ class Config:
     shutdown_timeout: int = 300
     log_level: str = "info"
     memory_ceiling: int = 1024
+    capacity: Bounds = Bounds()
 
 
 def _paths(value: Any) -> tuple[Path, ...]:
@@ -89,7 +94,36 @@ def _number(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
-_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+def _size(value: Any) -> int:
+    return parse_size(_text(value))
+
+
+def _ratio(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _RATIO_MAX:
+        raise ValueError(f"must be a number from 0 to {_RATIO_MAX}")
+    return float(value)
+
+
+_Parsers = Mapping[str, Callable[[Any], Any]]
+_CAPACITY: _Parsers = {
+    "memory": _size,
+    "memory_reserve": _size,
+    "memory_overcommit": _ratio,
+    "cpu_overcommit": _ratio,
+}
+assert set(_CAPACITY) == {attribute.name for attribute in fields(Bounds)}, "every key of the table has a parser"
+
+
+def _capacity(value: Any) -> Bounds:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")
+    found, wrong = _parse(value, _CAPACITY)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return Bounds(**found)
+
+
+_PARSERS: _Parsers = {
     "pools": _paths,
     "block_devices": _devices,
     "uid_first": _number(1000, _UID_MAX),
@@ -99,6 +133,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "shutdown_timeout": _number(1, 3600),
     "log_level": _level,
     "memory_ceiling": _number(0, 1 << 20),
+    "capacity": _capacity,
 }
 assert set(_PARSERS) == {attribute.name for attribute in fields(Config)}, "every key has a parser"
 
@@ -117,17 +152,7 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"could not read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    wrong: list[str] = []
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in _PARSERS or "_" in key:
-            wrong.append(f"unknown key {key!r}{_suggestion(key)}")
-            continue
-        try:
-            found[name] = _PARSERS[name](value)
-        except ValueError as error:
-            wrong.append(f"{key}: {error}")
+    found, wrong = _parse(values, _PARSERS)
     config = evolve(Config(), **found)
     if config.uid_first > config.uid_last:
         wrong.append("uid-first is above uid-last")
@@ -136,7 +161,23 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def _suggestion(key: str) -> str:
-    known = [name.replace("_", "-") for name in _PARSERS]
+def _parse(values: Mapping[str, Any], parsers: _Parsers) -> tuple[dict[str, Any], list[str]]:
+    """What a table says, and what is wrong with it."""
+    found: dict[str, Any] = {}
+    wrong: list[str] = []
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in parsers or "_" in key:
+            wrong.append(f"unknown key {key!r}{_suggestion(key, parsers)}")
+            continue
+        try:
+            found[name] = parsers[name](value)
+        except ValueError as error:
+            wrong.append(f"{key}: {error}")
+    return found, wrong
+
+
+def _suggestion(key: str, parsers: _Parsers) -> str:
+    known = [name.replace("_", "-") for name in parsers]
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

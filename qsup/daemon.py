@@ -50,6 +50,7 @@ from qsup.host.records import IdentityStore
 from qsup.host.resources import OwnResources
 from qsup.host.rundir import DaemonLock, Layout
 from qsup.host.topology import TopologyReader
+from qsup.instance.capacity import Capacity
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import OperationState
@@ -181,7 +182,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
     topology = TopologyReader()
     root = os.geteuid() == 0
     firmware = firmware_directories(os.environ, uid=os.geteuid())
-
+    placements = Placements(topology)
     services = Services(
         layout=layout,
         load=store.load,
@@ -196,7 +197,8 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
         block_devices=config.block_devices,
         uids=range(config.uid_first, config.uid_last + 1) if root else None,
         on_latency=latency.observe,
-        placements=Placements(topology),
+        placements=placements,
+        capacity=Capacity(placements.look, lambda: placements.owned, config.capacity),
     )
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout

@@ -21,6 +21,7 @@ from qsup.host import proc
 from qsup.host.once import OncePerBoot
 from qsup.host.output import BoundedLog
 from qsup.instance import ended
+from qsup.instance.capacity import Capacity
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
 from qsup.instance.operation import Begun, KeyUse, Operation
@@ -280,6 +281,11 @@ class Supervisor:
     def placements(self) -> Placements:
         """Where VMs run."""
         return self._services.placements
+
+    @property
+    def capacity(self) -> Capacity:
+        """What they were promised."""
+        return self._services.capacity
 
     def drivers(self) -> Iterator[Driver]:
         """Every VM's driver, sorted by name."""

@@ -9,6 +9,7 @@ import pytest
 
 from qsup.config import Config, load_config
 from qsup.errors import ConfigError
+from qsup.plan.capacity import Bounds
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -30,6 +31,12 @@ start-concurrency = 2
 shutdown-timeout = 90
 log-level = "debug"
 memory-ceiling = 64
+
+[capacity]
+memory = "64G"
+memory-reserve = "2G"
+memory-overcommit = 1.5
+cpu-overcommit = 4
 """
     assert load_config(written(tmp_path, text)) == Config(
         pools=(Path("/srv/vm"), Path("/var/lib/qsup/images")),
@@ -41,6 +48,7 @@ memory-ceiling = 64
         shutdown_timeout=90,
         log_level="debug",
         memory_ceiling=64,
+        capacity=Bounds(memory=64 << 30, memory_reserve=2 << 30, memory_overcommit=1.5, cpu_overcommit=4.0),
     )
     assert load_config(written(tmp_path, "")) == Config()
 
@@ -59,6 +67,13 @@ memory-ceiling = 64
         ("start-concurrency = true", "start-concurrency: must be an integer from 1 to 1000"),
         ("memory-ceiling = '64M'", "memory-ceiling: must be an integer from 0 to"),
         ("log-level = 'loud'", "log-level: must be one of"),
+        ("capacity = 4", "capacity: must be a table"),
+        (
+            "[capacity]\nmemory = 4\nmemory-reserve = '4'\nmemory-overcomit = 1\ncpu-overcommit = -1",
+            "capacity: memory: must be a string that is not empty; memory-reserve: '4' is not a size: write \"4M\", or "
+            "\"4B\" for bytes; unknown key 'memory-overcomit'; did you mean 'memory-overcommit'?; cpu-overcommit: must "
+            "be a number from 0 to 1000",
+        ),
         ("pools = [", "qsupd.toml: "),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -17,6 +18,8 @@ from qsup.config import Config
 from qsup.instance.cause import FAILURES, Cause, CauseKind
 from qsup.instance.restart import wants_restart
 from qsup.instance.state import State
+from qsup.plan.capacity import Bounds
+from qsup.unit.quantity import format_size
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [*sorted(REPOSITORY.glob("docs/*.md")), *sorted(REPOSITORY.glob("*.md"))]
@@ -62,12 +65,15 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         (key, tomllib.loads(f"v = {default}")["v"])
         for key, default in ROW.findall(_section("admin.md", "Configuration"))
     ]
-    keys = [(field.name.replace("_", "-"), _as_toml(field.default)) for field in attrs.fields(Config)]
+    plain = [field for field in attrs.fields(Config) if field.name != "capacity"]
+    keys = [(field.name.replace("_", "-"), _as_toml(field)) for field in (*plain, *attrs.fields(Bounds))]
     assert documented == keys
 
 
-def _as_toml(default: object) -> object:
-    return list(default) if isinstance(default, tuple) else default
+def _as_toml(field: attrs.Attribute[Any]) -> object:
+    if field.name in ("memory", "memory_reserve"):
+        return format_size(field.default or 0)
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 #: States that ask for nothing, or end by themselves in a time that the unit says.

@@ -17,7 +17,16 @@ from typing import Any, Protocol
 from qsup.errors import Diagnostic
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
-from qsup.instance.view import CpusView, EventRecord, HardwareView, HealthView, InstanceView, StatsView, TopologyView
+from qsup.instance.view import (
+    CapacityView,
+    CpusView,
+    EventRecord,
+    HardwareView,
+    HealthView,
+    InstanceView,
+    StatsView,
+    TopologyView,
+)
 from qsup.order.view import Relations
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
 
@@ -189,6 +198,9 @@ class Backend(Protocol):
 
     async def topology(self) -> TopologyView:
         """The host as it is now, which waits for the kernel alone; `HostError` when that hangs."""
+
+    async def capacity(self) -> CapacityView:
+        """What may be promised of the host, and what is; `HostError` when the kernel hangs, and always has."""
 
     def qmp_latency(self) -> Mapping[str, tuple[Sequence[int], float]]:
         """Per command: counts by bucket of `qsup.instance.latency.LATENCY_BUCKETS`, and the sum in seconds."""

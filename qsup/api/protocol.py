@@ -43,6 +43,7 @@ EVENT_TYPES = (
         "helper-ended",
         "device-pulled",
         "pin-drift",
+        "start-forced",
     ),
     *("units-reloaded", "overflow"),
 )

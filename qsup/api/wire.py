@@ -443,11 +443,23 @@ class PowerRequest(TypedDict, total=False):
     timeout: float
 
 
+class StartRequest(PowerRequest, total=False):
+    """Options of a start. ``force``: even if more of the host is promised then than may be; for administrators."""
+
+    force: bool
+
+
 class NamesRequest(TypedDict):
     """VMs, each named once, at most 1000. ``timeout``: seconds, in place of each unit's for this stop."""
 
     names: list[str]
     timeout: NotRequired[float]
+
+
+class StartNamesRequest(NamesRequest):
+    """VMs to be started. ``force``: those that are named, as with one VM."""
+
+    force: NotRequired[bool]
 
 
 class BegunOperations(TypedDict):
@@ -673,6 +685,80 @@ class Topology(TypedDict):
     nodes: list[NodeWire]
     cpus: list[CpuWire]
     caches: list[CacheWire]
+
+
+class CapacityMemory(TypedDict):
+    """Memory besides huge pages, in bytes.
+
+    ``total`` less ``reserved`` times ``overcommit`` is the ``limit`` of what may be ``promised``; ``null`` for none.
+    ``left``: what may be still, below 0 where it is too much. ``used`` and ``free`` are the host's own figures.
+    """
+
+    total: int
+    reserved: int
+    overcommit: float
+    limit: int | None
+    promised: int
+    left: int | None
+    used: int
+    free: int
+
+
+class CapacityPages(TypedDict):
+    """Huge pages of one ``size`` in bytes: how many there are or may be made, are promised, are left, and are free."""
+
+    size: int
+    total: int
+    promised: int
+    left: int
+    free: int
+
+
+class CapacityCpus(TypedDict):
+    """CPUs that VMs may use: how many, how many of them are exclusively some VM's, and the vCPUs on all others."""
+
+    total: int
+    exclusive: int
+    overcommit: float
+    limit: int | None
+    promised: int
+    left: int | None
+
+
+class CapacityNode(TypedDict):
+    """The same of one NUMA node. ``promised`` is what is bound to it, and an even part of what is bound to several."""
+
+    number: int
+    cpus: int
+    exclusive: int
+    memory: CapacityMemory
+    hugepages: list[CapacityPages]
+
+
+class CapacityInstance(TypedDict):
+    """What a VM was promised, in bytes: its guest's ``memory``, and what QEMU takes of its ``own``.
+
+    ``page``: the size of the huge pages that the memory is in, 0 for none. ``nodes``: it is bound to these.
+    ``exclusive``: its vCPUs have CPUs of their own.
+    """
+
+    name: str
+    memory: int
+    own: int
+    page: int
+    nodes: list[int]
+    vcpus: int
+    exclusive: bool
+
+
+class Capacity(TypedDict):
+    """What there is of the host, what of it may be promised to VMs, what is, and to whom."""
+
+    memory: CapacityMemory
+    hugepages: list[CapacityPages]
+    cpus: CapacityCpus
+    nodes: list[CapacityNode]
+    instances: list[CapacityInstance]
 
 
 class Root(TypedDict):

@@ -58,6 +58,7 @@ VERBS = {
     "reload": ("reload", "Read all unit files again"),
     "operations": ("operations", "List or cancel operations"),
     "topology": ("topology", "Draw what the host is made of, how full it is, and who is pinned where"),
+    "capacity": ("capacity", "Show what of the host may be promised to VMs, and what is"),
     "whoami": ("about", "Show what the daemon lets you do"),
     "health": ("about", "Show how the daemon is"),
     "version": ("about", "Show the versions of qsupctl and the daemon"),

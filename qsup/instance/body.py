@@ -52,7 +52,7 @@ from qsup.instance.messages import (
 from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.silence import stillness
-from qsup.instance.state import CHANGES, Effect, Event, State
+from qsup.instance.state import CHANGES, Effect, Event, Request, State
 from qsup.instance.taps import release_bridges
 from qsup.instance.works import Works
 from qsup.plan import inventory
@@ -513,13 +513,28 @@ class Body:
         feed = feed_of(BoundedLog(self._services.layout.log / f"{self._name}.log"))
         start = feed.ring.end
         try:
-            life = await launch(number, orders.loaded, self._services, self._nursery, self._console, orders.history)
+            life = await launch(
+                number,
+                orders.loaded,
+                self._services,
+                self._nursery,
+                self._console,
+                orders.history,
+                forced_by=self._forced_by(orders.operation),
+            )
             ended = LaunchEnded(life=number, born=life)
         except QsupError as error:
             ended = LaunchEnded(life=number, error=error, output=feed.ring.since(start))
         finally:
             # also when cancelled: the launch has then given everything back
             self._post(ended)
+
+    def _forced_by(self, operation: str | None) -> str:
+        """The operation if it is a start that is to be in spite of what others were promised."""
+        if operation is None:
+            return ""
+        found = self._services.operations.get(operation)
+        return operation if found.kind == Request.START.value and found.arguments.get("force") else ""
 
     def _cancel_launch(self, orders: Orders) -> None:
         self._jobs.cancel("launch")

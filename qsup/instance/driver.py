@@ -166,6 +166,7 @@ class Driver(Shown):
         self.touch()
         try:
             while True:
+                self._fulfilment.keep_promise()
                 with trio.move_on_after(_SAVE_AGAIN if self._course.is_unsaved else math.inf) as waiting:
                     message = await self._inbox.receive()
                 if waiting.cancelled_caught:
@@ -271,7 +272,7 @@ class Driver(Shown):
 
     async def _on_launch_ended(self, body: Body, message: LaunchEnded) -> None:
         if message.born is None:
-            self._fulfilment.hint = message.error.hint if message.error else ""
+            self._fulfilment.failure = message.error
             words = message.error.message if message.error else "the start was cancelled"
             kind = CauseKind.DEPENDENCY if isinstance(message.error, DependencyError) else CauseKind.START_FAILED
             await self._on_end(body, Cause(kind=kind, detail=words), printed=message.output)

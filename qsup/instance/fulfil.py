@@ -32,7 +32,7 @@ class Fulfilment:
         pending: what may stand against one.
 
     Attributes:
-        hint: what a failed launch advised.
+        failure: of the last launch.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Fulfilment:
         services: Services,
         inbox: Inbox[Message],
     ) -> None:
-        self.hint = ""
+        self.failure: QsupError | None = None
         self._shown = shown
         self._position = position
         self._hold = hold
@@ -162,7 +162,7 @@ class Fulfilment:
     def _begin_start(self, body: Body) -> None:
         """A start that somebody asked for; automatic restarts are counted from here."""
         self._position.forget_restarts()
-        self.hint = ""
+        self.failure = None
         at_once = self._services.turns.try_start(self._shown.name, self._hold.operation or "")
         self._course.apply(body, Event.START if at_once else Event.QUEUED)
 
@@ -208,7 +208,7 @@ class Fulfilment:
             cause=self._position.cause,
             was_ready=self._position.was_ready,
             stopping=self._position.ending is not None,
-            hint=self.hint,
+            failure=self.failure,
             pid=life.process.pid if life else None,
         )
         settled = settle(holder, standing)
@@ -222,6 +222,11 @@ class Fulfilment:
             self._inbox.post(Asked(operation=holder.operation, request=holder.request))
         else:
             self._hold.end(holder.operation, settled.result, settled.error)
+
+    def keep_promise(self) -> None:
+        """What it was promised of the host is its own until it is down, and nothing has it start again."""
+        if self._shown.state.level in DOWN:
+            self._services.capacity.release(self._shown.name)
 
 
 def _ordered(request: Request) -> Cause:

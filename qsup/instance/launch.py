@@ -87,12 +87,15 @@ async def launch(
     nursery: trio.Nursery,
     console: ConsoleHub,
     history: RestartHistory,
+    *,
+    forced_by: str = "",
 ) -> Life:
     """Start the VM of a unit and let its guest run.
 
     Args:
         number: of the life that begins.
         nursery: where the monitor's and the console's readers live, longer than this call.
+        forced_by: the operation that has it started in spite of what other VMs were promised.
 
     Raises:
         QsupError: why it could not be started; everything made for it is gone again.
@@ -100,7 +103,7 @@ async def launch(
     resources = AsyncExitStack()
     try:
         with descriptors.reserved(_descriptors_of(loaded.unit), "start another VM", beside=descriptors.KEPT):
-            prepared = await prepare(loaded, services, history, resources)
+            prepared = await prepare(loaded, services, history, resources, forced_by=forced_by)
             output_start = prepared.output.end
             child = await _spawn(prepared, services.placements.pins(loaded.name) or Pins(), resources)
             record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)

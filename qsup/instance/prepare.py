@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import structlog
 import trio
 from attrs import evolve, field, frozen
 
@@ -38,6 +39,8 @@ from qsup.plan.argv import build_plan
 from qsup.plan.spec import ImageFd, Plan, TapFd
 from qsup.unit.load import LoadedUnit
 from qsup.unit.write import values_of
+
+_log = structlog.get_logger()
 
 
 @frozen(kw_only=True, eq=False)
@@ -84,12 +87,18 @@ class _Handed:
 
 
 async def prepare(
-    loaded: LoadedUnit, services: Services, history: RestartHistory, resources: AsyncExitStack
+    loaded: LoadedUnit,
+    services: Services,
+    history: RestartHistory,
+    resources: AsyncExitStack,
+    *,
+    forced_by: str = "",
 ) -> Prepared:
     """Plan a start and make what it needs.
 
     Args:
         resources: gets everything that must be given back when the VM has ended, or the launch has failed.
+        forced_by: the operation that has it started in spite of what other VMs were promised.
 
     Raises:
         QsupError: why it cannot be made.
@@ -104,6 +113,7 @@ async def prepare(
     identity = _identity(loaded, known, services)
     plan = await _plan(loaded, identity, services, nodes, homes)
     check_enough(loaded.unit, plan.accel)
+    await _admit(loaded, plan, services, forced_by)
     if plan.machine_alias:
         identity = identity.with_machine(plan.machine_alias, plan.machine)
     _check_alone(identity)
@@ -159,6 +169,15 @@ async def prepare(
         helpers=helpers,
         lockable=lockable_memory(plan.fds, loaded.unit),
     )
+
+
+async def _admit(loaded: LoadedUnit, plan: Plan, services: Services, forced_by: str) -> None:
+    """Promise the VM what it may come to use, which its driver takes back once it is down; `CapacityError`."""
+    name = loaded.name
+    if why := await services.capacity.take(name, loaded.unit, plan, forced=bool(forced_by)):
+        uid = services.operations.get(forced_by).requested_by
+        _log.warning("started by force", instance=name, operation=forced_by, uid=uid, why=why)
+        services.publish("start-forced", name, {"operation": forced_by, "uid": uid, "detail": why})
 
 
 def _check_alone(identity: IdentityRecord) -> None:

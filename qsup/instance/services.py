@@ -19,6 +19,7 @@ from qsup.host.claims import Claims
 from qsup.host.pci import Passthrough
 from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
+from qsup.instance.capacity import Capacity
 from qsup.instance.hostmemory import HostMemory
 from qsup.instance.operations import OperationTable
 from qsup.instance.placements import Placements
@@ -92,6 +93,7 @@ class Services:
         placements: where VMs run.
         reconciler: keeps their threads there.
         memory: what of the host's VMs that start are about to take.
+        capacity: what of the host all VMs were promised.
     """
 
     layout: Layout
@@ -112,6 +114,11 @@ class Services:
     placements: Placements = field(factory=Placements)
     reconciler: Reconciler = field(default=attrs.Factory(lambda self: Reconciler(self.placements), takes_self=True))
     memory: HostMemory = field(default=attrs.Factory(lambda self: HostMemory(self.placements.look), takes_self=True))
+    capacity: Capacity = field(
+        default=attrs.Factory(
+            lambda self: Capacity(self.placements.look, lambda: self.placements.owned), takes_self=True
+        )
+    )
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

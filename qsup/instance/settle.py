@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from qsup.errors import ChangeError, OperationCancelled, QsupError, StartError, StopError
+from qsup.errors import CapacityError, ChangeError, OperationCancelled, QsupError, StartError, StopError
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import CHANGES, Level, Request, State
 
@@ -62,7 +62,7 @@ class Standing:
     Args:
         was_ready: it has been ready since its process was started.
         stopping: it is to be stopped, whatever its state says yet.
-        hint: what a failed launch advised.
+        failure: of the last launch.
         pid: of the process, ``None`` without one.
     """
 
@@ -71,7 +71,7 @@ class Standing:
     cause: Cause | None
     was_ready: bool
     stopping: bool
-    hint: str
+    failure: QsupError | None
     pid: int | None
 
 
@@ -197,8 +197,10 @@ def _settle_start(standing: Standing) -> Settled | None:
     if state.level is Level.DEACTIVATING:
         return None  # it will be down in a moment, and only then nothing is left of the attempt
     words = (cause.detail or cause.text) if cause else "it was not started"
-    hint = "it will be tried again" if state is State.AUTO_RESTART else standing.hint
-    return Settled(error=StartError(words, instance=standing.name, hint=hint, cause=cause.kind.value if cause else ""))
+    failure = standing.failure
+    hint = "it will be tried again" if state is State.AUTO_RESTART else failure.hint if failure else ""
+    told = CapacityError if isinstance(failure, CapacityError) else StartError
+    return Settled(error=told(words, instance=standing.name, hint=hint, cause=cause.kind.value if cause else ""))
 
 
 def _settle_active(standing: Standing) -> Settled | None:

@@ -16,6 +16,7 @@ from qsup.host.proc import ThreadUsage
 from qsup.instance.cause import Cause
 from qsup.instance.pinned import Pinned
 from qsup.instance.state import State
+from qsup.plan.capacity import Host, Promise
 from qsup.plan.inventory import Slots
 from qsup.plan.spec import DiskPlan, GuestNodePlan, NicPlan, PartPlan
 from qsup.plan.topology import Topology
@@ -215,6 +216,14 @@ class TopologyView:
 
     topology: Topology
     pinned: Mapping[int, tuple[Pinned, ...]]
+
+
+@frozen(kw_only=True)
+class CapacityView:
+    """What there is of the host to be promised to VMs, and what each of them was promised, by name."""
+
+    host: Host
+    promises: tuple[Promise, ...]
 
 
 @frozen

@@ -141,6 +141,8 @@ def _lack(
     Args:
         amounts: of a promise, by the nodes that they may be on.
     """
+    if not amounts(wanted):
+        return None
     spread, given, kept = Spread(room), {other.name: amounts(other) for other in others}, amounts(held)
     for each in given.values():
         for on, amount in each.items():

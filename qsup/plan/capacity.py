@@ -13,7 +13,8 @@ from functools import cached_property
 
 from attrs import frozen
 
-from qsup.plan.hostmemory import Demand, demand
+from qsup.plan.hostmemory import Demand, demands
+from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Topology
 from qsup.unit.model import Unit
 from qsup.unit.needs import own_memory
@@ -83,18 +84,22 @@ class Promise:
                 found[there.intersection(part.nodes)] += part.size
         return found
 
+    def on_node(self, node: int, page: int, there: Nodes) -> int:
+        """Bytes that are bound to a node: an even part of what is bound to several; else as of `by_nodes`."""
+        return sum(size // len(on) for on, size in self.by_nodes(page, there).items() if node in on)
 
-def promise(name: str, unit: Unit, accel: str, on: tuple[int, ...]) -> Promise:
-    """What a unit's VM is promised.
+
+def promise(name: str, unit: Unit, plan: PlanSummary) -> Promise:
+    """What a VM is promised.
 
     Args:
-        accel: the accelerator.
-        on: the nodes that its memory is to be on, as far as anything was said of them.
+        unit: with the memory and vCPUs that it is to have.
+        plan: of the VM, with the accelerator and the nodes that its memory is on.
     """
     return Promise(
         name=name,
-        guest=(demand(name, unit, on),),
-        own=own_memory(unit, accel),
+        guest=demands(name, unit, plan.memory_nodes, plan.guest_nodes),
+        own=own_memory(unit, plan.accel),
         vcpus=unit.cpu.vcpus,
         exclusive=unit.cpu.exclusive,
     )
@@ -148,9 +153,14 @@ class Host:
         return {**found, SPARE: sum(pool.spare for pool in self.topology.pools if pool.size == size)}
 
     @property
+    def usable_cpus(self) -> frozenset[int]:
+        """CPUs that are online and the daemon's to use; those that the kernel isolates can be named."""
+        return frozenset([cpu.number for cpu in self.topology.cpus if cpu.online and cpu.allowed])
+
+    @property
     def shared_cpus(self) -> int:
-        """CPUs that are online, the daemon's to use, and nobody's own."""
-        return sum(cpu.online and cpu.allowed and cpu.number not in self.owned for cpu in self.topology.cpus)
+        """How many of them are nobody's own."""
+        return len(self.usable_cpus - self.owned)
 
     @property
     def vcpu_limit(self) -> int | None:

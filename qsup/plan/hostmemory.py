@@ -63,20 +63,20 @@ def demand(name: str, unit: Unit, on: tuple[int, ...], size: int = 0) -> Demand:
 
 
 def demands(name: str, unit: Unit, on: tuple[int, ...], guest: Sequence[GuestNodePlan]) -> tuple[Demand, ...]:
-    """What a unit wants for its start: of a guest with nodes, what each of them does.
+    """What a unit wants in all: of a guest with nodes, what each of them does.
 
     Args:
         on: as `demand` takes it, of a guest without.
-        guest: its nodes, the first of which counts with what comes as it boots.
+        guest: its nodes; to one of them all comes that it is not started with.
     """
     if not guest:
         return (demand(name, unit, on),)
-    later = max(unit.memory.size - machine_memory(unit), 0)
+    later = max(machine_memory(unit), unit.memory.size) - sum(node.size for node in guest)
     growing = growth_index(unit)
     return tuple(
         Demand(
             name=name,
-            size=node.size + (later if index == growing else 0),
+            size=node.size + (max(later, 0) if index == growing else 0),
             page=huge_page(unit),
             at_once=takes_memory_at_once(unit),
             nodes=node.nodes if (unit.numa[index].policy or unit.memory.policy) == "bind" else (),

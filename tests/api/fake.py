@@ -40,6 +40,7 @@ from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.pinned import by_cpu
 from qsup.instance.state import Request, State, Verdict, judge
 from qsup.instance.view import (
+    CapacityView,
     CpusView,
     DeviceView,
     EventRecord,
@@ -52,12 +53,14 @@ from qsup.instance.view import (
     Usage,
 )
 from qsup.order.view import Relation, Relations
+from qsup.plan.capacity import Bounds, Host, promise
 from qsup.plan.inventory import Slots
-from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan
+from qsup.plan.spec import DevicePlan, DiskPlan, NicPlan, PartPlan, PlanSummary
 from qsup.plan.topology import Cache, Cpu, HugePages, Node, Topology
 from qsup.unit.compare import Change
 from qsup.unit.graph import Graph
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
+from qsup.unit.model import Unit
 from qsup.unit.sections.service import UnitSection
 
 #: 2026-03-01T12:00:00Z
@@ -72,6 +75,9 @@ HOST = Topology(
     caches=(Cache(level=3, type="Unified", size=8 << 20, cpus=frozenset({0, 1})),),
 )
 
+PLANNED = PlanSummary(
+    emulator="/usr/bin/qemu-system-x86_64", machine="pc-q35-7.2", accel="tcg", cpu_model="max", memory_nodes=(0,)
+)
 _LEADS_TO = {
     Request.START: State.RUNNING,
     Request.RESTART: State.RUNNING,
@@ -315,7 +321,8 @@ class FakeBackend:
         operations, refused = list[Operation](), dict[str, QsupError]()
         for name in names:
             try:
-                operations.append(await self.request(name, Request(use.kind), uid=use.uid, timeout=use.timeout))
+                verb, asked = Request(use.kind), use.arguments
+                operations.append(await self.request(name, verb, uid=use.uid, timeout=use.timeout, arguments=asked))
             except QsupError as error:
                 refused[name] = error
         begun = self._begun[use.uid, use.key] = Begun(operations=tuple(operations), refused=refused)
@@ -632,6 +639,13 @@ class FakeBackend:
             uptime=61.5,
             descriptors=Usage(23, 1024),
             memory=Usage(31 << 20, None),
+        )
+
+    async def capacity(self) -> CapacityView:
+        """Each VM is promised what an empty unit is."""
+        return CapacityView(
+            host=Host(topology=self.host, bounds=Bounds(memory_reserve=1 << 30, cpu_overcommit=4)),
+            promises=tuple(promise(name, Unit(), PLANNED) for name in sorted(self.views)),
         )
 
     async def topology(self) -> TopologyView:

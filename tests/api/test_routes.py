@@ -34,6 +34,7 @@ EXAMPLES = {
     "getUnitSchema": Example(target="/v1/schemas/unit.json"),
     "getMetrics": Example(target="/metrics"),
     "getTopology": Example(target="/v1/topology"),
+    "getCapacity": Example(target="/v1/capacity"),
     "listUnits": Example(target="/v1/units"),
     "getUnit": Example(target="/v1/units/web"),
     "putUnit": Example(target="/v1/units/new", status=201, body=UNIT_TEXT),

@@ -143,6 +143,19 @@ async def test_exec_in_the_guest_is_for_administrators() -> None:
     assert [call[1] for call in backend.calls] == ["ping"]
 
 
+async def test_a_forced_start_is_for_administrators() -> None:
+    """Who operates may start a VM that fits, one or several, and may not say `force`; `false` is not to say it."""
+    backend = FakeBackend("web")
+    for path, body in (
+        (("v1", "instances", "web", "start"), b'{"force": %b}'),
+        (("v1", "start"), b'{"names": ["web"], "force": %b}'),
+    ):
+        with pytest.raises(ForbiddenError, match="needs the role admin"):
+            await call_as_member(backend, "POST", path, body % b"true")
+        assert (await call_as_member(backend, "POST", path, body % b"false")).status == 202
+    assert [operation.kind for operation in backend.operations()] == ["start", "start"]
+
+
 async def test_whoami_tells_a_member_its_role() -> None:
     """The role of a member of the operating group is ``operate``."""
     answer = await call_as_member(FakeBackend(), "GET", ("v1", "whoami"))

@@ -58,3 +58,25 @@ async def test_a_kernel_that_does_not_answer_is_told(tmp_path: Path) -> None:
         qsupd.backend.topology = hanging  # type: ignore[method-assign]  # a kernel that hangs cannot be had
         reply = await (await qsupd.connect()).get("/v1/topology")
     assert (reply.status, reply.code) == (500, "host")
+
+
+async def test_capacity(tmp_path: Path) -> None:
+    """What there is, what of it may be promised, what is, and to whom; a promise too much is told as one."""
+    mib, gib = 1 << 20, 1 << 30
+    async with daemon(tmp_path, "web") as qsupd:
+        found = json.loads((await (await qsupd.connect()).get("/v1/capacity")).body)
+        qsupd.backend.host = evolve(HOST, nodes=tuple(evolve(node, memory=gib + 512 * mib) for node in HOST.nodes))
+        small = json.loads((await (await qsupd.connect()).get("/v1/capacity")).body)
+    pool = {"size": 2 * mib, "total": 512, "promised": 0, "left": 512, "free": 128}
+    memory = {"total": 7 * gib, "reserved": gib, "overcommit": 2.0, "limit": 12 * gib, "promised": 641 * mib}
+    assert found["memory"] == {**memory, "left": 12 * gib - 641 * mib, "used": 2 * gib, "free": 5 * gib}
+    assert found["hugepages"] == [pool]
+    cpus = {"total": 2, "exclusive": 0, "overcommit": 4.0, "limit": 8, "promised": 1, "left": 7}
+    assert found["cpus"] == cpus
+    (node,) = found["nodes"]
+    assert (node["memory"]["promised"], node["memory"]["limit"], node["hugepages"]) == (512 * mib, 14 * gib, [pool])
+    assert (node["cpus"], node["exclusive"]) == (2, 0)
+    assert found["instances"] == [
+        {"name": "web", "memory": 512 * mib, "own": 129 * mib, "page": 0, "nodes": [0], "vcpus": 1, "exclusive": False}
+    ]
+    assert (small["memory"]["limit"], small["memory"]["left"]) == (0, -641 * mib)

@@ -295,3 +295,14 @@ def test_everything_that_can_be_waited_for_has_a_word() -> None:
     assert set(DOWN_STATES) == {"inactive", "failed"} | {
         state.substate for state in State if state.level in (Level.INACTIVE, Level.FAILED)
     }
+
+
+async def test_a_start_can_be_forced(served: Daemon, ctl: Ctl) -> None:
+    """Of one VM and of several; no other verb can."""
+    assert await ctl.ok("start", "--force", "web") == ""
+    assert await ctl.ok("start", "--force", "web", "db") == ""
+    assert await ctl.ok("start", "web") == ""
+    backend = served.backend
+    told = [dict(backend.arguments[operation.id]) for operation in reversed(backend.operations())]
+    assert told == [{"force": True}] * 3 + [{}]
+    assert (await ctl("stop", "--force", "web")).code == 2

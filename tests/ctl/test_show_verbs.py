@@ -13,6 +13,7 @@ from qsup.errors import Diagnostic
 from qsup.host.limits import Limits
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
+from qsup.plan.topology import HugePages, Node
 from qsup.unit.compare import Change
 from qsup.unit.keys import Applies
 from tests.api.calling import Daemon
@@ -322,3 +323,15 @@ async def test_agent_and_evolving_states(served: Daemon, ctl: Ctl) -> None:
     served.backend.views["web"] = evolve(served.backend.views["web"], agent_connected=False)
     result = await ctl("agent", "web", "ping")
     assert (result.code, result.err) == (1, "qsupctl: web: nobody in the guest listens\n")
+
+
+async def test_capacity(served: Daemon, ctl: Ctl) -> None:
+    """What may be promised and what is, of each node where there are some, and of each VM on demand."""
+    pool = HugePages(size=2 << 20, total=512, free=128)
+    nodes = tuple(Node(number=n, memory=8 << 30, free=5 << 30, hugepages=(pool,)) for n in (0, 1))
+    one = await ctl.ok("capacity")
+    served.backend.host = evolve(served.backend.host, nodes=nodes)
+    vms = await ctl.ok("capacity", "--vms")
+    served.backend.views.clear()
+    check_golden("capacity", f"{one}\n{vms}\n{await ctl.ok('capacity', '--vms')}")
+    assert json.loads(await ctl.ok("capacity", "-o", "json"))["instances"] == []

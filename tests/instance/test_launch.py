@@ -29,7 +29,7 @@ async def test_clean_up_does_not_hide_why_a_launch_failed(monkeypatch: pytest.Mo
     def fail() -> None:
         raise trouble
 
-    async def prepare(_unit: object, _services: object, _history: object, resources: AsyncExitStack) -> None:
+    async def prepare(_unit: object, _services: object, _history: object, resources: AsyncExitStack, **_: Any) -> None:
         resources.callback(undone.append, "first")
         resources.callback(fail)
         raise StartError("QEMU's own words")
@@ -45,7 +45,7 @@ async def test_clean_up_does_not_hide_why_a_launch_failed(monkeypatch: pytest.Mo
 async def test_what_the_kernel_refuses_of_a_launch_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever descriptors run out that were there at first: the launch has failed, in the kernel's words."""
 
-    async def prepare(*_: Any) -> None:
+    async def prepare(*_: Any, **__: Any) -> None:
         raise OSError(errno.EMFILE, "no words of the kernel")
 
     monkeypatch.setattr(launch, "prepare", prepare)

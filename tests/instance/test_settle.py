@@ -14,7 +14,7 @@ from qsup.instance.state import CHANGES, Level, Request, State
 
 def standing(state: State, *, was_ready: bool = True) -> Standing:
     """A VM in a state."""
-    return Standing(name="web", state=state, cause=None, was_ready=was_ready, stopping=False, hint="", pid=None)
+    return Standing(name="web", state=state, cause=None, was_ready=was_ready, stopping=False, failure=None, pid=None)
 
 
 def test_no_state_says_anything_of_what_has_not_begun() -> None:

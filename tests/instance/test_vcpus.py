@@ -13,10 +13,12 @@ import trio.testing
 from attrs import evolve
 
 from qsup.errors import ChangeError, GuestRefused, QmpCommandError
+from qsup.instance.capacity import Capacity
 from qsup.instance.context import Context
 from qsup.instance.hardware import Attached, Hardware
 from qsup.instance.live.vcpus import FewerVcpus
 from qsup.instance.pinning import Pinning
+from qsup.instance.placements import Placements
 from qsup.plan.pinning import Pins
 from qsup.plan.spec import PartPlan
 from qsup.qmp.guest import GuestVcpu
@@ -83,7 +85,14 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
     pinning = Pinning(os.getpid(), Pins)
     life = SimpleNamespace(summary=SimpleNamespace(has_agent=agent is not None), pinning=pinning)
     context = SimpleNamespace(
-        hardware=hardware, monitor=qemu, name="web", life=life, note=lambda _: None, guest=agent, capabilities=None
+        hardware=hardware,
+        monitor=qemu,
+        name="web",
+        life=life,
+        note=lambda _: None,
+        guest=agent,
+        capabilities=None,
+        services=SimpleNamespace(capacity=Capacity(Placements().look, frozenset)),
     )
     return hardware, cast("Context", context)
 

@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from qsup.errors import CapacityError
 from qsup.plan.admission import check_fits
 from qsup.plan.capacity import Bounds, Host, Promise, promise
 from qsup.plan.hostmemory import Demand
+from qsup.plan.spec import GuestNodePlan, PlanSummary
 from qsup.plan.spread import Spread
 from qsup.plan.topology import Cpu, HostPool, HugePages, Node, Topology
 from qsup.unit.parse import unit_from_values
@@ -169,6 +171,12 @@ def test_a_host_that_does_not_say_what_it_has() -> None:
     assert refusal(vm("web", 1 << 50, [0]), [], silent) == ""
 
 
+def summary(accel: str = "kvm", **values: Any) -> PlanSummary:
+    """What is planned of a VM whose memory is on the first node."""
+    named = {"emulator": "/usr/bin/qemu", "machine": "pc-q35-7.2", "cpu_model": "max", "memory_nodes": (0,)}
+    return PlanSummary(**{**named, "accel": accel, **values})
+
+
 @pytest.mark.parametrize(
     ("values", "accel", "usual", "huge", "own"),
     [
@@ -182,10 +190,24 @@ def test_a_host_that_does_not_say_what_it_has() -> None:
 )
 def test_what_a_unit_is_promised(values: dict[str, Any], accel: str, usual: int, huge: int, own: int) -> None:
     """The most that its guest may take without asking, and what QEMU needs besides."""
-    given = promise("web", unit_from_values(values), accel, (0,))
+    given = promise("web", unit_from_values(values), summary(accel))
     assert given.own == own * MIB
     assert given.memory == (usual + own) * MIB
     assert sum(given.by_nodes(PAGE, EVERYWHERE).values()) == huge * MIB
+
+
+def test_each_node_of_a_guest_is_promised_where_it_is() -> None:
+    """What comes while it runs goes to the node for that."""
+    nodes = [{"id": "a", "size": "1G", "nodes": "0"}, {"id": "b", "size": "512M", "nodes": "1"}]
+    values = {"memory": {"size": "1536M", "max": "4G", "balloon": False, "growth-node": "b"}, "numa": nodes}
+    unit = unit_from_values(values)
+    guest = (GuestNodePlan(id="a", size=GIB, nodes=(0,)), GuestNodePlan(id="b", size=512 * MIB, nodes=(1,)))
+    plan = summary(guest_nodes=guest, memory_nodes=(0, 1))
+    first, second = frozenset({0}), frozenset({1})
+    assert promise("web", unit, plan).by_nodes(0, EVERYWHERE) == {first: GIB, second: 512 * MIB}
+    for resize in ("virtio-mem", "dimm"):
+        grown = evolve(unit, memory=evolve(unit.memory, size=2 * GIB, resize=resize))
+        assert promise("web", grown, plan).by_nodes(0, EVERYWHERE) == {first: GIB, second: GIB}
 
 
 NODES = st.sets(st.integers(0, 3), min_size=1).map(frozenset)

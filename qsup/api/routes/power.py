@@ -16,6 +16,7 @@ from qsup.api import render, wire
 from qsup.api.backend import Backend
 from qsup.api.http import Answer, Role, json_response
 from qsup.api.protocol import NAMES_MAX, ORDERED_VERBS, POWER_VERBS, PREFIX, WAIT_MAX
+from qsup.api.roles import decide
 from qsup.api.routes.endpoint import Body, Call, Endpoint, Reply, instance_name
 from qsup.api.routes.instances import INSTANCE
 from qsup.api.routes.parameters import seconds
@@ -46,15 +47,25 @@ async def _power(verb: Verb, call: Call) -> Answer:
         uid=call.request.peer.uid,
         timeout=body_timeout(call.body.get("timeout")),
         idempotency_key=idempotency_key(call),
+        arguments=_arguments(call),
     )
     return await answer(call, begun)
+
+
+def _arguments(call: Call) -> dict[str, bool]:
+    """What the operation has besides; `ForbiddenError` for what only administrators may ask for."""
+    if not call.body.get("force"):
+        return {}
+    if denial := decide(Role.ADMIN, call.request.peer, call.api.policy):
+        raise denial
+    return {"force": True}
 
 
 async def _power_all(verb: Verb, call: Call) -> Answer:
     names: list[str] = call.body["names"]
     if not 0 < len(set(names)) == len(names) <= NAMES_MAX:
         raise RequestError(f"'names' must name from 1 to {NAMES_MAX} VMs, each once")
-    timeout, key = body_timeout(call.body.get("timeout")), idempotency_key(call)
+    timeout, key, arguments = body_timeout(call.body.get("timeout")), idempotency_key(call), _arguments(call)
     refused: dict[str, QsupError] = {}
     for name in names:
         try:
@@ -63,7 +74,8 @@ async def _power_all(verb: Verb, call: Call) -> Answer:
             refused[name] = error
     begun = Begun(operations=())
     if known := [name for name in names if name not in refused]:
-        use = KeyUse(uid=call.request.peer.uid, key=key, kind=verb.value, timeout=timeout)
+        uid = call.request.peer.uid
+        use = KeyUse(uid=uid, key=key, kind=verb.value, timeout=timeout, arguments=arguments)
         begun = await call.backend.request_all(known, use)
     begun = evolve(begun, refused=refused | dict(begun.refused))
     wait = call.query["wait"]
@@ -120,7 +132,11 @@ def idempotency_key(call: Call) -> str:
 
 
 _DOC = {
-    Verb.START: ("Start a VM", "An active one is left as it is, and the operation succeeds."),
+    Verb.START: (
+        "Start a VM",
+        "An active one is left as it is, and the operation succeeds. One that asks for more of the host than may be "
+        "promised is refused (`capacity`), unless an administrator says `force`.",
+    ),
     Verb.STOP: ("Stop a VM, the guest first", "By the unit's `stop-methods`; `timeout` is the guest's, in seconds."),
     Verb.RESTART: ("Stop a VM and start it again", "One that is down is started."),
     Verb.KILL: ("End a VM's QEMU at once, by SIGKILL", "The guest is not asked. A stop that takes too long gives way."),
@@ -175,7 +191,7 @@ def _endpoint(verb: Verb) -> Endpoint:
         doc=doc,
         query=(WAIT,),
         headers=KEY,
-        body=Body(shape=wire.PowerRequest, optional=True),
+        body=Body(shape=wire.StartRequest if verb is Verb.START else wire.PowerRequest, optional=True),
         replies=REPLIES,
         errors=(
             NoSuchInstance,
@@ -205,7 +221,7 @@ def _endpoint_of_all(verb: Verb) -> Endpoint:
         "`refused` by name, and keeps no other from its turn. VMs that exclude each other are refused as a whole.",
         query=(WAIT,),
         headers=KEY,
-        body=Body(shape=wire.NamesRequest),
+        body=Body(shape=wire.StartNamesRequest if verb is Verb.START else wire.NamesRequest),
         replies=(
             Reply(shape=wire.BegunOperations, doc="With `wait`: all have ended; or all were refused."),
             Reply(status=202, shape=wire.BegunOperations, doc="They have begun and go on by themselves."),

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qsup.api.wire import BegunOperations, NamesRequest, Operation, PowerRequest, Problem, StopAllRequest
+    from qsup.api.wire import BegunOperations, Operation, Problem, StartNamesRequest, StartRequest, StopAllRequest
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
@@ -35,8 +35,10 @@ _TELL_STEP = 2.0
 
 
 def options(parser: Parser, verb: str) -> None:
-    """Declare ``VERB NAME...|--all [--no-block] [--timeout TIME]``."""
+    """Declare ``VERB NAME...|--all [--no-block] [--timeout TIME]``; of ``start`` ``--force``, too."""
     add_names(parser)
+    if verb == "start":
+        parser.add_argument("--force", action="store_true", help="even if more of the host is promised than may be")
     parser.add_argument("--no-block", action="store_true", help="do not wait for the end of the operation")
     parser.add_argument("--wait", action="store_true", help="wait for it; this is the default")
     meaning = "how long the guest has to shut down" if verb in _STOPPING else "how long to wait for the end"
@@ -52,15 +54,19 @@ def run(client: Client, options: Options) -> int:
         return _stop_all(client, options)
     operations: dict[str, Operation] = {}
     stopping = options.verb in _STOPPING
-    body: PowerRequest | None = {"timeout": options.timeout} if stopping and options.timeout is not None else None
+    body: StartRequest = {}
+    if stopping and options.timeout is not None:
+        body["timeout"] = options.timeout
+    if options.verb == "start" and options.force:
+        body["force"] = True
 
     def begin(name: str) -> None:
         path = instance_path(name, f"/{options.verb}")
-        operations[name] = client.post(path, body, key=new_token())
+        operations[name] = client.post(path, body or None, key=new_token())
 
     names = _names(client, options)
     if options.verb in ORDERED_VERBS and len(names) > 1:
-        code = _begin_together(client, options.verb, names, body or {}, operations)
+        code = _begin_together(client, options.verb, names, body, operations)
     else:
         code = for_each(names, begin)
     return max(code, see_through(client, operations, options, Deadline(None if stopping else options.timeout)))
@@ -74,12 +80,12 @@ def _names(client: Client, options: Options) -> list[str]:
 
 
 def _begin_together(
-    client: Client, verb: str, names: list[str], body: PowerRequest, operations: dict[str, Operation]
+    client: Client, verb: str, names: list[str], body: StartRequest, operations: dict[str, Operation]
 ) -> int:
     """Have the daemon begin all of them in their order; what it refuses is reported. Returns the exit code."""
     refused: dict[str, Problem] = {}
     for first in range(0, len(names), NAMES_MAX):
-        request: NamesRequest = {"names": names[first : first + NAMES_MAX], **body}
+        request: StartNamesRequest = {"names": names[first : first + NAMES_MAX], **body}
         begun: BegunOperations = client.post(f"{PREFIX}/{verb}", request, key=new_token())
         operations.update((operation["target"], operation) for operation in begun["operations"])
         refused |= begun["refused"]

@@ -6,7 +6,7 @@ Must not: believe QEMU's answer to a request: what the guest has done shows by w
 
 virtio-mem and the balloon are asked for a size, and the guest comes nearer to it in its own time. Linux rests for a
 minute or more after it has failed to give memory back, unless it is asked anew, so it is (virtio_mem.c). A module comes
-at once, and goes as a whole or not at all.
+at once, and goes as a whole or not at all. Long because each of the three has its own steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 from attrs import evolve
 
-from qsup.errors import ChangeError, GuestRefused, MonitorError, QmpCommandError
+from qsup.errors import ChangeError, GuestRefused, MonitorError, QmpCommandError, QsupError
 from qsup.instance import hotplug as wiring
 from qsup.instance.context import NOTHING, Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
@@ -73,6 +73,7 @@ class Memory:
         if more > 0 and way != "balloon":
             nodes = growth_nodes(hardware.unit, hardware.summary)
             await context.services.memory.check_more(context.name, hardware.unit, nodes, more)
+            await context.services.capacity.take_more(context.name, size=unit.memory.size)
         if way == "balloon":
             # what QEMU was started with stays the most, however little of it the guest has
             _keep_memory(hardware, max=hardware.summary.memory_base, resize="balloon")
@@ -80,7 +81,12 @@ class Memory:
             _keep_memory(hardware, min=hardware.summary.memory_base)
         goal = memory_goal(unit, context.hardware)
         if isinstance(goal, _Modules):
-            await goal.grow(context)
+            before = hardware.unit.memory.size
+            try:
+                await goal.grow(context)
+            except QsupError:
+                _settle(context, before)
+                raise
         if await goal.step(context):
             context.goals.append(goal)
             return {}
@@ -102,6 +108,11 @@ def _keep_size(hardware: Hardware, size: int) -> None:
 
 def _keep_memory(hardware: Hardware, **values: Any) -> None:
     hardware.set_unit(evolve(hardware.unit, memory=evolve(hardware.unit.memory, **values)))
+
+
+def _settle(context: Context, size: int) -> None:
+    """So much of the host is promised to it: what it has yet to give back is its own until then."""
+    context.services.capacity.settle(context.name, size=size)
 
 
 def _stands(size: int, wanted: int, before: int | None) -> str:
@@ -145,6 +156,7 @@ class _Growth:
     async def step(self, context: Context) -> str:
         """Ask where that was not done, or long ago, and look."""
         base, device = self._base, await _growth(context)
+        _settle(context, max(base + device.size, self._wanted))
         self._answers = self._answers or device.size > 0
         target, now = self._wanted - base, trio.current_time()
         if device.requested != target:
@@ -174,6 +186,7 @@ class _Growth:
         size = (await _growth(context)).size
         await self._request(size, context)
         _keep_size(context.hardware, context.hardware.summary.memory_base + size)
+        _settle(context, context.hardware.unit.memory.size)
         await _told(context)
 
 
@@ -313,6 +326,7 @@ class _Modules:
         """Ask for the last ones, and anew, as a guest that was reset knows of no question; until none is too much."""
         hardware, modules = context.hardware, await _modules(context)
         total = _total(hardware, modules)
+        _settle(context, max(total, self._wanted))
         context.note({"memory_size": total})
         if total <= self._wanted:
             return ""
@@ -354,11 +368,13 @@ class _Modules:
         for entry in modules:
             context.hardware.mark(entry, "there")
         _keep_size(context.hardware, _total(context.hardware, modules))
+        _settle(context, context.hardware.unit.memory.size)
 
 
 async def count_modules(context: Context) -> None:
     """Some went that nobody waits for: the unit as it runs has those that are left."""
     _keep_size(context.hardware, _total(context.hardware, await _modules(context)))
+    _settle(context, context.hardware.unit.memory.size)
 
 
 async def _modules(context: Context) -> dict[str, int]:

@@ -20,7 +20,15 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from qsup.errors import AgentError, ChangeError, GuestRefused, MonitorError, QmpCommandError, UnsupportedError
+from qsup.errors import (
+    AgentError,
+    ChangeError,
+    GuestRefused,
+    MonitorError,
+    QmpCommandError,
+    QsupError,
+    UnsupportedError,
+)
 from qsup.instance import watch
 from qsup.instance.context import Changes, Context, Goal
 from qsup.instance.hardware import Attached, Hardware
@@ -116,7 +124,12 @@ class Vcpus:
                 context.goals.append(goal)
                 return {}
             return {VCPUS: await goal.result(context)}
-        await _plug(places, wanted, context)
+        await context.services.capacity.take_more(context.name, vcpus=wanted)
+        try:
+            await _plug(places, wanted, context)
+        except QsupError:
+            context.services.capacity.settle(context.name, vcpus=hardware.unit.cpu.vcpus)
+            raise
         return {VCPUS: await _tell(context, wanted)}
 
 
@@ -295,6 +308,7 @@ class FewerVcpus:
     async def step(self, context: Context) -> str:
         """Ask for what has not been asked for of late, and look what is left."""
         taken = _taken(await _places(context))
+        context.services.capacity.settle(context.name, vcpus=max(len(taken), self._wanted))
         try:
             return await self._ask_for(taken, context)
         except (GuestRefused, ChangeError):

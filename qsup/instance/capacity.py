@@ -1,0 +1,153 @@
+"""What the VMs of this daemon were promised of the host: the one account of it.
+
+Decides: when a promise begins and ends, and that none is given which could not be kept.
+Must not: say what may be promised (`qsup.plan.capacity`, `qsup.plan.admission`), or take anything from a VM that runs.
+
+A promise is given in one step before QEMU is started, so two VMs that start at once cannot both have the last of
+something. It lasts until the VM is down and is not to come back by itself: what restarts has its place. The account is
+not kept on disk: a VM's run record has all that it follows from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+
+import structlog
+from attrs import evolve, frozen
+
+from qsup.errors import CapacityError, HostError
+from qsup.plan.admission import check_fits
+from qsup.plan.capacity import Bounds, Host, Promise, promise
+from qsup.plan.spec import PlanSummary
+from qsup.plan.topology import Topology
+from qsup.unit.model import Unit
+
+_log = structlog.get_logger()
+
+
+@frozen(kw_only=True)
+class _Given:
+    """What a promise follows from.
+
+    Args:
+        unit: with the memory and the vCPUs that are promised.
+        plan: of the VM.
+    """
+
+    name: str
+    unit: Unit
+    plan: PlanSummary
+
+    @cached_property
+    def promise(self) -> Promise:
+        """What its VM may come to use."""
+        return promise(self.name, self.unit, self.plan)
+
+    def resized(self, size: int | None, vcpus: int | None) -> _Given:
+        """With another size of memory or number of vCPUs."""
+        memory, cpu = self.unit.memory, self.unit.cpu
+        if size is not None:
+            memory = evolve(memory, size=size)
+        if vcpus is not None:
+            cpu = evolve(cpu, vcpus=vcpus)
+        return evolve(self, unit=evolve(self.unit, memory=memory, cpu=cpu))
+
+
+class Capacity:
+    """What VMs were promised.
+
+    Args:
+        look: the host as it is now; `HostError`.
+        owned: the CPUs that are exclusively some VM's.
+        bounds: how much may be promised.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[Topology]],
+        owned: Callable[[], frozenset[int]],
+        bounds: Bounds | None = None,
+    ) -> None:
+        self._look = look
+        self._owned = owned
+        self._bounds = bounds or Bounds()
+        self._given: dict[str, _Given] = {}
+        self._seen: Topology | None = None
+
+    async def take(self, name: str, unit: Unit, plan: PlanSummary, *, forced: bool = False) -> str:
+        """Promise a VM what its unit wants, from now on; in place of what it was promised before.
+
+        Args:
+            plan: of the VM.
+            forced: even if that is too much.
+
+        Returns:
+            Why it would have been refused, ``""`` if it would not.
+
+        Raises:
+            CapacityError: it is too much; the VM has what it had.
+        """
+        topology = await self._see()
+        wanted, refused = _Given(name=name, unit=unit, plan=plan), ""
+        try:
+            self._check(wanted, topology)
+        except CapacityError as error:
+            if not forced:
+                raise
+            refused = error.message
+        self._given[name] = wanted
+        return refused
+
+    def restore(self, name: str, unit: Unit, plan: PlanSummary) -> None:
+        """A VM runs that an earlier daemon has started."""
+        self._given[name] = _Given(name=name, unit=unit, plan=plan)
+
+    async def take_more(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
+        """Promise a VM that runs so much memory, or so many vCPUs.
+
+        Args:
+            size: bytes.
+
+        Raises:
+            CapacityError: it is too much; the VM has what it had.
+        """
+        if (given := self._given.get(name)) is not None:
+            wanted = given.resized(size, vcpus)
+            await self.take(name, wanted.unit, given.plan)
+
+    def settle(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
+        """A VM that runs has this, and will have no more."""
+        if (given := self._given.get(name)) is not None:
+            self._given[name] = given.resized(size, vcpus)
+
+    def release(self, name: str) -> None:
+        """A VM is down; nothing happens when that is known."""
+        self._given.pop(name, None)
+
+    async def survey(self) -> tuple[Host, tuple[Promise, ...]]:
+        """What there is to be promised, and what is, by the names of VMs.
+
+        Raises:
+            HostError: the host was never seen, and cannot be now.
+        """
+        topology = await self._see() or await self._look()
+        return self._host(topology), tuple(self._given[name].promise for name in sorted(self._given))
+
+    async def _see(self) -> Topology | None:
+        """The host as it is now, or was when it was seen last: what there is of it seldom changes."""
+        try:
+            self._seen = await self._look()
+        except HostError as error:
+            _log.warning("what there is of the host is not known anew", why=error.message)
+        return self._seen
+
+    def _check(self, wanted: _Given, topology: Topology | None) -> None:
+        if topology is None:
+            return  # of a host that never says what it has, nothing is refused
+        held = self._given.get(wanted.name)
+        others = [each.promise for each in self._given.values()]
+        check_fits(wanted.promise, others, self._host(topology), None if held is None else held.promise)
+
+    def _host(self, topology: Topology) -> Host:
+        return Host(topology=topology, bounds=self._bounds, owned=self._owned())

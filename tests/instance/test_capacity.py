@@ -1,0 +1,131 @@
+"""The account of what VMs were promised: who gets in, for how long, and what is known of it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from qsup.errors import CapacityError, HostError
+from qsup.instance.capacity import Capacity
+from qsup.plan.capacity import Bounds
+from qsup.plan.spec import PlanSummary
+from qsup.plan.topology import Cpu, Node, Topology
+from qsup.unit.model import Unit
+from qsup.unit.parse import unit_from_values
+
+KVM, TCG = (
+    PlanSummary(emulator="/usr/bin/qemu", machine="q35", accel=accel, cpu_model="max") for accel in ("kvm", "tcg")
+)
+MIB, GIB = 1 << 20, 1 << 30
+
+
+class Looks:
+    """A host of one node and four CPUs, which can be hung."""
+
+    def __init__(self, memory: int = 4 * GIB) -> None:
+        self.memory = memory
+        self.hangs = False
+
+    async def look(self) -> Topology:
+        """As it is."""
+        await trio.lowlevel.checkpoint()
+        if self.hangs:
+            raise HostError("the kernel does not answer")
+        cpus = tuple(Cpu(number=number) for number in range(4))
+        return Topology(cpus=cpus, nodes=(Node(number=0, memory=self.memory),))
+
+
+def account(looks: Looks | None = None) -> Capacity:
+    """An account that promises no more than there is, and two vCPUs for each CPU."""
+    bounds = Bounds(memory_overcommit=1, cpu_overcommit=2)
+    return Capacity((looks or Looks()).look, frozenset, bounds)
+
+
+def unit(size: str = "2G", vcpus: int = 1) -> Unit:
+    """One that may grow."""
+    return unit_from_values({"memory": {"size": size, "max": "8G", "balloon": False}, "cpu": {"vcpus": vcpus}})
+
+
+async def promised(capacity: Capacity) -> dict[str, tuple[int, int]]:
+    """Of each VM, the MiB of memory besides QEMU's own, and its vCPUs."""
+    _, promises = await capacity.survey()
+    return {each.name: ((each.memory - each.own) // MIB, each.vcpus) for each in promises}
+
+
+async def test_two_that_start_at_once_do_not_both_get_the_last() -> None:
+    """One is promised it, the other is refused and told who has it; once that one is down there is room."""
+    capacity, told = account(), list[str]()
+
+    async def start(name: str) -> None:
+        try:
+            await capacity.take(name, unit(), KVM)
+        except CapacityError as error:
+            told.append(error.message)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start, "one")
+        nursery.start_soon(start, "two")
+    (words,) = told
+    ((first, _),) = (await promised(capacity)).items()
+    assert f"2081M to {first})" in words
+    capacity.release(first)
+    capacity.release(first)
+    await capacity.take("two", unit(), KVM)
+
+
+async def test_what_is_forced_counts() -> None:
+    """It is told why it would have been refused; nobody else gets in for it, and it keeps what it has."""
+    capacity = account()
+    assert await capacity.take("big", unit("6G"), KVM, forced=True) != ""
+    assert await capacity.take("big", unit("6G"), KVM, forced=False) == ""
+    with pytest.raises(CapacityError, match="0B are left to promise"):
+        await capacity.take("web", unit("256M"), KVM)
+    capacity.release("big")
+    assert await capacity.take("web", unit("256M"), KVM, forced=True) == ""
+
+
+async def test_what_runs_is_never_refused() -> None:
+    """VMs of an earlier daemon have what they have, however little the host has now, and so has one that restarts."""
+    capacity = account(Looks(memory=GIB))
+    capacity.restore("web", unit(), KVM)
+    capacity.restore("db", unit(), TCG)
+    assert await capacity.take("web", unit(), KVM) == ""
+    with pytest.raises(CapacityError):
+        await capacity.take("web", unit("3G"), KVM)
+    assert await promised(capacity) == {"db": (2048, 1), "web": (2048, 1)}
+
+
+async def test_one_that_runs_may_have_more() -> None:
+    """As much as is left; what it gives back can be had by others."""
+    capacity = account()
+    await capacity.take_more("gone", size=GIB)
+    capacity.settle("gone", size=GIB)
+    await capacity.take("web", unit(), KVM)
+    await capacity.take_more("web", size=3 * GIB)
+    await capacity.take_more("web", vcpus=8)
+    with pytest.raises(CapacityError, match="wants 9 vCPUs, and 8 are left to promise: 1 are missing"):
+        await capacity.take_more("web", vcpus=9)
+    with pytest.raises(CapacityError, match=r"wants 5160M of memory \(5G for its guest, 40M for QEMU itself\)"):
+        await capacity.take_more("web", size=5 * GIB)
+    assert await promised(capacity) == {"web": (3072, 8)}
+    capacity.settle("web", vcpus=2)
+    capacity.settle("web", size=GIB)
+    assert await promised(capacity) == {"web": (1024, 2)}
+    await capacity.take("db", unit("2G"), KVM)
+
+
+async def test_a_kernel_that_hangs_keeps_no_vm_from_its_start() -> None:
+    """What was seen last counts, and where nothing was, nothing is refused."""
+    looks = Looks()
+    looks.hangs = True
+    capacity = account(looks)
+    await capacity.take("web", unit("1T"), KVM)
+    with pytest.raises(HostError):
+        await capacity.survey()
+    capacity.release("web")
+    looks.hangs = False
+    await capacity.take("web", unit(), KVM)
+    looks.hangs = True
+    with pytest.raises(CapacityError):
+        await capacity.take("db", unit(), KVM)
+    assert await promised(capacity) == {"web": (2048, 1)}
