@@ -9,26 +9,28 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
-from pathlib import Path
 from typing import Any
 
 import trio
 from attrs import evolve
 
 from qsup.errors import DeniedError, HostError, QsupError, RequestError, from_oserror
-from qsup.host import codec, network, proc
-from qsup.host.records import RunRecord
+from qsup.host import codec, network
+from qsup.host.usage import NodeMemory
 from qsup.instance import change
 from qsup.instance.body import Body
 from qsup.instance.console import Attachment
 from qsup.instance.context import Context
+from qsup.instance.counters import Counters
 from qsup.instance.driver import Driver
+from qsup.instance.life import Life
+from qsup.instance.nodememory import NodeMemories, Whose
 from qsup.instance.placements import Placements
 from qsup.instance.record import Running
 from qsup.instance.services import Services
 from qsup.instance.state import State
 from qsup.instance.verdict import AT_START, Said
-from qsup.instance.view import CpusView, HardwareView, StatsView
+from qsup.instance.view import CpusView, HardwareView
 from qsup.plan.inventory import slots
 from qsup.qmp import commands
 from qsup.qmp.connection import MAX_LARGE_REPLY, Monitor
@@ -163,12 +165,11 @@ def devices(driver: Driver) -> HardwareView:
     Raises:
         DeniedError: it does not run.
     """
-    if driver.life is None:
-        raise DeniedError("it does not run, so it has no devices", instance=driver.name, hint="start it first")
-    summary, unit = driver.life.summary, driver.loaded.unit
+    life, unit = _life(driver, "so it has no devices"), driver.loaded.unit
+    summary = life.summary
     # what neither comes nor goes is no device
     entries = (f"{section}.{entry.id}" for section, entry in entries_of(unit) if section in MOVABLE)
-    absent = tuple(entry for entry in entries if entry_of(driver.life.unit, entry) is None)
+    absent = tuple(entry for entry in entries if entry_of(life.unit, entry) is None)
     return HardwareView(parts=summary.parts, slots=slots(summary), absent=absent)
 
 
@@ -206,25 +207,46 @@ async def _look(body: Body) -> Context | None:
         return None  # its emulator cannot be asked for what it can do
 
 
-def stats(driver: Driver) -> StatsView:
-    """Counters of a VM: of its process as they are now, of its disks as last sampled.
+def counters(driver: Driver, memories: NodeMemories) -> Counters:
+    """What a VM's counters are read of, with those that need no reading.
 
     Raises:
         DeniedError: it does not run.
     """
-    life = driver.life
-    if life is None:
-        raise DeniedError("it does not run, so there is nothing to count", instance=driver.name, hint="start it first")
-    usage = proc.read_stat(life.process.pid)
-    return StatsView(
-        cpu_seconds=usage.cpu_seconds if usage else 0.0,
-        memory_rss=usage.rss if usage else 0,
-        threads=usage.threads if usage else 0,
+    life = _life(driver, "so there is nothing to count")
+    record = life.record
+    return Counters(
+        pid=life.process.pid,
+        vcpus=life.pinning.vcpus,
+        iothreads=life.pinning.iothreads,
+        taps={nic.id: network.tap_name(record.name, record.uuid, nic.id) for nic in life.summary.nics},
+        memory_limit=life.limiting.effective.memory,
+        node_memory=memories.look(_whose(life)),
         disks=driver.body.sampler.look() if driver.body else {},
         balloon=driver.body.sampler.look_balloon() if driver.body else {},
         drifts=life.pinning.drifts,
-        nics={nic.id: counters for nic in life.summary.nics if (counters := _tap(life.record, nic.id))},
     )
+
+
+async def node_memory(driver: Driver, memories: NodeMemories) -> NodeMemory:
+    """Where on the host a VM's memory is, read now.
+
+    Raises:
+        DeniedError: it does not run.
+        HostError: the kernel did not say it in time.
+    """
+    return await memories.read(_whose(_life(driver, "so it has no memory")))
+
+
+def _life(driver: Driver, so: str) -> Life:
+    """The VM's life; `DeniedError` when it does not run."""
+    if driver.life is None:
+        raise DeniedError(f"it does not run, {so}", instance=driver.name, hint="start it first")
+    return driver.life
+
+
+def _whose(life: Life) -> Whose:
+    return Whose(life.record.name, life.number, life.process.pid)
 
 
 async def cpus(driver: Driver, placements: Placements) -> CpusView:
@@ -233,9 +255,7 @@ async def cpus(driver: Driver, placements: Placements) -> CpusView:
     Raises:
         DeniedError: it does not run.
     """
-    life = driver.life
-    if life is None:
-        raise DeniedError("it does not run, so it has no threads", instance=driver.name, hint="start it first")
+    life = _life(driver, "so it has no threads")
     # a QEMU can have a great many
     chosen = placements.chosen(driver.name)
     view = await trio.to_thread.run_sync(life.pinning.look)
@@ -245,19 +265,6 @@ async def cpus(driver: Driver, placements: Placements) -> CpusView:
 def cpu_sets(driver: Driver) -> tuple[frozenset[int], ...]:
     """The CPUs of the host that each vCPU of a VM is pinned to, as the daemon has it; none of one that does not run."""
     return () if driver.life is None else driver.life.pinning.sets
-
-
-def _tap(vm: RunRecord, nic: str) -> Mapping[str, int]:
-    """A tap's counters seen from the guest: what the host sent is what the guest received."""
-    directory = Path("/sys/class/net") / network.tap_name(vm.name, vm.uuid, nic) / "statistics"
-    counters = {}
-    for name in ("bytes", "packets", "errors", "dropped"):
-        for ours, theirs in (("tx", "rx"), ("rx", "tx")):
-            try:
-                counters[f"{theirs}_{name}"] = int((directory / f"{ours}_{name}").read_text())
-            except FileNotFoundError:
-                return {}  # user networking has no interface on the host
-    return counters
 
 
 def unit_of_record(name: str, services: Services) -> LoadedUnit | None:

@@ -7,7 +7,7 @@ Must not: know HTTP, or hold anything of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qsup.errors import DeniedError, Diagnostic, NoSuchInstance, NoSuchUnit, Uni
 from qsup.host.output import BoundedLog, feed_of, follow_lines, last_lines
 from qsup.host.resources import OwnResources
 from qsup.host.topology import TopologyReader
+from qsup.host.usage import NodeMemory
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
@@ -234,9 +235,13 @@ class DaemonBackend:
         """See `qsup.access.cpus`."""
         return await access.cpus(self._supervisor.driver(name), self._supervisor.placements)
 
-    def stats(self, name: str) -> StatsView:
-        """Counters as last read."""
-        return access.stats(self._supervisor.driver(name))
+    def counters(self, name: str) -> Callable[[], StatsView]:
+        """What reads its counters; see `qsup.access.counters`."""
+        return access.counters(self._supervisor.driver(name), self._supervisor.node_memories).read
+
+    async def node_memory(self, name: str) -> NodeMemory:
+        """Where its memory is; see `qsup.access.node_memory`."""
+        return await access.node_memory(self._supervisor.driver(name), self._supervisor.node_memories)
 
     def health(self) -> HealthView:
         """How the daemon is."""

@@ -24,6 +24,7 @@ from qsup.instance import ended
 from qsup.instance.capacity import Capacity
 from qsup.instance.driver import Driver
 from qsup.instance.messages import Waits
+from qsup.instance.nodememory import NodeMemories
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.placements import Placements
 from qsup.instance.services import Services
@@ -95,6 +96,7 @@ class Supervisor:
             self._shutdown.run_in(nursery)
             nursery.start_soon(self._services.operations.run)
             nursery.start_soon(self._services.reconciler.run)
+            nursery.start_soon(self._services.node_memories.run)
             ran = self._services.layout.instance_names()
             for name in ran:
                 self._driver_of_leftover(name)
@@ -286,6 +288,11 @@ class Supervisor:
     def capacity(self) -> Capacity:
         """What they were promised."""
         return self._services.capacity
+
+    @property
+    def node_memories(self) -> NodeMemories:
+        """Where the memory of VMs is."""
+        return self._services.node_memories
 
     def drivers(self) -> Iterator[Driver]:
         """Every VM's driver, sorted by name."""

@@ -9,12 +9,13 @@ Calls that are not ``async`` answer from the supervisor's own state and never wa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from qsup.errors import Diagnostic
+from qsup.host.usage import NodeMemory
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
 from qsup.instance.view import (
@@ -175,8 +176,11 @@ class Backend(Protocol):
     async def cpus(self, name: str) -> CpusView:
         """The threads of a VM's QEMU, and where they run; `DeniedError` when it does not run."""
 
-    def stats(self, name: str) -> StatsView:
-        """Counters as last read."""
+    def counters(self, name: str) -> Callable[[], StatsView]:
+        """What reads its counters, files of the kernel's, in a thread; `DeniedError` when it does not run."""
+
+    async def node_memory(self, name: str) -> NodeMemory:
+        """Where on the host its memory is; `DeniedError` when it does not run, `HostError` when the kernel hangs."""
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
         """One raw QMP command over the VM's monitor; `QmpCommandError`, `MonitorTimeout`, `DeniedError`."""

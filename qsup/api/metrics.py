@@ -4,13 +4,13 @@ Decides: every metric's name, labels and source, and how requests are counted.
 Must not: ask a VM anything (it shows what the supervisor knows), or load prometheus_client before the first scrape: the
 daemon's resident size counts, and most daemons are never scraped.
 
-A scrape takes a `Snapshot` in the daemon's own task, which is quick, and has it written by a worker thread, which is
-not: a thousand VMs make tens of thousands of lines, and no VM is to wait for them.
+A scrape takes a `Snapshot` in the daemon's own task, which is quick, and has the kernel's counters read and all of it
+written by a worker thread, which is not: a thousand VMs make tens of thousands of lines, and no VM is to wait for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -20,6 +20,7 @@ from qsup.errors import QsupError
 from qsup.instance.latency import LATENCY_BUCKETS, Histogram, Latencies
 from qsup.instance.state import Level
 from qsup.instance.view import InstanceView, StatsView
+from qsup.unit.quantity import format_cpu_set
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -65,6 +66,29 @@ GUEST_COUNTERS: Mapping[str, tuple[str, str]] = {
 }
 
 
+#: Of `StatsView`: metric and help.
+PROCESS_GAUGES: Mapping[str, tuple[str, str]] = {
+    "memory_rss": ("qsup_instance_resident_memory_bytes", "Resident memory of a VM's QEMU, huge pages apart."),
+    "memory_huge": ("qsup_instance_huge_memory_bytes", "Memory of a VM's QEMU in huge pages."),
+    "memory_swapped": ("qsup_instance_swapped_memory_bytes", "Memory of a VM's QEMU that the host has swapped out."),
+    "memory_limit": ("qsup_instance_memory_limit_bytes", "What the kernel holds a VM's memory to; none without limit."),
+    "threads": ("qsup_instance_threads", "Threads of a VM's QEMU."),
+}
+#: The others that are counted up.
+PROCESS_COUNTERS: Mapping[str, tuple[str, str]] = {
+    "cpu_seconds": ("qsup_instance_cpu_seconds", "CPU time of a VM's QEMU, threads that have ended included."),
+    "drifts": (
+        "qsup_instance_pin_drifts",
+        "Threads of a VM's QEMU that somebody had moved off their CPUs, and that were put back by this daemon.",
+    ),
+}
+#: Of `Times`: end of the metric, and the beginning of its help.
+THREAD_COUNTERS: Mapping[str, tuple[str, str]] = {
+    "seconds": ("cpu_seconds", "CPU time of the thread of"),
+    "waited": ("wait_seconds", "Time in wait for a CPU of the host, which a guest calls steal, of the thread of"),
+}
+
+
 class Traffic:
     """What was asked of the API. Routes are counted by their pattern, so a hostile path makes no new series."""
 
@@ -97,7 +121,7 @@ class Snapshot:
     """Everything one scrape shows, taken at one moment.
 
     Args:
-        stats: counters by instance, of those that have a process.
+        counters: what reads those of each instance that has a process.
         qmp: latencies by QMP command.
         requests, durations: see `Traffic`.
         events: how many there were in this life of the daemon.
@@ -109,7 +133,7 @@ class Snapshot:
     problems: int
     events: int
     instances: Sequence[InstanceView]
-    stats: Mapping[str, StatsView]
+    counters: Mapping[str, Callable[[], StatsView]]
     qmp: Mapping[str, Latencies]
     requests: Mapping[tuple[str, str, int], int]
     durations: Mapping[tuple[str, str], Latencies]
@@ -125,20 +149,33 @@ def take_snapshot(backend: Backend, traffic: Traffic, *, version: str) -> Snapsh
         problems=len(health.problems),
         events=backend.event_sequence(),
         instances=views,
-        stats={view.name: stats for view in views if (stats := _stats(backend, view)) is not None},
+        counters={view.name: read for view in views if (read := _counters_of(backend, view)) is not None},
         qmp=backend.qmp_latency(),
         requests=traffic.requests,
         durations=traffic.durations,
     )
 
 
-def _stats(backend: Backend, view: InstanceView) -> StatsView | None:
+def _counters_of(backend: Backend, view: InstanceView) -> Callable[[], StatsView] | None:
     if view.pid is None:
         return None
     try:
-        return backend.stats(view.name)
+        return backend.counters(view.name)
     except QsupError:
         return None  # a VM without counters must not take the others' away
+
+
+def _read(counters: Mapping[str, Callable[[], StatsView]]) -> Mapping[str, StatsView]:
+    """The counters, but those of VMs that have just ended: a counter that is 0 again would count for a new one."""
+    found = {}
+    for name, read in counters.items():
+        try:
+            stats = read()
+        except (QsupError, OSError):
+            continue
+        if stats.threads:
+            found[name] = stats
+    return found
 
 
 def exposition(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
@@ -170,8 +207,10 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         yield from _daemon(self._snapshot)
         yield from _states(self._snapshot)
-        yield from _processes(self._snapshot)
-        stats = self._snapshot.stats
+        stats = _read(self._snapshot.counters)
+        yield from _processes(stats)
+        yield from _times(stats)
+        yield from _node_memory(stats)
         yield from _counters(DISK_COUNTERS, "disk", {name: view.disks for name, view in stats.items()})
         yield from _counters(NIC_COUNTERS, "nic", {name: view.nics for name, view in stats.items()})
         yield from _guest(stats)
@@ -208,25 +247,63 @@ def _states(snapshot: Snapshot) -> Iterator[Metric]:
     yield from (total, state, restarts)
 
 
-def _processes(snapshot: Snapshot) -> Iterator[Metric]:
+def _processes(stats: Mapping[str, StatsView]) -> Iterator[Metric]:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-    cpu = CounterMetricFamily("qsup_instance_cpu_seconds", "CPU time of a VM's QEMU.", labels=("instance",))
+    for key, (metric, text) in PROCESS_GAUGES.items():
+        gauge = GaugeMetricFamily(metric, text, labels=("instance",))
+        for name, view in stats.items():
+            if (value := getattr(view, key)) is not None:
+                gauge.add_metric((name,), value)
+        yield gauge
+    for key, (metric, text) in PROCESS_COUNTERS.items():
+        counter = CounterMetricFamily(metric, text, labels=("instance",))
+        for name, view in stats.items():
+            counter.add_metric((name,), getattr(view, key))
+        yield counter
+
+
+def _times(stats: Mapping[str, StatsView]) -> Iterator[Metric]:
+    """Of threads that have a name that lasts: each vCPU, or those that share a thread, and each iothread."""
+    from prometheus_client.metrics_core import CounterMetricFamily
+
+    for key, (metric, text) in THREAD_COUNTERS.items():
+        vcpus = CounterMetricFamily(f"qsup_vcpu_{metric}", f"{text} a vCPU.", labels=("instance", "vcpu"))
+        iothreads = CounterMetricFamily(
+            f"qsup_iothread_{metric}", f"{text} an iothread.", labels=("instance", "iothread")
+        )
+        for name, view in stats.items():
+            for each in view.times:
+                if (value := getattr(each.times, key)) is None:
+                    continue
+                if each.vcpus:
+                    vcpus.add_metric((name, format_cpu_set(each.vcpus)), value)
+                else:
+                    iothreads.add_metric((name, each.iothread), value)
+        yield from (vcpus, iothreads)
+
+
+def _node_memory(stats: Mapping[str, StatsView]) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
     memory = GaugeMetricFamily(
-        "qsup_instance_resident_memory_bytes", "Resident memory of a VM's QEMU.", labels=("instance",)
+        "qsup_instance_node_memory_bytes",
+        "Memory of a VM's QEMU on a NUMA node of the host: its own (anonymous), in huge pages, or of files and shared.",
+        labels=("instance", "node", "kind"),
     )
-    threads = GaugeMetricFamily("qsup_instance_threads", "Threads of a VM's QEMU.", labels=("instance",))
-    drifts = CounterMetricFamily(
-        "qsup_instance_pin_drifts",
-        "Threads of a VM's QEMU that somebody had moved off their CPUs, and that were put back.",
+    age = GaugeMetricFamily(
+        "qsup_instance_node_memory_age_seconds",
+        "How long ago it was read where a VM's memory is.",
         labels=("instance",),
     )
-    for name, stats in snapshot.stats.items():
-        cpu.add_metric((name,), stats.cpu_seconds)
-        memory.add_metric((name,), stats.memory_rss)
-        threads.add_metric((name,), stats.threads)
-        drifts.add_metric((name,), stats.drifts)
-    yield from (cpu, memory, threads, drifts)
+    for name, view in stats.items():
+        if view.node_memory is None:
+            continue
+        age.add_metric((name,), max(0.0, view.read_at - view.node_memory.read_at))
+        for node, part in view.node_memory.nodes.items():
+            for kind in ("anonymous", "huge", "file"):
+                memory.add_metric((name, str(node), kind), getattr(part, kind))
+    yield from (memory, age)
 
 
 def _counters(

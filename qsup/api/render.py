@@ -16,7 +16,7 @@ from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
 from qsup.host.limits import Limits
 from qsup.instance.operation import Begun, Operation
-from qsup.instance.view import CpusView, EventRecord, HardwareView, InstanceView, StatsView, TopologyView
+from qsup.instance.view import EventRecord, HardwareView, InstanceView
 from qsup.order.view import Relation, Relations
 from qsup.plan.inventory import Slots
 from qsup.unit.info import ReloadResult, UnitChanges, UnitInfo, UnitPreview
@@ -316,78 +316,4 @@ def event(record: EventRecord) -> wire.Event:
         "type": record.type,
         "instance": record.instance,
         "data": dict(record.data),
-    }
-
-
-def cpus(view: CpusView) -> wire.Cpus:
-    """The threads of one VM."""
-    return {
-        "threads": [
-            {
-                "thread": thread.thread,
-                "name": thread.usage.name,
-                "vcpus": list(thread.vcpus),
-                "iothread": thread.iothread,
-                "pin": format_cpu_set(thread.pin),
-                "allowed": format_cpu_set(thread.allowed),
-                "cpu": thread.usage.cpu,
-                "seconds": thread.usage.seconds,
-                "waited": thread.usage.waited,
-            }
-            for thread in view.threads
-        ],
-        "count": view.count,
-        "drifts": view.drifts,
-        "explanation": list(view.explanation),
-    }
-
-
-def stats(view: StatsView) -> wire.Stats:
-    """Counters of one VM."""
-    return {
-        "cpu_seconds": view.cpu_seconds,
-        "memory_rss": view.memory_rss,
-        "threads": view.threads,
-        "disks": {name: dict(counters) for name, counters in view.disks.items()},
-        "nics": {name: dict(counters) for name, counters in view.nics.items()},
-        "balloon": dict(view.balloon),
-        "drifts": view.drifts,
-    }
-
-
-def topology(view: TopologyView) -> wire.Topology:
-    """The host, and who is pinned where."""
-    host = view.topology
-    return {
-        "nodes": [
-            {
-                "number": node.number,
-                "memory": node.memory,
-                "free": node.free,
-                "distances": {str(other.number): node.distance(other.number) for other in host.nodes},
-                "hugepages": [{"size": pool.size, "total": pool.total, "free": pool.free} for pool in node.hugepages],
-            }
-            for node in host.nodes
-        ],
-        "cpus": [
-            {
-                "number": cpu.number,
-                "node": cpu.node,
-                "package": cpu.package,
-                "die": cpu.die,
-                "core": cpu.core,
-                "kind": cast("Any", cpu.kind),
-                "online": cpu.online,
-                "isolated": cpu.isolated,
-                "allowed": cpu.allowed,
-                "pinned": [
-                    {"instance": pinned.instance, "vcpu": pinned.vcpu} for pinned in view.pinned.get(cpu.number, ())
-                ],
-            }
-            for cpu in host.cpus
-        ],
-        "caches": [
-            {"level": cache.level, "type": cast("Any", cache.type), "size": cache.size, "cpus": sorted(cache.cpus)}
-            for cache in host.caches
-        ],
     }

@@ -773,7 +773,8 @@ class Thread(TypedDict):
     """One thread of QEMU, and the ``vcpus`` that it runs, or the unit's id of the ``iothread`` that it is, else empty.
 
     CPU sets are as ``0-3,8``: ``pin`` is where it is to run, none is anywhere, ``allowed`` where it may. ``cpu`` is the
-    one it ran on last. It ran for ``seconds``, and ``waited`` for a CPU.
+    one it ran on last. It ran for ``seconds``, and ``waited`` for a CPU. ``migrations``: how often it went from one CPU
+    to another. ``drifts``: how often it was found off its CPUs, and ``drift_cpu`` which one it had run on then.
     """
 
     thread: int
@@ -785,6 +786,9 @@ class Thread(TypedDict):
     cpu: int
     seconds: float
     waited: float | None
+    migrations: int | None
+    drifts: int
+    drift_cpu: int | None
 
 
 class Cpus(TypedDict):
@@ -798,11 +802,52 @@ class Cpus(TypedDict):
     explanation: list[str]
 
 
-class Stats(TypedDict):
-    """Counters of one VM, from /proc and QEMU's own, as last read."""
+class NodePartWire(TypedDict):
+    """Bytes of a VM's memory on one NUMA node of the host.
 
+    ``anonymous`` is nobody else's, ``huge`` in huge pages, ``file`` of files or shared as if it were one.
+    """
+
+    node: int
+    anonymous: int
+    huge: int
+    file: int
+
+
+class NodeMemoryWire(TypedDict):
+    """Where on the host a VM's memory is, as it was ``age`` seconds ago: nodes that it has none of are left out."""
+
+    age: float
+    nodes: list[NodePartWire]
+
+
+class Times(TypedDict):
+    """What a thread that runs ``vcpus``, or is an ``iothread``, has had of the host's CPUs, in seconds.
+
+    It ran for ``seconds``, and ``waited``, ready to run, while another did: null where the kernel does not count that.
+    """
+
+    vcpus: list[int]
+    iothread: str
+    seconds: float
+    waited: float | None
+
+
+class Stats(TypedDict):
+    """Counters of one VM, from /proc and QEMU's own, as last read.
+
+    ``read_at``: when those of /proc were read, in seconds since the host's boot. ``memory_huge`` is not part of
+    ``memory_rss``, which is less than ``memory_limit`` where there is one. ``node_memory`` is null until it was read.
+    """
+
+    read_at: float
     cpu_seconds: float
+    times: list[Times]
     memory_rss: int
+    memory_huge: int
+    memory_swapped: int
+    memory_limit: int | None
+    node_memory: NodeMemoryWire | None
     threads: int
     disks: dict[str, dict[str, int]]
     nics: dict[str, dict[str, int]]

@@ -46,6 +46,7 @@ VERBS = {
     "logs": ("logs", "Show what QEMU wrote to its output"),
     "events": ("events", "Show what happens, as it happens"),
     "cpus": ("cpus", "Show the threads of a VM that runs, and which CPUs they run on"),
+    "stats": ("stats", "Show what VMs that run use of CPUs, memory, disks and network"),
     "cmdline": ("cmdline", "Show QEMU's command line"),
     "qmp": ("qmp", "Send QMP commands to QEMU, one or at a prompt"),
     "show": ("show", "Show every key of a unit with its effective value"),

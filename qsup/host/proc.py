@@ -79,51 +79,6 @@ def read_stat(pid: int) -> ProcessStat | None:
         return None
 
 
-@frozen(kw_only=True)
-class ThreadUsage:
-    """What one thread has had of the host's CPUs.
-
-    Args:
-        name: ``comm``, at most 15 bytes.
-        cpu: the CPU that it ran on last.
-        seconds: time that it ran.
-        waited: time that it was ready to run, and another did: for a vCPU, what its guest calls steal. ``None`` where
-            the kernel keeps no such count (CONFIG_SCHED_INFO).
-    """
-
-    name: str
-    cpu: int
-    seconds: float
-    waited: float | None
-
-
-def thread_usage(tid: int) -> ThreadUsage | None:
-    """What /proc says of a thread now (``stat``, field 39; ``schedstat``), or ``None`` when it has ended."""
-    try:
-        stat = Path(f"/proc/{tid}/stat").read_bytes().decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    head, _, tail = stat.rpartition(") ")
-    fields = tail.split()
-    seconds, waited = (int(fields[11]) + int(fields[12])) / _TICKS, None
-    try:
-        ran, queued, _ = Path(f"/proc/{tid}/schedstat").read_text().split()
-        # nanoseconds, where the other is in ticks
-        seconds, waited = int(ran) / 1e9, int(queued) / 1e9
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # this kernel keeps none, or the thread has just ended
-    return ThreadUsage(name=head.partition("(")[2], cpu=int(fields[36]), seconds=seconds, waited=waited)
-
-
-def process_clock(pid: int) -> int:
-    """The clock of a process's CPU time, for ``clock_gettime``: of all its threads, those that have ended included.
-
-    Source: clock_getcpuclockid(3), which Python has for threads alone; MAKE_PROCESS_CPUCLOCK() in Linux's
-    include/linux/posix-timers.h, with CPUCLOCK_SCHED.
-    """
-    return ~pid << 3 | 2
-
-
 def thread_state(tid: int) -> str:
     """The letter of a thread's state, of a process its main thread's: ``R S D T t Z``...; ``""`` when there is none."""
     stat = read_stat(tid)

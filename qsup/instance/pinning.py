@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Set
 from attrs import frozen
 
 from qsup.errors import HostError
-from qsup.host import affinity, proc
+from qsup.host import affinity, usage
 from qsup.instance.view import CpusView, Stray, ThreadView
 from qsup.plan.disks import iothread_id
 from qsup.plan.pinning import ANYWHERE, Pins
@@ -154,8 +154,8 @@ class Pinning:
         wanted = (self._pins() or Pins()).of_threads(self.vcpus, self.iothreads, threads)
         shown = []
         for thread in threads[:SHOWN]:
-            allowed, usage = affinity.get(thread), proc.thread_usage(thread)
-            if allowed is not None and usage is not None:
+            allowed, used = affinity.get(thread), usage.thread_usage(self._pid, thread)
+            if allowed is not None and used is not None:
                 mine = tuple(number for number, other in self.vcpus.items() if other == thread)
                 shown.append(
                     ThreadView(
@@ -164,7 +164,7 @@ class Pinning:
                         iothread=self.iothreads.get(thread, ""),
                         pin=wanted[thread],
                         allowed=allowed,
-                        usage=usage,
+                        usage=used,
                         stray=self.strays.get(thread, Stray()),
                     )
                 )
@@ -192,7 +192,7 @@ class Pinning:
             left.append((thread, target))
             if was == target:
                 continue
-            ran = usage.cpu if (usage := proc.thread_usage(thread)) else None
+            ran = found.cpu if (found := usage.thread_usage(self._pid, thread)) else None
             refusal = _move(thread, cpus or target) if target else ""
             now = affinity.get(thread)
             if now is None:
@@ -208,8 +208,8 @@ class Pinning:
         self._left, self._astray = tuple(left), frozenset(astray)
         self.drifts += len(drifts)
         earlier = {thread: stray for thread, stray in self.strays.items() if thread in wanted}
-        found = {drift.thread: Stray(earlier.get(drift.thread, Stray()).times + 1, drift.ran) for drift in drifts}
-        self.strays = earlier | found
+        now_strayed = {drift.thread: Stray(earlier.get(drift.thread, Stray()).times + 1, drift.ran) for drift in drifts}
+        self.strays = earlier | now_strayed
         return tuple(drifts)
 
     def _trouble(self, thread: int, cpus: Set[int], target: Set[int], now: Set[int], refusal: str) -> str:

@@ -21,6 +21,7 @@ from qsup.host.records import IdentityStore
 from qsup.host.rundir import Layout
 from qsup.instance.capacity import Capacity
 from qsup.instance.hostmemory import HostMemory
+from qsup.instance.nodememory import NodeMemories
 from qsup.instance.operations import OperationTable
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
@@ -94,6 +95,7 @@ class Services:
         reconciler: keeps their threads there.
         memory: what of the host's VMs that start are about to take.
         capacity: what of the host all VMs were promised.
+        node_memories: where the memory of those that run is.
     """
 
     layout: Layout
@@ -119,6 +121,7 @@ class Services:
             lambda self: Capacity(self.placements.look, lambda: self.placements.owned), takes_self=True
         )
     )
+    node_memories: NodeMemories = field(factory=NodeMemories)
 
     def state_dir(self, name: str) -> Path:
         """The directory of what a VM keeps over its lives, such as UEFI variables; it may not exist yet."""

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from qsup.host.limits import Limits
-from qsup.host.proc import ThreadUsage
+from qsup.host.usage import NodeMemory, ThreadUsage, Times
 from qsup.instance.cause import Cause
 from qsup.instance.pinned import Pinned
 from qsup.instance.state import State
@@ -143,13 +143,46 @@ class EventRecord:
 
 
 @frozen(kw_only=True)
-class StatsView:
-    """Counters of one VM as last read; disks and NICs by id, what its guest says of its memory, and how often a thread
-    was put back on its CPUs.
+class TimesView:
+    """What a thread that has a task of its own has had of the host's CPUs.
+
+    Args:
+        vcpus: those that it runs, several where all share one thread (TCG without MTTCG).
+        iothread: the unit's id of the iothread that it is, ``""`` if it is none.
     """
 
+    vcpus: tuple[int, ...]
+    iothread: str = ""
+    times: Times
+
+
+@frozen(kw_only=True)
+class StatsView:
+    """Counters of one VM; disks and NICs by id.
+
+    Args:
+        read_at: seconds since the boot, when those of the process were read.
+        cpu_seconds: CPU time of QEMU, the threads that have ended included.
+        times: of each thread that runs vCPUs or is an iothread.
+        memory_rss: bytes that are resident.
+        memory_huge: bytes in huge pages, which are not among these.
+        memory_swapped: bytes that the host has swapped out.
+        memory_limit: bytes that the kernel holds it to, ``None`` for no limit.
+        node_memory: where on the host its memory is, as last read, ``None`` when it was not read.
+        threads: how many QEMU has, 0 when it has just ended.
+        disks: as last sampled.
+        balloon: what its guest said last of its memory.
+        drifts: how often a thread was put back on its CPUs since this daemon has looked after it.
+    """
+
+    read_at: float
     cpu_seconds: float
+    times: tuple[TimesView, ...] = ()
     memory_rss: int
+    memory_huge: int = 0
+    memory_swapped: int = 0
+    memory_limit: int | None = None
+    node_memory: NodeMemory | None = None
     threads: int
     disks: Mapping[str, Mapping[str, int]]
     nics: Mapping[str, Mapping[str, int]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any
@@ -33,7 +33,7 @@ from qsup.errors import (
     RequestError,
     UnitError,
 )
-from qsup.host.proc import ThreadUsage
+from qsup.host.usage import NodeMemory, NodePart, ThreadUsage, Times
 from qsup.instance.events import EventRing
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
@@ -48,7 +48,9 @@ from qsup.instance.view import (
     HealthView,
     InstanceView,
     StatsView,
+    Stray,
     ThreadView,
+    TimesView,
     TopologyView,
     Usage,
 )
@@ -235,6 +237,9 @@ class FakeBackend:
         self.log_lines = [f"line {number}" for number in range(1, 6)]
         self.latency = LatencyTable()
         self.host = HOST
+        self.readings = 0
+        parts = {0: NodePart(32 << 20, 8 << 20, 1 << 20), 2: NodePart(7 << 20)}
+        self.node_parts = NodeMemory(read_at=1000.0, nodes=parts)
         self.cpu_sets: dict[str, Sequence[Sequence[int]]] = {}
         self.waiting = 0
         self.log_followers: list[trio.MemorySendChannel[str]] = []
@@ -553,31 +558,48 @@ class FakeBackend:
         if self.instance(name).pid is None:
             raise DeniedError("it is not running", instance=name)
         usages = (
-            ThreadUsage(name="qemu-system-x86", cpu=0, seconds=0.5, waited=0.25),
-            ThreadUsage(name="CPU 0/KVM", cpu=2, seconds=12.0, waited=None),
-            ThreadUsage(name="IO iothread-fas", cpu=2, seconds=1.0, waited=0.0),
+            ThreadUsage(name="qemu-system-x86", cpu=0, times=Times(seconds=0.5, waited=0.25), migrations=7),
+            ThreadUsage(name="CPU 0/KVM", cpu=2, times=Times(seconds=12.0, waited=None)),
+            ThreadUsage(name="IO iothread-fas", cpu=2, times=Times(seconds=1.0, waited=0.0), migrations=0),
         )
         everywhere, pin = frozenset(range(4)), frozenset({2})
         threads = (
             ThreadView(thread=41, vcpus=(), pin=frozenset(), allowed=everywhere, usage=usages[0]),
-            ThreadView(thread=42, vcpus=(0,), pin=pin, allowed=pin, usage=usages[1]),
+            ThreadView(thread=42, vcpus=(0,), pin=pin, allowed=pin, usage=usages[1], stray=Stray(3, 1)),
             ThreadView(thread=43, vcpus=(), iothread="fast", pin=pin, allowed=pin, usage=usages[2]),
         )
         return CpusView(threads=threads, count=3, drifts=3, explanation=("It wants 1 vCPU.", "Node 0 has it."))
 
-    def stats(self, name: str) -> StatsView:
-        """Always the same."""
+    def counters(self, name: str) -> Callable[[], StatsView]:
+        """Always the same, but for time that passes: half a CPU for each second."""
         if self.instance(name).pid is None:
             raise DeniedError("it is not running", instance=name)
-        return StatsView(
-            cpu_seconds=12.5,
+        self.readings += 1
+        now = float(self.readings)
+        vcpus = tuple(
+            TimesView(vcpus=(vcpu,), times=Times(seconds=6.0 + now / 4, waited=1.0 + vcpu * now / 8)) for vcpu in (0, 1)
+        )
+        stats = StatsView(
+            read_at=1000.0 + now,
+            cpu_seconds=12.0 + now / 2,
+            times=(*vcpus, TimesView(vcpus=(), iothread="fast", times=Times(seconds=0.25, waited=None))),
             memory_rss=40 << 20,
+            memory_huge=8 << 20,
+            memory_swapped=1 << 20,
+            memory_limit=96 << 20,
+            node_memory=self.node_parts,
             threads=5,
             disks={"root": {"rd_bytes": 4096, "wr_bytes": 512, "rd_operations": 2, "rd_total_time_ns": 1_500_000_000}},
             nics={"lan": {"rx_bytes": 100, "tx_bytes": 200}},
             balloon={"total_memory": 400 << 20, "free_memory": 100 << 20, "major_faults": 7},
             drifts=3,
         )
+        return lambda: stats
+
+    async def node_memory(self, name: str) -> NodeMemory:
+        """On two nodes."""
+        self.counters(name)
+        return self.node_parts
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> object:
         """Only query-status is known."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qsup.api.metrics import Traffic, exposition, take_snapshot
 from qsup.errors import DeniedError
+from qsup.host.usage import Times
 from qsup.instance.latency import LATENCY_BUCKETS
 from qsup.instance.state import State
-from qsup.instance.view import StatsView
+from qsup.instance.view import StatsView, TimesView
 from tests.api.calling import daemon
 from tests.api.fake import FakeBackend, make_view
 
@@ -54,6 +56,7 @@ def test_processes_disks_and_nics_are_counted() -> None:
     """CPU time, memory, and each disk's and NIC's counters, times in seconds; unknown counters are left out."""
     samples = scrape(FakeBackend("web"))
     assert samples["qsup_instance_cpu_seconds_total", labels(instance="web")] == 12.5
+    assert samples["qsup_instance_memory_limit_bytes", labels(instance="web")] == 96 << 20
     assert samples["qsup_instance_resident_memory_bytes", labels(instance="web")] == 40 << 20
     assert samples["qsup_disk_read_bytes_total", labels(instance="web", disk="root")] == 4096
     assert samples["qsup_guest_memory_free_bytes", labels(instance="web")] == 100 << 20
@@ -63,17 +66,55 @@ def test_processes_disks_and_nics_are_counted() -> None:
     assert not [name for name, _ in samples if name.startswith("qsup_disk_flush")]
 
 
+def test_time_of_each_vcpu_and_iothread_is_counted() -> None:
+    """What it ran and what it waited, where the kernel counts that."""
+    samples = scrape(FakeBackend("web"))
+    assert [samples["qsup_vcpu_cpu_seconds_total", labels(instance="web", vcpu=vcpu)] for vcpu in "01"] == [6.25, 6.25]
+    assert samples["qsup_vcpu_wait_seconds_total", labels(instance="web", vcpu="1")] == 1.125
+    assert samples["qsup_iothread_cpu_seconds_total", labels(instance="web", iothread="fast")] == 0.25
+    assert ("qsup_iothread_wait_seconds_total", labels(instance="web", iothread="fast")) not in samples
+
+
+def test_vcpus_that_share_a_thread_are_one_series() -> None:
+    """Nobody knows how much of its time each of them had."""
+
+    class OneThread(FakeBackend):
+        def counters(self, name: str) -> Callable[[], StatsView]:
+            """As under TCG without MTTCG."""
+            times = TimesView(vcpus=(0, 1, 2), times=Times(seconds=3.0, waited=0.5))
+            return partial(evolve, super().counters(name)(), times=(times,), node_memory=None)
+
+    samples = scrape(OneThread("web"))
+    found = {dict(names)["vcpu"]: value for (name, names), value in samples.items() if name.startswith("qsup_vcpu_cpu")}
+    assert found == {"0-2": 3.0}
+    assert not [name for name, _ in samples if "node_memory" in name]
+
+
+def test_memory_is_shown_by_node_and_with_its_age() -> None:
+    """As it was last read."""
+    samples = scrape(FakeBackend("web"))
+    found = {
+        (dict(names)["node"], dict(names)["kind"]): value
+        for (name, names), value in samples.items()
+        if name == "qsup_instance_node_memory_bytes"
+    }
+    mib = {key: value / (1 << 20) for key, value in found.items() if value}
+    assert mib == {("0", "anonymous"): 32, ("0", "huge"): 8, ("0", "file"): 1, ("2", "anonymous"): 7}
+    assert samples["qsup_instance_node_memory_age_seconds", labels(instance="web")] == 1.0
+
+
 def test_a_vm_without_counters_hides_no_other() -> None:
     """A VM that is down, or whose counters cannot be read, is shown without them."""
 
     class Shy(FakeBackend):
-        def stats(self, name: str) -> StatsView:
-            """Refuse one."""
+        def counters(self, name: str) -> Callable[[], StatsView]:
+            """Refuse one, and fail to read another."""
             if name == "shy":
                 raise DeniedError("its counters cannot be read", instance=name)
-            return super().stats(name)
+            read = super().counters(name)
+            return partial(evolve, read(), threads=0, cpu_seconds=0.0) if name == "ended" else read
 
-    backend = Shy("shy", "web")
+    backend = Shy("shy", "ended", "web")
     backend.views["down"] = make_view("down", state=State.DEAD, pid=None)
     samples = scrape(backend)
     counted = {dict(names)["instance"] for name, names in samples if name == "qsup_instance_cpu_seconds_total"}

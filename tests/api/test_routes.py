@@ -49,6 +49,7 @@ EXAMPLES = {
     "listDependencies": Example(target="/v1/dependencies"),
     "getInstance": Example(target=WEB),
     "getInstanceStats": Example(target=f"{WEB}/stats"),
+    "getInstanceMemory": Example(target=f"{WEB}/memory"),
     "getInstanceCpus": Example(target=f"{WEB}/cpus"),
     "getInstanceCommandLine": Example(target=f"{WEB}/cmdline"),
     "diffInstance": Example(target=f"{WEB}/diff"),

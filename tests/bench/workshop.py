@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from qsup.host.proc import process_clock
+from qsup.host.usage import process_clock
 from tests.bare import accelerator
 from tests.bench.kept import Kept
 from tests.guests import rom_guest

@@ -69,9 +69,9 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_verb_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error gets a suggestion and code 2."""
-    result = call(capsys, "statsu")
+    result = call(capsys, "statuz")
     assert result == Result(
-        code=2, out="", err="qsupctl: there is no verb 'statsu'\n  hint: did you mean qsupctl status?\n"
+        code=2, out="", err="qsupctl: there is no verb 'statuz'\n  hint: did you mean qsupctl status?\n"
     )
 
 

@@ -201,12 +201,18 @@ async def test_cpus(served: Daemon, ctl: Ctl) -> None:
     """Each thread, where it is to run and does, what it has had; and what was put back."""
     shown = (await ctl.ok("cpus", "web")).splitlines()
     assert [line.split() for line in shown[:4]] == [
-        ["THREAD", "NAME", "VCPU", "IOTHREAD", "PIN", "ALLOWED", "ON", "SECONDS", "WAITED"],
-        ["41", "qemu-system-x86", "0-3", "0", "0.50", "0.25"],
-        ["42", "CPU", "0/KVM", "0", "2", "2", "2", "12.00"],
-        ["43", "IO", "iothread-fas", "fast", "2", "2", "2", "1.00", "0.00"],
+        ["THREAD", "NAME", "VCPU", "IOTHREAD", "PIN", "ALLOWED", "ON", "SECONDS", "WAITED", "MIGRATED", "MOVED"],
+        ["41", "qemu-system-x86", "0-3", "0", "0.50", "0.25", "7"],
+        ["42", "CPU", "0/KVM", "0", "2", "2", "2", "12.00", "3,", "on", "1"],
+        ["43", "IO", "iothread-fas", "fast", "2", "2", "2", "1.00", "0.00", "0"],
     ]
-    assert shown[4:] == ["Threads that were moved by somebody, and put back: 3"]
+    assert shown[4] == "Threads that were moved by somebody, and put back: 3"
+    assert [line.split() for line in shown[5:]] == [
+        [],
+        ["NODE", "MEMORY", "HUGE", "SHARED"],
+        ["0", "32M", "8M", "1M"],
+        ["2", "7M"],
+    ]
     assert json.loads(await ctl.ok("cpus", "web", "-o", "json"))["threads"][1]["pin"] == "2"
     assert await ctl.ok("cpus", "web", "--explain") == "It wants 1 vCPU.\nNode 0 has it.\n"
 

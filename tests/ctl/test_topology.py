@@ -14,7 +14,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsup.api import render as wire_render
+from qsup.api import measures
 from qsup.api.wire import Topology
 from qsup.ctl import hostsvg, hosttext, render
 from qsup.ctl.hostpicture import HostPicture
@@ -37,7 +37,7 @@ PINNED = {"web": ([2], [3], [3, 2]), "db": ([6], [7])}
 
 def document(host: Host, pinned: dict[str, Any] | None = None) -> Topology:
     """What the daemon says of a host."""
-    return wire_render.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {})))
+    return measures.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {})))
 
 
 @pytest.fixture(scope="module", params=MACHINES)

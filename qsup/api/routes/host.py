@@ -6,7 +6,7 @@ Must not: say anything of a VM but where on the host it has been put, and what i
 
 from __future__ import annotations
 
-from qsup.api import render, wire
+from qsup.api import measures, wire
 from qsup.api.capacity import capacity
 from qsup.api.http import Answer, Role, json_response
 from qsup.api.protocol import PREFIX
@@ -15,7 +15,7 @@ from qsup.errors import HostError
 
 
 async def _topology(call: Call) -> Answer:
-    return json_response(render.topology(await call.backend.topology()))
+    return json_response(measures.topology(await call.backend.topology()))
 
 
 async def _capacity(call: Call) -> Answer:

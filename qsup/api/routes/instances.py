@@ -6,13 +6,15 @@ Must not: wait for a VM, or change one.
 
 from __future__ import annotations
 
-from qsup.api import render, wire
+import trio
+
+from qsup.api import measures, render, wire
 from qsup.api.http import Answer, Response, Role, json_response
 from qsup.api.protocol import JSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
 from qsup.api.routes.paging import page_by_name
 from qsup.api.routes.parameters import PAGING, word
-from qsup.errors import DeniedError, NoSuchInstance, NoSuchUnit, UnitError
+from qsup.errors import DeniedError, HostError, NoSuchInstance, NoSuchUnit, UnitError
 from qsup.instance.state import Level, State
 
 INSTANCE = f"{PREFIX}/instances/{{instance}}"
@@ -40,11 +42,16 @@ async def _dependencies(call: Call) -> Answer:
 
 
 async def _stats(call: Call) -> Answer:
-    return json_response(render.stats(call.backend.stats(call.instance())))
+    return json_response(measures.stats(await trio.to_thread.run_sync(call.backend.counters(call.instance()))))
+
+
+async def _memory(call: Call) -> Answer:
+    found = await call.backend.node_memory(call.instance())
+    return json_response(measures.node_memory(found, found.read_at))
 
 
 async def _cpus(call: Call) -> Answer:
-    return json_response(render.cpus(await call.backend.cpus(call.instance())))
+    return json_response(measures.cpus(await call.backend.cpus(call.instance())))
 
 
 async def _cmdline(call: Call) -> Answer:
@@ -95,9 +102,23 @@ ENDPOINTS = (
         pattern=f"{INSTANCE}/stats",
         handler=_stats,
         role=Role.READ,
-        summary="A VM's counters, as last read",
+        summary="A VM's counters",
+        doc="Those of its process as they are; those of disks, of what the guest says of its memory, and of where on "
+        "the host that is, as last read: they are read while somebody asks, so the first answer may have none.",
         replies=(Reply(shape=wire.Stats, doc="The counters."),),
         errors=(NoSuchInstance, DeniedError),
+    ),
+    Endpoint(
+        id="getInstanceMemory",
+        method="GET",
+        pattern=f"{INSTANCE}/memory",
+        handler=_memory,
+        role=Role.READ,
+        summary="Where on the host a VM's memory is, by NUMA node",
+        doc="Read at this moment (`/proc/PID/numa_maps`), which takes the kernel up to some seconds for a large VM. "
+        "After ten it is an error. The counters have what was read last, and wait for nothing.",
+        replies=(Reply(shape=wire.NodeMemoryWire, doc="The nodes that have any of it."),),
+        errors=(NoSuchInstance, DeniedError, HostError),
     ),
     Endpoint(
         id="getInstanceCpus",
