@@ -2,9 +2,9 @@
 # Runs every test, real QEMU included, on a machine that may have nothing but git and this checkout.
 # Usage: contrib/test.sh [--unprivileged] [PYTEST-ARGUMENT...]
 #
-# Installs what is missing with apt-get (as root or by sudo), makes .venv, fetches a second QEMU and builds the guests,
-# neither of which is installed. Then all tests run as root, and those marked `user` once more as an ordinary user:
-# the one who calls this, or nobody when that is root. --unprivileged runs only the latter.
+# Installs what is missing with apt-get (as root or by sudo), makes .venv, fetches a second QEMU, builds the guests and
+# the host of several nodes, none of which is installed. Then all tests run as root, and those marked `user` once more
+# as an ordinary user: the one who calls this, or nobody when that is root. --unprivileged runs only the latter.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -20,11 +20,12 @@ need python3=python3 python:ensurepip=python3-venv /etc/ssl/certs/ca-certificate
     qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/share/OVMF/OVMF_CODE.fd=ovmf \
     ip=iproute2 setpriv=util-linux mount=mount strace=strace shellcheck=shellcheck \
     systemd-analyze=systemd systemd-socket-activate=systemd systemd-nspawn=systemd-container \
-    dbus-daemon=dbus
+    dbus-daemon=dbus mmdebstrap=mmdebstrap mke2fs=e2fsprogs ssh=openssh-client
 python_environment dev
 cache=$(cache_directory)
 newer_qemu >/dev/null
 "$checkout/contrib/guest/build.sh" >/dev/null
+[ -z "$privileged" ] || as_root env QSUP_TEST_CACHE="$cache" "$checkout/contrib/host/build.sh" >/dev/null
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -1,7 +1,7 @@
 """The guests and the QEMUs that real tests run, as ``contrib/`` provides them.
 
 Decides: where they are found.
-Must not: build or fetch anything itself; `contrib/guest/build.sh` and `contrib/test.sh` do.
+Must not: build or fetch anything itself; `contrib/guest/build.sh`, `contrib/host/build.sh` and `contrib/test.sh` do.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def emulators() -> tuple[Emulator, ...]:
 def guest_directory() -> Path:
     """Where the guests of the present recipe are; the first call builds them when they are not there."""
     return Path(_shell(f"'{CONTRIB}/guest/build.sh'"))
+
+
+@functools.cache
+def host_directory() -> Path:
+    """Where the host of several nodes of the present recipe is; the first call builds it, which takes minutes."""
+    return Path(_shell(f"'{CONTRIB}/host/build.sh'"))
 
 
 def rom_guest() -> Path:

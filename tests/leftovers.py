@@ -26,6 +26,8 @@ from tests.waiting import came_true
 
 # In the environment of everything a session starts, unless what it starts clears it.
 MARK = "QSUP_TEST_SESSION"
+# In the environment of what a fixture of the session starts, maybe within a test: only the session's end asks for it.
+LASTING = "QSUP_TEST_LASTING"
 # How long after its end a test may take to be gone: an exiting QEMU needs 30 ms for each GiB of memory.
 GRACE = 1.0
 
@@ -126,6 +128,8 @@ def left(before: Snapshot, session: Session, root: Path) -> Leftovers:
     """
     now = take(alone=before.alone)
     ours = [process for process in now.processes - before.processes if _belongs(process.pid, session)]
+    if root != session.root:
+        ours = [process for process in ours if not _lasts(process.pid)]
     known = dict(before.descriptors)
     things = sorted(now.things - before.things)
     if before.alone:
@@ -211,6 +215,10 @@ def _belongs(pid: int, session: Session) -> bool:
         or root.encode() in _read(pid, "cmdline")
         or any(root in _target(link) for link in links)
     )
+
+
+def _lasts(pid: int) -> bool:
+    return f"{LASTING}=1".encode() in _read(pid, "environ").split(b"\0")
 
 
 def _is_forgotten_probe(pid: int) -> bool:

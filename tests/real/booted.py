@@ -258,15 +258,34 @@ def why_not(root: Path) -> str:
 def install(host: Host) -> None:
     """Put the programs where `pip install` would, as `docs/admin.md` has it."""
     top = host.files / "opt/qsup"
-    shutil.copytree(CHECKOUT / "qsup", top / "lib/qsup", ignore=shutil.ignore_patterns("__pycache__"))
+    write_programs(top, top / "lib", python=sys.executable, place="/opt/qsup/lib")
+
+
+def write_programs(top: Path, library: Path, *, python: str, place: str) -> None:
+    """Copy the package of this checkout, and write what runs it.
+
+    Args:
+        top: a directory; its ``bin`` is for the programs.
+        library: where the package goes.
+        python: what runs them on the host.
+        place: where the library is on the host.
+    """
+    shutil.copytree(CHECKOUT / "qsup", library / "qsup", ignore=shutil.ignore_patterns("__pycache__"))
     (top / "bin").mkdir()
     for name, module in (("qsupd", "qsup.entry"), ("qsupctl", "qsup.ctl.main")):
         program = top / "bin" / name
         program.write_text(
-            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, '/opt/qsup/lib')\n"
-            f"from {module} import main\nsys.exit(main())\n"
+            f"#!{python}\nimport sys\nsys.path.insert(0, '{place}')\nfrom {module} import main\nsys.exit(main())\n"
         )
         program.chmod(0o755)
+
+
+def commands_of_the_guide() -> str:
+    """How an administrator installs qsup, but for what needs the network; `install` does that."""
+    section = (CHECKOUT / "docs/admin.md").read_text().partition("## Installation")[2]
+    lines = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["python3", "/opt/qsup/bin/pip"]
+    return "\n".join(lines[2:])
 
 
 def _scope() -> tuple[str, ...]:

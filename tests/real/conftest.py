@@ -27,6 +27,7 @@ from tests.guests import Emulator, LinuxGuest, emulators
 from tests.guests import linux_guest as find_linux_guest
 from tests.guests import rom_guest as find_rom_guest
 from tests.real.daemons import Daemon
+from tests.real.hosted import Hosted, HostedDaemon, install
 from tests.real.mortal import Mortal, may_die
 from tests.real.users import UsersDaemon
 
@@ -102,6 +103,27 @@ def session() -> Iterator[leftovers.Session]:
     if words:
         whose = "left by a fixture that outlives a test, or by a test without a word whose it is"
         pytest.fail(f"{whose}:\n  " + "\n  ".join(words), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def hosted(session: leftovers.Session, emulator: Emulator) -> Iterator[Hosted]:
+    """A host of several NUMA nodes that systemd runs, with qsup installed; it lasts as long as the session."""
+    found = Hosted(session.root / "host", emulator)
+    try:
+        install(found)
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def hosts_daemon(hosted: Hosted, root_dir: Path) -> Iterator[HostedDaemon]:
+    """The daemon of that host; its VMs and units go with the test."""
+    found = HostedDaemon(root_dir, hosted)
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @pytest.fixture(autouse=True)

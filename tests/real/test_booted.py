@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.guests import Emulator
-from tests.real.booted import Host, HostsDaemon, install, why_not
+from tests.real.booted import Host, HostsDaemon, commands_of_the_guide, install, why_not
 from tests.real.daemons import DEADLINE, rom_unit
 from tests.real.together import AT_A_WORD, UP, Write, writer
 from tests.real.users import CHECKOUT
@@ -54,14 +54,6 @@ def daemon(host: Host) -> Iterator[HostsDaemon]:
 def write(daemon: HostsDaemon, emulator: Emulator, rom_guest: Path) -> Write:
     """Writes units of the host."""
     return writer(daemon, emulator, rom_guest)
-
-
-def commands_of_the_guide() -> str:
-    """How an administrator installs qsup, but for what needs the network; `install` has done that."""
-    section = (CHECKOUT / "docs/admin.md").read_text().partition("## Installation")[2]
-    lines = section.partition("```sh\n")[2].partition("```")[0].splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["python3", "/opt/qsup/bin/pip"]
-    return "\n".join(lines[2:])
 
 
 def test_an_installation_by_the_guide_works(

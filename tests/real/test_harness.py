@@ -97,6 +97,19 @@ def test_forgotten_child_is_named_and_ended(session: leftovers.Session, root_dir
 
 @pytest.mark.user
 @pytest.mark.alone
+def test_what_lasts_is_the_sessions(session: leftovers.Session, root_dir: Path) -> None:
+    """What a fixture of the session has started again within a test is left alone until the session ends."""
+    before = leftovers.take(alone=True)
+    environment = os.environ | {leftovers.LASTING: "1"}
+    with subprocess.Popen(["sleep", "61"], env=environment) as child:
+        poll_until(lambda: Path(f"/proc/{child.pid}/cmdline").read_bytes() == b"sleep\x0061\0", "its exec")
+        assert leftovers.clear(before, session, root_dir, seconds=0) == []
+        assert f"process {child.pid}: sleep 61" in leftovers.clear(before, session, session.root, seconds=0)
+        assert child.wait(5) == -9
+
+
+@pytest.mark.user
+@pytest.mark.alone
 def test_orphan_is_known_by_its_open_files(session: leftovers.Session, root_dir: Path) -> None:
     """A process that left our family and cleared its environment is known by a file it has open."""
     before = leftovers.take(alone=True)
