@@ -14,7 +14,7 @@ from typing import Any, cast
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
-from qsup.host.limits import Limits
+from qsup.host.limits import Devices, Limits
 from qsup.instance.operation import Begun, Operation
 from qsup.instance.view import EventRecord, HardwareView, InstanceView
 from qsup.order.view import Relation, Relations
@@ -139,7 +139,17 @@ def _limits(limits: Limits) -> wire.LimitsWire:
         "memory": limits.memory,
         "memory_high": limits.memory_high,
         "pids": limits.pids,
+        "swap": limits.swap,
+        "io_weight": limits.io_weight,
+        "io_read_bps": _of_devices(limits.io_read_bps),
+        "io_write_bps": _of_devices(limits.io_write_bps),
+        "io_read_iops": _of_devices(limits.io_read_iops),
+        "io_write_iops": _of_devices(limits.io_write_iops),
     }
+
+
+def _of_devices(limit: Devices | None) -> dict[str, int] | None:
+    return None if limit is None else dict(limit)
 
 
 def devices(view: HardwareView) -> wire.PluggedList:

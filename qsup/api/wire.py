@@ -257,8 +257,9 @@ class Instance(TypedDict):
 class LimitsWire(TypedDict):
     """What a VM's QEMU may take of the host, as the kernel said when it was set; null: no limit, or none that is kept.
 
-    ``cpu``: CPUs, such as 0.5. ``cpu_weight``: against the 100 of others. ``memory``, ``memory_high``: bytes. ``pids``:
-    threads and processes.
+    ``cpu``: CPUs, such as 0.5. ``cpu_weight``: against the 100 of others. ``memory``, ``memory_high``, ``swap``:
+    bytes. ``pids``: threads and processes. ``io_weight``: as ``cpu_weight``. ``io_read_bps`` and the like: bytes or
+    requests a second, by the numbers of a device, such as ``8:0``.
     """
 
     cpu: float | None
@@ -266,6 +267,12 @@ class LimitsWire(TypedDict):
     memory: int | None
     memory_high: int | None
     pids: int | None
+    swap: int | None
+    io_weight: int | None
+    io_read_bps: dict[str, int] | None
+    io_write_bps: dict[str, int] | None
+    io_read_iops: dict[str, int] | None
+    io_write_iops: dict[str, int] | None
 
 
 class InstanceList(TypedDict):

@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 from attrs import frozen
 
 from qsup.errors import from_oserror
+
+#: An amount for each of some devices, which are named by path or by number; in order.
+Devices = tuple[tuple[str, int], ...]
 
 
 @frozen(kw_only=True)
@@ -28,6 +32,10 @@ class Limits:
         memory: bytes beyond which one of them is killed.
         memory_high: bytes beyond which they are slowed down.
         pids: threads and processes.
+        swap: bytes of swap space.
+        io_weight: of disks, as ``cpu_weight``.
+        io_read_bps, io_write_bps: bytes a second, by the numbers of a device (``8:0``).
+        io_read_iops, io_write_iops: reads and writes a second.
     """
 
     cpu: int | None = None
@@ -35,6 +43,16 @@ class Limits:
     memory: int | None = None
     memory_high: int | None = None
     pids: int | None = None
+    swap: int | None = None
+    io_weight: int | None = None
+    io_read_bps: Devices | None = None
+    io_write_bps: Devices | None = None
+    io_read_iops: Devices | None = None
+    io_write_iops: Devices | None = None
+
+    def items(self) -> dict[str, Any]:
+        """All of them, by the names of the fields."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(Limits)}
 
 
 #: Their names in a unit, by those of the fields.
@@ -61,15 +79,18 @@ class _Keeper:
 
     Args:
         name: the file's.
-        none: what it is given for no limit.
-        spell: how it is given one.
+        spell: the lines that are written into it one after the other, with its directory for what they depend on.
         read: what it says, by its directory.
     """
 
     name: str
-    none: str
-    spell: Callable[[int], str]
-    read: Callable[[Path], int | None]
+    spell: Callable[[Path, Any], Sequence[str]]
+    read: Callable[[Path], Any]
+
+
+def _number(name: str, none: str, spell: Callable[[int], str], read: Callable[[Path], int | None]) -> _Keeper:
+    """A file that keeps one number, and has a word for none."""
+    return _Keeper(name, lambda _, limit: [none if limit is None else spell(limit)], read)
 
 
 def _plain(name: str, none: str = "max") -> _Keeper:
@@ -77,7 +98,7 @@ def _plain(name: str, none: str = "max") -> _Keeper:
         text = (directory / name).read_text().strip()
         return None if text == "max" or int(text) >= _UNLIMITED else int(text)
 
-    return _Keeper(name, none, str, read)
+    return _number(name, none, str, read)
 
 
 def _read_max(directory: Path) -> int | None:
@@ -96,26 +117,67 @@ def _shares(weight: int) -> str:
     return str(min(max(weight * _SHARES // _WEIGHT, _LEAST_SHARES), _MOST_SHARES))
 
 
+def _weight_of_io(name: str, least: int, most: int) -> _Keeper:
+    def read(directory: Path) -> int | None:
+        words_of_first = (directory / name).read_text().partition("\n")[0].split()  # "default 100", or the number alone
+        return int(words_of_first[-1])
+
+    return _number(name, str(_WEIGHT), lambda weight: str(min(max(weight, least), most)), read)
+
+
+def _of_devices(name: str, word: str, none: str) -> _Keeper:
+    """A file with a line for each device; in version 2 several limits share it, and ``word`` is one."""
+    prefix = f"{word}=" if word else ""
+
+    def read(directory: Path) -> Devices | None:
+        found = []
+        for line in (directory / name).read_text().splitlines():
+            device, *values = line.split()
+            value = next((each for each in values if each.startswith(prefix)), prefix + none).removeprefix(prefix)
+            if value != none:
+                found.append((device, int(value)))
+        return tuple(sorted(found)) or None
+
+    def spell(directory: Path, limit: Devices | None) -> Sequence[str]:
+        wanted = dict(limit or ())
+        over = dict.fromkeys(device for device, _ in read(directory) or () if device not in wanted)
+        return [f"{device} {prefix}{none if value is None else value}" for device, value in (over | wanted).items()]
+
+    return _Keeper(name, spell, read)
+
+
+def _io(word: str, name: str) -> Sequence[_Keeper]:
+    return (_of_devices("io.max", word, "max"), _of_devices(f"blkio.throttle.{name}_device", "", "0"))
+
+
 #: Of each limit its controller, and the files that may keep it. A controller is in one hierarchy at a time.
 _KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
     "cpu": (
         "cpu",
         (
-            _Keeper("cpu.max", f"max {_PERIOD}", lambda limit: f"{_quota(limit)} {_PERIOD}", _read_max),
-            _Keeper("cpu.cfs_quota_us", "-1", lambda limit: str(_quota(limit)), _read_cfs),
+            _number("cpu.max", f"max {_PERIOD}", lambda limit: f"{_quota(limit)} {_PERIOD}", _read_max),
+            _number("cpu.cfs_quota_us", "-1", lambda limit: str(_quota(limit)), _read_cfs),
         ),
     ),
     "cpu_weight": (
         "cpu",
-        (_plain("cpu.weight", str(_WEIGHT)), _Keeper("cpu.shares", str(_SHARES), _shares, _read_shares)),
+        (_plain("cpu.weight", str(_WEIGHT)), _number("cpu.shares", str(_SHARES), _shares, _read_shares)),
     ),
     "memory": ("memory", (_plain("memory.max"), _plain("memory.limit_in_bytes", "-1"))),
     "memory_high": ("memory", (_plain("memory.high"),)),
     "pids": ("pids", (_plain("pids.max"),)),
+    "swap": ("memory", (_plain("memory.swap.max"),)),
+    # the ranges of kernel/block/blk-iocost.c and bfq-cgroup.c
+    "io_weight": ("io", (_weight_of_io("io.weight", 1, 10_000), _weight_of_io("blkio.bfq.weight", 1, 1000))),
+    "io_read_bps": ("io", _io("rbps", "read_bps")),
+    "io_write_bps": ("io", _io("wbps", "write_bps")),
+    "io_read_iops": ("io", _io("riops", "read_iops")),
+    "io_write_iops": ("io", _io("wiops", "write_iops")),
 }
 #: Bytes that the kernel may round a limit down by: a page.
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_BYTES = ("memory", "memory_high")
+_BYTES = ("memory", "memory_high", "swap")
+_WEIGHTS = ("cpu_weight", "io_weight")
 #: The controllers that are used.
 CONTROLLERS = tuple(dict.fromkeys(controller for controller, _ in _KEEPERS.values()))
 
@@ -125,13 +187,13 @@ def controller(name: str) -> str:
     return _KEEPERS[name][0]
 
 
-def agree(name: str, wanted: int | None, found: int | None) -> bool:
+def agree(name: str, wanted: Any, found: Any) -> bool:
     """Whether what the kernel says is what was wanted, but for its rounding."""
-    if wanted is None and name == "cpu_weight":
+    if wanted is None and name in _WEIGHTS:
         wanted = _WEIGHT
     if wanted is None or found is None or name not in _BYTES:
-        return wanted == found
-    return 0 <= wanted - found < _PAGE
+        return bool(wanted == found)
+    return bool(0 <= wanted - found < _PAGE)
 
 
 def _found(paths: Sequence[Path], name: str) -> tuple[Path, _Keeper] | None:
@@ -197,7 +259,7 @@ def read(paths: Sequence[Path]) -> Limits:
     Raises:
         HostError: a file could not be read; the cgroup may be gone.
     """
-    found: dict[str, int | None] = {}
+    found: dict[str, Any] = {}
     for name in NAMES:
         if (keeper := _found(paths, name)) is not None:
             try:
@@ -207,12 +269,12 @@ def read(paths: Sequence[Path]) -> Limits:
     return Limits(**found)
 
 
-def impose(paths: Sequence[Path], wanted: Mapping[str, int | None]) -> Mapping[str, str]:
+def impose(paths: Sequence[Path], wanted: Mapping[str, Any]) -> Mapping[str, str]:
     """Hold a cgroup to limits; may wait for the kernel to take memory back.
 
     Args:
         paths: the directories of a VM's cgroups.
-        wanted: by the names of the fields of `Limits`; of others it stays as it is.
+        wanted: by the names of the fields of `Limits`; of others it stays as it is. Devices are given by number.
 
     Returns:
         Why a limit is not kept, words for after a colon, by its name.
@@ -220,14 +282,15 @@ def impose(paths: Sequence[Path], wanted: Mapping[str, int | None]) -> Mapping[s
     return {name: why for name, limit in wanted.items() if (why := _impose(paths, name, limit))}
 
 
-def _impose(paths: Sequence[Path], name: str, limit: int | None) -> str:
+def _impose(paths: Sequence[Path], name: str, limit: Any) -> str:
     found = _found(paths, name)
     if found is None:
         return "" if limit is None else why_not(paths, name)
     directory, keeper = found
     path = directory / keeper.name
     try:
-        path.write_text(keeper.none if limit is None else keeper.spell(limit))
+        for line in keeper.spell(directory, limit):
+            path.write_text(line)
     except OSError as error:
         return f"{path}: {os.strerror(error.errno or 0)}"
     return ""

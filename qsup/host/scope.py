@@ -28,6 +28,7 @@ from qsup.errors import HostError
 from qsup.host import limits, systemd
 from qsup.host.cgroup import Cgroup, CgroupManager, CgroupTree, SharedOomKills
 from qsup.host.hierarchies import Hierarchies, detect, parse_hierarchies
+from qsup.host.limits import Devices
 from qsup.host.systemd import Property, Refused, Systemd
 
 _log = structlog.get_logger()
@@ -60,11 +61,24 @@ _PROPERTIES: Mapping[str, Callable[[Any], Sequence[Property]]] = {
     "memory": lambda limit: [_property("MemoryMax", limit)],
     "memory_high": lambda limit: [_property("MemoryHigh", limit)],
     "pids": lambda limit: [_property("TasksMax", limit)],
+    "swap": lambda limit: [_property("MemorySwapMax", limit)],
+    "io_weight": lambda limit: [_property("IOWeight", limit)],
+    "io_read_bps": lambda limit: _of_devices("IOReadBandwidthMax", limit),
+    "io_write_bps": lambda limit: _of_devices("IOWriteBandwidthMax", limit),
+    "io_read_iops": lambda limit: _of_devices("IOReadIOPSMax", limit),
+    "io_write_iops": lambda limit: _of_devices("IOWriteIOPSMax", limit),
 }
 
 
 def _property(name: str, limit: int | None) -> Property:
     return Property(name=name, signature="t", value=_number(limit))
+
+
+def _of_devices(name: str, limit: Devices | None) -> Sequence[Property]:
+    """None of what there was, and then those: systemd keeps what it is not told of."""
+    none = Property(name=name, signature="a(st)", value=[])
+    those = [(f"/dev/block/{device}", amount) for device, amount in limit or ()]
+    return [none, Property(name=name, signature="a(st)", value=those)] if those else [none]
 
 
 def properties_of(wanted: Mapping[str, Any]) -> list[Property]:

@@ -198,7 +198,7 @@ async def _identify(
     resources.push_async_callback(child.aclose)
     nursery.start_soon(output.run)
     limiting = Limiting(cgroup, found=child.pid)
-    limiting.impose(unit)
+    await limiting.impose(unit)
     life = Life(
         number=number,
         hardware=Hardware(unit, running.unit, running.plan, record.claims),
@@ -336,7 +336,7 @@ async def _ask(
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
         await balloon.impose(life.unit, life.summary, monitor)
-        life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers))
+        life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers), life.process.pid)
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None

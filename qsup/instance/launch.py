@@ -291,7 +291,7 @@ def _connect_console(prepared: Prepared) -> socket.socket:
 
 
 async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
-    prepared.limiting.joined(await join_cgroup(prepared.cgroup, child, prepared.helpers))
+    prepared.limiting.joined(await join_cgroup(prepared.cgroup, child, prepared.helpers), child.pid)
     joined.set()
 
 

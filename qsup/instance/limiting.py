@@ -10,29 +10,74 @@ runs. What it has used until then, as it does not know its guest's memory yet, i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-import attrs
-from attrs import evolve
+import trio
 
 from qsup.errors import HostError, StartError
+from qsup.host import blockdevice, oomscore
 from qsup.host.cgroup import Cgroup
-from qsup.host.limits import NAMES, Limits
+from qsup.host.limits import NAMES, Devices, Limits
+from qsup.unit.kinds import DeviceLimit
 from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
 from qsup.unit.sections.limits import DEFAULT_WEIGHT
 
+#: What is not the cgroup's to keep, and is QEMU's alone.
+OOM_SCORE = "oom_score_adjust"
+#: The names of all that a unit can ask for, by those of the fields of `Limits`.
+KEYS: Mapping[str, str] = {**NAMES, OOM_SCORE: "oom-score-adjust"}
+#: Seconds for a file system to say which device it is on.
+_LOOK_TIMEOUT = 5.0
+
 
 def asked(unit: Unit) -> Limits:
-    """What a unit wants its VM to be held to."""
+    """What a unit wants its VM to be held to; devices are named by path."""
     section = unit.limits
-    weight = None if section.cpu_weight == DEFAULT_WEIGHT else section.cpu_weight
+    weights = {"cpu_weight": section.cpu_weight, "io_weight": section.io_weight}
     return Limits(
         cpu=section.cpu or None,
-        cpu_weight=weight,
         memory=section.memory or None,
         memory_high=section.memory_high or None,
         pids=section.pids or None,
+        swap=section.swap,
+        io_read_bps=_devices(section.io_read_bps),
+        io_write_bps=_devices(section.io_write_bps),
+        io_read_iops=_devices(section.io_read_iops),
+        io_write_iops=_devices(section.io_write_iops),
+        **{name: None if weight == DEFAULT_WEIGHT else weight for name, weight in weights.items()},
     )
+
+
+def _devices(entries: tuple[DeviceLimit, ...]) -> Devices | None:
+    return tuple((entry.path, entry.amount) for entry in entries) or None
+
+
+async def _by_number(named: Devices) -> Devices:
+    """Devices by the numbers of their disks; of two paths on one disk the lesser amount counts. `HostError`."""
+    found: dict[str, int] = {}
+    for path, amount in named:
+        with trio.move_on_after(_LOOK_TIMEOUT) as scope:
+            look = partial(blockdevice.whole_disk, path)
+            device = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+            found[device] = min(amount, found.get(device, amount))
+        if scope.cancelled_caught:
+            raise HostError(f"the file system of {path} does not answer")
+    return tuple(sorted(found.items()))
+
+
+async def _resolved(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Limits with devices by number, and why some of them cannot be had."""
+    found, refused = dict(wanted), {}
+    for name, limit in wanted.items():
+        if isinstance(limit, tuple):
+            try:
+                found[name] = await _by_number(limit)
+            except HostError as error:
+                refused[name] = error.message
+                del found[name]
+    return found, refused
 
 
 def check_enough(unit: Unit, accel: str) -> None:
@@ -59,43 +104,58 @@ class Limiting:
     def __init__(self, cgroup: Cgroup, *, found: int | None = None) -> None:
         self.effective = Limits()
         self._cgroup = cgroup
-        self._found = found
-        self._asked = Limits()
+        self._pid = self._found = found
+        self._asked: dict[str, Any] = {}
+        self._score = 0
         self._outside = ""
         self._refused: Mapping[str, str] = {}
 
     @property
     def is_wanted(self) -> bool:
-        """Whether its unit asks for any limit."""
-        return self._asked != Limits()
+        """Whether its unit asks for any limit that a cgroup keeps."""
+        return any(limit is not None for limit in self._asked.values())
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What is asked for and not enforced, one sentence each."""
-        place = (self._cgroup.trouble,) if self._cgroup.trouble else ()
-        if self._outside and self.is_wanted:
-            return (*place, f"its limits are not enforced: it {self._outside}")
-        return (*place, *(f"limits.{NAMES[name]} is not enforced: {why}" for name, why in self._refused.items()))
+        """What is asked for and not enforced, and what its cgroup is not, one sentence each."""
+        return (*([self._cgroup.trouble] if self._cgroup.trouble else []), *self._not_kept)
 
-    def impose(self, unit: Unit) -> None:
+    @property
+    def _not_kept(self) -> list[str]:
+        if self._outside and self.is_wanted:
+            return [f"its limits are not enforced: it {self._outside}"]
+        return [f"limits.{KEYS[name]} is not enforced: {why}" for name, why in self._refused.items()]
+
+    async def impose(self, unit: Unit) -> None:
         """Hold the VM to what its unit says; what it says nothing of stays as it is.
 
         Where it says nothing at all nobody is asked: that takes a third of a millisecond of each start and adoption.
         """
-        self._asked = asked(unit)
-        if not self.is_wanted:
+        self._score = unit.limits.oom_score_adjust
+        self._asked = wanted = {name: limit for name, limit in asked(unit).items().items() if limit is not None}
+        if not wanted:
             return
         self._look()
-        wanted = {name: limit for name, limit in attrs.asdict(self._asked).items() if limit is not None}
-        self._refused = self._cgroup.impose(wanted)
+        found, refused = await _resolved(wanted)
+        self._asked = {name: found.get(name) for name in wanted}
+        self._refused = refused | dict(self._cgroup.impose(found))
         self._read()
 
-    def joined(self, reason: str) -> None:
+    def joined(self, reason: str, pid: int) -> None:
         """QEMU is in its cgroup, or, for a reason, is not; whoever makes cgroups may have had something to say."""
-        self._found, self._outside = None, reason
+        self._pid, self._found, self._outside = pid, None, reason
         self._refused = {**self._refused, **self._cgroup.missed}
+        if self._score and (why := self._adjust(self._score)):
+            self._refused = {**self._refused, OOM_SCORE: why}
         if self.is_wanted:
             self._read()
+
+    def _adjust(self, score: int) -> str:
+        try:
+            oomscore.adjust(self._pid or 0, score)
+        except HostError as error:
+            return error.message
+        return ""
 
     def _look(self) -> None:
         if self._found is not None:
@@ -107,12 +167,14 @@ class Limiting:
         Raises:
             StartError: it is not.
         """
-        if unit.limits.require and (self._refused or (self._outside and self.is_wanted)):
+        if unit.limits.require and self._not_kept:
             hint = "take that out of [limits], or let it start without by require = false"
             raise StartError("; ".join(self.troubles), hint=hint)
 
     def why_not(self, name: str) -> str:
         """Why a limit cannot be enforced, words for after a colon, or ``""``."""
+        if name == OOM_SCORE:
+            return ""
         self._look()
         return f"it {self._outside}" if self._outside else self._cgroup.why_not(name)
 
@@ -124,17 +186,25 @@ class Limiting:
         """Hold the VM to some limits as a unit says, all or none; may wait for the kernel to take memory back.
 
         Args:
-            names: of the fields of `Limits`.
+            names: by which `KEYS` has them.
 
         Returns:
             Why one cannot be, words for after a colon, by its name; then it is held to what it was.
         """
-        wanted, before = attrs.asdict(asked(unit)), attrs.asdict(self._asked)
-        refused = await self._cgroup.change({name: wanted[name] for name in names})
+        every = asked(unit).items()
+        wanted, refused = await _resolved({name: every[name] for name in names - {OOM_SCORE}})
+        if not refused and OOM_SCORE in names and (why := self._adjust(unit.limits.oom_score_adjust)):
+            refused = {OOM_SCORE: why}
         if refused:
-            await self._cgroup.change({name: before[name] for name in names})
+            return refused
+        refused = dict(await self._cgroup.change(wanted)) if wanted else {}
+        if refused:
+            await self._cgroup.change({name: self._asked.get(name) for name in wanted})
+            if OOM_SCORE in names:
+                self._adjust(self._score)
         else:
-            self._asked = evolve(self._asked, **{name: wanted[name] for name in names})
+            self._asked = self._asked | wanted
+            self._score = unit.limits.oom_score_adjust if OOM_SCORE in names else self._score
             self._refused = {name: why for name, why in self._refused.items() if name not in names}
         self._read()
         return refused
@@ -143,7 +213,5 @@ class Limiting:
         try:
             self.effective = self._cgroup.limits()
         except HostError as error:
-            self._refused = {**self._refused, **dict.fromkeys(self._wanted(), error.message)}
-
-    def _wanted(self) -> list[str]:
-        return [name for name, limit in attrs.asdict(self._asked).items() if limit is not None]
+            wanted = [name for name, limit in self._asked.items() if limit is not None]
+            self._refused = {**self._refused, **dict.fromkeys(wanted, error.message)}

@@ -142,7 +142,7 @@ async def prepare(
         cgroup = services.cgroups.create(loaded.name, loaded.unit.unit.description)
         resources.push_async_callback(cgroup.end)
         limiting = Limiting(cgroup)
-        limiting.impose(loaded.unit)
+        await limiting.impose(loaded.unit)
         limiting.check_kept(loaded.unit)
         output = Output(directory.path / "output", services.layout.log / f"{loaded.name}.log")
         resources.callback(output.close)

@@ -256,6 +256,17 @@ def duration(minimum: float = 0.0, maximum: float = 365 * 86400.0) -> Kind:
     return Kind(word="time", parse=parse, format=quantity.format_duration, schema=schema)
 
 
+def _count(value: object) -> int:
+    text = _text(value)
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError(f"{shown(text)} is not a number from 1 to 999999999")
+    return int(text)
+
+
+#: A number that is part of a text.
+COUNT = Kind(word="number", parse=_count, format=str, schema={"type": "string", "pattern": "^[1-9][0-9]{0,8}$"})
+
+
 def list_of(kind: Kind, *, maximum: int = 1024) -> Kind:
     """An array; the model keeps a tuple. The first wrong entry is named by its position, counted from 1."""
 
@@ -315,6 +326,32 @@ NODES = Kind(
     format=lambda value: value if value == AUTO else quantity.format_cpu_set(value),
     schema={"anyOf": [{"enum": ["", AUTO]}, {"type": "string", "pattern": CPU_SET.schema["pattern"]}]},
 )
+
+
+@frozen(kw_only=True)
+class DeviceLimit:
+    """An amount, of a device of the host that is named by a path: its own, or that of what is on it."""
+
+    path: str
+    amount: int
+
+
+def device_limit(amount: Kind) -> Kind:
+    """A path and an amount of some kind, with a space between them: ``"/dev/sda 50M"``."""
+
+    def parse(value: object) -> DeviceLimit:
+        path, _, rest = _text(value).rpartition(" ")
+        if not path.startswith("/") or path != path.rstrip():
+            raise ValueError(f"{shown(value)} is not an absolute path, a space and a {amount.word}")
+        return DeviceLimit(path=path, amount=amount.parse(rest))
+
+    pattern = amount.schema["pattern"].strip("^$")
+    return Kind(
+        word=f"path and {amount.word}",
+        parse=parse,
+        format=lambda value: f"{value.path} {amount.format(value.amount)}",
+        schema={"type": "string", "pattern": rf"^/(.*[^ ])? ({pattern})$"},
+    )
 
 
 @frozen(kw_only=True)

@@ -89,6 +89,13 @@ def test_limits_in_the_words_of_systemd() -> None:
         "TasksMax": ("t", 300),
     }
     assert {each.value for each in properties_of(dict.fromkeys(WANTED))} == {(1 << 64) - 1}
+    devices = properties_of({"io_read_bps": (("8:0", 5), ("8:16", 6)), "io_write_iops": None, "swap": 0})
+    assert [(each.name, each.value) for each in devices] == [
+        ("IOReadBandwidthMax", []),
+        ("IOReadBandwidthMax", [("/dev/block/8:0", 5), ("/dev/block/8:16", 6)]),
+        ("IOWriteIOPSMax", []),
+        ("MemorySwapMax", 0),
+    ]
 
 
 def test_where_the_cgroups_of_a_systemd_are(tmp_path: Path) -> None:

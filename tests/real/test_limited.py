@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.skipif(
-        not {"cpu", "memory", "pids"} <= hierarchies.detect().v1.keys(),
+        not {"cpu", "memory", "pids", "blkio"} <= hierarchies.detect().v1.keys(),
         reason="the limits are read in version 1's words",
     ),
 ]
@@ -30,7 +30,10 @@ MIB = 1 << 20
 #: What is free in the Linux guest, but for some MiB that it cannot do without.
 FILL = "dd if=/dev/zero of=/all/of-it bs=1M count=40 2>/dev/null"
 LIMITS = 'cpu = "50%"\ncpu-weight = 200\nmemory = "160M"\npids = 200'
-HELD = {"cpu": 0.5, "cpu_weight": 200, "memory": 160 * MIB, "memory_high": None, "pids": 200}
+#: What no unit here asks for, and what the kernel says of it.
+IO = dict.fromkeys(("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops"))
+OTHERS = {"memory_high": None, "swap": None, "io_weight": 100} | IO
+HELD = {"cpu": 0.5, "cpu_weight": 200, "memory": 160 * MIB, "pids": 200} | OTHERS
 #: What no cgroup of version 1 keeps.
 V1_HAS_NOT = "the memory controller of the host, of cgroup version 1, has no such limit"
 
@@ -145,7 +148,7 @@ def test_limits_change_while_it_runs(daemon: Daemon, emulator: Emulator, rom_gue
         "memory.limit_in_bytes": str(256 * MIB),
         "pids.max": "max",
     }
-    held = {"cpu": 2.0, "cpu_weight": 200, "memory": 256 * MIB, "memory_high": None, "pids": None}
+    held = {"cpu": 2.0, "cpu_weight": 200, "memory": 256 * MIB, "pids": None} | OTHERS
     assert (kept(daemon), daemon.view("web")["limits"], differs(daemon)) == (now, held, {})
     daemon.restart()
     assert daemon.wait("web", "running")["limits"] == held
@@ -159,6 +162,28 @@ def test_limits_change_while_it_runs(daemon: Daemon, emulator: Emulator, rom_gue
     said = daemon.ctl("apply", "web").stdout
     assert "limits.cpu" in said and daemon.view("web")["limits"]["cpu"] == 0.25
     assert differs(daemon) == {}
+
+
+@pytest.mark.skipif(not Path("/dev/loop0").exists(), reason="this machine has no loop devices")
+def test_devices_and_the_oom_score_are_limited(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """From the start and while it runs; a path without a device is a warning, and refused later."""
+    limits = 'io-read-bps = ["/dev/loop0 1M"]\nio-write-iops = ["/proc/self 5"]\noom-score-adjust = 300'
+    view = start(daemon, emulator, rom_guest, limits)
+    assert view["limits"]["io_read_bps"] == {"7:0": MIB}
+    assert view["warnings"] == ["limits.io-write-iops is not enforced: /proc/self is on no block device of the host"]
+    score = Path(f"/proc/{view['pid']}/oom_score_adj")
+    assert score.read_text() == "300\n"
+    assert "reads 1M/s of 7:0" in daemon.ctl("status", "web").stdout
+    changes = {"io-read-bps": [], "io-write-iops": ["/dev/loop1 50"], "oom-score-adjust": 500}
+    assert ask(daemon, {"limits": changes})["result"]["keys"]["limits.io-write-iops"]["limit"] == {"7:1": 50}
+    held = daemon.view("web")["limits"]
+    assert (held["io_read_bps"], held["io_write_iops"], score.read_text()) == (None, {"7:1": 50}, "500\n")
+    assert daemon.view("web")["warnings"] == []
+    refused = ask(daemon, {"limits": {"io-read-iops": ["/absent 5"], "oom-score-adjust": 600}})
+    assert "limits.io-read-iops cannot be enforced: could not look at /absent" in refused["error"]["detail"]
+    assert (daemon.view("web")["limits"], score.read_text()) == (held, "500\n")
+    daemon.restart()
+    assert daemon.wait("web", "running")["limits"] == held
 
 
 def test_limits_that_cannot_be_are_refused(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:

@@ -209,6 +209,16 @@ def _limits(instance: Instance) -> str:
     told += [f"memory {size(limits['memory'])}"] if limits["memory"] is not None else []
     told += [f"slowed down from {size(limits['memory_high'])}"] if limits["memory_high"] is not None else []
     told += [f"{limits['pids']} threads"] if limits["pids"] is not None else []
+    told += [f"swap {size(limits['swap'])}"] if limits["swap"] is not None else []
+    told += [f"I/O weight {limits['io_weight']}"] if limits["io_weight"] not in (None, 100) else []
+    for device, amount in (limits["io_read_bps"] or {}).items():
+        told.append(f"reads {size(amount)}/s of {device}")
+    for device, amount in (limits["io_write_bps"] or {}).items():
+        told.append(f"writes {size(amount)}/s of {device}")
+    for device, amount in (limits["io_read_iops"] or {}).items():
+        told.append(f"{amount} reads/s of {device}")
+    for device, amount in (limits["io_write_iops"] or {}).items():
+        told.append(f"{amount} writes/s of {device}")
     return ", ".join(told)
 
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
-
 from qsup.errors import ChangeError
-from qsup.host.limits import NAMES
 from qsup.instance.context import Context
-from qsup.instance.limiting import asked
+from qsup.instance.limiting import KEYS, OOM_SCORE, asked
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
 
 _SECTION, _REQUIRE = "limits.", "limits.require"
-_FIELDS = {f"{_SECTION}{key}": name for name, key in NAMES.items()}
+_FIELDS = {f"{_SECTION}{key}": name for name, key in KEYS.items()}
 
 
 class LimitKeys:
@@ -33,14 +30,15 @@ class LimitKeys:
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the host can keep it, and that the VM outlives it."""
-        limiting, wanted = context.life.limiting, attrs.asdict(asked(unit))
+        limiting = context.life.limiting
+        wanted = asked(unit).items() | {OOM_SCORE: unit.limits.oom_score_adjust or None}
         if change.key == _REQUIRE:
             names = [name for name, limit in wanted.items() if limit is not None and unit.limits.require]
         else:
             names = [name for name in [_FIELDS[change.key]] if wanted[name] is not None]
         for name in names:
             if why := limiting.why_not(name):
-                raise ChangeError(f"limits.{NAMES[name]} cannot be enforced: {why}")
+                raise ChangeError(f"limits.{KEYS[name]} cannot be enforced: {why}")
         if change.key == f"{_SECTION}memory" and (why := too_little_memory(unit, context.hardware.summary.accel)):
             raise ChangeError(f"limits.{why}")
         if change.key == f"{_SECTION}memory" and 0 < unit.limits.memory < (held := limiting.memory_held()):
@@ -53,6 +51,12 @@ class LimitKeys:
         fields = {change.key: _FIELDS[change.key] for change in changes if change.key != _REQUIRE}
         refused = await limiting.change(unit, frozenset(fields.values()))
         if refused:
-            words = "; ".join(f"limits.{NAMES[name]} cannot be enforced: {why}" for name, why in refused.items())
+            words = "; ".join(f"limits.{KEYS[name]} cannot be enforced: {why}" for name, why in refused.items())
             raise ChangeError(f"its limits stay as they were: {words}")
-        return {key: {"limit": getattr(limiting.effective, name)} for key, name in fields.items()}
+        kept = limiting.effective.items() | {OOM_SCORE: unit.limits.oom_score_adjust}
+        return {key: {"limit": _told(kept[name])} for key, name in fields.items()}
+
+
+def _told(limit: Any) -> Any:
+    """A limit as JSON has it: of devices an object."""
+    return dict(limit) if isinstance(limit, tuple) else limit

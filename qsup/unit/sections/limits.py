@@ -57,6 +57,60 @@ class LimitsSection:
         qemu="cgroup pids.max",
         applies=Applies.LIVE,
     )
+    swap: int | None = key(
+        kinds.optional(kinds.size(0, 1 << 46), None),
+        'Swap space at most (cgroup version 2): `"0B"` for none. By default, and with `""`, there is no limit.',
+        default=None,
+        qemu="cgroup memory.swap.max",
+        applies=Applies.LIVE,
+    )
+    io_weight: int = key(
+        kinds.integer(1, 10_000),
+        "Its part of disks of the host that others want, too, against the 100 of a VM that says nothing of it. Only "
+        "some of the kernel's schedulers of I/O know of it (BFQ, and `io.cost`).",
+        default=DEFAULT_WEIGHT,
+        qemu="cgroup io.weight, blkio.bfq.weight",
+        applies=Applies.LIVE,
+    )
+    io_read_bps: tuple[kinds.DeviceLimit, ...] = key(
+        kinds.list_of(kinds.device_limit(kinds.size(1)), maximum=64),
+        'Bytes a second at most that QEMU may read from devices of the host, such as `["/dev/sda 50M"]`; a path that '
+        "is no block device stands for the one that its file system is on, and a partition for its whole disk. A disk "
+        "of the VM alone is limited by its `throttle`.",
+        default=(),
+        qemu="cgroup io.max rbps, blkio.throttle.read_bps_device",
+        applies=Applies.LIVE,
+    )
+    io_write_bps: tuple[kinds.DeviceLimit, ...] = key(
+        kinds.list_of(kinds.device_limit(kinds.size(1)), maximum=64),
+        "The same of bytes that are written. In version 1 those that the host's page cache takes first do not count "
+        "(`cache` of a disk).",
+        default=(),
+        qemu="cgroup io.max wbps, blkio.throttle.write_bps_device",
+        applies=Applies.LIVE,
+    )
+    io_read_iops: tuple[kinds.DeviceLimit, ...] = key(
+        kinds.list_of(kinds.device_limit(kinds.COUNT), maximum=64),
+        'The same of reads a second, such as `["/dev/sda 500"]`.',
+        default=(),
+        qemu="cgroup io.max riops, blkio.throttle.read_iops_device",
+        applies=Applies.LIVE,
+    )
+    io_write_iops: tuple[kinds.DeviceLimit, ...] = key(
+        kinds.list_of(kinds.device_limit(kinds.COUNT), maximum=64),
+        "The same of writes a second.",
+        default=(),
+        qemu="cgroup io.max wiops, blkio.throttle.write_iops_device",
+        applies=Applies.LIVE,
+    )
+    oom_score_adjust: int = key(
+        kinds.integer(-1000, 1000),
+        "How readily the kernel kills QEMU when the host's memory runs out: 1000 before all others, -1000 never. Less "
+        "than the daemon's own needs CAP_SYS_RESOURCE.",
+        default=0,
+        qemu="/proc/PID/oom_score_adj",
+        applies=Applies.LIVE,
+    )
     require: bool = key(
         kinds.BOOLEAN,
         "Refuse to start the VM where the host cannot hold it to one of these limits. By default it starts, and a "
