@@ -9,7 +9,7 @@ its CPUs has none of its own, and yet keeps off those that are exclusively anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 from attrs import evolve, field, frozen
@@ -18,7 +18,7 @@ from qsup.host.topology import TopologyReader
 from qsup.plan.ledger import Ledger
 from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_named, place
-from qsup.plan.residents import GuestNode, Request, Resident, Sets
+from qsup.plan.residents import GuestNode, Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.effective import effective_max_vcpus, machine_memory
 from qsup.unit.guestnodes import growth_index, host_nodes, is_auto, node_sizes
@@ -47,6 +47,12 @@ class Chosen:
     memory: tuple[int, ...] = ()
     homes: tuple[int, ...] = ()
     vcpu_nodes: tuple[int, ...] = ()
+
+    def is_for(self, unit: Unit) -> bool:
+        """Whether it is what a unit still asks for, of a VM that runs."""
+        if unit.cpu.pin != AUTO or unit.cpu.exclusive != self.exclusive:
+            return False
+        return not self.exclusive or effective_max_vcpus(unit) == len(self.vcpus)
 
     def resident(self, name: str) -> Resident:
         """What it is for the placement of others."""
@@ -171,8 +177,16 @@ class Placements:
             return evolve(entry, resident=resident)
         if entry.names_some:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
+        known = self._entries.get(name)
+        if known is not None and known.chosen is not None and known.chosen.is_for(unit):
+            # only other threads of it are to move
+            return evolve(entry, resident=known.resident, chosen=known.chosen)
         exclusive = unit.cpu.exclusive
-        placement = place(_request(name, unit), others, self._topology)
+        request = evolve(_request(name, unit), beside=entry.beside.emulator | entry.beside.iothreads)
+        if known is not None and known.chosen is not None and known.chosen.memory:
+            placement = _place_by_memory(request, known.chosen, others, self._topology)
+        else:
+            placement = place(request, others, self._topology)
         promised = placement.resident.memory
         chosen = Chosen(
             vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
@@ -280,6 +294,18 @@ class Placements:
         topology = await self._reader.look()
         self._set_topology(topology)
         return topology
+
+
+def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:
+    """Place a VM once more whose memory is on the nodes that were chosen for it, and stays there."""
+    if request.guest_nodes:
+        homes = zip(request.guest_nodes, present.homes, strict=True)
+        guest = tuple(evolve(node, within=(home,)) if node.memory else node for node, home in homes)
+        return place(evolve(request, guest_nodes=guest), others, topology)
+    there = frozenset(cpu.number for node in present.nodes for cpu in topology.cpus_on.get(node, ()))
+    placement = place(evolve(request, memory=0, within=there), others, topology)
+    memory = present.resident(request.name).memory
+    return evolve(placement, resident=evolve(placement.resident, within=None, nodes=present.nodes, memory=memory))
 
 
 def _says_something(unit: Unit) -> bool:

@@ -7,7 +7,7 @@ Always: the fewest nodes that have the CPUs and the memory wanted, and of these 
 other (the least sum of distances). Memory counts as what a node has less what is promised there. An offline CPU, one
 that this daemon may not use and one that is isolated are never given, nor one that is exclusively somebody's.
 
-An exclusive VM gets whole cores of which its unit allows every CPU and no other VM's unit names one; one vCPU a CPU,
+An exclusive VM gets whole cores of which its unit allows every CPU and no unit names one, its own included; one vCPU a CPU,
 siblings to neighbouring vCPUs. A CPU that an odd number leaves idle is given to nobody. What a choice of cores costs is
 this tuple, of which the least is chosen::
 
@@ -53,6 +53,9 @@ def place(request: Request, residents: Iterable[Resident], topology: Topology) -
         PlacementError: what it wants is not left.
     """
     others = [resident for resident in residents if resident.name != request.name]
+    if request.beside:
+        sets = Sets(vcpus=(), emulator=request.beside)
+        others.append(Resident(name=request.name, sets=sets, named=True))
     ledger = Ledger(topology, others)
     if request.guest_nodes:
         return (_exclusive_apart if request.exclusive else _shared_apart)(request, ledger)

@@ -37,6 +37,7 @@ class Request:
         memory: bytes wanted on its nodes, 0 where that does not count.
         within: the CPUs that it may use at all, ``None`` for all.
         guest_nodes: those of its guest, where it has any; all vCPUs are in one of them, and ``memory`` is theirs.
+        beside: those that its unit names for other threads of it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Request:
     memory: int = 0
     within: frozenset[int] | None = None
     guest_nodes: tuple[GuestNode, ...] = ()
+    beside: frozenset[int] = frozenset()
 
 
 @frozen(kw_only=True)

@@ -149,6 +149,55 @@ async def test_cpus_that_are_named_besides_chosen_ones_are_not_given_away(placem
     assert said(placements, "web").endswith(" + 1 + io0 0")
 
 
+async def test_a_vms_own_named_cpus_are_none_for_its_vcpus(placements: Placements) -> None:
+    """A vCPU of its own CPU would share that with the threads that its unit has put there."""
+    await placements.take("db", threaded((1,), vcpus=2, pin="auto", exclusive=True, emulator_pin=(0,)))
+    assert said(placements, "db") == "2 10 + 0 + io0 1"
+    with pytest.raises(PlacementError, match="web names 3-9,11-15"):
+        await placements.take(
+            "web", unit(pin="auto", exclusive=True, emulator_pin=(0, 1, *range(3, 10), *range(11, 16)))
+        )
+
+
+async def test_a_chosen_place_is_kept_when_other_threads_move(host: Host, placements: Placements) -> None:
+    """By this daemon and the next, though another would be chosen now; what is asked of vCPUs anew is chosen anew."""
+    alone = {"vcpus": 2, "pin": "auto", "exclusive": True}
+    await placements.take("before", unit(pin="auto", exclusive=True))
+    first = await placements.take("db", unit(**alone))
+    placements.release("before")
+    later = Placements(host)
+    later.restore("db", unit(**alone), first)
+    for each in (placements, later):
+        assert await each.take("db", threaded((6,), **alone, emulator_pin=(7,))) == first
+        assert said(each, "db") == "1 9 + 7 + io0 6"
+        await each.take("db", unit(vcpus=2, pin="auto"))
+        await each.take("db", unit(**alone))
+        assert said(each, "db") == "0 8 + 1-7,9-15"
+
+
+async def test_a_vm_does_not_leave_its_memory(host: Host, placements: Placements) -> None:
+    """Its threads get other CPUs on the nodes that its memory was put on, or none."""
+    host.topology = HOSTS["2 sockets"]
+    half = host.topology.nodes[0].memory // 2
+
+    def bound(**cpu: Any) -> Unit:
+        return evolve(unit(vcpus=2, pin="auto", **cpu), memory=MemorySection(size=half, nodes="auto"))
+
+    await placements.take("other", bound(exclusive=True))
+    first = await placements.take("web", bound())
+    assert first is not None and (first.nodes, first.memory) == ((1,), (half,))
+    there = [cpu.number for cpu in host.topology.cpus_on[1]]
+    await placements.take("crowd", unit(pin=(tuple(set(there) - {8, 24}),)))
+    placements.release("other")
+    later = await placements.take("web", bound(exclusive=True))
+    assert later is not None and (later.nodes, later.memory) == (first.nodes, first.memory)
+    assert later.vcpus == ((8,), (24,))
+    await placements.take("web", bound())
+    await placements.take("crowd", unit(pin=(tuple(there),)))
+    with pytest.raises(PlacementError, match="2 CPUs of its own on whole cores, and 0 can be had"):
+        await placements.take("web", bound(exclusive=True))
+
+
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))
@@ -300,3 +349,22 @@ async def test_a_guest_with_nodes_has_each_where_one_of_the_host_is() -> None:
     assert [said(later, name) for name in ("web", "db")] == [said(placements, name) for name in ("web", "db")]
     later.release("db")
     assert said(later, "web") == "0-7,16-23 8-15,24-31 0-7,16-23 8-15,24-31 + 0-31"
+
+
+async def test_a_guests_nodes_do_not_leave_their_memory() -> None:
+    """One that was put on a node of the host stays there, though another would be chosen now."""
+    host = Host()
+    host.topology = HOSTS["2 sockets"]
+    nodes = (NumaSection(id="a", vcpus=(0,), nodes="auto"), NumaSection(id="b", vcpus=(1,), nodes="auto"))
+    floating = evolve(unit(vcpus=2, pin="auto"), numa=nodes, memory=MemorySection(size=4 << 30))
+    placements = Placements(host)
+    half = MemorySection(size=host.topology.nodes[0].memory - (3 << 30), nodes="auto")
+    for name in ("one", "two"):
+        await placements.take(name, evolve(unit(pin="auto"), memory=half))
+    first = await placements.take("web", floating)
+    assert first is not None and first.homes == (0, 1), "neither has memory for both"
+    for name in ("one", "two"):
+        placements.release(name)
+    later = await placements.take("web", evolve(floating, cpu=evolve(floating.cpu, exclusive=True)))
+    assert later is not None and (later.homes, later.memory) == (first.homes, first.memory)
+    assert [host.topology.by_number[cpu].node for (cpu,) in later.vcpus] == [0, 1]
