@@ -26,6 +26,18 @@ def threads(pid: int) -> tuple[int, ...]:
         return ()
 
 
+def family(pid: int) -> tuple[int, ...]:
+    """A process and all that descend from it, those alone that live (proc_tid_children(5), CONFIG_PROC_CHILDREN)."""
+    found = [pid]
+    for each in found:  # it grows
+        for thread in threads(each):
+            try:
+                found += map(int, Path(f"/proc/{each}/task/{thread}/children").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended, or the kernel does not tell
+    return tuple(found)
+
+
 def count(pid: int) -> int:
     """How many threads a process has, by the links of its directory of them (proc_task_getattr() in Linux's fs/proc).
 

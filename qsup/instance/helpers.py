@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import structlog
 import trio
@@ -80,18 +80,19 @@ class Helpers:
         self._nursery: trio.Nursery | None = None
         self._tell: Tell | None = None
 
-    async def start(self, entry: str, argv: Sequence[str], fds: Sequence[int]) -> None:
+    async def start(self, entry: str, argv: Sequence[str], fds: Sequence[int], cpus: Set[int] = frozenset()) -> None:
         """Start the program that serves an entry of the unit.
 
         Args:
             fds: descriptors that it inherits, under the same numbers; the caller closes them.
+            cpus: where it runs from its first moment; none: anywhere.
 
         Raises:
             StartError, HostError: it could not be executed; a failure of its own shows later, see `failure`.
         """
         output = self._open_output(entry)
         try:
-            child = await process.spawn(argv, fds=fds, output_fd=output)
+            child = await process.spawn(argv, fds=fds, output_fd=output, cpus=cpus)
         except BaseException:
             os.close(output)
             raise

@@ -4,12 +4,13 @@ Decides: when a thread is put where it belongs, and what counts as drift: somebo
 Must not: choose CPUs; the unit has (`qsup.plan.pinning`), or fail a VM that runs because it cannot be pinned.
 
 QEMU cannot pin itself, by its sandbox (``resourcecontrol=deny``). What it starts later begins where the thread is that
-starts it, so a worker of the main loop needs nobody.
+starts it, so a worker of the main loop needs nobody. The programs that serve devices count with its workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from itertools import chain
 
 from attrs import frozen
 
@@ -58,6 +59,8 @@ class Pinning:
         pid: QEMU's.
         pins: where its threads belong now; ``None`` while that is not known.
         has_iothreads: whether QEMU is to be asked for them; it has those that it was started with.
+        helpers: the pids of the programs that serve its devices, whose threads belong where QEMU's own workers do.
+        found: an earlier daemon has started it, and may have left its threads where they belong no more.
 
     Attributes:
         vcpus: the threads that run the vCPUs, by the numbers of these, ascending, as QEMU said last. One that has gone
@@ -69,7 +72,15 @@ class Pinning:
         strays: how often each of those that are there.
     """
 
-    def __init__(self, pid: int, pins: Callable[[], Pins | None], *, has_iothreads: bool = False) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pins: Callable[[], Pins | None],
+        *,
+        has_iothreads: bool = False,
+        helpers: Callable[[], tuple[int, ...]] = tuple,
+        found: bool = False,
+    ) -> None:
         self.vcpus: Mapping[int, int] = {}
         self.iothreads: Mapping[int, str] = {}
         self.trouble = ""
@@ -79,9 +90,13 @@ class Pinning:
         self._pid = pid
         self._pins = pins
         self._has_iothreads = has_iothreads
+        self._helpers = helpers
+        self._is_found = found
         self._placed: dict[int, frozenset[int]] = {}
         self._astray: frozenset[int] = frozenset()  # nobody has moved them: they could not be put where they belong
         self._threads: tuple[int, ...] = ()
+        self._helped: tuple[int, ...] = ()
+        self._processes: tuple[int, ...] = (pid,)
         self._left: tuple[tuple[int, Set[int]], ...] | None = None
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
@@ -114,7 +129,7 @@ class Pinning:
         """
         pins = self._pins()
         self._left = None
-        if pins is None or not self.vcpus or not (pins or self._placed):
+        if pins is None or not self.vcpus or not (pins or self._placed or self._is_found):
             return ()
         there = affinity.online() if online is None else online
         drifts = self._put(pins, there)
@@ -127,9 +142,12 @@ class Pinning:
         For as long as the pins and the CPUs online are the same: this asks for neither.
         """
         # what cannot be where it belongs is tried again and again: it may become possible without a word
-        if self._left is None or self.trouble or affinity.count(self._pid) != len(self._threads):
+        if self._left is None or self.trouble or self._helpers() != self._helped or self._have_changed():
             return False
         return affinity.are(self._left)
+
+    def _have_changed(self) -> bool:
+        return sum(map(affinity.count, self._processes)) != len(self._threads)
 
     @property
     def sets(self) -> tuple[frozenset[int], ...]:
@@ -146,7 +164,7 @@ class Pinning:
     @property
     def is_free(self) -> bool:
         """Whether no thread is anywhere for our sake, or is to be."""
-        return not (self._pins() or self._placed)
+        return not (self._pins() or self._placed or self._is_found)
 
     def look(self) -> CpusView:
         """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
@@ -171,8 +189,10 @@ class Pinning:
         return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
 
     def _put(self, pins: Pins, online: Set[int]) -> tuple[Drift, ...]:
-        if affinity.count(self._pid) != len(self._threads):
-            self._threads = affinity.threads(self._pid)
+        self._helped = self._helpers()
+        self._processes = (self._pid, *chain.from_iterable(map(affinity.family, self._helped)))
+        if self._have_changed():
+            self._threads = tuple(chain.from_iterable(map(affinity.threads, self._processes)))
         wanted = pins.of_threads(self.vcpus, self.iothreads, self._threads)
         drifts: list[Drift] = []
         left: list[tuple[int, Set[int]]] = []
@@ -181,7 +201,7 @@ class Pinning:
         self.is_misplaced = False
         for thread, cpus in wanted.items():
             former = self._placed.get(thread, ANYWHERE)
-            if not cpus and not former:
+            if not (cpus or former or self._is_found):
                 continue  # it never was to be anywhere
             # one that is free again may run wherever we may
             target = (cpus or affinity.get(0) or online) & online
@@ -206,6 +226,7 @@ class Pinning:
         self.trouble = troubles[0] + (f" (and {len(troubles) - 1} more)" if troubles[1:] else "") if troubles else ""
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
         self._left, self._astray = tuple(left), frozenset(astray)
+        self._is_found = False
         self.drifts += len(drifts)
         earlier = {thread: stray for thread, stray in self.strays.items() if thread in wanted}
         now_strayed = {drift.thread: Stray(earlier.get(drift.thread, Stray()).times + 1, drift.ran) for drift in drifts}

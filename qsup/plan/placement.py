@@ -7,9 +7,9 @@ Always: the fewest nodes that have the CPUs and the memory wanted, and of these 
 other (the least sum of distances). Memory counts as what a node has less what is promised there. An offline CPU, one
 that this daemon may not use and one that is isolated are never given, nor one that is exclusively somebody's.
 
-An exclusive VM gets whole cores of which its unit allows every CPU and no unit names one, its own included; one vCPU a CPU,
-siblings to neighbouring vCPUs. A CPU that an odd number leaves idle is given to nobody. What a choice of cores costs is
-this tuple, of which the least is chosen::
+An exclusive VM gets whole cores of which its unit allows every CPU and no unit names one, its own included; one vCPU a
+CPU, siblings to neighbouring vCPUs. A CPU that an odd number leaves idle is given to nobody. What a choice of cores
+costs is this tuple, of which the least is chosen::
 
     (number of nodes, sum of their distances, *`qsup.plan.wholecores.COST`, CPU numbers ascending, node numbers)
 

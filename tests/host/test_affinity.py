@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -29,6 +31,20 @@ def test_the_threads_of_a_process_are_counted_and_listed() -> None:
     assert (affinity.count(child), affinity.threads(child), affinity.get(child)) == (0, (), None)
     assert affinity.put(child, {0}) is False
     assert not affinity.are([(child, {0})])
+
+
+def test_the_family_of_a_process_are_all_that_descend_from_it() -> None:
+    """One that is no more has nobody."""
+    script = "sleep 60 & sh -c 'sleep 60 & echo $!; wait' & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told = {int(child.stdout.readline()) for _ in range(2)}
+        family = affinity.family(child.pid)
+        for pid in family[::-1]:
+            os.kill(pid, signal.SIGKILL)
+    assert (family[0], len(family)) == (child.pid, 4)
+    assert told <= set(family)
+    assert affinity.family(child.pid) == (child.pid,)
 
 
 def test_a_thread_runs_where_it_is_put() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from itertools import chain
 from typing import cast
 
 import pytest
@@ -26,12 +27,14 @@ class FakeKernel:
 
     Attributes:
         cpuset: what somebody lets all threads run on at most.
+        others: the threads of other processes than QEMU.
     """
 
     def __init__(self) -> None:
         self.is_pinned = True
         self.online = self.cpuset = frozenset({0, 1, 2, 3})
         self.masks = {PID: self.online, VCPU: self.online}
+        self.others: dict[int, tuple[int, ...]] = {}
 
     def get(self, thread: int) -> frozenset[int] | None:
         """As sched_getaffinity(2): of those that are online."""
@@ -42,6 +45,12 @@ class FakeKernel:
     def are(self, places: Iterable[tuple[int, Set[int]]]) -> bool:
         """Whether all are there."""
         return all(self.get(thread) == cpus for thread, cpus in places)
+
+    def threads(self, pid: int) -> tuple[int, ...]:
+        """Those of a process."""
+        if pid in self.others:
+            return self.others[pid]
+        return tuple(thread for thread in self.masks if thread not in chain.from_iterable(self.others.values()))
 
     @property
     def shown(self) -> dict[int, str]:
@@ -64,8 +73,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     for name in ("get", "put", "are"):
         monkeypatch.setattr(affinity, name, getattr(fake, name))
     monkeypatch.setattr(affinity, "online", lambda: fake.online)
-    monkeypatch.setattr(affinity, "threads", lambda pid: tuple(fake.masks))
-    monkeypatch.setattr(affinity, "count", lambda pid: len(fake.masks))
+    monkeypatch.setattr(affinity, "threads", fake.threads)
+    monkeypatch.setattr(affinity, "count", lambda pid: len(fake.threads(pid)))
+    monkeypatch.setattr(affinity, "family", lambda pid: (pid, *[each for each in fake.others if each // 10 == pid]))
     return fake
 
 
@@ -228,6 +238,40 @@ def test_a_cpuset_with_some_of_its_cpus_is_told_of_and_is_no_drift_fake(kernel: 
     confine(kernel, 2, 3)
     assert pinning.put() == ()
     assert pinning.trouble.startswith("thread 10 belongs on CPUs 0 and is on 2-3")
+
+
+def test_programs_that_serve_devices_are_where_qemus_workers_are_fake(kernel: FakeKernel) -> None:
+    """With all that descend from them, as they come and go."""
+    helpers: list[int] = []
+    pinning = Pinning(PID, lambda: PINS, helpers=lambda: tuple(helpers))
+    pinning.vcpus = {0: VCPU}
+    pinning.put()
+    helpers.append(30)
+    kernel.others = {30: (30,), 305: (305, 306)}
+    kernel.masks |= dict.fromkeys((30, 305, 306), kernel.online)
+    assert not pinning.is_as_left()
+    assert (pinning.put(), kernel.shown) == ((), {PID: "0", VCPU: "2-3", 30: "0", 305: "0", 306: "0"})
+    assert pinning.is_as_left()
+    kernel.masks[306] = frozenset({1})
+    assert not pinning.is_as_left()
+    (drift,) = pinning.put()
+    assert str(drift) == "thread 306 was moved to CPUs 1, and is back on 0"
+    helpers.clear()
+    assert not pinning.is_as_left()
+    assert pinning.put() == ()
+    assert pinning.is_as_left()
+
+
+def test_threads_that_an_earlier_daemon_left_somewhere_are_free_fake(kernel: FakeKernel) -> None:
+    """They had made room for a VM that ended before this daemon came; once, and nobody is said to have moved them."""
+    kernel.masks = {PID: frozenset({1}), VCPU: frozenset({1})}
+    pinning = Pinning(PID, Pins, found=True)
+    assert (pinning.put(), pinning.is_free) == ((), False), "QEMU has not said yet which of them run vCPUs"
+    pinning.vcpus = {0: VCPU}
+    assert (pinning.put(), kernel.shown) == ((), {PID: "0-3", VCPU: "0-3"})
+    assert pinning.is_free, "nobody is to look again"
+    kernel.masks[VCPU] = frozenset({1})
+    assert (pinning.put(), kernel.shown[VCPU]) == ((), "1")
 
 
 def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: Pinning) -> None:
