@@ -30,7 +30,7 @@ from qsup.instance.live.limits import LimitKeys
 from qsup.instance.live.medium import Medium
 from qsup.instance.live.memory import SIZE, Memory, count_modules, memory_goal
 from qsup.instance.live.nics import NicKeys
-from qsup.instance.live.pins import PinKeys
+from qsup.instance.live.pins import PinKeys, are_about_places
 from qsup.instance.live.vcpus import VCPUS, Vcpus, count_vcpus, fewer_vcpus
 from qsup.instance.live.watchdog import WatchdogKeys
 from qsup.instance.resize import resize
@@ -115,6 +115,8 @@ async def _set(arguments: Mapping[str, Any], context: Context, filing: Filing) -
     changes, dry_run = arguments["changes"], bool(arguments.get("dry_run"))
     if written := changes is None:
         changes = difference(context.hardware.unit, (await context.services.load(context.name)).unit)
+    if are_about_places(changes):
+        await context.services.placements.refresh()  # whether the host has the CPUs is judged without waiting for it
     result = await set_keys(changes, context, filing, _means(), dry_run=dry_run, written=written)
     otherwise = if_not_done(written)
     return Lasting(goals=tuple(context.goals), result=result, otherwise=otherwise) if context.goals else result

@@ -253,6 +253,15 @@ def test_cpus_that_there_are_not(daemon: Daemon, emulator: Emulator, rom_guest: 
     assert failed["error"]["code"] == "start-failed"
     assert "there is no CPU 4000 on this host" in failed["error"]["detail"]
     assert daemon.view("web")["pid"] is None
+    start(daemon, emulator, rom_guest, cpu="")
+    daemon.restart()
+    daemon.wait("web", "running")
+    for key, value in (("cpu.pin", "4000"), ("cpu.emulator-pin", "4000")):
+        said = daemon.ctl("set", "web", "--dry-run", f"{key}={value}", check=False)
+        assert said.returncode == 1 and "there is no CPU 4000" in said.stderr, "also of a host nobody has looked at yet"
+    for nonsense in (5, True, "auto", ["auto"], None):
+        assert ask(daemon, {"cpu": nonsense})["error"]["code"] == "unit-invalid"
+    daemon.do("web", "kill")
     start(daemon, emulator, rom_guest)
     refused = ask(daemon, {"cpu": {"emulator-pin": "4000"}}, query="&persist=0")
     assert (refused["state"], refused["error"]["code"]) == ("failed", "placement")

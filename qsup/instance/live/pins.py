@@ -17,6 +17,12 @@ from qsup.unit.model import Unit
 _KEYS: Final = ("cpu.pin", "cpu.exclusive", "cpu.emulator-pin")
 
 
+def are_about_places(changes: Mapping[str, Any]) -> bool:
+    """Whether some changes, which nobody has checked yet, may have such a key."""
+    cpu = changes.get("cpu")
+    return "iothread" in changes or (isinstance(cpu, Mapping) and any(f"cpu.{name}" in _KEYS for name in cpu))
+
+
 class PinKeys:
     """Moves a VM's threads."""
 
