@@ -23,6 +23,7 @@ from qsup.host.topology import TopologyReader
 from qsup.host.usage import NodeMemory
 from qsup.instance.console import Attachment
 from qsup.instance.events import EventRing
+from qsup.instance.hostcheck import HostFinding
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, uncancellable
 from qsup.instance.operations import OperationTable
@@ -42,7 +43,9 @@ from qsup.instance.view import (
 from qsup.order.relations import relations
 from qsup.order.view import Relations
 from qsup.supervisor import Supervisor
+from qsup.unit.compose import amend
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
+from qsup.unit.model import Unit
 
 _NONE: Mapping[str, Any] = {}
 #: Seconds for an operation that was cancelled to end.
@@ -206,6 +209,13 @@ class DaemonBackend:
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Check a text as the file of unit ``name``."""
         return await self._store.validate(name, text)
+
+    async def validate_host(self, units: Mapping[str, Mapping[str, Any]]) -> Sequence[HostFinding]:
+        """Check units, by their values, against this host; `UnitError` for one that is none."""
+        composed = {name: amend(Unit(), values, name) for name, values in units.items()}
+        if found := [diagnostic for each in composed.values() for diagnostic in each.diagnostics]:
+            raise UnitError(tuple(found))
+        return await self._supervisor.check_host({name: each.unit for name, each in composed.items() if each.unit})
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again; running VMs go on as they were started."""

@@ -23,6 +23,7 @@ from qsup.host.output import BoundedLog
 from qsup.instance import ended
 from qsup.instance.capacity import Capacity
 from qsup.instance.driver import Driver
+from qsup.instance.hostcheck import HostFinding, check_host
 from qsup.instance.messages import Waits
 from qsup.instance.nodememory import NodeMemories
 from qsup.instance.operation import Begun, KeyUse, Operation
@@ -278,6 +279,11 @@ class Supervisor:
             new = "say `qsupctl reload`" if not template_of(name) else "an instance is there once it has been started"
             hint = f"its unit is there: {new}"
         raise NoSuchInstance(words, hint=hint)
+
+    async def check_host(self, units: Mapping[str, Unit]) -> Sequence[HostFinding]:
+        """Check units against this host; see `qsup.instance.hostcheck`."""
+        known = {loaded.name: loaded.unit for loaded in self._store.units.values()}
+        return await check_host(units, known, self._services)
 
     @property
     def placements(self) -> Placements:

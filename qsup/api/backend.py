@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from qsup.errors import Diagnostic
 from qsup.host.usage import NodeMemory
+from qsup.instance.hostcheck import HostFinding
 from qsup.instance.operation import Begun, KeyUse, Operation
 from qsup.instance.state import Request
 from qsup.instance.view import (
@@ -144,6 +145,9 @@ class Backend(Protocol):
 
     async def validate(self, name: str, text: str) -> Sequence[Diagnostic]:
         """Check a text as the file of unit ``name``."""
+
+    async def validate_host(self, units: Mapping[str, Mapping[str, Any]]) -> Sequence[HostFinding]:
+        """Check units, their sections and keys by their names, against this host; `UnitError` where one has errors."""
 
     async def reload(self) -> ReloadResult:
         """Read all unit files again."""

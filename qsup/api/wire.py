@@ -368,6 +368,35 @@ class ValidateRequest(TypedDict):
     text: str
 
 
+class HostCheckUnit(TypedDict):
+    """A unit: the ``values`` of its sections and keys, as a drop-in would say them to an empty one."""
+
+    name: str
+    values: dict[str, Any]
+
+
+class HostCheckRequest(TypedDict):
+    """Units to check against the host, each without errors."""
+
+    units: list[HostCheckUnit]
+
+
+class HostFindingWire(TypedDict):
+    """Why a ``unit`` could not start here. ``keys``: what it rests on, the one to blame first: each its steps from the
+    root, such as ``["disk", "root", "path"]``.
+    """
+
+    unit: str
+    keys: list[list[str]]
+    message: str
+
+
+class HostCheck(TypedDict):
+    """All that was found."""
+
+    findings: list[HostFindingWire]
+
+
 class Validation(TypedDict):
     """What is wrong with it; nothing when the list is empty."""
 

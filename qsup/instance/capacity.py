@@ -103,6 +103,11 @@ class Capacity:
         """A VM runs that an earlier daemon has started."""
         self._given[name] = _Given(name=name, unit=unit, plan=plan)
 
+    async def check_alone(self, name: str, unit: Unit, plan: PlanSummary) -> None:
+        """See that a VM could be promised what its unit wants, were it the only one; `CapacityError`, `HostError`."""
+        host, _ = await self.survey()
+        check_fits(promise(name, unit, plan), (), host)
+
     async def take_more(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
         """Promise a VM that runs so much memory, or so many vCPUs.
 

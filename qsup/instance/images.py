@@ -31,7 +31,7 @@ async def open_images(
     """
     claims = []
     for request in requests:
-        image = await open_in_thread(partial(_open, request, services), close=OpenImage.close)
+        image = await open_in_thread(partial(open_one, request, services), close=OpenImage.close)
         numbers.update(_numbers(request, image))
         claim = services.claims.acquire(
             image, holder=holder, writable=request.claim_write, shareable=request.shareable, entry=request.entry
@@ -54,14 +54,15 @@ async def reopen_images(
     """
     known = {claim.key for claim in claims}
     for request in requests:
-        image = await open_in_thread(partial(_open, request, services), close=OpenImage.close)
+        image = await open_in_thread(partial(open_one, request, services), close=OpenImage.close)
         numbers.update(_numbers(request, image))
         if (image.st_dev, image.st_ino) not in known:
             words = f"disk image {request.path} is another file than the one in use"
             raise ImageError(words, rule="replaced", path=request.path)
 
 
-def _open(request: ImageFd, services: Services) -> OpenImage:
+def open_one(request: ImageFd, services: Services) -> OpenImage:
+    """Open an image and check it, claiming nothing. Blocks for the disk. `ImageError`, `ImageInUse`."""
     return open_image(
         request.path,
         pools=services.layout.pools,

@@ -155,7 +155,7 @@ class Placements:
 
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
-        named = _named(name, unit)
+        named = named_place(name, unit)
         resident = chosen.resident(name) if chosen is not None else named
         self._put(name, evolve(_plain(unit), resident=resident, chosen=chosen))
 
@@ -171,7 +171,7 @@ class Placements:
         assert self._topology is not None
         others = self._residents(self._topology)
         if unit.cpu.pin != AUTO:
-            resident = _named(name, unit)
+            resident = named_place(name, unit)
             assert resident is not None
             check_named(resident, others, self._topology)
             return evolve(entry, resident=resident)
@@ -218,7 +218,8 @@ class Placements:
         self._entries[name] = entry
         self._changed()
 
-    def _set_topology(self, topology: Topology) -> None:
+    def see(self, topology: Topology) -> None:
+        """The host is like this now."""
         before, self._topology = self._topology, topology
         if before is None or (before.online, before.placeable) != (topology.online, topology.placeable):
             self._changed()
@@ -292,7 +293,7 @@ class Placements:
     async def look(self) -> Topology:
         """The host as it is now; `HostError` when that cannot be seen."""
         topology = await self._reader.look()
-        self._set_topology(topology)
+        self.see(topology)
         return topology
 
 
@@ -347,7 +348,7 @@ def _plain(unit: Unit) -> _Entry:
     return _Entry(vcpus=unit.cpu.vcpus, emulator=frozenset(unit.cpu.emulator_pin), iothreads=iothreads)
 
 
-def _named(name: str, unit: Unit) -> Resident | None:
+def named_place(name: str, unit: Unit) -> Resident | None:
     """The place that a unit names, ``None`` for none."""
     if isinstance(unit.cpu.pin, str) or not _says_something(unit):
         return None

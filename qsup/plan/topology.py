@@ -12,7 +12,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 #: Distance of a node to itself, by which all others are measured (ACPI's SLIT).
 LOCAL = 10
@@ -229,6 +229,20 @@ class Topology:
             if not cpu.allowed:
                 return f"CPU {number} is not among those that this daemon may use"
         return ""
+
+
+def idle(topology: Topology) -> Topology:
+    """The host as if nobody used anything of its memory."""
+    nodes = [
+        evolve(
+            node,
+            free=max(node.memory - sum(pool.total * pool.size for pool in node.hugepages), 0),
+            hugepages=tuple(evolve(pool, free=pool.total) for pool in node.hugepages),
+        )
+        for node in topology.nodes
+    ]
+    pools = tuple(evolve(pool, reserved=0) for pool in topology.pools)
+    return evolve(topology, nodes=tuple(nodes), pools=pools)
 
 
 def _by_node(things: Iterable[_Placed]) -> Mapping[int, tuple[_Placed, ...]]:

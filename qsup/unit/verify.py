@@ -7,7 +7,7 @@ Must not: look at the host beyond the files themselves; a unit is right or wrong
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qsup.errors import Diagnostic
@@ -43,9 +43,14 @@ def verify_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Diagnostic, .
     Returns:
         Every error of every file, in their order, each once; then the cycles in the order of the units given.
     """
+    return verify_units(paths)[0]
+
+
+def verify_units(paths: Iterable[str | os.PathLike[str]]) -> tuple[tuple[Diagnostic, ...], Mapping[str, Composed]]:
+    """The same, and what each unit amounts to that was given as a whole, by its name."""
     found = _Found()
     errors = [diagnostic for path in paths for diagnostic in found.verify(Path(path))]
-    return tuple(dict.fromkeys((*errors, *cycle_diagnostics(found.composed, found.instance))))
+    return tuple(dict.fromkeys((*errors, *cycle_diagnostics(found.composed, found.instance)))), found.composed
 
 
 class _Found:

@@ -35,6 +35,7 @@ from qsup.errors import (
 )
 from qsup.host.usage import NodeMemory, NodePart, ThreadUsage, Times
 from qsup.instance.events import EventRing
+from qsup.instance.hostcheck import HostFinding
 from qsup.instance.latency import LatencyTable
 from qsup.instance.operation import Begun, KeyUse, Operation, OperationState
 from qsup.instance.pinned import by_cpu
@@ -226,6 +227,7 @@ class FakeBackend:
         self.dropins: dict[tuple[str, str], str] = {}
         self.foreign: set[str] = set()
         self.held: set[str] = set()
+        self.unfit: list[HostFinding] = []
         self.sections: dict[str, UnitSection] = {}
         self.deaf: set[str] = set()
         self.excluded: set[str] = set()
@@ -493,6 +495,10 @@ class FakeBackend:
         if "bogus" in text:
             return [Diagnostic(f"{name}.toml", 2, "machine.bogus", "unknown key; did you mean 'type'?")]
         return []
+
+    async def validate_host(self, units: Mapping[str, Mapping[str, Any]]) -> Sequence[HostFinding]:
+        """What was said of a unit's name in `unfit`."""
+        return [finding for finding in self.unfit if finding.unit in units]
 
     async def reload(self) -> ReloadResult:
         """Always one new and one gone, and what the test says of those that run."""

@@ -42,6 +42,7 @@ EXAMPLES = {
     "deleteUnit": Example(target="/v1/units/old", status=204),
     "getUnitFiles": Example(target="/v1/units/web/files"),
     "validateUnit": Example(target="/v1/units/validate", body={"name": "x", "text": "bogus"}),
+    "validateHost": Example(target="/v1/units/validate-host", body={"units": [{"name": "x", "values": {}}]}),
     "reloadUnits": Example(target="/v1/reload"),
     "enableUnit": Example(target="/v1/units/web/enable"),
     "disableUnit": Example(target="/v1/units/web/disable"),

@@ -142,6 +142,21 @@ async def _validate(call: Call) -> Answer:
     return json_response(validation)
 
 
+async def _validate_host(call: Call) -> Answer:
+    body: wire.HostCheckRequest = call.body
+    units = {_new_name(unit["name"]): unit["values"] for unit in body["units"]}
+    if len(units) != len(body["units"]):
+        raise RequestError("each unit is to be named once")
+    found = await call.backend.validate_host(units)
+    check: wire.HostCheck = {
+        "findings": [
+            {"unit": each.unit, "keys": [list(map(str, key)) for key in each.keys], "message": each.message}
+            for each in found
+        ]
+    }
+    return json_response(check)
+
+
 async def _reload(call: Call) -> Answer:
     return json_response(render.reload(await call.backend.reload()))
 
@@ -254,6 +269,20 @@ ENDPOINTS = (
         body=Body(shape=wire.ValidateRequest),
         replies=(Reply(shape=wire.Validation, doc="Every error found, none for a valid unit."),),
         errors=(PayloadTooLarge,),
+    ),
+    Endpoint(
+        id="validateHost",
+        method="POST",
+        pattern=f"{PREFIX}/units/validate-host",
+        handler=_validate_host,
+        role=Role.ADMIN,
+        summary="Check whether units could start on this host, changing nothing",
+        doc="CPUs, nodes, huge pages and memory that there are not, CPUs that are named for one VM alone and for "
+        "another, the emulator, and images that cannot be opened. What others use just now does not count. It is for "
+        "administrators, because it runs the emulators that are named, and opens the files.",
+        body=Body(shape=wire.HostCheckRequest),
+        replies=(Reply(shape=wire.HostCheck, doc="All that was found, nothing for units that could start."),),
+        errors=(UnitError, PayloadTooLarge, HostError),
     ),
     Endpoint(
         id="reloadUnits",
