@@ -269,7 +269,8 @@ class DaemonBackend:
         """The host as it is now, and who is pinned where on it."""
         host = await self._topology.look()
         sets = {driver.name: access.cpu_sets(driver) for driver in self._supervisor.drivers()}
-        return TopologyView(topology=host, pinned=by_cpu(sets))
+        promises = self._supervisor.placements.promises(host)
+        return TopologyView(topology=host, pinned=by_cpu(sets), promises=promises)
 
     async def capacity(self) -> CapacityView:
         """What may be promised of the host, and what is."""

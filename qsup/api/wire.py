@@ -669,7 +669,8 @@ class CpuWire(TypedDict):
 
     Of one that is not ``online`` nothing is known but its node. ``core``: unique within its die; below 0 where the
     kernel does not tell it. ``kind``: empty where the host has cores of one kind only. ``isolated``: the kernel's
-    scheduler leaves it alone. ``allowed``: the daemon may use it. ``pinned``: who is.
+    scheduler leaves it alone. ``allowed``: the daemon may use it. ``owner``: the VM whose alone it is, else empty.
+    ``pinned``: who is.
     """
 
     number: int
@@ -681,6 +682,7 @@ class CpuWire(TypedDict):
     online: bool
     isolated: bool
     allowed: bool
+    owner: str
     pinned: list[PinnedWire]
 
 
@@ -701,6 +703,18 @@ class HugePagesWire(TypedDict):
     free: int
 
 
+class PromisedWire(TypedDict):
+    """What of a node is promised to VMs that run.
+
+    ``own_cpus`` are one VM's alone, and ``vcpus`` run on the others: one that may run elsewhere counts in part.
+    ``memory``: bytes, of those whose memory was placed along with their vCPUs.
+    """
+
+    own_cpus: int
+    vcpus: float
+    memory: int
+
+
 class NodeWire(TypedDict):
     """A NUMA node of the host.
 
@@ -712,6 +726,7 @@ class NodeWire(TypedDict):
     memory: int
     free: int
     distances: dict[str, int]
+    promised: PromisedWire
     hugepages: list[HugePagesWire]
 
 

@@ -6,12 +6,12 @@ Must not: know what is drawn; `qsup.ctl.hostpicture` says it.
 
 from __future__ import annotations
 
-from qsup.ctl.hostpicture import MARKS, marks
+from qsup.ctl.hostpicture import FULL, HIGH, MARKS
 from qsup.ctl.render import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from qsup.api.wire import CpuWire
     from qsup.ctl.hostpicture import Bar, Group, HostPicture, NodePicture
@@ -29,8 +29,10 @@ text { font: 12px monospace; fill: #222; }
 .offline { fill: #fff; stroke: #bbb; stroke-dasharray: 2 2; }
 .foreign { fill: #bbb; }
 .isolated { fill: #cfe0f4; }
+.owned { fill: #f4d3c4; stroke: #c04000; stroke-width: 2; }
 .pinned { stroke: #c04000; stroke-width: 2; }
 .empty { fill: #e4e4e0; }
+.promised { fill: #b9c9bd; }
 .low { fill: #3f8f4f; }
 .high { fill: #c98a00; }
 .full { fill: #c0392b; }
@@ -46,15 +48,13 @@ def draw(host: HostPicture) -> str:
     digits = max((len(str(cpu["number"])) for cpu in cells), default=1)
     width = max(_CELL, round(digits * _LETTER) + 8)
     for node in host.nodes:
-        _draw_node(page, node, width)
+        _draw_node(page, node, width, host.marks_of)
     if host.distances:
         _draw_distances(page, host.numbers, host.distances)
-    if host.pinned:
-        page.heading("pinned")
-        for name, words in host.pinned:
-            for line in _fill(f"{name}: {words}"):
-                page.text(2 * _EDGE, line)
-                page.go(_LINE)
+    if host.residents:
+        page.heading("on several nodes")
+        for resident in host.residents:
+            _draw_resident(page, resident)
     if host.marks:
         page.heading("CPUs")
         for mark in host.marks:
@@ -122,18 +122,27 @@ def _escaped(text: str) -> str:
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _draw_node(page: _Page, node: NodePicture, width: int) -> None:
+def _draw_resident(page: _Page, resident: tuple[str, str]) -> None:
+    for line in _fill(": ".join(resident)):
+        page.text(2 * _EDGE, line)
+        page.go(_LINE)
+
+
+def _draw_node(page: _Page, node: NodePicture, width: int, marks_of: Mapping[int, list[str]]) -> None:
     place = page.mark()
     page.go(_LINE)
     page.text(2 * _EDGE, node.title, "title")
     page.go(_LINE)
     for bar in node.bars:
         _draw_bar(page, bar)
-    for words in [*([] if node.bars else ["no memory"]), *([] if node.groups else ["no CPUs"])]:
+    has_memory = any(bar.label == "memory" for bar in node.bars)
+    for words in [*([] if has_memory else ["no memory"]), *([] if node.groups else ["no CPUs"])]:
         page.text(2 * _EDGE, words)
         page.go(_LINE)
     for group in node.groups:
-        _draw_group(page, group, width)
+        _draw_group(page, group, width, marks_of)
+    for resident in node.residents:
+        _draw_resident(page, resident)
     page.frame(place, "node")
     page.go(_GAP)
 
@@ -142,14 +151,16 @@ def _draw_bar(page: _Page, bar: Bar) -> None:
     left = 2 * _EDGE + _LABEL
     page.text(2 * _EDGE, bar.label)
     page.box(left, -11, _BAR, 14, "empty")
+    if bar.promised > bar.share:
+        page.box(left, -11, max(1.0, round(bar.promised * _BAR, 1)), 14, "promised")
     if bar.share > 0:
-        fill = "low" if bar.share < 0.75 else "high" if bar.share < 0.9 else "full"
+        fill = "low" if bar.share < HIGH else "high" if bar.share < FULL else "full"
         page.box(left, -11, max(1.0, round(bar.share * _BAR, 1)), 14, fill)
     page.text(left + _BAR + _GAP, bar.words)
     page.go(_LINE)
 
 
-def _draw_group(page: _Page, group: Group, width: int) -> None:
+def _draw_group(page: _Page, group: Group, width: int, marks_of: Mapping[int, list[str]]) -> None:
     page.text(2 * _EDGE, group.title)
     page.go(_GAP)
     x = left = 2 * _EDGE
@@ -160,14 +171,14 @@ def _draw_group(page: _Page, group: Group, width: int) -> None:
             page.go(_CELL + 8)
         page.box(x, 0, wide, _CELL + 4, "core")
         for place, cpu in enumerate(core):
-            _draw_cpu(page, x + 3 + place * (width + 2), width, cpu)
+            _draw_cpu(page, x + 3 + place * (width + 2), width, cpu, marks_of[cpu["number"]])
         x += wide + 4
     page.go(_CELL + _LINE)
 
 
-def _draw_cpu(page: _Page, x: float, width: int, cpu: CpuWire) -> None:
-    found = marks(cpu)
-    told = [MARKS[mark] for mark in found if mark != "pinned"]
+def _draw_cpu(page: _Page, x: float, width: int, cpu: CpuWire, found: list[str]) -> None:
+    told = [MARKS[mark] for mark in found if mark not in ("owned", "pinned")]
+    told += [f"{cpu['owner']}'s alone"] if cpu["owner"] else []
     told += [f"{pinned['instance']} vCPU {pinned['vcpu']}" for pinned in cpu["pinned"]]
     title = f"CPU {cpu['number']}" + (f": {', '.join(told)}" if told else "")
     page.box(x, 3, width, _CELL - 2, " ".join(["cpu", *found]), title)

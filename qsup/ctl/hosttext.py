@@ -6,8 +6,8 @@ Must not: know what is drawn; `qsup.ctl.hostpicture` says it.
 
 from __future__ import annotations
 
-from qsup.ctl.hostpicture import MARKS, marks
-from qsup.ctl.render import clean
+from qsup.ctl.hostpicture import FULL, HIGH, MARKS
+from qsup.ctl.render import clean, paint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Columns below which it gets no narrower, and beyond which no wider.
 _NARROWEST, _WIDEST = 40, 160
+#: Columns that a node has where several stand beside each other.
+_BESIDE = 80
 _LONGEST_BAR = 40
 
 
@@ -27,41 +29,54 @@ class Signs:
     Args:
         corners: from the left above clockwise.
         across, down: between them.
-        full, empty: parts of a bar.
+        full, promised, empty: parts of a bar.
         signs: of CPUs, by `MARKS`.
     """
 
-    __slots__ = ("across", "corners", "down", "empty", "full", "marks")
+    __slots__ = ("across", "corners", "down", "empty", "full", "marks", "promised")
 
-    def __init__(self, corners: str, across: str, down: str, full: str, empty: str, signs: str) -> None:
+    def __init__(self, corners: str, across: str, down: str, bar: str, signs: str) -> None:
         self.corners = corners
         self.across = across
         self.down = down
-        self.full = full
-        self.empty = empty
+        self.full, self.promised, self.empty = tuple(bar)
         self.marks: Mapping[str, str] = dict(zip(MARKS, signs, strict=True))
 
 
-UNICODE = Signs("┌┐┘└", "─", "│", "█", "░", "✕⊘◌●")
-ASCII = Signs("++++", "-", "|", "#", ".", "x-i*")
+UNICODE = Signs("┌┐┘└", "─", "│", "█▒░", "✕⊘◌●○")
+ASCII = Signs("++++", "-", "|", "#=.", "x-i!*")
 
 
-def draw(host: HostPicture, signs: Signs, width: int) -> str:
+def draw(host: HostPicture, signs: Signs, width: int, *, brief: bool = False) -> str:
     """The drawing.
 
     Args:
         width: columns that there are.
+        brief: how full each node is, and no more.
     """
-    width = max(_NARROWEST, min(width, _WIDEST))
+    columns = max(1, min(len(host.nodes), (width + 1) // (_BESIDE + 1)))
+    width = max(_NARROWEST, min(width, _WIDEST if columns == 1 else width))
     lines = [*_fill(host.title, width)]
     cell = _Cell(host, signs)
-    for node in host.nodes:
-        lines += ["", *_framed(node.title, list(_node(node, cell, signs, width - 4)), signs, width)]
+    each = (width + 1) // columns - 1
+    for first in range(0, len(host.nodes), columns):
+        row = host.nodes[first : first + columns]
+        inside = [list(_bars(node, signs, each - 4)) for node in row]
+        if not brief:
+            inside = [[*bars, *_rest(node, cell, each - 4)] for node, bars in zip(row, inside, strict=True)]
+        height = max(map(len, inside))
+        frames = [
+            _framed(node.title, [*drawn, *[_Line("")] * (height - len(drawn))], signs, each)
+            for node, drawn in zip(row, inside, strict=True)
+        ]
+        lines += ["", *map(" ".join, zip(*frames, strict=True))]
+    if brief:
+        return "".join(f"{line}\n" for line in lines)
     lines += _distances(host, width)
-    if host.pinned:
-        lines += ["", "pinned"]
-        for name, words in host.pinned:
-            lines += _fill(f"{clean(name)}: {words}", width, "  ")
+    if host.residents:
+        lines += ["", "on several nodes"]
+        for names, words in host.residents:
+            lines += _fill(f"{clean(names)}: {words}", width, "  ")
     if host.marks:
         lines += ["", *_fill("; ".join(f"{signs.marks[mark]} {MARKS[mark]}" for mark in host.marks), width)]
     return "".join(f"{line}\n" for line in lines)
@@ -73,42 +88,76 @@ class _Cell:
     def __init__(self, host: HostPicture, signs: Signs) -> None:
         cpus = [cpu for node in host.nodes for group in node.groups for core in group.cores for cpu in core]
         self._signs = signs
+        self._marks_of = host.marks_of
         self._digits = max((len(str(cpu["number"])) for cpu in cpus), default=1)
-        self._marks = max((len(marks(cpu)) for cpu in cpus), default=0)
+        self._marks = max(map(len, host.marks_of.values()), default=0)
 
     def __call__(self, cpu: CpuWire) -> str:
-        found = "".join(self._signs.marks[mark] for mark in marks(cpu))
+        found = "".join(self._signs.marks[mark] for mark in self._marks_of[cpu["number"]])
         return f"{cpu['number']:>{self._digits}}{found:<{self._marks}}"
 
 
-def _framed(title: str, lines: list[str], signs: Signs, width: int) -> Iterator[str]:
+class _Line:
+    """One line of a node, with a bar in it or without.
+
+    Args:
+        bar: a part of the text, to be coloured by the share.
+    """
+
+    __slots__ = ("bar", "share", "text")
+
+    def __init__(self, text: str, bar: str = "", share: float = 0.0) -> None:
+        self.text = text
+        self.bar = bar
+        self.share = share
+
+    def shown(self, width: int) -> str:
+        """So wide, and coloured where the terminal has colours."""
+        level = "active" if self.share < HIGH else "activating" if self.share < FULL else "failed"
+        text = f"{self.text:<{width}}"
+        return text.replace(self.bar, paint(self.bar, level), 1) if self.bar else text
+
+
+def _framed(title: str, lines: list[_Line], signs: Signs, width: int) -> Iterator[str]:
     corners, across, down = signs.corners, signs.across, signs.down
     yield f"{corners[0]}{across} {title} ".ljust(width - 1, across) + corners[1]
     for line in lines:
-        yield f"{down} {line:<{width - 4}} {down}"
+        yield f"{down} {line.shown(width - 4)} {down}"
     yield corners[3] + across * (width - 2) + corners[2]
 
 
-def _node(node: NodePicture, cell: _Cell, signs: Signs, width: int) -> Iterator[str]:
+def _bars(node: NodePicture, signs: Signs, width: int) -> Iterator[_Line]:
     label = max((len(bar.label) for bar in node.bars), default=0)
     words = max((len(bar.words) for bar in node.bars), default=0)
     length = min(_LONGEST_BAR, width - label - words - 4)
     for bar in node.bars:
-        yield f"{bar.label:<{label}}  {_bar(bar, signs, length)}  {bar.words}"
-    if not node.bars:
-        yield "no memory"
-    for group in node.groups:
-        yield from _group(group, cell, width)
+        drawn = _bar(bar, signs, length)
+        yield _Line(f"{bar.label:<{label}}  {drawn}  {bar.words}", drawn, bar.share)
+    if not any(bar.label == "memory" for bar in node.bars):
+        yield _Line("no memory")
     if not node.groups:
-        yield "no CPUs"
+        yield _Line("no CPUs")
+
+
+def _rest(node: NodePicture, cell: _Cell, width: int) -> Iterator[_Line]:
+    """What is below the bars: cores, and who runs there."""
+    for group in node.groups:
+        yield from map(_Line, _group(group, cell, width))
+    for names, told in node.residents:
+        yield from map(_Line, _fill(f"{clean(names)}: {told}", width))
 
 
 def _bar(bar: Bar, signs: Signs, length: int) -> str:
-    # what is not empty shows, and what is not full does, too
-    parts = round(bar.share * length)
-    parts = max(parts, 1) if bar.share > 0 else parts
-    parts = min(parts, length - 1) if bar.share < 1 else parts
-    return signs.full * parts + signs.empty * (length - parts)
+    used, promised = _parts(bar.share, length), _parts(bar.promised, length)
+    more = max(0, promised - used)
+    return signs.full * used + signs.promised * more + signs.empty * (length - used - more)
+
+
+def _parts(share: float, length: int) -> int:
+    """Of so many: what is not empty shows, and what is not full does, too."""
+    parts = round(share * length)
+    parts = max(parts, 1) if share > 0 else parts
+    return min(parts, length - 1) if share < 1 else parts
 
 
 def _group(group: Group, cell: _Cell, width: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ async def test_topology(tmp_path: Path) -> None:
         found = json.loads((await (await qsupd.connect()).get("/v1/topology")).body)
     pool = {"size": 2 << 20, "total": 512, "free": 128}
     node = {"number": 0, "memory": 8 << 30, "free": 5 << 30, "distances": {"0": 10}, "hugepages": [pool]}
+    node["promised"] = {"own_cpus": 0, "vcpus": 0.0, "memory": 0}
     assert found["nodes"] == [node]
     assert found["caches"] == [{"level": 3, "type": "Unified", "size": 8 << 20, "cpus": [0, 1]}]
     assert [cpu["pinned"] for cpu in found["cpus"]] == [
@@ -37,6 +38,7 @@ async def test_topology(tmp_path: Path) -> None:
         "online": True,
         "isolated": True,
         "allowed": True,
+        "owner": "",
     }
 
 

@@ -21,6 +21,7 @@ from qsup.ctl.hostpicture import HostPicture
 from qsup.ctl.hosttext import ASCII, UNICODE
 from qsup.instance.pinned import by_cpu
 from qsup.instance.view import TopologyView
+from qsup.plan.promises import Promise, Promises
 from qsup.plan.topology import Cache, Cpu, Node
 from qsup.plan.topology import Topology as Host
 from tests.api.calling import Daemon
@@ -35,9 +36,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 PINNED = {"web": ([2], [3], [3, 2]), "db": ([6], [7])}
 
 
-def document(host: Host, pinned: dict[str, Any] | None = None) -> Topology:
+def document(host: Host, pinned: dict[str, Any] | None = None, owners: dict[int, str] | None = None) -> Topology:
     """What the daemon says of a host."""
-    return measures.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {})))
+    promises = Promises(owners=owners or {})
+    return measures.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {}), promises=promises))
 
 
 @pytest.fixture(scope="module", params=MACHINES)
@@ -61,9 +63,13 @@ def test_every_width(drawn: tuple[str, HostPicture], width: int, signs: hosttext
     """No line is wider than the terminal, down to 40 columns; frames are straight; no CPU is lost."""
     name, host = drawn
     lines = hosttext.draw(host, signs, width).splitlines()
-    limit = min(max(width, 40), 160)
+    columns = max(1, min(len(host.nodes), (width + 1) // 81))
+    limit = max(width if columns > 1 else min(width, 160), 40)
     assert max(map(len, lines)) <= limit
-    assert {len(line) for line in lines if line.startswith((signs.down, signs.corners[0]))} == {limit}
+    widths = {len(line) for line in lines if line.startswith((signs.down, signs.corners[0]))}
+    whole = columns * ((limit + 1) // columns) - 1
+    assert max(widths) == whole
+    assert len(widths) == 1 or len(host.nodes) % columns, "but for the last row"
     cells = re.findall(r"\[([^]]*)\]", "\n".join(line for line in lines if line.startswith(signs.down)))
     numbers = [int(number) for cell in cells for number in re.findall(r"\d+", cell)]
     assert sorted(numbers) == list(range(MACHINES[name].count))
@@ -85,7 +91,9 @@ def test_the_picture_holds_the_same(drawn: tuple[str, HostPicture]) -> None:
     for node in host.nodes:
         shown = [node.title, *(bar.words for bar in node.bars), *(group.title for group in node.groups)]
         assert set(shown) <= set(words)
-    assert f"web: {dict(host.pinned)['web']}" in words
+    residents = [*host.residents, *(resident for node in host.nodes for resident in node.residents)]
+    assert sorted(name for name, _ in residents) == ["db", "web"]
+    assert {f"{name}: {told}" for name, told in residents} <= set(words)
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     for box in root.iter(f"{SVG}rect"):
         assert float(box.get("x", 0)) + float(box.attrib["width"]) <= width
@@ -116,7 +124,7 @@ def test_bars_are_full_only_where_there_is_nothing_left() -> None:
     for free in (1000, 999, 500, 1, 0):
         node = Node(number=0, memory=1000 << 30, free=free << 30)
         text = hosttext.draw(HostPicture(document(evolve(HOST, nodes=(node,)))), ASCII, 40)
-        shown.append(re.search(r"[#.]{4,}", text)[0])  # type: ignore[index]  # without a bar it shall fail
+        shown.append(re.search(r"memory +([#.]{4,})", text)[1])  # type: ignore[index]  # without a bar it shall fail
     assert [(bar[0], bar[-1]) for bar in shown] == [(".", "."), ("#", "."), ("#", "."), ("#", "."), ("#", "#")]
     assert [shown[1].count("#"), shown[3].count(".")] == [1, 1]
     assert abs(shown[2].count("#") - shown[2].count(".")) <= 1
@@ -126,7 +134,8 @@ def test_a_core_of_more_threads_than_fit() -> None:
     """It goes on in the next line."""
     host = Host(cpus=tuple(Cpu(number=number) for number in range(100, 116)), nodes=(Node(number=0, memory=0),))
     text = hosttext.draw(HostPicture(document(host)), ASCII, 40)
-    assert text.splitlines()[3:8] == [
+    assert text.splitlines()[3:9] == [
+        "| CPUs  ............  0 vCPUs share 16 |",
         "| no memory                            |",
         "| package 0                            |",
         "|   [100 101 102 103 104 105 106 107   |",
@@ -150,12 +159,78 @@ def test_all_marks(tmp_path: Path) -> None:
     build(tmp_path, MACHINES["two-sockets"])
     host = reader(tmp_path, range(1, 32)).read()
     host = evolve(host, cpus=(*host.cpus, Cpu(number=32, node=1, online=False, allowed=False)))
-    text = hosttext.draw(HostPicture(document(host, {"web": ([6, 32],)})), ASCII, 120)
+    text = hosttext.draw(HostPicture(document(host, {"web": ([6], [32]), "db": ([9],)}, {9: "db"})), ASCII, 120)
     assert "[ 0-  16  ]" in text
     assert "[ 6i* 22i ]" in text
+    assert "[ 9!  25  ]" in text
     assert "[32x*]" in text
-    assert text.endswith("\nx offline; - not for this daemon; i isolated; * with pinned vCPUs\n")
-    assert "(1 offline, 1 not for this daemon, 4 isolated, 2 with pinned vCPUs)" in text
+    assert text.endswith("\nx offline; - not for this daemon; i isolated; ! exclusive; * with pinned vCPUs\n")
+    assert "(1 offline, 1 not for this daemon, 4 isolated, 1 exclusive, 2 with pinned vCPUs)" in text
+
+
+def test_vms_stand_where_their_vcpus_are_and_those_alike_together(tmp_path: Path) -> None:
+    """What has a CPU for each vCPU is told in their order, what floats by its CPUs, which are not marked for it."""
+    host = build(tmp_path, MACHINES["two-sockets"]).read()
+    everywhere = tuple(range(32))
+    pinned = {
+        "own": ([2], [18], [3], [4]),
+        "same": ([5], [5]),
+        "mixed": ([8], [9, 10]),
+        **{name: ([0, 1, 16, 17],) * 2 for name in ("a", "b")},
+        "free": (everywhere,),
+    }
+    picture = HostPicture(document(host, pinned))
+    assert [node.residents for node in picture.nodes] == [
+        [
+            ("a, b", "vCPUs 0-1 on 0-1, 16-17"),
+            ("own", "vCPUs 0-3 each on 2, 18, 3-4"),
+            ("same", "vCPUs 0-1 on 5"),
+        ],
+        [("mixed", "vCPU 0 on 8; vCPU 1 on 9-10")],
+    ]
+    assert picture.residents == [("free", "vCPU 0 on 0-31")]
+    assert [cpu for cpu, found in picture.marks_of.items() if "pinned" in found] == [2, 3, 4, 5, 8, 9, 10, 18]
+
+
+def test_how_full_a_node_is(tmp_path: Path) -> None:
+    """What is exclusive and what is shared of its CPUs; of its memory what is used, and what more is promised."""
+    host = build(tmp_path, MACHINES["two-sockets"]).read()
+    view = TopologyView(
+        topology=host,
+        pinned={},
+        promises=Promises(
+            nodes={0: Promise(own=2, vcpus=5.25, memory=32 << 30), 1: Promise(vcpus=1.0, memory=1 << 30)},
+            owners={2: "db", 18: "db"},
+        ),
+    )
+    first, second = HostPicture(measures.topology(view)).nodes
+    assert [(bar.label, bar.words) for bar in first.bars[:2]] == [
+        ("CPUs", "2 exclusive, 5.2 vCPUs share 10"),
+        ("memory", "18G of 64G used, 32G promised"),
+    ]
+    assert (first.bars[0].share, first.bars[1].promised) == (7.25 / 16, 0.5)
+    assert [bar.words for bar in second.bars[:2]] == ["1 vCPU shares 16", "18G of 64G used, 1G promised"]
+    text = hosttext.draw(HostPicture(measures.topology(view)), ASCII, 80)
+    assert re.findall(r"memory +(#+)(=*)\.", text) == [("#" * 9, "=" * 7), ("#" * 10, "")]
+
+
+def test_a_bar_is_coloured_by_how_full_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are colours, and no frame is any less straight for it."""
+    host = HostPicture(document(build(tmp_path, MACHINES["two-sockets"]).read()))
+    plain = hosttext.draw(host, ASCII, 80)
+    monkeypatch.setattr(render, "colours_wanted", lambda: True)
+    coloured = hosttext.draw(host, ASCII, 80)
+    assert re.sub(r"\033\[\d+m", "", coloured) == plain
+    assert set(re.findall(r"\033\[(\d+)m#", coloured)) == {"32", "33"}
+
+
+def test_a_brief_drawing_has_nodes_and_their_bars_alone(drawn: tuple[str, HostPicture]) -> None:
+    """No cores, no VMs, no distances."""
+    _, host = drawn
+    text = hosttext.draw(host, ASCII, 80, brief=True)
+    assert all(node.title in text for node in host.nodes)
+    assert text.count(" used") == sum(bar.words.count(" used") for node in host.nodes for bar in node.bars)
+    assert not re.search(r"\[ *\d|distances|vCPU \d", text)
 
 
 @given(name=st.text())

@@ -16,7 +16,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from qsup.host.topology import TopologyReader
-from tests.real.daemons import Daemon
+from tests.guests import Emulator
+from tests.real.daemons import Daemon, rom_unit
 
 pytestmark = pytest.mark.real
 
@@ -52,6 +53,26 @@ def test_this_machines_memory_and_who_may_use_it() -> None:
     assert 0 < sum(node.memory for node in host.nodes) <= total * 1.01
     assert 0 < sum(node.free for node in host.nodes) <= available * 1.2
     assert {cpu.number for cpu in host.cpus if cpu.allowed} == os.sched_getaffinity(os.getpid())
+
+
+def test_what_vms_have_of_it_is_drawn(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A vCPU with a CPU of its own, and those of a VM that may run anywhere, where they are and in the node's bar."""
+    daemon.unit("web", rom_unit(emulator, rom_guest, cpu='pin = ["0"]'))
+    daemon.unit("free", rom_unit(emulator, rom_guest, cpu="vcpus = 3"))
+    for name in ("web", "free"):
+        daemon.do(name, "start")
+    host = daemon.get("/v1/topology")
+    assert sum(node["promised"]["vcpus"] for node in host["nodes"]) == pytest.approx(4)
+    assert sum(node["promised"]["own_cpus"] for node in host["nodes"]) == 0
+    drawn = daemon.ctl("topology").stdout
+    assert "web: vCPU 0 on 0" in drawn
+    brief = daemon.ctl("topology", "--brief").stdout
+    assert "vCPUs share" in brief and "web" not in brief
+    daemon.do("web", "stop")
+    daemon.unit("web", rom_unit(emulator, rom_guest, cpu='pin = ["0"]\nexclusive = true'))
+    daemon.do("web", "start")
+    assert [cpu["number"] for cpu in daemon.get("/v1/topology")["cpus"] if cpu["owner"] == "web"] == [0]
+    assert "1 exclusive" in daemon.ctl("topology", "--brief").stdout
 
 
 def test_a_daemon_confined_to_a_cpu_says_so(daemon: Daemon, root_dir: Path) -> None:

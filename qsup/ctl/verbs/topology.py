@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 #: Columns where there is no terminal that has any.
 _WIDTH = 80
 
-EPILOG = """A core's CPUs stand in brackets; cores stand together that share a package, a die and their last cache.
+EPILOG = """The bar of a node's CPUs is how much of them is given away: exclusive ones, and one for each vCPU that
+shares the others. That of its memory is what is used, and lighter what more was promised to VMs that were
+placed there. A core's CPUs stand in brackets; cores stand together that share a package, a die and their
+last cache. A VM stands in the node that its vCPUs are on. On a wide terminal nodes stand beside each other.
 The drawing is plain ASCII unless the locale is one of UTF-8."""
 
 
 def options(parser: Parser, verb: str) -> None:
-    """Declare ``topology [--svg FILE]``."""
+    """Declare ``topology [--brief] [--svg FILE]``."""
+    parser.add_argument("--brief", action="store_true", help="only how full each node is")
     parser.add_argument("--svg", metavar="FILE", help="write it to a file as a picture; - is standard output")
 
 
@@ -41,7 +45,7 @@ def run(client: Client, options: Options) -> int:
         from qsup.ctl.hosttext import ASCII, UNICODE, draw
 
         signs = UNICODE if unicode_wanted() else ASCII
-        sys.stdout.write(draw(HostPicture(topology), signs, terminal_width() or _WIDTH))
+        sys.stdout.write(draw(HostPicture(topology), signs, terminal_width() or _WIDTH, brief=options.brief))
     return EXIT_OK
 
 
