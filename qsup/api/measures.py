@@ -24,6 +24,7 @@ def cpus(view: CpusView) -> wire.Cpus:
                 "name": thread.usage.name,
                 "vcpus": list(thread.vcpus),
                 "iothread": thread.iothread,
+                "helper": thread.helper,
                 "pin": format_cpu_set(thread.pin),
                 "allowed": format_cpu_set(thread.allowed),
                 "cpu": thread.usage.cpu,

@@ -822,6 +822,7 @@ class Root(TypedDict):
 
 class Thread(TypedDict):
     """One thread of QEMU, and the ``vcpus`` that it runs, or the unit's id of the ``iothread`` that it is, else empty.
+    That of a program beside QEMU has the entry that this serves as its ``helper``, such as ``device.data``.
 
     CPU sets are as ``0-3,8``: ``pin`` is where it is to run, none is anywhere, ``allowed`` where it may. ``cpu`` is the
     one it ran on last. It ran for ``seconds``, and ``waited`` for a CPU. ``migrations``: how often it went from one CPU
@@ -832,6 +833,7 @@ class Thread(TypedDict):
     name: str
     vcpus: list[int]
     iothread: str
+    helper: str
     pin: str
     allowed: str
     cpu: int

@@ -175,7 +175,7 @@ async def _identify(
         services.capacity.restore(record.name, unit, running.plan)
     resources.callback(services.placements.release, record.name)
     resources.push_async_callback(release_pci, record.name, services)
-    helpers = Helpers(directory)
+    helpers = Helpers(directory, partial(services.placements.pins, record.name))
     resources.push_async_callback(helpers.aclose)
     helpers.adopt(running.helpers, record.boot_id)
     helpers.cgroup = cgroup
@@ -215,7 +215,7 @@ async def _identify(
             child.pid,
             partial(services.placements.pins, record.name),
             has_iothreads=bool(unit.iothreads),
-            helpers=lambda: helpers.pids,
+            helpers=lambda: helpers.serving,
             found=True,
         ),
         limiting=limiting,

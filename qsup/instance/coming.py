@@ -34,7 +34,7 @@ from qsup.instance.taps import check_forwards, make_tap, release_bridges, unplug
 from qsup.plan import inventory
 from qsup.plan.attach import Attachment, Vm, attach_device, attach_disk, attach_nic
 from qsup.plan.hotplug import unplugged
-from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, TapFd
+from qsup.plan.spec import ImageFd, PartPlan, PlanSummary, ShareFd, TapFd
 from qsup.qmp import commands
 from qsup.unit.model import Unit
 from qsup.unit.sections.devices import NicSection
@@ -157,6 +157,8 @@ async def _give(planned: Sequence[Attachment], context: Context) -> None:
         context.keep()  # with the programs that were started
         try:
             await wiring.attach(pieces, context.hardware, context.monitor, numbers)
+            if any(isinstance(request, ShareFd) for request in others):
+                life.pinning.put()  # its program is looked after from now on
         except QmpCommandError as error:
             for attachment in planned:
                 if words := await life.helpers.failure(attachment.part.entry):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 import trio
@@ -25,6 +25,7 @@ from qsup.host.output import last_lines
 from qsup.host.process import Process
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.record import HelperRecord
+from qsup.plan.pinning import Pins
 
 _log = structlog.get_logger()
 
@@ -66,33 +67,34 @@ class Helpers:
 
     Args:
         directory: the VM's run directory.
+        pins: where the VM's threads belong now, and so they; ``None`` while that is not known.
 
     Attributes:
         troubles: what is said of those that have ended though they were needed, by entry.
         cgroup: the VM's, which those that come later go into; ``None`` before QEMU is in it.
     """
 
-    def __init__(self, directory: InstanceDirectory) -> None:
+    def __init__(self, directory: InstanceDirectory, pins: Callable[[], Pins | None] = Pins) -> None:
         self.troubles: dict[str, str] = {}
         self.cgroup: Cgroup | None = None
         self._directory = directory
+        self._pins = pins
         self._helpers: dict[str, _Helper] = {}
         self._nursery: trio.Nursery | None = None
         self._tell: Tell | None = None
 
-    async def start(self, entry: str, argv: Sequence[str], fds: Sequence[int], cpus: Set[int] = frozenset()) -> None:
+    async def start(self, entry: str, argv: Sequence[str], fds: Sequence[int]) -> None:
         """Start the program that serves an entry of the unit.
 
         Args:
             fds: descriptors that it inherits, under the same numbers; the caller closes them.
-            cpus: where it runs from its first moment; none: anywhere.
 
         Raises:
             StartError, HostError: it could not be executed; a failure of its own shows later, see `failure`.
         """
         output = self._open_output(entry)
         try:
-            child = await process.spawn(argv, fds=fds, output_fd=output, cpus=cpus)
+            child = await process.spawn(argv, fds=fds, output_fd=output, cpus=(self._pins() or Pins()).of_helpers)
         except BaseException:
             os.close(output)
             raise
@@ -146,6 +148,12 @@ class Helpers:
             HelperRecord(entry=entry, pid=helper.process.pid, start_time=helper.process.start_time)
             for entry, helper in self._helpers.items()
         )
+
+    @property
+    def serving(self) -> Mapping[str, int]:
+        """Those that are there, by the entries that they serve; each may have started others."""
+        alive = {entry: each.process for entry, each in self._helpers.items() if each.process.status is None}
+        return {entry: process.pid for entry, process in alive.items()}
 
     def watch(self, nursery: trio.Nursery, tell: Tell) -> None:
         """From now on the unexpected end of one is told.

@@ -265,8 +265,8 @@ async def _bring_up(
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
     pins = partial(services.placements.pins, loaded.name)
-    has_iothreads = bool(loaded.unit.iothreads)
-    pinning = Pinning(child.pid, pins, has_iothreads=has_iothreads, helpers=lambda: prepared.helpers.pids)
+    iothreads, programs = bool(loaded.unit.iothreads), prepared.helpers
+    pinning = Pinning(child.pid, pins, has_iothreads=iothreads, helpers=lambda: programs.serving)
     await pinning.find(monitor)
     if pinning.is_misplaced:
         raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin, and [[iothread]] pin, in its unit")

@@ -8,7 +8,7 @@ Must not: keep a descriptor: whoever asked closes it once QEMU has its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from qsup.host.usb import open_device
 from qsup.instance.helpers import Helpers
 from qsup.instance.services import Services
 from qsup.plan.others import channel_socket
-from qsup.plan.pinning import Pins
 from qsup.plan.spec import ConnectFd, FdRequest, ListenerFd, PciTaken, ShareFd, UsbFd
 from qsup.qmp.dial import connect_unix
 from qsup.unit.effective import machine_memory
@@ -85,9 +84,7 @@ async def open_outside(
             case ListenerFd():
                 numbers[request.name] = directory.bind_listener(request.name)
             case ShareFd():
-                pins = services.placements.pins(directory.path.name) or Pins()
-                pools = services.layout.pools
-                numbers[request.name] = await _share(request, directory, pools, helpers, pins.emulator)
+                numbers[request.name] = await _share(request, directory, services.layout.pools, helpers)
             case UsbFd():
                 sysfs = services.passthrough.sysfs
                 work = partial(open_device, request.entry, request.identity, request.port, sysfs.root, sysfs.dev)
@@ -118,9 +115,7 @@ async def _drive(change: Callable[[], None]) -> None:
         raise HostDeviceError(f"the kernel has not changed the driver of a PCI device within {_DRIVER_TIMEOUT:g} s")
 
 
-async def _share(
-    request: ShareFd, directory: InstanceDirectory, pools: Sequence[Path], helpers: Helpers, cpus: Set[int]
-) -> int:
+async def _share(request: ShareFd, directory: InstanceDirectory, pools: Sequence[Path], helpers: Helpers) -> int:
     """Start a file server that is connected already, so that it ends when nobody has the other end."""
     program = vhostuser.find_file_server()
     path = await trio.to_thread.run_sync(partial(find_directory, request.path, pools))
@@ -132,7 +127,7 @@ async def _share(
             raise from_oserror(error, f"could not connect {directory.path / request.name}") from error
         try:
             command = vhostuser.file_server(program, str(path), listener, read_only=request.read_only)
-            await helpers.start(request.entry, command, (listener,), cpus)
+            await helpers.start(request.entry, command, (listener,))
         except BaseException:
             connection.close()
             raise

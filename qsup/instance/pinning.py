@@ -10,7 +10,6 @@ starts it, so a worker of the main loop needs nobody. The programs that serve de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from itertools import chain
 
 from attrs import frozen
 
@@ -36,6 +35,7 @@ class Drift:
     Args:
         vcpu: the number of the vCPU that it runs, ``None`` if it runs none.
         iothread: the unit's id of the iothread that it is, ``""`` if it is none.
+        helper: the entry that its program serves, ``""`` if that is QEMU itself.
         was, cpus: where it might run, and may run now.
         ran: the CPU that it had run on last, ``None`` where that was not seen.
     """
@@ -43,12 +43,13 @@ class Drift:
     thread: int
     vcpu: int | None
     iothread: str
+    helper: str = ""
     was: Set[int]
     cpus: Set[int]
     ran: int | None
 
     def __str__(self) -> str:
-        who = _who(self.thread, self.vcpu, self.iothread)
+        who = _who(self.thread, self.vcpu, self.iothread, self.helper)
         return f"{who} was moved to CPUs {format_cpu_set(self.was)}, and is back on {format_cpu_set(self.cpus)}"
 
 
@@ -59,7 +60,7 @@ class Pinning:
         pid: QEMU's.
         pins: where its threads belong now; ``None`` while that is not known.
         has_iothreads: whether QEMU is to be asked for them; it has those that it was started with.
-        helpers: the pids of the programs that serve its devices, whose threads belong where QEMU's own workers do.
+        helpers: the programs that serve its devices, by the entries that they serve.
         found: an earlier daemon has started it, and may have left its threads where they belong no more.
 
     Attributes:
@@ -78,7 +79,7 @@ class Pinning:
         pins: Callable[[], Pins | None],
         *,
         has_iothreads: bool = False,
-        helpers: Callable[[], tuple[int, ...]] = tuple,
+        helpers: Callable[[], Mapping[str, int]] = dict,
         found: bool = False,
     ) -> None:
         self.vcpus: Mapping[int, int] = {}
@@ -92,11 +93,10 @@ class Pinning:
         self._has_iothreads = has_iothreads
         self._helpers = helpers
         self._is_found = found
+        self._serving: Mapping[int, str] = {}
         self._placed: dict[int, frozenset[int]] = {}
         self._astray: frozenset[int] = frozenset()  # nobody has moved them: they could not be put where they belong
         self._threads: tuple[int, ...] = ()
-        self._helped: tuple[int, ...] = ()
-        self._processes: tuple[int, ...] = (pid,)
         self._left: tuple[tuple[int, Set[int]], ...] | None = None
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
@@ -142,12 +142,9 @@ class Pinning:
         For as long as the pins and the CPUs online are the same: this asks for neither.
         """
         # what cannot be where it belongs is tried again and again: it may become possible without a word
-        if self._left is None or self.trouble or self._helpers() != self._helped or self._have_changed():
+        if self._left is None or self.trouble or affinity.count(self._pid) != len(self._threads):
             return False
-        return affinity.are(self._left)
-
-    def _have_changed(self) -> bool:
-        return sum(map(affinity.count, self._processes)) != len(self._threads)
+        return affinity.are(self._left) and self._helper_threads() == self._serving
 
     @property
     def sets(self) -> tuple[frozenset[int], ...]:
@@ -168,8 +165,10 @@ class Pinning:
 
     def look(self) -> CpusView:
         """All threads, with where each is to run, may run, and has run. Reads files of the kernel's."""
-        threads = sorted(affinity.threads(self._pid))
-        wanted = (self._pins() or Pins()).of_threads(self.vcpus, self.iothreads, threads)
+        serving, pins = self._helper_threads(), self._pins() or Pins()
+        threads = [*sorted(affinity.threads(self._pid)), *serving]
+        own = pins.of_threads(self.vcpus, self.iothreads, threads)
+        wanted = {**own, **dict.fromkeys(serving, pins.of_helpers)}
         shown = []
         for thread in threads[:SHOWN]:
             allowed, used = affinity.get(thread), usage.thread_usage(self._pid, thread)
@@ -180,6 +179,7 @@ class Pinning:
                         thread=thread,
                         vcpus=mine,
                         iothread=self.iothreads.get(thread, ""),
+                        helper=serving.get(thread, ""),
                         pin=wanted[thread],
                         allowed=allowed,
                         usage=used,
@@ -189,11 +189,11 @@ class Pinning:
         return CpusView(threads=tuple(shown), count=len(threads), drifts=self.drifts)
 
     def _put(self, pins: Pins, online: Set[int]) -> tuple[Drift, ...]:
-        self._helped = self._helpers()
-        self._processes = (self._pid, *chain.from_iterable(map(affinity.family, self._helped)))
-        if self._have_changed():
-            self._threads = tuple(chain.from_iterable(map(affinity.threads, self._processes)))
-        wanted = pins.of_threads(self.vcpus, self.iothreads, self._threads)
+        if affinity.count(self._pid) != len(self._threads):
+            self._threads = affinity.threads(self._pid)
+        self._serving = self._helper_threads()
+        own = pins.of_threads(self.vcpus, self.iothreads, self._threads)
+        wanted = {**own, **dict.fromkeys(self._serving, pins.of_helpers)}
         drifts: list[Drift] = []
         left: list[tuple[int, Set[int]]] = []
         troubles: list[str] = []
@@ -237,18 +237,34 @@ class Pinning:
         """Why a thread may not run on just those CPUs on which it is to."""
         if not target:
             return f"none of the CPUs {format_cpu_set(cpus)} that it is pinned to is online"
-        who = _who(thread, self._vcpu(thread), self.iothreads.get(thread, ""))
+        who = _who(thread, self._vcpu(thread), self.iothreads.get(thread, ""), self._serving.get(thread, ""))
         belongs, allowed = format_cpu_set(target), format_cpu_set(now)
         if refusal:
             return f"{who} belongs on CPUs {belongs} and is on {allowed}: {refusal} (does a cpuset cgroup forbid it?)"
         return f"{who} belongs on CPUs {belongs}, and the kernel lets it run on {allowed} alone (by a cpuset cgroup?)"
 
+    def _helper_threads(self) -> dict[int, str]:
+        """The threads of the programs that serve devices, with the entry that each serves."""
+        return {
+            thread: entry
+            for entry, pid in self._helpers().items()
+            for each in affinity.family(pid)
+            for thread in sorted(affinity.threads(each))
+        }
+
     def _vcpu(self, thread: int) -> int | None:
         return next((number for number, other in self.vcpus.items() if other == thread), None)
 
     def _drift(self, thread: int, was: Set[int], cpus: Set[int], ran: int | None) -> Drift:
-        iothread = self.iothreads.get(thread, "")
-        return Drift(thread=thread, vcpu=self._vcpu(thread), iothread=iothread, was=frozenset(was), cpus=cpus, ran=ran)
+        return Drift(
+            thread=thread,
+            vcpu=self._vcpu(thread),
+            iothread=self.iothreads.get(thread, ""),
+            helper=self._serving.get(thread, ""),
+            was=frozenset(was),
+            cpus=cpus,
+            ran=ran,
+        )
 
 
 def _move(thread: int, cpus: Set[int]) -> str:
@@ -260,7 +276,9 @@ def _move(thread: int, cpus: Set[int]) -> str:
     return ""
 
 
-def _who(thread: int, vcpu: int | None, iothread: str) -> str:
+def _who(thread: int, vcpu: int | None, iothread: str, helper: str = "") -> str:
     if vcpu is not None:
         return f"vCPU {vcpu}"
+    if helper:
+        return f"thread {thread} of what serves {helper}"
     return f"iothread {iothread}" if iothread else f"thread {thread}"

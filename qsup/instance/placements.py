@@ -77,6 +77,7 @@ class _Entry:
         vcpus: how many it has.
         emulator: what its unit says of all other threads, empty for nothing.
         iothreads: what it says of single ones, by their ids.
+        helper: what it says of the programs that serve its devices, empty for nothing.
         resident: its place, ``None`` where its unit asks for none.
         chosen: that, where it was chosen.
     """
@@ -84,18 +85,19 @@ class _Entry:
     vcpus: int
     emulator: frozenset[int] = frozenset()
     iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
+    helper: frozenset[int] = frozenset()
     resident: Resident | None = None
     chosen: Chosen | None = None
 
     @property
     def names_some(self) -> bool:
         """Whether its unit names CPUs for other threads than those of its vCPUs."""
-        return bool(self.emulator or self.iothreads)
+        return bool(self.emulator or self.iothreads or self.helper)
 
     @property
     def beside(self) -> Sets:
         """What its unit names though its vCPUs' CPUs are chosen."""
-        return Sets(vcpus=(), emulator=self.emulator, iothreads=frozenset().union(*self.iothreads.values()))
+        return Sets(vcpus=(), emulator=self.emulator, iothreads=self.helper.union(*self.iothreads.values()))
 
 
 @frozen(eq=False)
@@ -241,17 +243,17 @@ class Placements:
             return None
         place = entry.resident
         if place is not None and place.named and place.sets.vcpus:
-            return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads)
+            return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads, entry.helper)
         if (place is None or place.named) and not self._exclusive:
-            return Pins((), entry.emulator, entry.iothreads)
+            return Pins((), entry.emulator, entry.iothreads, entry.helper)
         if (found := self._look_up()) is None:
             return None
         if place is not None and place.named:
-            return Pins((found.shared,), entry.emulator or found.shared, entry.iothreads)
+            return Pins((found.shared,), entry.emulator or found.shared, entry.iothreads, entry.helper)
         sets = found.sets[name]
         apart = place is not None and (place.exclusive or place.vcpu_nodes)
         vcpus = sets.vcpus if apart else (sets.emulator,)
-        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads)
+        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads, entry.helper)
 
     def chosen(self, name: str) -> Chosen | None:
         """What was chosen for a VM, ``None`` where there was nothing to choose."""
@@ -316,7 +318,8 @@ def _place_by_memory(request: Request, present: Chosen, others: Sequence[Residen
 
 def _says_something(unit: Unit) -> bool:
     """Whether a unit has a word about the CPUs of any thread."""
-    return bool(unit.cpu.pin or unit.cpu.emulator_pin or any(iothread.pin for iothread in unit.iothreads))
+    cpu = unit.cpu
+    return bool(cpu.pin or cpu.emulator_pin or cpu.helper_pin or any(iothread.pin for iothread in unit.iothreads))
 
 
 def _request(name: str, unit: Unit) -> Request:
@@ -350,7 +353,12 @@ def _guest_nodes(unit: Unit) -> tuple[GuestNode, ...]:
 def _plain(unit: Unit) -> _Entry:
     """A VM without a place yet."""
     iothreads = {iothread.id: frozenset(iothread.pin) for iothread in unit.iothreads if iothread.pin}
-    return _Entry(vcpus=unit.cpu.vcpus, emulator=frozenset(unit.cpu.emulator_pin), iothreads=iothreads)
+    return _Entry(
+        vcpus=unit.cpu.vcpus,
+        emulator=frozenset(unit.cpu.emulator_pin),
+        iothreads=iothreads,
+        helper=frozenset(unit.cpu.helper_pin),
+    )
 
 
 def named_place(name: str, unit: Unit) -> Resident | None:

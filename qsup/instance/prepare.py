@@ -129,7 +129,7 @@ async def prepare(
     directory.write_record(record)
     ended.reserve(services.layout, loaded)
     handed = _Handed()
-    helpers = Helpers(directory)
+    helpers = Helpers(directory, partial(services.placements.pins, loaded.name))
     resources.push_async_callback(helpers.aclose)
     try:
         claims = await _images(plan, identity, services, handed, resources)

@@ -119,5 +119,6 @@ def _tell(watched: _Watched, moved: Sequence[Drift]) -> None:
     if words:
         vcpus = [drift.vcpu for drift in moved if drift.vcpu is not None]
         iothreads = [drift.iothread for drift in moved if drift.iothread]
-        threads = [drift.thread for drift in moved]
-        watched.tell({"detail": "; ".join(words), "threads": threads, "vcpus": vcpus, "iothreads": iothreads})
+        helpers = sorted({drift.helper for drift in moved if drift.helper})
+        told = {"threads": [drift.thread for drift in moved], "vcpus": vcpus, "iothreads": iothreads}
+        watched.tell({"detail": "; ".join(words), **told, "helpers": helpers})

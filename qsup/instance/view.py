@@ -201,12 +201,13 @@ class Stray:
 
 @frozen(kw_only=True)
 class ThreadView:
-    """One thread of a VM's QEMU.
+    """One thread of a VM's QEMU, or of a program that serves a device of it.
 
     Args:
         thread: its id on the host.
         vcpus: the vCPUs that it runs.
         iothread: the unit's id of the iothread that it is, ``""`` if it is none.
+        helper: the entry that its program serves, such as ``device.data``, ``""`` if that is QEMU itself.
         pin: where it is to run, empty for anywhere.
         allowed: where it may.
         usage: what it has had of the host's CPUs.
@@ -216,6 +217,7 @@ class ThreadView:
     thread: int
     vcpus: tuple[int, ...]
     iothread: str = ""
+    helper: str = ""
     pin: frozenset[int]
     allowed: Set[int]
     usage: ThreadUsage

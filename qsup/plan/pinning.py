@@ -22,20 +22,27 @@ class Pins:
         vcpus: a set for each vCPU, or one for all of them, or none: `ANYWHERE`.
         emulator: for all other threads.
         iothreads: sets by the unit's ids, of those that have one of their own.
+        helper: for the programs that serve its devices; none: as for all other threads.
     """
 
     vcpus: tuple[frozenset[int], ...] = ()
     emulator: frozenset[int] = ANYWHERE
     iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
+    helper: frozenset[int] = ANYWHERE
 
     def __bool__(self) -> bool:
         """Whether any thread is to be anywhere."""
-        return bool(self.vcpus or self.emulator or self.iothreads)
+        return bool(self.vcpus or self.emulator or self.iothreads or self.helper)
 
     @property
     def start(self) -> frozenset[int]:
         """Where QEMU begins, before its threads are known: memory is the host node's that first touches it."""
         return self.emulator.union(*self.vcpus) if self.vcpus else ANYWHERE
+
+    @property
+    def of_helpers(self) -> frozenset[int]:
+        """Those of all threads of the programs that serve its devices."""
+        return self.helper or self.emulator
 
     def of_vcpu(self, index: int) -> frozenset[int]:
         """Those of one vCPU, counted from 0 as QEMU does."""

@@ -57,7 +57,7 @@ class Sets:
     Args:
         vcpus: the CPUs of each vCPU.
         emulator: those of its other threads: the main loop, workers, and iothreads of which nothing else is said.
-        iothreads: those of which something is, all together.
+        iothreads: those of which something is, and programs that serve its devices, all together.
     """
 
     vcpus: tuple[frozenset[int], ...]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import trio
 
 from qsup.errors import HostError
-from qsup.host import proc
+from qsup.host import affinity, proc
 from qsup.host.rundir import InstanceDirectory
 from qsup.instance.helpers import Helpers
+from qsup.plan.pinning import Pins
+from tests.waiting import wait_until
 
 STUBBORN = ("/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done")
 
@@ -108,3 +112,18 @@ async def test_what_it_printed_may_be_lost(helpers: Helpers, tmp_path: Path) -> 
     await later.aclose()
     await helpers.aclose()
     assert target.read_text() == "untouched"
+
+
+async def test_one_begins_on_its_cpus_with_all_that_it_starts(tmp_path: Path) -> None:
+    """Where they are at that moment."""
+    cpu = min(os.sched_getaffinity(0))
+    helpers = Helpers(InstanceDirectory.open(tmp_path, "web"), lambda: Pins((), frozenset({cpu})))
+    await helpers.start("device.a", ("/bin/sh", "-c", "sleep 60 & wait"), ())
+    pid = helpers.serving["device.a"]
+    with trio.fail_after(10):
+        await wait_until(lambda: len(affinity.family(pid)) == 2, "it has started another")
+    assert [affinity.get(each) for each in affinity.family(pid)] == [{cpu}, {cpu}]
+    (child,) = set(affinity.family(pid)) - {pid}
+    await helpers.aclose()
+    os.kill(child, signal.SIGKILL)
+    assert (helpers.serving, affinity.family(pid)) == ({}, (pid,))

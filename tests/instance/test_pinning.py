@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from itertools import chain
 from typing import cast
 
 import pytest
@@ -27,14 +26,12 @@ class FakeKernel:
 
     Attributes:
         cpuset: what somebody lets all threads run on at most.
-        others: the threads of other processes than QEMU.
     """
 
     def __init__(self) -> None:
         self.is_pinned = True
         self.online = self.cpuset = frozenset({0, 1, 2, 3})
         self.masks = {PID: self.online, VCPU: self.online}
-        self.others: dict[int, tuple[int, ...]] = {}
 
     def get(self, thread: int) -> frozenset[int] | None:
         """As sched_getaffinity(2): of those that are online."""
@@ -48,9 +45,7 @@ class FakeKernel:
 
     def threads(self, pid: int) -> tuple[int, ...]:
         """Those of a process."""
-        if pid in self.others:
-            return self.others[pid]
-        return tuple(thread for thread in self.masks if thread not in chain.from_iterable(self.others.values()))
+        return tuple(self.masks)
 
     @property
     def shown(self) -> dict[int, str]:
@@ -75,7 +70,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     monkeypatch.setattr(affinity, "online", lambda: fake.online)
     monkeypatch.setattr(affinity, "threads", fake.threads)
     monkeypatch.setattr(affinity, "count", lambda pid: len(fake.threads(pid)))
-    monkeypatch.setattr(affinity, "family", lambda pid: (pid, *[each for each in fake.others if each // 10 == pid]))
     return fake
 
 
@@ -240,28 +234,6 @@ def test_a_cpuset_with_some_of_its_cpus_is_told_of_and_is_no_drift_fake(kernel: 
     assert pinning.trouble.startswith("thread 10 belongs on CPUs 0 and is on 2-3")
 
 
-def test_programs_that_serve_devices_are_where_qemus_workers_are_fake(kernel: FakeKernel) -> None:
-    """With all that descend from them, as they come and go."""
-    helpers: list[int] = []
-    pinning = Pinning(PID, lambda: PINS, helpers=lambda: tuple(helpers))
-    pinning.vcpus = {0: VCPU}
-    pinning.put()
-    helpers.append(30)
-    kernel.others = {30: (30,), 305: (305, 306)}
-    kernel.masks |= dict.fromkeys((30, 305, 306), kernel.online)
-    assert not pinning.is_as_left()
-    assert (pinning.put(), kernel.shown) == ((), {PID: "0", VCPU: "2-3", 30: "0", 305: "0", 306: "0"})
-    assert pinning.is_as_left()
-    kernel.masks[306] = frozenset({1})
-    assert not pinning.is_as_left()
-    (drift,) = pinning.put()
-    assert str(drift) == "thread 306 was moved to CPUs 1, and is back on 0"
-    helpers.clear()
-    assert not pinning.is_as_left()
-    assert pinning.put() == ()
-    assert pinning.is_as_left()
-
-
 def test_threads_that_an_earlier_daemon_left_somewhere_are_free_fake(kernel: FakeKernel) -> None:
     """They had made room for a VM that ended before this daemon came; once, and nobody is said to have moved them."""
     kernel.masks = {PID: frozenset({1}), VCPU: frozenset({1})}
@@ -301,3 +273,32 @@ def test_a_thread_in_place_of_another_is_seen_fake(kernel: FakeKernel, pinning: 
     kernel.masks[13] = frozenset({1})
     assert pinning.put() == (), "it was never anywhere else"
     assert kernel.shown == {PID: "0", VCPU: "2-3", 13: "0"}
+
+
+def test_programs_that_serve_devices_are_kept_in_their_place_fake(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads of all that such a program has started, also those that come later."""
+    family, pins = {20: (20, 21)}, Pins((frozenset({2}),), frozenset({0}), helper=frozenset({1, 3}))
+    tasks = {PID: (PID, VCPU), 20: (20,), 21: (21, 22)}
+    monkeypatch.setattr(affinity, "family", family.__getitem__)
+    monkeypatch.setattr(affinity, "threads", tasks.__getitem__)
+    monkeypatch.setattr(affinity, "count", lambda pid: len(tasks[pid]))
+    helpers = {"device.data": 20}
+    pinning = Pinning(PID, lambda: pins, helpers=lambda: helpers)
+    pinning.vcpus = {0: VCPU}
+    kernel.masks |= dict.fromkeys((20, 21, 22, 23), kernel.online)
+    assert pinning.put() == ()
+    assert kernel.shown == {PID: "0", VCPU: "2", 20: "1,3", 21: "1,3", 22: "1,3", 23: "0-3"}
+    assert pinning.is_as_left()
+    kernel.masks[22] = frozenset({0})
+    assert not pinning.is_as_left()
+    (drift,) = pinning.put()
+    assert str(drift) == "thread 22 of what serves device.data was moved to CPUs 0, and is back on 1,3"
+    tasks[21] = (21, 22, 23)
+    assert not pinning.is_as_left()
+    assert pinning.put() == ()
+    assert kernel.shown[23] == "1,3"
+    helpers.clear()
+    assert pinning.put() == ()
+    assert pinning.is_as_left()

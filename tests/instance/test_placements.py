@@ -16,6 +16,7 @@ from qsup.errors import PlacementError
 from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
+from qsup.plan.pinning import Pins
 from qsup.plan.topology import Topology
 from qsup.unit.model import Unit
 from qsup.unit.quantity import format_cpu_set
@@ -368,3 +369,21 @@ async def test_a_guests_nodes_do_not_leave_their_memory() -> None:
     later = await placements.take("web", evolve(floating, cpu=evolve(floating.cpu, exclusive=True)))
     assert later is not None and (later.homes, later.memory) == (first.homes, first.memory)
     assert [host.topology.by_number[cpu].node for (cpu,) in later.vcpus] == [0, 1]
+
+
+async def test_what_serves_devices_has_its_place() -> None:
+    """With all other threads, or where the unit says, on no CPU that is exclusively another's."""
+    placements = Placements(Host())
+    await placements.take("web", unit(pin=((1,),), emulator_pin=(2,)))
+    await placements.take("far", unit(helper_pin=(3,)))
+    await placements.take("auto", unit(pin="auto", helper_pin=(4,)))
+    await placements.take("plain", unit())
+    pins = {name: placements.pins(name) for name in ("web", "far", "auto", "plain")}
+    cpus = {name: format_cpu_set(each.of_helpers) for name, each in pins.items() if each is not None}
+    assert cpus == {"web": "2", "far": "3", "auto": "4", "plain": ""}
+    await placements.take("db", unit(pin=((5,),), exclusive=True))
+    assert format_cpu_set((placements.pins("plain") or Pins()).of_helpers) == "0-4,6-12,14-15"
+    with pytest.raises(PlacementError, match="CPU 5 is exclusively db's"):
+        await placements.take("far", unit(helper_pin=(5,)))
+    with pytest.raises(PlacementError, match="CPU 3, which it wants for itself, far names as well"):
+        await placements.take("more", unit(pin=((3,),), exclusive=True))

@@ -74,3 +74,13 @@ def test_only_threads_that_are_there_are_spoken_of(
     wanted = pins.of_threads(vcpus, {}, threads)
     assert wanted.keys() == threads
     assert all(cpus <= emulator.union(*sets) for cpus in wanted.values())
+
+
+def test_helpers_are_where_other_threads_are() -> None:
+    """Unless something is said of them alone."""
+    assert Pins((), frozenset({0})).of_helpers == {0}
+    assert Pins((), frozenset({0}), helper=frozenset({3})).of_helpers == {3}
+    alone = Pins(helper=frozenset({3}))
+    assert alone
+    assert alone.of_helpers == {3}
+    assert Pins((frozenset({2}),)).of_helpers == ANYWHERE

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from qsup.errors import DeniedError
-from qsup.host import affinity
 from qsup.unit.quantity import format_cpu_set
 from tests.guests import Emulator, LinuxGuest, emulators
 from tests.real.daemons import Daemon, kill_process, linux_unit, rom_unit
 from tests.real.growing import ask
-from tests.real.hotplug import attach, finished, qmp
+from tests.real.hotplug import finished, qmp
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
@@ -329,37 +326,6 @@ def test_who_made_room_for_a_vm_that_ended_while_no_daemon_ran(
     daemon.start()
     poll_until(lambda: {*vcpus(daemon), *others(daemon)} == {anywhere}, "they are free", seconds=WITHIN)
     assert daemon.get("/v1/instances/web/cpus")["drifts"] == 0
-
-
-@pytest.mark.root
-def test_programs_that_serve_devices_are_where_qemus_workers_are(
-    daemon: Daemon, emulator: Emulator, rom_guest: Path
-) -> None:
-    """From the start or attached later, with what they fork; they too leave CPUs that become exclusively another's."""
-
-    def programs() -> dict[int, str]:
-        record = json.loads((daemon.run / "instances" / "web" / "record.json").read_text())
-        pids = chain.from_iterable(affinity.family(each["pid"]) for each in record["state"]["helpers"])
-        return {thread: allowed(thread) for pid in pids for thread in affinity.threads(pid)}
-
-    for name in ("data", "more"):
-        (daemon.images / name).mkdir()
-    share = '[[device]]\nid = "data"\ntype = "share"\npath = "data"\n'
-    start(daemon, emulator, rom_guest, cpu='pin = "auto"\nemulator-pin = "1"', memory="shared = true", tables=share)
-    before = programs()
-    assert before and set(before.values()) == {"1"}
-    assert attach(daemon, "web", "devices", id="more", type="share", path="more")["state"] == "succeeded"
-    assert len(programs()) > len(before) and set(programs().values()) == {"1"}
-    assert ask(daemon, {"cpu": {"emulator-pin": ""}})["state"] == "succeeded"
-    assert set(programs().values()) == {allowed(0)}
-    daemon.restart()
-    daemon.wait("web", "running")
-    daemon.unit("db", rom_unit(emulator, rom_guest, cpu='pin = ["1"]\nexclusive = true'))
-    daemon.do("db", "start")
-    poll_until(lambda: set(programs().values()) == {"0"}, "they have left", seconds=WITHIN)
-    moved = min(programs())
-    os.sched_setaffinity(moved, {1})
-    poll_until(lambda: allowed(moved) == "0", "it is put back", seconds=WITHIN)
 
 
 def test_a_vm_that_runs_gets_cpus_of_its_own(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:

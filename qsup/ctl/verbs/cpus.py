@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 
-EPILOG = """PIN is where a thread is to run ([cpu] pin and emulator-pin of its unit, pin of its iothreads),
-ALLOWED where it may, ON where it ran last. WAITED is how long it was ready to run while others did: of a
+EPILOG = """PIN is where a thread is to run ([cpu] pin, emulator-pin and helper-pin of its unit, pin of its
+iothreads), ALLOWED where it may, ON where it ran last. SERVES names the device that a program beside QEMU is
+for. WAITED is how long it was ready to run while others did: of a
 vCPU, what its guest calls steal. MIGRATED is how often it went from one CPU to another, MOVED how often
 somebody had moved it off its CPUs, and which one it had run on then; it was put back."""
 _HEADER = (
@@ -28,6 +29,7 @@ _HEADER = (
     "NAME",
     "VCPU",
     "IOTHREAD",
+    "SERVES",
     "PIN",
     "ALLOWED",
     ">ON",
@@ -60,6 +62,7 @@ def run(client: Client, options: Options) -> int:
             thread["name"],
             ",".join(map(str, thread["vcpus"])),
             thread["iothread"],
+            thread["helper"],
             thread["pin"],
             thread["allowed"],
             str(thread["cpu"]),

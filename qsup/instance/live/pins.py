@@ -1,4 +1,4 @@
-"""``cpu.pin``, ``cpu.exclusive``, ``cpu.emulator-pin`` and ``iothread.NAME.pin`` while a VM runs.
+"""``cpu.pin`` and its like, and ``iothread.NAME.pin``, while a VM runs.
 
 Decides: that threads are where they are to be before a change counts as made.
 Must not: keep them there (`qsup.instance.reconciler`), or choose CPUs (`qsup.instance.placements`).
@@ -14,7 +14,7 @@ from qsup.instance.context import Context
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
 
-_KEYS: Final = ("cpu.pin", "cpu.exclusive", "cpu.emulator-pin")
+_KEYS: Final = ("cpu.pin", "cpu.exclusive", "cpu.emulator-pin", "cpu.helper-pin")
 
 
 def are_about_places(changes: Mapping[str, Any]) -> bool:

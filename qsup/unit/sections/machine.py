@@ -111,9 +111,15 @@ class CpuSection:
     )
     emulator_pin: tuple[int, ...] = key(
         kinds.optional(kinds.CPU_SET, ()),
-        "The CPUs for everything else that QEMU does: its main loop, its workers, each `[[iothread]]` without a `pin` "
-        "of its own, and the programs that serve its devices, such as virtiofsd. By default those of `pin`, all "
-        "together; with `auto`, shared ones near by.",
+        "The CPUs for everything else that QEMU does: its main loop, its workers, and each `[[iothread]]` without a "
+        "`pin` of its own. By default those of `pin`, all together; with `auto`, shared ones near by.",
+        default=(),
+        applies=Applies.LIVE,
+    )
+    helper_pin: tuple[int, ...] = key(
+        kinds.optional(kinds.CPU_SET, ()),
+        "The CPUs for the programs that serve its devices beside QEMU, such as the file server of a share. By default "
+        "those of everything else that QEMU does.",
         default=(),
         applies=Applies.LIVE,
     )
