@@ -42,6 +42,7 @@ from qsup.instance.view import (
 )
 from qsup.order.relations import relations
 from qsup.order.view import Relations
+from qsup.plan.occupancy import occupancy
 from qsup.supervisor import Supervisor
 from qsup.unit.compose import amend
 from qsup.unit.info import Precondition, ReloadResult, UnitChanges, UnitInfo, UnitPreview, UnitSources
@@ -269,8 +270,8 @@ class DaemonBackend:
         """The host as it is now, and who is pinned where on it."""
         host = await self._topology.look()
         sets = {driver.name: access.cpu_sets(driver) for driver in self._supervisor.drivers()}
-        promises = self._supervisor.placements.promises(host)
-        return TopologyView(topology=host, pinned=by_cpu(sets), promises=promises)
+        given = occupancy(self._supervisor.placements.ledger(host), self._supervisor.capacity.promises)
+        return TopologyView(topology=host, pinned=by_cpu(sets), occupancy=given)
 
     async def capacity(self) -> CapacityView:
         """What may be promised of the host, and what is."""

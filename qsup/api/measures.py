@@ -11,7 +11,7 @@ from typing import Any, cast
 from qsup.api import wire
 from qsup.host.usage import NodeMemory
 from qsup.instance.view import CpusView, StatsView, TopologyView
-from qsup.plan.promises import Promise
+from qsup.plan.occupancy import NodeOccupancy
 from qsup.unit.quantity import format_cpu_set
 
 
@@ -94,7 +94,7 @@ def topology(view: TopologyView) -> wire.Topology:
                 "memory": node.memory,
                 "free": node.free,
                 "distances": {str(other.number): node.distance(other.number) for other in host.nodes},
-                "promised": _promised(view.promises.nodes.get(node.number, Promise())),
+                "promised": _promised(view.occupancy.nodes.get(node.number, NodeOccupancy())),
                 "hugepages": [{"size": pool.size, "total": pool.total, "free": pool.free} for pool in node.hugepages],
             }
             for node in host.nodes
@@ -110,7 +110,7 @@ def topology(view: TopologyView) -> wire.Topology:
                 "online": cpu.online,
                 "isolated": cpu.isolated,
                 "allowed": cpu.allowed,
-                "owner": view.promises.owners.get(cpu.number, ""),
+                "owner": view.occupancy.owners.get(cpu.number, ""),
                 "pinned": [
                     {"instance": pinned.instance, "vcpu": pinned.vcpu} for pinned in view.pinned.get(cpu.number, ())
                 ],
@@ -124,5 +124,5 @@ def topology(view: TopologyView) -> wire.Topology:
     }
 
 
-def _promised(promise: Promise) -> wire.PromisedWire:
-    return {"own_cpus": promise.own, "vcpus": promise.vcpus, "memory": promise.memory}
+def _promised(given: NodeOccupancy) -> wire.PromisedWire:
+    return {"own_cpus": given.own, "vcpus": given.vcpus, "memory": given.memory}

@@ -137,7 +137,12 @@ class Capacity:
             HostError: the host was never seen, and cannot be now.
         """
         topology = await self._see() or await self._look()
-        return self._host(topology), tuple(self._given[name].promise for name in sorted(self._given))
+        return self._host(topology), self.promises
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """What was promised, by the names of VMs."""
+        return tuple(self._given[name].promise for name in sorted(self._given))
 
     async def _see(self) -> Topology | None:
         """The host as it is now, or was when it was seen last: what there is of it seldom changes."""

@@ -18,7 +18,6 @@ from qsup.host.topology import TopologyReader
 from qsup.plan.ledger import Ledger
 from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_named, place
-from qsup.plan.promises import Promises, promises
 from qsup.plan.residents import GuestNode, Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.effective import effective_max_vcpus, machine_memory
@@ -260,13 +259,13 @@ class Placements:
         entry = self._entries.get(name)
         return None if entry is None else entry.chosen
 
-    def promises(self, topology: Topology) -> Promises:
-        """What all of them were promised of the host."""
-        return promises(Ledger(topology, self._residents(topology)))
+    def ledger(self, topology: Topology) -> Ledger:
+        """What follows from all of them on a host."""
+        return Ledger(topology, self._residents(topology))
 
     def _look_up(self) -> _Found | None:
         if self._found is None and self._topology is not None:
-            ledger = Ledger(self._topology, self._residents(self._topology))
+            ledger = self.ledger(self._topology)
             self._found = _Found(sets=ledger.present(), shared=ledger.shared.pool)
         return self._found
 

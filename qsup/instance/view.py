@@ -18,7 +18,7 @@ from qsup.instance.pinned import Pinned
 from qsup.instance.state import State
 from qsup.plan.capacity import Host, Promise
 from qsup.plan.inventory import Slots
-from qsup.plan.promises import Promises
+from qsup.plan.occupancy import Occupancy
 from qsup.plan.spec import DiskPlan, GuestNodePlan, NicPlan, PartPlan
 from qsup.plan.topology import Topology
 
@@ -248,12 +248,12 @@ class TopologyView:
     Args:
         topology: as it is now.
         pinned: by CPU; none of a CPU that nobody is pinned to.
-        promises: what of it was given away.
+        occupancy: what of it was given away.
     """
 
     topology: Topology
     pinned: Mapping[int, tuple[Pinned, ...]]
-    promises: Promises = Promises()
+    occupancy: Occupancy = Occupancy()
 
 
 @frozen(kw_only=True)

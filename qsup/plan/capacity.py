@@ -88,6 +88,10 @@ class Promise:
         """Bytes that are bound to a node: an even part of what is bound to several; else as of `by_nodes`."""
         return sum(size // len(on) for on, size in self.by_nodes(page, there).items() if node in on)
 
+    def bound_to(self, node: int, there: Nodes) -> int:
+        """The same of all its memory, in whatever pages."""
+        return sum(self.on_node(node, page, there) for page in {part.page for part in self.guest})
+
 
 def promise(name: str, unit: Unit, plan: PlanSummary) -> Promise:
     """What a VM is promised.

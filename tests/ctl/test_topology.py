@@ -21,7 +21,7 @@ from qsup.ctl.hostpicture import HostPicture
 from qsup.ctl.hosttext import ASCII, UNICODE
 from qsup.instance.pinned import by_cpu
 from qsup.instance.view import TopologyView
-from qsup.plan.promises import Promise, Promises
+from qsup.plan.occupancy import NodeOccupancy, Occupancy
 from qsup.plan.topology import Cache, Cpu, Node
 from qsup.plan.topology import Topology as Host
 from tests.api.calling import Daemon
@@ -38,8 +38,8 @@ PINNED = {"web": ([2], [3], [3, 2]), "db": ([6], [7])}
 
 def document(host: Host, pinned: dict[str, Any] | None = None, owners: dict[int, str] | None = None) -> Topology:
     """What the daemon says of a host."""
-    promises = Promises(owners=owners or {})
-    return measures.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {}), promises=promises))
+    occupancy = Occupancy(owners=owners or {})
+    return measures.topology(TopologyView(topology=host, pinned=by_cpu(pinned or {}), occupancy=occupancy))
 
 
 @pytest.fixture(scope="module", params=MACHINES)
@@ -198,8 +198,8 @@ def test_how_full_a_node_is(tmp_path: Path) -> None:
     view = TopologyView(
         topology=host,
         pinned={},
-        promises=Promises(
-            nodes={0: Promise(own=2, vcpus=5.25, memory=32 << 30), 1: Promise(vcpus=1.0, memory=1 << 30)},
+        occupancy=Occupancy(
+            nodes={0: NodeOccupancy(own=2, vcpus=5.25, memory=32 << 30), 1: NodeOccupancy(vcpus=1.0, memory=1 << 30)},
             owners={2: "db", 18: "db"},
         ),
     )
