@@ -1,0 +1,163 @@
+"""What a VM may take of a host where systemd keeps cgroups in version 2: its scope, kept by the kernel.
+
+Decides: that what the unit says is what systemd shows and the kernel does, from the start to the end.
+Must not: repeat what needs no controller of version 2 (`tests.real.test_booted`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qsup.errors import MonitorClosed
+from tests.real.growing import ask
+from tests.real.hosted import COMMAND, HostedDaemon, rom_vm
+from tests.waiting import poll_until
+
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+
+MIB = 1 << 20
+SCOPE = "/sys/fs/cgroup/qsup.slice/qsup-web.scope"
+LIMITS = """cpu = "50%"
+cpu-weight = 200
+memory = "200M"
+memory-high = "190M"
+swap = "0B"
+pids = 200
+io-read-bps = ["/dev/vda 1M"]
+io-write-iops = ["/var/lib/qsup 50"]
+require = true"""
+#: The same as the kernel and as systemd have it.
+FILES = {
+    "cpu.max": "50000 100000",
+    "cpu.weight": "200",
+    "memory.max": str(200 * MIB),
+    "memory.high": str(190 * MIB),
+    "memory.swap.max": "0",
+    "pids.max": "200",
+}
+PROPERTIES = {
+    "CPUQuotaPerSecUSec": "500ms",
+    "CPUWeight": "200",
+    "MemoryMax": str(200 * MIB),
+    "MemoryHigh": str(190 * MIB),
+    "MemorySwapMax": "0",
+    "TasksMax": "200",
+}
+
+
+def files(daemon: HostedDaemon) -> dict[str, str]:
+    """What the kernel has, by the file."""
+    text = daemon.host.run(f"cd {SCOPE} && head -n 1 {' '.join(FILES)}")
+    parts = [part.strip().split(" <==\n") for part in text.split("==> ") if part.strip()]
+    return {name: value for name, value in parts}
+
+
+def properties(daemon: HostedDaemon, unit: str = "qsup-web.scope") -> dict[str, str]:
+    """What systemd says of its scope."""
+    lines = daemon.host.run("systemctl", "show", f"--property={','.join(PROPERTIES)}", unit).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_limits_are_the_scopes_and_the_kernels(hosts_daemon: HostedDaemon) -> None:
+    """All of them from the start; changed while it runs they are so for both, and nothing systemd does undoes it."""
+    daemon = hosts_daemon
+    daemon.unit("web", rom_vm(limits=LIMITS))
+    view = daemon.do("web", "start")
+    assert view["warnings"] == []
+    device = daemon.host.run("cat", "/sys/block/vda/dev").strip()
+    assert view["limits"] == {
+        "cpu": 0.5,
+        "cpu_weight": 200,
+        "memory": 200 * MIB,
+        "memory_high": 190 * MIB,
+        "pids": 200,
+        "swap": 0,
+        "io_weight": view["limits"]["io_weight"],
+        "io_read_bps": {device: MIB},
+        "io_write_bps": None,
+        "io_read_iops": None,
+        "io_write_iops": {device: 50},
+    }
+    assert (files(daemon), properties(daemon)) == (FILES, PROPERTIES)
+    assert daemon.host.read(f"{SCOPE}/io.max").split() == [device, f"rbps={MIB}", "wbps=max", "riops=max", "wiops=50"]
+    assert daemon.host.read(f"{SCOPE}/cgroup.procs").split() == [str(view["pid"])]
+
+    changes: dict[str, Any] = {"cpu": "2", "memory-high": "0B", "pids": 300, "io-read-bps": []}
+    assert ask(daemon, {"limits": changes}, wait=COMMAND)["state"] == "succeeded"
+    files_now = FILES | {"cpu.max": "200000 100000", "memory.high": "max", "pids.max": "300"}
+    properties_now = PROPERTIES | {"CPUQuotaPerSecUSec": "2s", "MemoryHigh": "infinity", "TasksMax": "300"}
+    assert (files(daemon), properties(daemon)) == (files_now, properties_now)
+    held = daemon.view("web")["limits"]
+    assert (held["cpu"], held["memory_high"], held["pids"], held["io_read_bps"]) == (2.0, None, 300, None)
+    refused = ask(daemon, {"limits": {"memory": "64M", "pids": 400}}, wait=COMMAND)
+    assert refused["state"] == "failed"
+    daemon.host.run("systemctl", "daemon-reload")
+    assert (files(daemon), properties(daemon)) == (files_now, properties_now)
+
+    daemon.host.run("systemctl", "set-property", "--runtime", "qsup-web.scope", "CPUWeight=300")
+    daemon.host.run("systemctl", "restart", "qsupd")
+    again = daemon.wait("web", "running")
+    assert (again["pid"], again["warnings"]) == (view["pid"], [])
+    assert again["limits"] == held | {"cpu_weight": 300}
+    assert "CPU 200%, CPU weight 300" in daemon.ctl("status", "web").stdout
+
+
+def test_a_part_of_a_cpu_is_that_part(hosts_daemon: HostedDaemon) -> None:
+    """Within five points over ten seconds, by the host's clock, of a guest that wants a whole one."""
+    daemon = hosts_daemon
+    daemon.unit("web", rom_vm(limits='cpu = "30%"\nrequire = true'))
+    daemon.do("web", "start")
+    daemon.type("web", "S", after="")
+
+    def had() -> tuple[float, float]:
+        text = daemon.host.run(f"cat /proc/uptime; grep usage_usec {SCOPE}/cpu.stat")
+        uptime, _, _, usage = text.split()
+        return float(uptime), int(usage) / 1e6
+
+    began = had()
+    poll_until(lambda: had()[0] - began[0] >= 2, "it has begun to spin", seconds=COMMAND)
+    began = had()
+    poll_until(lambda: had()[0] - began[0] >= 10, "ten seconds are over", seconds=COMMAND)
+    ended = had()
+    assert 0.25 <= (ended[1] - began[1]) / (ended[0] - began[0]) <= 0.35
+
+
+def test_too_much_memory_ends_that_vm_alone(hosts_daemon: HostedDaemon) -> None:
+    """The cause says so, however soon systemd has removed its scope; the VM beside it goes on. So it does again."""
+    daemon = hosts_daemon
+    for vm in ("web", "db"):
+        daemon.unit(vm, rom_vm(limits='memory = "200M"\nswap = "0B"\nrequire = true'))
+        daemon.do(vm, "start")
+    before = daemon.view("db")
+    for _ in range(3):
+        with daemon.client() as client, pytest.raises(MonitorClosed):
+            more = {"qom-type": "memory-backend-ram", "id": "more", "size": 256 * MIB, "prealloc": True}
+            body = json.dumps({"execute": "object-add", "arguments": more}).encode()
+            client.exchange("POST", "/v1/instances/web/qmp", body=body, timeout=COMMAND)
+        ended = daemon.wait("web", "crashed")
+        assert ended["cause"]["kind"] == "oom-kill"
+        assert ended["cause"]["detail"].endswith("memory ran out; limits.memory is 200M")
+        daemon.do("web", "start")
+    daemon.host.run("systemctl", "kill", "--signal=KILL", "qsup-web.scope")
+    assert daemon.wait("web", "crashed")["cause"]["kind"] == "signal"
+    assert (daemon.view("db")["pid"], daemon.view("db")["substate"]) == (before["pid"], "running")
+
+
+def test_a_masked_slice_is_why_a_vm_with_limits_does_not_start(hosts_daemon: HostedDaemon) -> None:
+    """Where they are required: its guest never runs, and nothing of it is left; without that it is a warning."""
+    daemon = hosts_daemon
+    daemon.unit("web", rom_vm(limits='cpu = "50%"\nrequire = true'))
+    daemon.host.run("systemctl mask --runtime qsup.slice")
+    try:
+        failed = daemon.power("web", "start")
+        assert (failed["state"], failed["error"]["code"]) == ("failed", "start-failed")
+        assert "it has no scope of systemd's: systemd: Unit qsup.slice is masked." in failed["error"]["detail"]
+        assert "limits.cpu is not enforced" in failed["error"]["detail"]
+        assert daemon.view("web")["pid"] is None
+        assert daemon.host.run("pgrep -c qemu-system", check=False).strip() == "0"
+    finally:
+        daemon.host.run("systemctl unmask --runtime qsup.slice")
+    assert daemon.do("web", "start")["limits"]["cpu"] == 0.5
