@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from qsup.errors import CapacityError, HostError
 from qsup.plan.admission import check_fits
 from qsup.plan.capacity import Bounds, Host, Promise, promise
+from qsup.plan.memory import guest_nodes
 from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Topology
 from qsup.unit.model import Unit
@@ -102,6 +103,19 @@ class Capacity:
     def restore(self, name: str, unit: Unit, plan: PlanSummary) -> None:
         """A VM runs that an earlier daemon has started."""
         self._given[name] = _Given(name=name, unit=unit, plan=plan)
+
+    async def check_again(self, name: str, unit: Unit) -> None:
+        """See that a VM that runs could be promised what its unit wants by now, were it started again.
+
+        What the host may choose anew, its accelerator and the nodes, counts as it is.
+
+        Raises:
+            CapacityError: it is too much.
+        """
+        if (given := self._given.get(name)) is not None:
+            nodes = given.plan.memory_nodes if isinstance(unit.memory.nodes, str) else unit.memory.nodes
+            plan = evolve(given.plan, memory_nodes=nodes, guest_nodes=guest_nodes(unit))
+            self._check(_Given(name=name, unit=unit, plan=plan), await self._see())
 
     async def check_alone(self, name: str, unit: Unit, plan: PlanSummary) -> None:
         """See that a VM could be promised what its unit wants, were it the only one; `CapacityError`, `HostError`."""

@@ -105,8 +105,11 @@ class Fulfilment:
     async def _begin(self, body: Body, asked: Asked) -> None:
         joins = asked.request is Request.START and self._shown.state in BEING_STARTED
         if asked.request in (Request.START, Request.RESTART) and not joins:
-            # what is started is what the files say now, and a broken unit stops nothing
-            self._shown.set_unit(asked.loaded or await self._services.load(self._shown.name))
+            # what is started is what the files say now, and what is broken or does not fit stops nothing
+            loaded = asked.loaded or await self._services.load(self._shown.name)
+            if asked.request is Request.RESTART:
+                await self._services.capacity.check_again(self._shown.name, loaded.unit)
+            self._shown.set_unit(loaded)
         holder = self._hold.holder
         if holder is None or holder.operation != asked.operation:
             return  # overtaken while the files were read

@@ -95,6 +95,20 @@ async def test_what_runs_is_never_refused() -> None:
     assert await promised(capacity) == {"db": (2048, 1), "web": (2048, 1)}
 
 
+async def test_a_restart_is_judged_before_the_vm_is_stopped() -> None:
+    """By what its unit says now; of one that has no promise nothing is said."""
+    capacity = account()
+    await capacity.check_again("web", unit("1T"))
+    await capacity.take("web", unit(), KVM)
+    await capacity.take("db", unit("1G"), KVM)
+    await capacity.check_again("web", unit("2500M"))
+    numa = unit_from_values({"memory": {"size": "1G"}, "numa": [{"id": "a"}, {"id": "b"}]})
+    await capacity.check_again("web", numa)
+    with pytest.raises(CapacityError, match="wants 3105M of memory"):
+        await capacity.check_again("web", unit("3G"))
+    assert await promised(capacity) == {"db": (1024, 1), "web": (2048, 1)}
+
+
 async def test_one_that_runs_may_have_more() -> None:
     """As much as is left; what it gives back can be had by others."""
     capacity = account()

@@ -147,6 +147,19 @@ def test_who_is_to_come_back_keeps_its_place(daemon: Daemon, emulator: Emulator,
     daemon.do("db", "start")
 
 
+def test_a_restart_that_does_not_fit_stops_nothing(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The VM runs on as it did; with a unit that fits it is restarted."""
+    memory(daemon, ROM + 16)
+    units(daemon, emulator, rom_guest, "web")
+    before = daemon.do("web", "start")["pid"]
+    daemon.unit("web", rom_unit(emulator, rom_guest).replace('"16M"', '"64M"'))
+    assert "32M are missing" in refused(daemon.power("web", "restart"))
+    assert (daemon.view("web")["pid"], daemon.view("web")["substate"]) == (before, "running")
+    daemon.unit("web", rom_unit(emulator, rom_guest).replace('"16M"', '"32M"'))
+    assert daemon.do("web", "restart")["pid"] != before
+    assert account(daemon) == (0, {"web": 32})
+
+
 def test_starts_that_nobody_asked_for_are_asked_the_same(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Those with the host, of which one gets in, and those that another VM needs."""
     memory(daemon, ROM)
