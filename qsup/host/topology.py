@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -43,6 +45,26 @@ _SAID = 5  # problems in a line of the log
 
 def _own_affinity() -> Iterable[int]:
     return os.sched_getaffinity(os.getpid())  # a thread may have another one
+
+
+def _reachable(cpus: frozenset[int]) -> frozenset[int]:
+    """Those of some CPUs that the kernel lets one of our threads be put on.
+
+    It says so when one is: CPUs that our cpuset lacks it passes over (sched_setaffinity(2)). That thread ends with the
+    question, so nobody else ever works in such a place.
+    """
+    found: set[int] = set()
+
+    def ask() -> None:
+        with suppress(OSError):  # none of them
+            os.sched_setaffinity(0, cpus)
+            found.update(os.sched_getaffinity(0))
+
+    if cpus:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    return frozenset(found)
 
 
 @frozen(kw_only=True)
@@ -162,6 +184,8 @@ def _read_lasting(root: str, meminfo: str, key: _Key) -> _Lasting:
     online = set(files.numbers(f"{_CPU}/online") or key.allowed)
     present = set(files.numbers(f"{_CPU}/present")) | online
     isolated = set(files.numbers(f"{_CPU}/isolated", optional=True))
+    # who did not ask for isolated CPUs has none of them, and may be put there all the same (isolcpus=)
+    allowed = key.allowed | _reachable(frozenset(isolated & online - key.allowed))
     nodes, node_of = _find_nodes(files, meminfo)
     kinds = _kinds(files, sorted(online))
     cpus = []
@@ -177,7 +201,7 @@ def _read_lasting(root: str, meminfo: str, key: _Key) -> _Lasting:
                 kind=kinds.get(number, ""),
                 online=number in online,
                 isolated=number in isolated,
-                allowed=number in key.allowed,
+                allowed=number in allowed,
                 **place,
             )
         )

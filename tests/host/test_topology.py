@@ -120,6 +120,20 @@ def test_only_what_the_daemon_may_use_is_allowed(tmp_path: Path) -> None:
     assert found.read().placeable == {1, 2, 3, 5, 6, 7}
 
 
+def test_isolated_cpus_are_ours_if_the_kernel_lets_us_be_put_there(tmp_path: Path) -> None:
+    """A daemon has none of them by itself; nobody stays there for the question."""
+    before = os.sched_getaffinity(0)
+    write_tree(tmp_path, MACHINES["large"])
+    write(tmp_path, f"{CPU}/isolated", "0-511\n")
+    host, _ = read(tmp_path, ())
+    assert {cpu.number for cpu in host.cpus if cpu.allowed} >= before, "this kernel's, of those of the tree"
+    assert sum(cpu.allowed for cpu in host.cpus) <= (os.cpu_count() or 0)
+    assert host.placeable == frozenset()
+    assert os.sched_getaffinity(0) == before
+    write(tmp_path, f"{CPU}/isolated", "\n")
+    assert not any(cpu.allowed for cpu in read(tmp_path, ())[0].cpus), "what is merely not ours is not asked for"
+
+
 def test_free_memory_is_the_kernels_count_shared_out(tmp_path: Path) -> None:
     """Each node has its share of what is available at all, by what is free or read from files there."""
     host = build(tmp_path, MACHINES["memory-node"]).read()

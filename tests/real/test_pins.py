@@ -175,6 +175,27 @@ def test_threads_are_pinned_where_sysfs_says_nothing(root_dir: Path, emulator: E
         daemon.close()
 
 
+def test_isolated_cpus_can_be_named(root_dir: Path, emulator: Emulator, rom_guest: Path) -> None:
+    """With isolcpus= no process has them that was not put there, the daemon neither; nobody is put there unasked."""
+    (root_dir / "isolated").write_text("1\n")
+    bound = f'mount --bind {root_dir}/isolated /sys/devices/system/cpu/isolated && exec taskset -c 0 "$0" "$@"'
+    command = ("unshare", "--mount", "sh", "-c", bound, sys.executable, "-m", "qsup.daemon")
+    daemon = Daemon(root_dir, command=command)
+    daemon.start()
+    try:
+        start(daemon, emulator, rom_guest, cpu='pin = ["1"]\nexclusive = true\nemulator-pin = "0"')
+        assert (vcpus(daemon), others(daemon)) == (["1"], {"0"})
+        os.sched_setaffinity(daemon.view("web")["cpus"]["threads"][0], {0})
+        poll_until(lambda: vcpus(daemon) == ["1"], "it is put back", seconds=WITHIN)
+        daemon.unit("auto", rom_unit(emulator, rom_guest, cpu='pin = "auto"'))
+        daemon.do("auto", "start")
+        assert (vcpus(daemon, "auto"), others(daemon, "auto")) == (["0"], {"0"})
+        (isolated,) = [cpu for cpu in daemon.get("/v1/topology")["cpus"] if cpu["isolated"]]
+        assert (isolated["number"], isolated["allowed"]) == (1, True)
+    finally:
+        daemon.close()
+
+
 def test_the_next_daemon_keeps_them_there(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Somebody has moved them while there was none."""
     start(daemon, emulator, rom_guest)
