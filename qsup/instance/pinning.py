@@ -223,6 +223,7 @@ class Pinning:
                 troubles.append(self._trouble(thread, cpus, target, now, refusal))
             elif cpus and former == cpus and thread not in self._astray:
                 drifts.append(self._drift(thread, was, target, ran))
+        troubles += [pins.lack] * bool(pins.lack)
         self.trouble = troubles[0] + (f" (and {len(troubles) - 1} more)" if troubles[1:] else "") if troubles else ""
         self._placed = {thread: cpus for thread, cpus in wanted.items() if cpus & online}
         self._left, self._astray = tuple(left), frozenset(astray)

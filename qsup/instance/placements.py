@@ -106,10 +106,12 @@ class _Found:
     Args:
         sets: of each VM whose unit names none.
         shared: the CPUs that are nobody's own.
+        lacks: what such a VM has not got of its place, where it lacks something.
     """
 
     sets: Mapping[str, Sets]
     shared: frozenset[int]
+    lacks: Mapping[str, str]
 
 
 class Placements:
@@ -252,7 +254,8 @@ class Placements:
         sets = found.sets[name]
         apart = place is not None and (place.exclusive or place.vcpu_nodes)
         vcpus = sets.vcpus if apart else (sets.emulator,)
-        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads, entry.helper)
+        lack = found.lacks.get(name, "")
+        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads, entry.helper, lack)
 
     def chosen(self, name: str) -> Chosen | None:
         """What was chosen for a VM, ``None`` where there was nothing to choose."""
@@ -266,7 +269,7 @@ class Placements:
     def _look_up(self) -> _Found | None:
         if self._found is None and self._topology is not None:
             ledger = self.ledger(self._topology)
-            self._found = _Found(sets=ledger.present(), shared=ledger.shared.pool)
+            self._found = _Found(ledger.present(), ledger.shared.pool, ledger.lacks())
         return self._found
 
     # keeping it so

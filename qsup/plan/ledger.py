@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from qsup.plan.residents import Resident, Sets
 from qsup.plan.topology import Core, Topology
+from qsup.unit.quantity import format_cpu_set
 
 _NONE: frozenset[int] = frozenset()
 
@@ -46,8 +47,8 @@ class SharedCpus:
         Threads without a CPU of their own belong on the shared ones of the VM's nodes; where these nodes have none
         left, on those of the nearest node that has. Where the unit allows none of the shared ones they are on the VM's
         own, and else on the shared ones all the same: what is exclusively somebody's stays so. The same counts for each
-        vCPU alone where a guest has nodes. A vCPU whose own CPU
-        cannot be used now (it is offline) is among the shared ones until it can again.
+        vCPU alone where a guest has nodes. A vCPU whose own CPU cannot be used now (it is offline) is among the shared
+        ones until it can again. Where nothing is shared at all any more, all are where anything can run.
         """
         placeable = self.topology.placeable
         own = resident.vcpu_cpus if resident.exclusive else _NONE
@@ -63,6 +64,22 @@ class SharedCpus:
                 each = tuple(self._nearest((node,), resident.within) or shared for node in resident.vcpu_nodes)
             return Sets(vcpus=each, emulator=shared)
         return Sets(vcpus=tuple(cpus if cpus <= placeable else shared for cpus in resident.sets.vcpus), emulator=shared)
+
+    def lack(self, resident: Resident) -> str:
+        """What an automatically placed VM has not got now of what it was promised, a sentence, or ``""``."""
+        if not resident.exclusive:
+            return "" if self.pool else "no CPU is left to be shared, so it runs beside VMs that were to be alone"
+        placeable = self.topology.placeable
+        lost = {vcpu: cpus for vcpu, cpus in enumerate(resident.sets.vcpus) if not cpus <= placeable}
+        if not lost:
+            return ""
+        numbers = frozenset().union(*lost.values()) - placeable
+        why = self.topology.unusable(numbers) or f"CPU {min(numbers)} is isolated"
+        one = len(lost) == 1
+        who = (
+            f"vCPU {min(lost)} is not alone on a CPU" if one else f"vCPUs {format_cpu_set(lost)} are not alone on CPUs"
+        )
+        return f"{who} now: {why}"
 
     def _nearest(self, nodes: tuple[int, ...], within: frozenset[int] | None) -> frozenset[int]:
         """The shared CPUs of some nodes, or of the nearest other one; none where no node has any."""
@@ -138,6 +155,11 @@ class Ledger:
     def present(self) -> dict[str, Sets]:
         """Where the threads of every automatically placed VM belong now, by name."""
         return {resident.name: self.shared.sets(resident) for resident in self.residents if not resident.named}
+
+    def lacks(self) -> dict[str, str]:
+        """What automatically placed VMs have not got now, by name of those that lack something."""
+        said = {resident.name: self.shared.lack(resident) for resident in self.residents if not resident.named}
+        return {name: lack for name, lack in said.items() if lack}
 
     def promised_vcpus(self, cpus: Iterable[int]) -> Fraction:
         """How many vCPUs without CPUs of their own run on some CPUs; one that may run elsewhere counts in part."""

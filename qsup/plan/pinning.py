@@ -23,12 +23,14 @@ class Pins:
         emulator: for all other threads.
         iothreads: sets by the unit's ids, of those that have one of their own.
         helper: for the programs that serve its devices; none: as for all other threads.
+        lack: what it has not got of its place, a sentence, or ``""``.
     """
 
     vcpus: tuple[frozenset[int], ...] = ()
     emulator: frozenset[int] = ANYWHERE
     iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
     helper: frozenset[int] = ANYWHERE
+    lack: str = ""
 
     def __bool__(self) -> bool:
         """Whether any thread is to be anywhere."""

@@ -108,6 +108,14 @@ def test_a_thread_without_any_cpu_left_is_told_of_fake(kernel: FakeKernel, pinni
     assert (pinning.trouble, kernel.shown[VCPU]) == ("", "2-3")
 
 
+def test_what_a_vm_lacks_of_its_place_is_a_trouble_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """Its threads are where they belong all the same."""
+    lacking = Pinning(PID, lambda: evolve(PINS, lack="vCPU 0 is not alone on a CPU now"))
+    lacking.vcpus = {0: VCPU}
+    assert (lacking.put(), lacking.trouble, lacking.is_misplaced) == ((), "vCPU 0 is not alone on a CPU now", False)
+    assert kernel.shown == {PID: "0", VCPU: "2-3"}
+
+
 def test_what_somebody_has_moved_is_drift_and_what_is_new_is_not_fake(kernel: FakeKernel, pinning: Pinning) -> None:
     """A worker that has just begun was never anywhere else."""
     kernel.masks |= {VCPU: frozenset({1}), 12: frozenset({1})}

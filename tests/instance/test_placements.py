@@ -13,53 +13,14 @@ import trio.lowlevel
 from attrs import evolve
 
 from qsup.errors import PlacementError
-from qsup.host.topology import TopologyReader
 from qsup.instance.placements import Placements
 from qsup.instance.reconciler import Reconciler
 from qsup.plan.pinning import Pins
-from qsup.plan.topology import Topology
 from qsup.unit.model import Unit
 from qsup.unit.quantity import format_cpu_set
-from qsup.unit.sections.disks import IothreadSection
-from qsup.unit.sections.machine import CpuSection
-from qsup.unit.sections.memory import MemorySection, NumaSection
-from tests.plan.hosts import HOSTS
+from tests.instance.placing import Host, said, threaded, unit
+from tests.plan.hosts import HOSTS, changed
 from tests.waiting import wait_until
-
-
-class Host(TopologyReader):
-    """One socket: CPUs 0 to 7, and 8 to 15 for their siblings; reads are counted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.topology = HOSTS["1 socket"]
-        self.reads = 0
-
-    async def look(self) -> Topology:
-        """As it is now."""
-        await trio.lowlevel.checkpoint()
-        self.reads += 1
-        return self.topology
-
-
-def unit(**cpu: Any) -> Unit:
-    """One with these keys of `[cpu]`."""
-    return Unit(cpu=CpuSection(**cpu))
-
-
-def threaded(*pins: tuple[int, ...], **cpu: Any) -> Unit:
-    """One that has an iothread besides for each of these sets, called after its place."""
-    iothreads = tuple(IothreadSection(id=f"io{number}", pin=pin) for number, pin in enumerate(pins))
-    return evolve(unit(**cpu), iothreads=iothreads)
-
-
-def said(placements: Placements, name: str) -> str:
-    """Where its vCPUs belong, and all else; and those of its iothreads that belong elsewhere."""
-    pins = placements.pins(name)
-    if pins is None:
-        return "unknown"
-    words = f"{' '.join(map(format_cpu_set, pins.vcpus)) or 'anywhere'} + {format_cpu_set(pins.emulator) or 'anywhere'}"
-    return " + ".join([words, *(f"{name} {format_cpu_set(cpus)}" for name, cpus in pins.iothreads.items())])
 
 
 @pytest.fixture
@@ -176,29 +137,6 @@ async def test_a_chosen_place_is_kept_when_other_threads_move(host: Host, placem
         assert said(each, "db") == "0 8 + 1-7,9-15"
 
 
-async def test_a_vm_does_not_leave_its_memory(host: Host, placements: Placements) -> None:
-    """Its threads get other CPUs on the nodes that its memory was put on, or none."""
-    host.topology = HOSTS["2 sockets"]
-    half = host.topology.nodes[0].memory // 2
-
-    def bound(**cpu: Any) -> Unit:
-        return evolve(unit(vcpus=2, pin="auto", **cpu), memory=MemorySection(size=half, nodes="auto"))
-
-    await placements.take("other", bound(exclusive=True))
-    first = await placements.take("web", bound())
-    assert first is not None and (first.nodes, first.memory) == ((1,), (half,))
-    there = [cpu.number for cpu in host.topology.cpus_on[1]]
-    await placements.take("crowd", unit(pin=(tuple(set(there) - {8, 24}),)))
-    placements.release("other")
-    later = await placements.take("web", bound(exclusive=True))
-    assert later is not None and (later.nodes, later.memory) == (first.nodes, first.memory)
-    assert later.vcpus == ((8,), (24,))
-    await placements.take("web", bound())
-    await placements.take("crowd", unit(pin=(tuple(there),)))
-    with pytest.raises(PlacementError, match="2 CPUs of its own on whole cores, and 0 can be had"):
-        await placements.take("web", bound(exclusive=True))
-
-
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))
@@ -309,66 +247,31 @@ async def test_places_follow_cpus_that_go_offline(
         nursery.cancel_scope.cancel()
 
 
-async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, placements: Placements) -> None:
-    """By this daemon and the next; who does not say `nodes = "auto"` is promised none."""
-    host.topology = HOSTS["2 sockets"]
-    each = host.topology.nodes[0].memory
-    bound = Unit(cpu=CpuSection(pin="auto"), memory=MemorySection(size=each * 3 // 4, nodes="auto"))
-    first, second = [await placements.take(name, bound) for name in ("one", "two")]
-    assert first is not None and second is not None
-    assert (first.nodes, first.memory) == ((0,), (each * 3 // 4,))
-    assert (second.nodes, second.memory) == ((1,), (each * 3 // 4,))
-    free = await placements.take("free", evolve(bound, memory=MemorySection(size=each * 3 // 4)))
-    assert free is not None and free.memory == ()
-    later = Placements(host)
-    for name, chosen in (("one", first), ("two", second)):
-        later.restore(name, bound, chosen)
-    with pytest.raises(PlacementError, match=r"48\.0 GiB of memory, and 32\.0 GiB are not promised"):
-        await later.take("three", bound)
+async def test_a_vm_that_is_not_alone_any_more_is_told_of(host: Host, placements: Placements) -> None:
+    """Its CPU went offline, or the daemon may use it no more; or those who share have no CPU but others' own."""
 
+    async def change(*, offline: frozenset[int] = frozenset(), foreign: frozenset[int] = frozenset()) -> None:
+        host.topology = changed(HOSTS["1 socket"], offline=offline, foreign=foreign)
+        await placements.look()
 
-async def test_a_guest_with_nodes_has_each_where_one_of_the_host_is() -> None:
-    """Each vCPU floats over the CPUs of its node, or has one of these; the next daemon takes that up."""
-    host = Host()
-    host.topology = HOSTS["2 sockets"]
-    nodes = (NumaSection(id="a", vcpus=(0, 2), nodes="auto"), NumaSection(id="b", vcpus=(1, 3), size=1 << 30))
-    memory = MemorySection(size=3 << 30)
-    floating = evolve(unit(vcpus=2, max_vcpus=4, pin="auto"), numa=nodes, memory=memory)
-    exclusive = evolve(floating, cpu=evolve(floating.cpu, exclusive=True))
-    placements = Placements(host)
-    chosen = await placements.take("web", floating)
-    assert chosen is not None
-    assert (chosen.homes, chosen.vcpu_nodes, chosen.memory) == ((0, 1), (0, 1, 0, 1), (2 << 30, 0))
-    assert said(placements, "web") == "0-7,16-23 8-15,24-31 0-7,16-23 8-15,24-31 + 0-31"
-    taken = await placements.take("db", exclusive)
-    assert said(placements, "db") == "0 8 16 24 + 1-7,9-15,17-23,25-31"
-    assert said(placements, "web") == "1-7,17-23 9-15,25-31 1-7,17-23 9-15,25-31 + 1-7,9-15,17-23,25-31"
-    later = Placements(host)
-    later.restore("web", floating, chosen)
-    later.restore("db", exclusive, taken)
-    await later.refresh()
-    assert [said(later, name) for name in ("web", "db")] == [said(placements, name) for name in ("web", "db")]
-    later.release("db")
-    assert said(later, "web") == "0-7,16-23 8-15,24-31 0-7,16-23 8-15,24-31 + 0-31"
+    def lack(name: str) -> str:
+        pins = placements.pins(name)
+        assert pins is not None
+        return pins.lack
 
-
-async def test_a_guests_nodes_do_not_leave_their_memory() -> None:
-    """One that was put on a node of the host stays there, though another would be chosen now."""
-    host = Host()
-    host.topology = HOSTS["2 sockets"]
-    nodes = (NumaSection(id="a", vcpus=(0,), nodes="auto"), NumaSection(id="b", vcpus=(1,), nodes="auto"))
-    floating = evolve(unit(vcpus=2, pin="auto"), numa=nodes, memory=MemorySection(size=4 << 30))
-    placements = Placements(host)
-    half = MemorySection(size=host.topology.nodes[0].memory - (3 << 30), nodes="auto")
-    for name in ("one", "two"):
-        await placements.take(name, evolve(unit(pin="auto"), memory=half))
-    first = await placements.take("web", floating)
-    assert first is not None and first.homes == (0, 1), "neither has memory for both"
-    for name in ("one", "two"):
-        placements.release(name)
-    later = await placements.take("web", evolve(floating, cpu=evolve(floating.cpu, exclusive=True)))
-    assert later is not None and (later.homes, later.memory) == (first.homes, first.memory)
-    assert [host.topology.by_number[cpu].node for (cpu,) in later.vcpus] == [0, 1]
+    for name in ("db", "plain", "auto"):
+        await placements.take(name, unit(vcpus=2, pin="auto", exclusive=name == "db") if name != "plain" else unit())
+    assert (lack("db"), lack("plain"), lack("auto")) == ("", "", "")
+    await change(offline=frozenset({8}))
+    assert lack("db") == "vCPU 1 is not alone on a CPU now: CPU 8 is offline"
+    assert said(placements, "db") == "0 1-7,9-15 + 1-7,9-15"
+    await change(foreign=frozenset({0, 8}))
+    assert lack("db") == "vCPUs 0-1 are not alone on CPUs now: CPU 0 is not among those that this daemon may use"
+    await change(foreign=frozenset(range(16)) - {0, 8})
+    assert lack("plain") == lack("auto") == "no CPU is left to be shared, so it runs beside VMs that were to be alone"
+    assert (lack("db"), said(placements, "db"), said(placements, "auto")) == ("", "0 8 + 0,8", "0,8 + 0,8")
+    await change()
+    assert (lack("db"), lack("plain"), lack("auto")) == ("", "", "")
 
 
 async def test_what_serves_devices_has_its_place() -> None:

@@ -349,6 +349,23 @@ def test_who_made_room_for_a_vm_that_ended_while_no_daemon_ran(
     assert daemon.get("/v1/instances/web/cpus")["drifts"] == 0
 
 
+def test_a_vm_that_is_not_alone_any_more_warns_of_it(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """The daemon may use its CPU no more; it has it back when that is over."""
+    start(daemon, emulator, rom_guest, cpu='pin = "auto"\nexclusive = true')
+    (alone,) = vcpus(daemon)
+    assert daemon.view("web")["warnings"] == []
+    before = os.sched_getaffinity(daemon.pid)
+    with daemon.events() as events:
+        os.sched_setaffinity(daemon.pid, before - {int(alone)})
+        told = events.next("pin-drift", seconds=WITHIN)["data"]["detail"]
+        assert told == f"vCPU 0 is not alone on a CPU now: CPU {alone} is not among those that this daemon may use"
+        assert daemon.view("web")["warnings"] == [told]
+        assert alone not in vcpus(daemon)
+        os.sched_setaffinity(daemon.pid, before)
+        assert events.next("pin-drift", seconds=WITHIN)["data"]["detail"] == "all threads are where they belong"
+    assert (vcpus(daemon), daemon.view("web")["warnings"]) == ([alone], [])
+
+
 def test_a_vm_that_runs_gets_cpus_of_its_own(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """And gives them back; what it cannot have changes nothing."""
     start(daemon, emulator, rom_guest, cpu="vcpus = 1")
