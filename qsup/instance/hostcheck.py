@@ -172,11 +172,12 @@ class _Check:
 
 def _by_key(unit: Unit) -> Iterator[tuple[Key, Unit]]:
     """Each key that names CPUs, with a unit that has this one alone."""
-    cpu = evolve(unit.cpu, pin=(), emulator_pin=(), exclusive=False)
+    cpu = evolve(unit.cpu, pin=(), emulator_pin=(), helper_pin=(), exclusive=False)
     bare = evolve(unit, cpu=cpu, iothreads=tuple(evolve(each, pin=()) for each in unit.iothreads))
     if unit.cpu.pin != AUTO:
         yield ("cpu", "pin"), evolve(bare, cpu=evolve(cpu, pin=unit.cpu.pin, exclusive=unit.cpu.exclusive))
     yield ("cpu", "emulator-pin"), evolve(bare, cpu=evolve(cpu, emulator_pin=unit.cpu.emulator_pin))
+    yield ("cpu", "helper-pin"), evolve(bare, cpu=evolve(cpu, helper_pin=unit.cpu.helper_pin))
     for iothread in unit.iothreads:
         yield ("iothread", iothread.id, "pin"), evolve(bare, iothreads=(iothread,))
 

@@ -70,6 +70,7 @@ async def found(tmp_path: Path, *, known: dict[str, Any] | None = None, **units:
     [
         ({"cpu": {"pin": ["3"]}}, "cpu.pin", "names CPU 3, and CPU 3 is offline"),
         ({"cpu": {"emulator-pin": "9"}}, "cpu.emulator-pin", "there is no CPU 9 on this host, which has 4 CPUs"),
+        ({"cpu": {"helper-pin": "9"}}, "cpu.helper-pin", "there is no CPU 9 on this host, which has 4 CPUs"),
         ({"iothread": [{"id": "a", "pin": "9"}]}, "iothread.a.pin", "there is no CPU 9"),
         ({"cpu": {"pin": "auto", "exclusive": True, "vcpus": 4}}, "cpu.exclusive", "4 CPUs of its own"),
         ({"memory": {"nodes": "2"}}, "memory.nodes", "to be on node 2, which has no memory"),
@@ -123,9 +124,10 @@ async def test_what_others_use_now_does_not_count(tmp_path: Path, values: dict[s
 
 async def test_all_is_found_at_once(tmp_path: Path) -> None:
     """Of every unit."""
-    bad = {"cpu": {"pin": ["9"], "emulator-pin": "3"}, "memory": {"nodes": "7"}, "machine": {"emulator": "none"}}
+    cpu = {"pin": ["9"], "emulator-pin": "3", "helper-pin": "8"}
+    bad = {"cpu": cpu, "memory": {"nodes": "7"}, "machine": {"emulator": "none"}}
     told = await found(tmp_path, web=bad, db=bad)
-    keys = ["cpu.pin", "cpu.emulator-pin", "memory.nodes", "machine.emulator"]
+    keys = ["cpu.pin", "cpu.emulator-pin", "cpu.helper-pin", "memory.nodes", "machine.emulator"]
     assert [(unit, key) for unit, key, _ in told] == [(unit, key) for unit in ("web", "db") for key in keys]
 
 
