@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from qsup.ctl.verbs.stats import Reading, row
 from qsup.instance.state import State
 from tests.api.calling import Daemon
 from tests.api.fake import make_view
-from tests.ctl.running import Ctl
+from tests.ctl.running import PATIENCE, Ctl, in_thread
+from tests.ctl.test_streams import process, read_line
 
 
 def reading(pid: int = 1, at: float = 100.0, cpu: float = 10.0, **changes: Any) -> Reading:
@@ -55,6 +58,17 @@ async def test_json_is_one_reading(served: Daemon, ctl: Ctl) -> None:
     assert [each["instance"] for each in found] == ["web"]
     assert found[0]["times"][1]["vcpus"] == [1]
     assert found[0]["node_memory"]["nodes"][1] == {"node": 2, "anonymous": 7 << 20, "huge": 0, "file": 0}
+
+
+async def test_it_goes_on_until_interrupted(served: Daemon) -> None:
+    """A line for each VM and reading, and not a word at the end."""
+    with process(served, "stats", "web", "--watch", "--interval", "0s", "-o", "jsonl") as running:
+        seen = [json.loads(await read_line(running)) for _ in range(3)]
+        running.send_signal(signal.SIGINT)
+        _, err = await in_thread(partial(running.communicate, timeout=PATIENCE))
+    assert (running.returncode, err) == (130, b"")
+    assert [each["instance"] for each in seen] == ["web"] * 3
+    assert seen[0]["read_at"] < seen[1]["read_at"] < seen[2]["read_at"]
 
 
 async def test_a_vm_that_is_named_and_does_not_run_is_an_error(served: Daemon, ctl: Ctl) -> None:
