@@ -26,17 +26,18 @@ class FakeKernel:
 
     Attributes:
         cpuset: what somebody lets all threads run on at most.
+        ours: where the daemon may run.
     """
 
     def __init__(self) -> None:
         self.is_pinned = True
-        self.online = self.cpuset = frozenset({0, 1, 2, 3})
+        self.online = self.cpuset = self.ours = frozenset({0, 1, 2, 3})
         self.masks = {PID: self.online, VCPU: self.online}
 
     def get(self, thread: int) -> frozenset[int] | None:
         """As sched_getaffinity(2): of those that are online."""
         if thread == 0:
-            return self.online
+            return self.ours & self.online
         return (self.masks[thread] & self.online) or self.online if thread in self.masks else None
 
     def are(self, places: Iterable[tuple[int, Set[int]]]) -> bool:
@@ -113,6 +114,7 @@ def test_what_a_vm_lacks_of_its_place_is_a_trouble_fake(kernel: FakeKernel, pinn
     lacking = Pinning(PID, lambda: evolve(PINS, lack="vCPU 0 is not alone on a CPU now"))
     lacking.vcpus = {0: VCPU}
     assert (lacking.put(), lacking.trouble, lacking.is_misplaced) == ((), "vCPU 0 is not alone on a CPU now", False)
+    assert lacking.is_as_left()
     assert kernel.shown == {PID: "0", VCPU: "2-3"}
 
 
@@ -264,6 +266,13 @@ def test_without_pins_threads_are_free_again_fake(kernel: FakeKernel, pinning: P
     assert pinning.put() == ()
     assert kernel.shown[VCPU] == "1"
     assert pinning.is_free
+
+
+def test_threads_that_are_free_run_where_the_daemon_may_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """As those of a QEMU that it starts now."""
+    kernel.ours = frozenset({0, 1, 2})
+    kernel.is_pinned = False
+    assert (pinning.put(), kernel.shown) == ((), {PID: "0-2", VCPU: "0-2"})
 
 
 def test_nothing_is_moved_before_it_is_known_where_it_belongs_fake(kernel: FakeKernel) -> None:

@@ -37,6 +37,7 @@ def test_every_thread_has_its_cpus(pins: Pins, vcpus: list[set[int]], others: se
 def test_vcpus_that_share_a_thread_may_run_where_any_of_them_may() -> None:
     """TCG without MTTCG has one thread for all."""
     assert TWO.of_threads({0: 11, 1: 11}, {}, (10, 11))[11] == {2, 3}
+    assert TWO.of_threads({0: 11, 1: 11, 2: 11}, {}, (10, 11))[11] == ANYWHERE, "one of them is nowhere in particular"
 
 
 def test_an_iothread_has_cpus_of_its_own_or_those_of_the_emulator() -> None:
