@@ -89,6 +89,14 @@ class _Entry:
     chosen: Chosen | None = None
 
     @property
+    def counted(self) -> Resident | None:
+        """Its place, with as many vCPUs as it has by now where these share what was chosen for them."""
+        place = self.resident
+        if place is None or place.named or place.exclusive or place.vcpu_nodes:
+            return place
+        return evolve(place, sets=evolve(place.sets, vcpus=(frozenset(),) * self.vcpus))
+
+    @property
     def names_some(self) -> bool:
         """Whether its unit names CPUs for other threads than those of its vCPUs."""
         return bool(self.emulator or self.iothreads or self.helper)
@@ -163,6 +171,12 @@ class Placements:
         resident = chosen.resident(name) if chosen is not None else named
         self._put(name, evolve(_plain(unit), resident=resident, chosen=chosen))
 
+    def recount(self, name: str, vcpus: int) -> None:
+        """A VM has so many vCPUs by now: the place of the next one hangs on it, where they share CPUs."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.vcpus != vcpus:
+            self._put(name, evolve(entry, vcpus=vcpus))
+
     def release(self, name: str) -> None:
         """A VM has ended; nothing happens when it has none."""
         if self._entries.pop(name, None) is not None:
@@ -207,7 +221,7 @@ class Placements:
         """All of them; who asked for no place is all over the host, and who has a chosen one may name CPUs besides."""
         nodes = tuple(node.number for node in topology.nodes)
         found = [
-            entry.resident
+            entry.counted
             or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
             for name, entry in self._entries.items()
         ]

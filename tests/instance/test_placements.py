@@ -247,6 +247,23 @@ async def test_places_follow_cpus_that_go_offline(
         nursery.cancel_scope.cancel()
 
 
+async def test_vcpus_that_came_later_count_where_the_next_vm_is_placed(host: Host, placements: Placements) -> None:
+    """By this daemon and the next; what is exclusive was counted at the start."""
+    host.topology = HOSTS["2 sockets"]
+    few, many = unit(vcpus=2, max_vcpus=16, pin="auto"), unit(vcpus=16, max_vcpus=16, pin="auto")
+    first, second = [await placements.take(name, few) for name in ("one", "two")]
+    assert first is not None and second is not None and (first.nodes, second.nodes) == ((0,), (1,))
+    placements.recount("one", 16)
+    placements.recount("gone", 16)
+    later = Placements(host)
+    later.restore("one", many, first)
+    later.restore("two", few, second)
+    for each in (placements, later):
+        for name in ("three", "four"):
+            third = await each.take(name, few)
+            assert third is not None and third.nodes == (1,)
+
+
 async def test_a_vm_that_is_not_alone_any_more_is_told_of(host: Host, placements: Placements) -> None:
     """Its CPU went offline, or the daemon may use it no more; or those who share have no CPU but others' own."""
 

@@ -92,7 +92,7 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
         note=lambda _: None,
         guest=agent,
         capabilities=None,
-        services=SimpleNamespace(capacity=Capacity(Placements().look, frozenset)),
+        services=SimpleNamespace(capacity=Capacity(Placements().look, frozenset), placements=Placements()),
     )
     return hardware, cast("Context", context)
 

@@ -213,7 +213,9 @@ async def _plug(places: Sequence[Place], wanted: int, context: Context) -> None:
 
 async def count_vcpus(context: Context) -> None:
     """Some went that nobody waits for: the unit as it runs has those that are left."""
-    _keep_count(context.hardware, len(_taken(await _places(context))))
+    count = len(_taken(await _places(context)))
+    _keep_count(context.hardware, count)
+    context.services.placements.recount(context.name, count)
 
 
 def _keep_count(hardware: Hardware, count: int) -> None:
@@ -278,7 +280,9 @@ async def _bring_online(context: Context, wanted: int) -> int:
 
 async def tell_threads(context: Context) -> None:
     """Pin the threads of vCPUs that came, and have it shown which they are."""
-    context.note({"threads": await context.life.pinning.find(context.monitor)})
+    threads = await context.life.pinning.find(context.monitor)
+    context.services.placements.recount(context.name, len(threads))
+    context.note({"threads": threads})
 
 
 # fewer
