@@ -120,6 +120,22 @@ def test_only_what_the_daemon_may_use_is_allowed(tmp_path: Path) -> None:
     assert found.read().placeable == {1, 2, 3, 5, 6, 7}
 
 
+def test_cores_of_one_number_that_are_several(tmp_path: Path) -> None:
+    """Whose threads they are the kernel says by its lists of siblings; what these lack changes nothing."""
+    write_tree(tmp_path, MACHINES["one-socket"])
+    whole = [core.cpus for core in read(tmp_path)[0].cores]
+    assert whole == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    for cpu in range(8):
+        write(tmp_path, f"{CPU}/cpu{cpu}/topology/core_id", f"{cpu % 2}\n")
+    assert [core.cpus for core in read(tmp_path)[0].cores] == [(0, 2, 4, 6), (1, 3, 5, 7)], "nobody says otherwise"
+    for cpu in range(8):
+        write(tmp_path, f"{CPU}/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 4},{cpu % 4 + 4}\n")
+    assert [core.cpus for core in read(tmp_path)[0].cores] == whole
+    for nonsense in ("", "x", "9-12"):
+        write(tmp_path, f"{CPU}/cpu0/topology/thread_siblings_list", nonsense)
+        assert [core.cpus for core in read(tmp_path)[0].cores] == whole
+
+
 def test_isolated_cpus_are_ours_if_the_kernel_lets_us_be_put_there(tmp_path: Path) -> None:
     """A daemon has none of them by itself; nobody stays there for the question."""
     before = os.sched_getaffinity(0)
