@@ -51,7 +51,8 @@ APPEND = (
     "console=ttyS0 quiet mitigations=off lsm= cryptomgr.notests nowatchdog random.trust_cpu=on "
     f"rcupdate.rcu_cpu_stall_suppress=1 numa_balancing=disable nokaslr isolcpus={ISOLATED}"
 )
-#: What ssh is told; its proxy hands it a connection to the machine's serial port.
+#: What ssh is told; its proxy hands it a connection to the machine's serial port. That port was seen, once in 140
+#: commands, to keep what it has until something else comes: so something does each second.
 SSH = """Host host
     User root
     ProxyCommand env PYTHONPATH={checkout} {python} -m tests.real.hosted {place}/port
@@ -62,6 +63,8 @@ SSH = """Host host
     ControlPath {place}/control
     ConnectTimeout {seconds:.0f}
     StreamLocalBindUnlink yes
+    ServerAliveInterval 1
+    ServerAliveCountMax {seconds:.0f}
     LogLevel ERROR
 """
 
@@ -219,11 +222,13 @@ class HostedDaemon(Daemon):
 
     def close(self) -> None:
         """End its VMs and forget their units."""
-        for vm in self.get("/v1/instances")["instances"]:
-            self.post(f"/v1/instances/{vm['name']}/kill?wait=30")
-        self.host.run(f"rm -rf {UNITS}/*")
-        self.post("/v1/reload")
-        self._log.close()
+        try:
+            for vm in self.get("/v1/instances")["instances"]:
+                self.post(f"/v1/instances/{vm['name']}/kill?wait=30")
+            self.host.run(f"rm -rf {UNITS}/*")
+            self.post("/v1/reload")
+        finally:
+            self._log.close()
 
 
 def rom_vm(*, size: str = "16M", **sections: str) -> str:
