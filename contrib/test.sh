@@ -20,7 +20,7 @@ need python3=python3 python:ensurepip=python3-venv /etc/ssl/certs/ca-certificate
     qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/share/OVMF/OVMF_CODE.fd=ovmf \
     ip=iproute2 setpriv=util-linux mount=mount strace=strace shellcheck=shellcheck \
     systemd-analyze=systemd systemd-socket-activate=systemd systemd-nspawn=systemd-container \
-    dbus-daemon=dbus mmdebstrap=mmdebstrap mke2fs=e2fsprogs ssh=openssh-client
+    dbus-daemon=dbus /usr/lib/systemd/user/dbus.socket=dbus-user-session mmdebstrap=mmdebstrap mke2fs=e2fsprogs ssh=openssh-client
 python_environment dev
 cache=$(cache_directory)
 newer_qemu >/dev/null

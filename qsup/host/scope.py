@@ -14,6 +14,7 @@ Source: systemd.scope(5), systemd.resource-control(5), systemd.unit(5), "Control
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -318,7 +319,7 @@ class ScopeManager:
             found.trouble = "it has no scope of systemd's, and gets one when it is started anew"
             return found
         if not scopes[0].is_dir():
-            return Cgroup(absence="its scope is gone")
+            return self.create(name)  # its launch was cut short before it was made; whoever completes that makes it
         return self._scope(name, scopes[0].name, is_there=True)
 
 
@@ -329,13 +330,24 @@ def manager(tag: str, env: Mapping[str, str]) -> CgroupManager:
         tag: see `Place`.
         env: names the bus where that is elsewhere than usual.
     """
-    hierarchies = detect()
+    hierarchies, uid = detect(), os.geteuid()
     tree = CgroupTree(tag, hierarchies=hierarchies)
-    found = systemd.find(env, os.geteuid())
-    root = None if found is None or hierarchies.v1 else _root(os.geteuid())
-    if found is None or root is None:
+    found = systemd.find(env, uid)
+    if found is None or hierarchies.v1 or (uid and not (os.path.exists(found.bus) and lingers(uid))):
         return tree
-    return ScopeManager(Place(tag=tag, systemd=found, root=root), tree)
+    root = _root(uid)
+    return tree if root is None else ScopeManager(Place(tag=tag, systemd=found, root=root), tree)
+
+
+def lingers(uid: int, *, directory: Path = Path("/var/lib/systemd/linger")) -> bool:
+    """Whether a user's systemd outlives the user's sessions (``loginctl enable-linger``).
+
+    Any other ends with the last of them, and with it all that is in its scopes; VMs are to run on.
+    """
+    try:
+        return (directory / pwd.getpwuid(uid).pw_name).exists()
+    except KeyError:  # a user without a name
+        return False
 
 
 def _root(uid: int) -> Path | None:

@@ -22,6 +22,8 @@ _TCG = 96 * MIB
 _VIDEO = 16 * MIB
 #: Main loop, RCU, workers of I/O (THREAD_POOL_MAX_THREADS_DEFAULT) and of the display.
 _THREADS = 80
+#: Those of a virtiofsd, which is in the same cgroup: its two processes, and a thread for each queue.
+_SERVER_THREADS = 8
 
 
 @frozen
@@ -66,7 +68,9 @@ def too_little_memory(unit: Unit, accel: str) -> str:
 
 
 def threads_needed(unit: Unit) -> Sum:
-    """Threads that QEMU may start, without which it ends."""
+    """Threads that QEMU, and what serves its devices, may start; QEMU ends without them."""
     vcpus, iothreads = effective_max_vcpus(unit), len(unit.iothreads)
+    servers = _SERVER_THREADS * sum(device.type == "share" for device in unit.devices)
     parts = [f"{vcpus} for vCPUs", *([f"{iothreads} for iothreads"] if iothreads else [])]
-    return Sum(vcpus + iothreads + _THREADS, f"{', '.join(parts)} and {_THREADS} for QEMU itself")
+    parts += [f"{servers} for the file servers of its shares"] if servers else []
+    return Sum(vcpus + iothreads + servers + _THREADS, f"{', '.join(parts)} and {_THREADS} for QEMU itself")

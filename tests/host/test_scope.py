@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qsup.errors import HostError
 from qsup.host.cgroup import CgroupTree
 from qsup.host.hierarchies import Hierarchies
-from qsup.host.scope import Place, ScopeManager, escape, properties_of, root_of
+from qsup.host.scope import Place, ScopeManager, escape, lingers, properties_of, root_of
 from qsup.host.systemd import Refused, Systemd, find
 from qsup.unit.kinds import INSTANCE_PATTERN
 from tests.host.fakebus import SYSTEMD, FakeSystemd, unescape
@@ -109,6 +109,14 @@ def test_where_the_cgroups_of_a_systemd_are(tmp_path: Path) -> None:
     assert root_of(first, 1000) == own
     assert root_of(Hierarchies(unified=tmp_path / "docker"), 0) is None
     assert root_of(Hierarchies(unified=None), 0) is None
+
+
+def test_whose_systemd_outlives_a_logout(tmp_path: Path) -> None:
+    """Whom logind has a file of; a uid without a name has none."""
+    (tmp_path / "nobody").touch()
+    assert lingers(65534, directory=tmp_path)
+    assert not lingers(0, directory=tmp_path)
+    assert not lingers(4_000_000, directory=tmp_path)
 
 
 def test_which_bus_is_asked(tmp_path: Path) -> None:
@@ -300,7 +308,10 @@ async def test_a_fake_scope_is_found_again(fake: FakeSystemd, manager: ScopeMana
     assert await again.change({"pids": 7}) == {}
     assert again.limits().pids == 7
     shutil.rmtree(made.paths[0])
-    assert manager.reopen("web", recorded).absence == "its scope is gone"
+    fake.started.clear()
+    late = manager.reopen("web", recorded)
+    assert (late.holds(PID), await late.join(PID), late.holds(PID)) == (False, "", True)
+    assert list(fake.started) == ["qsup-web.scope"]
     assert manager.reopen("web", ["/", "/sys/fs/cgroup"]).paths == ()
 
 

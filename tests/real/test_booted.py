@@ -2,11 +2,14 @@
 
 Decides: what a boot, a shutdown and whatever systemd does to the daemon mean for VMs.
 Must not: repeat what the daemon does without systemd (`tests.real.test_service`, `test_orderly`).
+
+Long because all that is promised of such a host stands on the same three fixtures.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -121,6 +124,61 @@ def test_systemd_shows_and_serves_vms(host: Host, daemon: HostsDaemon, write: Wr
     assert daemon.wait("my-web", "running")["pid"] == again["pid"]
     daemon.do("my-web", "kill")
     assert host.property(unit, "ActiveState") == "inactive"
+
+
+@pytest.mark.slow
+def test_a_lingering_users_vms_are_scopes_of_the_users_systemd(host: Host, emulator: Emulator, rom_guest: Path) -> None:
+    """It outlives all sessions, as VMs do; whose does not has VMs outside of it."""
+    host.run("useradd", "--create-home", "--uid=4321", "alice")
+    unit = host.files / "home/alice/.config/qsup/units/web.toml"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(rom_unit(emulator, rom_guest, accel="tcg"))
+    host.run("chown", "-R", "alice:alice", "/home/alice")
+    alice = ("setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", "env", "HOME=/home/alice")
+
+    def start() -> str:
+        """The cgroup of a VM that a daemon of hers has started, and whether it is warned; both end."""
+        daemon = ("systemd-run", "--quiet", "--unit=alices", *alice, "qsupd", "--user")
+        host.run(*daemon)
+        ask = (*alice, "qsupctl", "--user")
+        poll_until(lambda: host.run(*ask, "health", check=False), "her daemon answers", seconds=DEADLINE)
+        host.run(*ask, "start", "web")
+        pid = host.run("pgrep", "--uid=4321", "qemu-system").strip()
+        cgroup = host.run("cat", f"/proc/{pid}/cgroup").strip().rpartition("0::")[2]
+        warned = "Warning" in host.run(*ask, "status", "web")
+        host.run(*ask, "kill", "web")
+        host.run("systemctl", "stop", "alices")
+        return f"{cgroup} warned" if warned else cgroup
+
+    assert start() == "/system.slice/alices.service warned"
+    host.run("loginctl", "enable-linger", "alice")
+    poll_until((host.files / "run/user/4321/bus").exists, "her systemd runs", seconds=DEADLINE)
+    place = start()
+    assert re.fullmatch(
+        r"/user.slice/user-4321.slice/user@4321.service/qsup.slice/(qsup-\w+).slice/\1-web.scope", place
+    )
+
+
+@pytest.mark.slow
+def test_a_start_that_its_daemon_did_not_survive_ends_in_a_scope(host: Host, daemon: HostsDaemon, write: Write) -> None:
+    """It died while the bus stood still: the next one asks for the scope before it lets the guest run."""
+    write("web")
+    bus = ("systemctl", "kill", "--kill-whom=main", "dbus.service")
+    host.run(*bus, "--signal=STOP")
+    former = daemon.pid
+    daemon.post("/v1/instances/web/start")
+    record = daemon.run / "instances/web/record.json"
+
+    def is_on_record() -> bool:
+        return record.exists() and json.loads(record.read_text())["pid"] is not None
+
+    poll_until(is_on_record, "QEMU is on record", seconds=DEADLINE)
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "qsupd")
+    host.run(*bus, "--signal=CONT")
+    poll_until(lambda: daemon.pid not in (0, former), "another daemon", seconds=DEADLINE)
+    view = daemon.wait("web", "running")
+    assert view["warnings"] == []
+    assert host.run("cat", "/sys/fs/cgroup/qsup.slice/qsup-web.scope/cgroup.procs") == f"{view['pid']}\n"
 
 
 @pytest.mark.slow
