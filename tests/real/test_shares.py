@@ -106,6 +106,32 @@ def test_a_share_comes_and_goes(daemon: Daemon, qemu: Emulator, linux_guest: Lin
     assert not [path.name for path in run.iterdir() if "docs" in path.name]
 
 
+def test_file_servers_are_in_the_cgroup_of_their_vm(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, data: Path
+) -> None:
+    """With all their processes, from the start or from when they come, under a later daemon too."""
+
+    def outside() -> dict[str, list[int]]:
+        """The cgroups of the VM that lack one of QEMU's and the servers' processes, with those."""
+        record = json.loads((daemon.run / "instances/web/record.json").read_text())
+        pids = {record["pid"], *servers(daemon).values()}
+        for server in servers(daemon).values():
+            listings = Path(f"/proc/{server}/task").glob("*/children")
+            pids |= {int(pid) for listing in listings for pid in listing.read_text().split()}
+        held = {path: set(map(int, (Path(path) / "cgroup.procs").read_text().split())) for path in record["cgroups"]}
+        assert held
+        return {path: sorted(pids - found) for path, found in held.items() if pids - found}
+
+    daemon.unit("web", rom_unit(emulator, rom_guest, tables=DATA, memory=SHARED))
+    daemon.do("web", "start")
+    assert outside() == {}
+    daemon.restart()
+    daemon.wait("web", "running")
+    assert attach(daemon, "web", "devices", id="docs", type="share", path=str(data), tag="d")["state"] == "succeeded"
+    assert set(servers(daemon)) == {"device.data", "device.docs"}
+    assert outside() == {}
+
+
 def test_the_end_of_a_file_server_is_told(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest, data: Path) -> None:
     """By an event and a warning, under a later daemon too; the VM lives on, and a new attach serves it again."""
     daemon.unit("web", linux_unit(qemu, linux_guest, tables=DATA))
