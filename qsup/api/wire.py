@@ -707,7 +707,7 @@ class PromisedWire(TypedDict):
     """What of a node is promised to VMs that run.
 
     ``own_cpus`` are one VM's alone, and ``vcpus`` run on the others: one that may run elsewhere counts in part.
-    ``memory``: bytes, of those whose memory was placed along with their vCPUs.
+    ``memory``: bytes, of those whose memory is bound to it, an even part of what is bound to several nodes.
     """
 
     own_cpus: int
