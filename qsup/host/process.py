@@ -29,7 +29,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -153,6 +153,7 @@ async def spawn(
     lockable: int = 0,
     cpus: Set[int] = frozenset(),
     mortal: bool = False,
+    hugepages: bool = True,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
     """Start a program through the chain, in a session of its own, with /dev/null as its standard input.
@@ -169,6 +170,7 @@ async def spawn(
         cpus: where it runs from its first moment (sched_setaffinity(2)), one of them online at least; none: anywhere.
         mortal: the kernel kills it when the daemon ends, however that ends: nobody would find it again. It hangs on
             the calling thread, so this does not go with ``kvm_node`` and ``cpus``, and needs the daemon's main thread.
+        hugepages: the kernel may put its memory into huge pages as it goes.
         env: its whole environment.
 
     Raises:
@@ -181,7 +183,7 @@ async def spawn(
         kvmnode.hold()
     chain = launch_chain(argv, credentials=credentials, parent=os.getpid() if mortal else None)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
-    with _watchable(), _can_lock(lockable):
+    with _watchable(), _can_lock(lockable), nullcontext() if hugepages else _without_huge_pages():
         try:
             pid = _in_a_place(work, cpus, kvm_node=kvm_node) if cpus or kvm_node else work()
         except OSError as error:
@@ -261,6 +263,19 @@ def _can_lock(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+
+
+@contextmanager
+def _without_huge_pages() -> Iterator[None]:
+    """Children get no transparent huge pages: fork and exec hand that down, and the daemon needs none meanwhile."""
+    try:
+        syscalls.set_thp_disable(True)
+    except OSError as error:
+        raise from_oserror(error, "could not do without transparent huge pages") from error
+    try:
+        yield
+    finally:
+        syscalls.set_thp_disable(False)
 
 
 def let_lock(pid: int, size: int) -> None:

@@ -15,6 +15,7 @@ _CLOSE_RANGE = 436
 _OPENAT2 = 437
 _CLOSE_RANGE_CLOEXEC = 1 << 2
 _MS_BIND, _MS_REC, _MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
+_PR_SET_THP_DISABLE = 41
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 1 << 1
 
 CLONE_NEWNS = 0x20000
@@ -70,6 +71,11 @@ def unshare(flags: int) -> None:
 def follow_mounts() -> None:
     """Keep what is mounted here to this namespace, and go on seeing what is mounted elsewhere (mount_namespaces(7))."""
     _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
+
+
+def set_thp_disable(disabled: bool) -> None:
+    """Have this process, and all that it starts from now on, get no transparent huge pages, or get them (prctl(2))."""
+    _check(_libc.prctl(_PR_SET_THP_DISABLE, *map(ctypes.c_ulong, (disabled, 0, 0, 0))))
 
 
 def bind_mount(source: str, target: str) -> None:

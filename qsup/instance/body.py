@@ -58,6 +58,7 @@ from qsup.instance.works import Works
 from qsup.plan import inventory
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
+from qsup.unit.effective import start_timeout
 from qsup.unit.load import LoadedUnit
 from qsup.unit.quantity import format_duration
 
@@ -134,7 +135,7 @@ class Orders:
     @property
     def start_left(self) -> float:
         """Seconds that the VM has to become ready."""
-        given = self.loaded.unit.service.start_timeout
+        given = start_timeout(self.loaded.unit)
         return given if self.start_by is None else max(0.0, self.start_by - proc.uptime())
 
     @property
@@ -495,11 +496,11 @@ class Body:
 
     def _launch(self, orders: Orders) -> None:
         self.number += 1
-        self._limit_start(orders, orders.loaded.unit.service.start_timeout)
+        self._limit_start(orders, start_timeout(orders.loaded.unit))
         self._jobs.start("launch", partial(self._launch_job, self.number, orders), operation=orders.operation)
 
     def _limit_start(self, orders: Orders, left: float) -> None:
-        seconds = orders.loaded.unit.service.start_timeout
+        seconds = start_timeout(orders.loaded.unit)
         late = Cause(kind=CauseKind.START_TIMEOUT, detail=f"it was not ready within {format_duration(seconds)}")
         self._say_after("start-timeout", left, Event.START_TIMEOUT, late)
 
@@ -521,6 +522,7 @@ class Body:
                 self._console,
                 orders.history,
                 forced_by=self._forced_by(orders.operation),
+                progress=partial(self._services.operations.progress, orders.operation or ""),
             )
             ended = LaunchEnded(life=number, born=life)
         except QsupError as error:

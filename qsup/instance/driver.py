@@ -58,6 +58,7 @@ from qsup.instance.services import Services
 from qsup.instance.settle import Holder, Remains, Unfinished
 from qsup.instance.shown import Observed, Shown, as_it_runs
 from qsup.instance.state import Effect, Event, State
+from qsup.unit.effective import start_timeout
 from qsup.unit.load import LoadedUnit
 
 #: Events by which a guest that stood still, or was not heard of, runs.
@@ -392,9 +393,8 @@ class Driver(Shown):
 
     def _start_by(self, found: adopt.Found) -> float:
         """By when a VM must be ready that an earlier daemon started: by its own time, or once it was looked at."""
-        given, now = self.loaded.unit.service.start_timeout, proc.uptime()
+        given, now = start_timeout(self.loaded.unit), proc.uptime()
         own = found.started + given
         by = own if found.start_by is None else found.start_by
-        # another daemon had that look, and ended meanwhile; daemons that come and go do not keep a start going
-        had_its_look = by > own and now - by < _LOOK
-        return by if by > now or had_its_look else now + min(_LOOK, given)
+        # another daemon had that look, and ended meanwhile; coming and going they do not keep a start going
+        return by if by > now or (by > own and now - by < _LOOK) else now + min(_LOOK, given)

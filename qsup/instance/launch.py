@@ -51,8 +51,10 @@ from qsup.plan.pinning import Pins
 from qsup.qmp import commands
 from qsup.qmp.connection import Monitor
 from qsup.qmp.dial import connect_monitor, connect_unix
+from qsup.unit.effective import machine_memory, start_timeout, takes_memory_at_once
 from qsup.unit.load import LoadedUnit
 from qsup.unit.model import Unit
+from qsup.unit.quantity import format_size
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -89,6 +91,7 @@ async def launch(
     history: RestartHistory,
     *,
     forced_by: str = "",
+    progress: Callable[[str], None] = lambda words: None,
 ) -> Life:
     """Start the VM of a unit and let its guest run.
 
@@ -96,6 +99,7 @@ async def launch(
         number: of the life that begins.
         nursery: where the monitor's and the console's readers live, longer than this call.
         forced_by: the operation that has it started in spite of what other VMs were promised.
+        progress: told what it waits for.
 
     Raises:
         QsupError: why it could not be started; everything made for it is gone again.
@@ -113,7 +117,7 @@ async def launch(
                 child,
                 prepared,
                 output_start,
-                lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console),
+                lambda helpers: _bring_up(prepared, child, services, loaded, nursery, helpers, console, progress),
             )
             if (cgroups := tuple(map(str, prepared.cgroup.paths))) != record.cgroups:
                 record = evolve(record, cgroups=cgroups)
@@ -173,6 +177,7 @@ async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack) -> P
             credentials=credentials,
             lockable=prepared.lockable,
             cpus=pins.start,
+            hugepages=prepared.hugepages,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
         resources.push_async_callback(end_process, child, prepared.cgroup)
@@ -251,14 +256,18 @@ async def _bring_up(
     nursery: trio.Nursery,
     helpers: trio.Nursery,
     console: ConsoleHub,
+    progress: Callable[[str], None],
 ) -> _Up:
+    if takes_memory_at_once(loaded.unit):
+        # before that QEMU answers nobody
+        progress(f"QEMU takes {format_size(machine_memory(loaded.unit))} of the host's memory")
     joined = trio.Event()
     helpers.start_soon(_join_cgroup, prepared, child, joined)
     monitor = await connect_monitor(
         nursery,
         prepared.directory.path / "qmp",
         name=loaded.name,
-        timeout=loaded.unit.service.start_timeout,
+        timeout=start_timeout(loaded.unit),
         on_latency=services.on_latency,
     )
     services.memory.release(loaded.name)  # a monitor that answers has all of its memory behind it

@@ -36,8 +36,10 @@ from qsup.instance.restart import RestartHistory
 from qsup.instance.services import Services
 from qsup.instance.taps import check_forwards, make_tap
 from qsup.plan.argv import build_plan
+from qsup.plan.pinning import Pins
 from qsup.plan.spec import ImageFd, Plan, TapFd
 from qsup.unit.load import LoadedUnit
+from qsup.unit.model import Unit
 from qsup.unit.write import values_of
 
 _log = structlog.get_logger()
@@ -53,6 +55,7 @@ class Prepared:
         fds: descriptors that QEMU inherits under these numbers; `close_fds` once it has them.
         uid: whom QEMU runs as, ``None`` for the daemon's own user.
         lockable: bytes of memory that it must be able to lock.
+        hugepages: the kernel may put its memory into huge pages as it goes.
     """
 
     plan: Plan
@@ -67,6 +70,7 @@ class Prepared:
     running: Running
     helpers: Helpers
     lockable: int
+    hugepages: bool
 
     def close_fds(self) -> None:
         """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
@@ -168,6 +172,7 @@ async def prepare(
         running=running,
         helpers=helpers,
         lockable=lockable_memory(plan.fds, loaded.unit),
+        hugepages=loaded.unit.memory.transparent_hugepages is not False,
     )
 
 
@@ -237,7 +242,16 @@ async def _plan(
         state_dir=str(services.state_dir(loaded.name)),
         chosen_nodes=nodes,
         homes=homes,
+        node_cpus=_node_cpus(loaded.unit, services.placements.pins(loaded.name), services.placements.online),
     )
+
+
+def _node_cpus(unit: Unit, pins: Pins | None, online: frozenset[int] | None) -> tuple[tuple[int, ...], ...]:
+    """The CPUs online that the vCPUs of each node of a guest are pinned to, none where all may do for all."""
+    if pins is None or len(pins.vcpus) < 2 or online is None:
+        return ()
+    sets = [frozenset[int]().union(*map(pins.of_vcpu, node.vcpus)) for node in unit.numa]
+    return tuple(tuple(sorted(cpus & online)) for cpus in sets)
 
 
 async def _images(

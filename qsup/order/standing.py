@@ -9,6 +9,7 @@ from __future__ import annotations
 from qsup.instance.driver import Driver
 from qsup.instance.settle import DOWN
 from qsup.instance.state import BEING_STARTED, Level, Request
+from qsup.unit.effective import start_timeout
 
 
 def is_starting(driver: Driver) -> bool:
@@ -48,7 +49,7 @@ def words(driver: Driver) -> str:
 
 def start_budget(driver: Driver) -> float:
     """Seconds after which a start of it is over, one way or another."""
-    return driver.loaded.unit.service.start_timeout + stop_budget(driver)
+    return start_timeout(driver.loaded.unit) + stop_budget(driver)
 
 
 def stop_budget(driver: Driver) -> float:

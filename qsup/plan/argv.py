@@ -7,6 +7,7 @@ Must not: read anything but its arguments; the same ones give the same plan.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from qsup.errors import UnsupportedError
 from qsup.plan import devices, disks, machine, memory, network, others
@@ -29,6 +30,7 @@ def build_plan(
     state_dir: str,
     chosen_nodes: tuple[int, ...] = (),
     homes: tuple[int, ...] = (),
+    node_cpus: Sequence[Sequence[int]] = (),
 ) -> Plan:
     """Plan one VM.
 
@@ -40,6 +42,7 @@ def build_plan(
         state_dir: the VM's own directory for what outlives a start, absolute.
         chosen_nodes: of the host, where ``[memory] nodes`` is ``auto``.
         homes: of the host, for each node of its guest, where ``nodes`` is ``auto``.
+        node_cpus: those of the host that the vCPUs of each node of its guest are pinned to, and that are online.
 
     Raises:
         UnsupportedError: this host or this QEMU cannot do what the unit asks for; the message says what and why.
@@ -55,6 +58,7 @@ def build_plan(
     boot = disks.boot_order(unit)
     drives = disks.disk_parts(unit, boot, board, capabilities, fdsets)
     guest_nodes = memory.guest_nodes(unit, chosen_nodes, homes)
+    contexts = node_cpus if "thread-context" in capabilities.objects else ()
     memory_nodes = _memory_nodes(unit, chosen_nodes, guest_nodes)
     tools = others.Tools(board=board, capabilities=capabilities, uuid=uuid, fdsets=fdsets)
     parts = [
@@ -62,7 +66,7 @@ def build_plan(
         devices.monitor_part(),
         machine.machine_part(unit.machine, chosen, accel, {**_machine_settings(unit), **firmware.settings}),
         machine.cpu_part(unit, chosen, model),
-        memory.memory_part(unit, memory_nodes, guest_nodes),
+        memory.memory_part(unit, memory_nodes, guest_nodes, contexts),
         firmware.part,
         kernel_part(unit.machine),
         _boot_part(unit, ordered=bool(boot) or any(nic.bootindex >= 0 for nic in unit.nics)),
@@ -101,7 +105,11 @@ def build_plan(
         has_vnc=unit.display.type == "vnc",
         has_video=effective_video(unit) != "none",
         shared_memory=shares_memory(unit),
-        warnings=(*accel_warnings, *(warning for part in parts for warning in part.warnings)),
+        warnings=(
+            *accel_warnings,
+            *memory.host_warnings(unit, host),
+            *(warning for part in parts for warning in part.warnings),
+        ),
     )
 
 
@@ -124,7 +132,7 @@ def _machine_settings(unit: Unit) -> dict[str, str]:
     # without a screen, BIOS and boot loader talk on the serial console (SeaBIOS's sercon)
     talks = unit.console.type == "serial" and effective_video(unit) == "none"
     settings = {"graphics": "off"} if talks else {}
-    return settings | ({"memory-backend": memory.RAM} if memory.has_store(unit) else {})
+    return settings | memory.machine_settings(unit)
 
 
 def _boot_part(unit: Unit, *, ordered: bool) -> Part:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.plan.board import Board
 from qsup.plan.part import Backend, Part
-from qsup.plan.spec import GuestNodePlan, PlanSummary
+from qsup.plan.spec import GuestNodePlan, HostFacts, PlanSummary
 from qsup.unit.effective import effective_resize, huge_page, machine_memory, shares_memory, takes_memory_at_once
 from qsup.unit.guestnodes import growth_index, host_nodes, node_sizes
 from qsup.unit.model import Unit
@@ -43,17 +43,42 @@ def guest_nodes(unit: Unit, chosen: Sequence[int] = (), homes: Sequence[int] = (
     )
 
 
+def machine_settings(unit: Unit) -> dict[str, str]:
+    """What the machine is told of its memory."""
+    memory = unit.memory
+    settings = {} if memory.merge is None else {"mem-merge": "on" if memory.merge else "off"}
+    return settings | ({"memory-backend": RAM} if has_store(unit) else {})
+
+
+def host_warnings(unit: Unit, host: HostFacts) -> tuple[str, ...]:
+    """What a unit asks for and the host does not do."""
+    found, memory = [], unit.memory
+    if memory.merge and not host.merges_pages:
+        found.append("[memory] merge: this host merges no pages, as its ksmd does not run (/sys/kernel/mm/ksm/run)")
+    file = "shmem_enabled" if shares_memory(unit) else "enabled"
+    if memory.transparent_hugepages and host.hugepages.get(file) in ("never", "deny"):
+        words = f"/sys/kernel/mm/transparent_hugepage/{file} is {host.hugepages[file]}"
+        found.append(f"[memory] transparent-hugepages: this host gives none, as {words}")
+    return tuple(found)
+
+
 def has_store(unit: Unit) -> bool:
     """Whether one object of its own (`RAM`) holds the memory at the start."""
     return not unit.numa and (shares_memory(unit) or unit.memory.prealloc or bool(unit.memory.nodes))
 
 
-def memory_part(unit: Unit, nodes: Sequence[int] = (), guest: Sequence[GuestNodePlan] = ()) -> Part:
+def memory_part(
+    unit: Unit,
+    nodes: Sequence[int] = (),
+    guest: Sequence[GuestNodePlan] = (),
+    cpus: Sequence[Sequence[int]] = (),
+) -> Part:
     """The memory at the start, and the room for more.
 
     Args:
         nodes: of the host, that it is to be on.
         guest: the nodes of a guest that has any.
+        cpus: of the host, from which the memory of each of these is to be taken; none: from all that QEMU begins on.
     """
     memory, start = unit.memory, machine_memory(unit)
     sizes = {"size": start} | ({"maxmem": memory.max} if memory.max > start else {})
@@ -63,7 +88,14 @@ def memory_part(unit: Unit, nodes: Sequence[int] = (), guest: Sequence[GuestNode
     locking = ("-overcommit", "mem-lock=on") if memory.lock else ()
     backends = [_store(RAM, start, unit, _Where(nodes=tuple(nodes), policy=memory.policy))] if has_store(unit) else []
     for index, node in enumerate(guest):
-        backends.append(_store(f"{RAM}-{index}", node.size, unit, _where(unit, index, node)))
+        threads = len([vcpu for vcpu in node.vcpus if vcpu < unit.cpu.vcpus])
+        store = _store(f"{RAM}-{index}", node.size, unit, _where(unit, index, node), threads=threads)
+        if index < len(cpus) and cpus[index] and store.properties.get("prealloc"):
+            # made before the sandbox, which forbids its threads to choose their CPUs themselves (vl.c)
+            context = {"qom-type": "thread-context", "id": f"prealloc-{index}", "cpu-affinity": list(cpus[index])}
+            backends.append(Backend(kind="object", properties=context))
+            store = evolve(store, properties={**store.properties, "prealloc-context": context["id"]})
+        backends.append(store)
     numa = [argument for text in _numa(unit, guest) for argument in ("-numa", text)]
     return Part(subject="[memory]", arguments=("-m", ",".join(words), *locking, *numa), backends=tuple(backends))
 
@@ -90,12 +122,15 @@ def _where(unit: Unit, index: int, node: GuestNodePlan) -> _Where:
     return _Where(nodes=node.nodes, policy=unit.numa[index].policy or unit.memory.policy)
 
 
-def _store(name: str, size: int, unit: Unit, where: _Where, *, shared: bool = False, grows: bool = False) -> Backend:
+def _store(
+    name: str, size: int, unit: Unit, where: _Where, *, shared: bool = False, grows: bool = False, threads: int = 0
+) -> Backend:
     """The object that holds some of the guest's memory.
 
     Args:
         shared: other programs are given the guest's memory, whatever the unit says.
         grows: it is taken from the host bit by bit, by its device.
+        threads: that take it, where the unit does not say; 0: as many as it has vCPUs.
     """
     memory, page = unit.memory, huge_page(unit)
     properties: dict[str, object] = {"qom-type": "memory-backend-ram", "id": name, "size": size}
@@ -110,7 +145,7 @@ def _store(name: str, size: int, unit: Unit, where: _Where, *, shared: bool = Fa
         properties |= {"reserve": False}
     elif memory.prealloc or page:
         # QEMU has no more threads for it than there are CPUs, and 16 at most (get_memset_num_threads)
-        properties |= {"prealloc": True, "prealloc-threads": unit.cpu.vcpus}
+        properties |= {"prealloc": True, "prealloc-threads": memory.prealloc_threads or threads or unit.cpu.vcpus}
     return Backend(kind="object", properties=properties)
 
 
@@ -123,8 +158,9 @@ def _growth_place(unit: Unit, nodes: Sequence[int], guest: Sequence[GuestNodePla
 
 
 def growth_nodes(unit: Unit, summary: PlanSummary) -> tuple[int, ...]:
-    """The nodes of the host that what comes is to be on."""
-    return _growth_place(unit, summary.memory_nodes, summary.guest_nodes)[0].nodes
+    """The nodes of the host that what comes is to be on, and on no others."""
+    where, _ = _growth_place(unit, summary.memory_nodes, summary.guest_nodes)
+    return where.nodes if where.policy == "bind" else ()
 
 
 def growth_part(unit: Unit, board: Board, nodes: Sequence[int] = (), guest: Sequence[GuestNodePlan] = ()) -> Part:

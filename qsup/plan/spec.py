@@ -68,6 +68,9 @@ class HostFacts:
         architecture: the host's machine, as ``uname -m`` says it.
         firmware: all firmware found, in order.
         boot_id: the kernel's boot id.
+        merges_pages: its ksmd runs.
+        hugepages: when it puts memory into huge pages as it goes, by the file that says so: ``enabled`` (memory of one
+            process alone) and ``shmem_enabled``; none where it cannot.
     """
 
     kvm: bool
@@ -76,6 +79,8 @@ class HostFacts:
     architecture: str = "x86_64"
     firmware: tuple[Firmware, ...] = ()
     boot_id: str = ""
+    merges_pages: bool = False
+    hugepages: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)

@@ -23,6 +23,7 @@ from qsup.unit.effective import (
     huge_page,
     machine_family,
     mount_tag,
+    shares_memory,
 )
 from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
 from qsup.unit.guestnodes import contradictions as guest_node_contradictions
@@ -238,6 +239,20 @@ def _memory_placement(unit: Unit) -> Iterator[Finding]:
     if memory.nodes == AUTO and unit.cpu.pin != AUTO:
         keys = [("memory", "nodes"), ("cpu", "pin")]
         yield Finding('nodes is "auto", and no CPUs are chosen: say [cpu] pin = "auto", or name the nodes', keys)
+
+
+def _kept_pages(unit: Unit) -> Iterator[Finding]:
+    """Only memory that no other program is given can `merge`; what is in `hugepages` of its own is in no other ones."""
+    memory = unit.memory
+    if memory.merge and shares_memory(unit):
+        keys = [("memory", "merge"), ("memory", "hugepages"), ("memory", "shared"), ("device",)]
+        yield Finding("merge is for memory that QEMU alone uses, in no huge pages: the kernel merges no other", keys)
+    if memory.transparent_hugepages and memory.hugepages:
+        words = f"transparent-hugepages is for memory in usual pages, and this is in those of {memory.hugepages}"
+        yield Finding(words, [("memory", "transparent-hugepages"), ("memory", "hugepages")])
+    if memory.prealloc_threads and not (memory.prealloc or memory.hugepages):
+        keys = [("memory", "prealloc-threads"), ("memory", "prealloc")]
+        yield Finding("prealloc-threads take memory at once, and nothing does: say prealloc = true", keys)
 
 
 def _numa(unit: Unit) -> Iterator[Finding]:
@@ -554,6 +569,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _memory,
     _limits,
     _memory_placement,
+    _kept_pages,
     _numa,
     _ids,
     _boot_order,

@@ -6,6 +6,7 @@ Must not: say whether keys go together (`qsup.unit.check`), or look at the host.
 
 from __future__ import annotations
 
+import math
 import re
 
 from qsup.unit.model import Unit
@@ -58,6 +59,17 @@ def huge_page(unit: Unit) -> int:
 def takes_memory_at_once(unit: Unit) -> bool:
     """Whether all of the guest's memory is taken from the host before it runs."""
     return unit.memory.prealloc or unit.memory.lock or bool(unit.memory.hugepages)
+
+
+#: Seconds that a start may take, and that each GiB of memory may take that is taken at once: one thread of a busy
+#: host was seen to need 0.9 to 2.8.
+_START_TIMEOUT, _EACH_GIB = 90.0, 3.0
+
+
+def start_timeout(unit: Unit) -> float:
+    """Seconds from the start of QEMU until the VM must be ready."""
+    taken = machine_memory(unit) if takes_memory_at_once(unit) else 0
+    return unit.service.start_timeout or _START_TIMEOUT + _EACH_GIB * math.ceil(taken / (1 << 30))
 
 
 def channel_name(device: DeviceSection) -> str:

@@ -194,6 +194,9 @@ def optional(kind: Kind, nothing: Any = "") -> Kind:
     )
 
 
+#: A boolean, or the empty string for whatever is usual.
+SWITCH = optional(BOOLEAN, None)
+
 CPU_SET = Kind(
     word="CPU set",
     parse=lambda value: quantity.parse_cpu_set(_text(value)),

@@ -37,6 +37,7 @@ async def run(
     credentials: Credentials | None = None,
     kvm_node: bool = False,
     lockable: int = 0,
+    hugepages: bool = True,
 ) -> ExitStatus:
     """Run a shell script through the chain, to its end."""
     with trio.fail_after(10):
@@ -47,6 +48,7 @@ async def run(
             credentials=credentials,
             kvm_node=kvm_node,
             lockable=lockable,
+            hugepages=hugepages,
         )
         status = await started.wait_exit()
         await started.aclose()

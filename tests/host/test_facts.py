@@ -172,3 +172,25 @@ def test_users_have_a_directory_of_their_own() -> None:
     assert firmware_directories({"HOME": "/home/a"}, uid=1000)[0] == Path("/home/a/.config/qemu/firmware")
     assert firmware_directories({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}, uid=1000)[0] == Path("/x/qemu/firmware")
     assert firmware_directories({"HOME": "/root"}, uid=0) == SYSTEM_FIRMWARE
+
+
+def test_how_a_host_manages_memory(tmp_path: Path) -> None:
+    """What ksmd does and when pages become huge is told by files, any of which may be missing or strange."""
+
+    def write_all(**files: str) -> None:
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    facts = read_host_facts(memory=tmp_path)
+    assert (facts.merges_pages, facts.hugepages) == (False, {})
+    pages = {
+        "transparent_hugepage__enabled": "always [madvise] never\n",
+        "transparent_hugepage__shmem_enabled": "never\n",
+    }
+    write_all(ksm__run="1\n", **pages)
+    facts = read_host_facts(memory=tmp_path)
+    assert (facts.merges_pages, facts.hugepages) == (True, {"enabled": "madvise"})
+    write_all(ksm__run="2\n", transparent_hugepage__enabled="\udcff[[\n".encode(errors="replace").decode())
+    assert read_host_facts(memory=tmp_path).merges_pages is False

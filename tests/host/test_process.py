@@ -92,6 +92,17 @@ async def test_memory_that_the_daemon_may_not_let_it_lock(
     assert (caught.value.hint, printed.text) == ("raise LimitMEMLOCK of the daemon", "")
 
 
+@pytest.mark.parametrize("hugepages", [True, False])
+async def test_huge_pages_that_come_by_themselves(printed: Printed, hugepages: bool) -> None:
+    """Who is to have none has none, nor has what it starts; the daemon's own are as they were."""
+    await run(printed, "sh -c 'grep THP_enabled /proc/self/status || true'", hugepages=hugepages)
+    if not printed.text:
+        pytest.skip("this kernel does not say who has them")
+    assert printed.text.split() == ["THP_enabled:", str(int(hugepages))]
+    await run(printed, f"grep THP_enabled /proc/{os.getpid()}/status")
+    assert printed.text.split()[2:] == ["THP_enabled:", "1"]
+
+
 async def test_session_of_its_own(printed: Printed) -> None:
     """The program leads a session of its own: no terminal's signal reaches it."""
     await run(printed, 'cut -d" " -f6 /proc/$$/stat; echo $$')

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from qsup.plan.memory import module_part
 from qsup.plan.spec import Plan
 from qsup.unit.check import check
-from qsup.unit.effective import huge_page
+from qsup.unit.effective import huge_page, start_timeout
 from qsup.unit.guestnodes import effective_sockets, node_sizes
 from qsup.unit.model import Unit
 from qsup.unit.parse import unit_from_values
 from qsup.unit.sections.memory import MEMORY_BLOCK
+from tests.plan import goldens
 from tests.plan.building import build
 
 
@@ -121,3 +122,48 @@ def test_equal_nodes_in_order_are_sockets() -> None:
         nodes = [{"id": f"n{number}", "vcpus": vcpus} for number, vcpus in enumerate(sets)]
         unit = unit_from_values({"cpu": {"vcpus": 2, "max-vcpus": 4, "topology": topology}, "numa": nodes})
         assert effective_sockets(unit) == expected
+
+
+def test_memory_is_taken_by_threads_near_it() -> None:
+    """For each node of a guest whose vCPUs are pinned, by as many as it has vCPUs; else by as many as the VM has."""
+    unit = guest_of(prealloc=True, balloon=False)
+    plan = build(unit, homes=(0, 1, 0), node_cpus=((4, 5), (), ()))
+    contexts = [json.loads(str(each)) for each in plan.arguments if "thread-context" in str(each)]
+    assert contexts == [{"qom-type": "thread-context", "id": "prealloc-0", "cpu-affinity": [4, 5]}]
+    threads = [(each["id"], each["prealloc-threads"], each.get("prealloc-context")) for each in stores(plan)]
+    assert threads == [("ram-0", 1, "prealloc-0"), ("ram-1", 1, None), ("ram-2", 2, None)]
+    older = evolve(goldens.capabilities(), objects=frozenset())
+    plan = build(
+        guest_of(prealloc=True, balloon=False, **{"prealloc-threads": 8}), node_cpus=((4,),), capabilities=older
+    )
+    assert [(each["prealloc-threads"], each.get("prealloc-context")) for each in stores(plan)] == [(8, None)] * 3
+    assert "thread-context" not in str(build(guest_of(), node_cpus=((4,), (5,), (6,))).arguments)
+
+
+def test_what_a_host_does_not_do_is_told() -> None:
+    """Only to whoever asks for it in so many words, and by the file that counts for this memory."""
+    asked = {"merge": True, "transparent-hugepages": True}
+    never = evolve(goldens.HOSTS[""], merges_pages=True, hugepages={"enabled": "never", "shmem_enabled": "advise"})
+    for memory, host, expected in (
+        (asked, goldens.HOSTS[""], ["merge: this host merges no pages, as its ksmd does not run"]),
+        (asked, never, ["gives none, as /sys/kernel/mm/transparent_hugepage/enabled is never"]),
+        ({"transparent-hugepages": True, "shared": True}, never, []),
+        ({"merge": False, "transparent-hugepages": False}, never, []),
+        ({}, goldens.HOSTS[""], []),
+    ):
+        warnings = [
+            words for words in build(unit_from_values({"memory": memory}), host=host).warnings if "[memory]" in words
+        ]
+        assert len(warnings) == len(expected)
+        assert all(part in words for part, words in zip(expected, warnings, strict=True))
+
+
+def test_a_start_has_time_to_take_memory() -> None:
+    """Some seconds more for each GiB that is taken at once, unless the unit says how long it may last."""
+    for memory, service, expected in (
+        ({"size": "64G"}, {}, 90),
+        ({"size": "64G", "prealloc": True}, {}, 90 + 3 * 64),
+        ({"size": "512M", "hugepages": "2M"}, {}, 93),
+        ({"size": "64G", "lock": True}, {"start-timeout": "5s"}, 5),
+    ):
+        assert start_timeout(unit_from_values({"memory": memory, "service": service})) == expected

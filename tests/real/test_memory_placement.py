@@ -6,6 +6,7 @@ for it, and given back.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from tests.guests import Emulator, LinuxGuest
 from tests.plan import goldens
 from tests.real.daemons import Daemon, linux_unit, rom_unit
 from tests.real.growing import ask, differs
-from tests.real.hotplug import finished, guest, told
+from tests.real.hotplug import finished, guest, qmp, told
 from tests.real.planned import obstacle, paused
 from tests.waiting import came_true, poll_until
 
@@ -260,3 +261,85 @@ def test_memory_that_the_host_has_not(daemon: Daemon, emulator: Emulator, rom_gu
     assert "its memory is to be on node 77, which is not there: this host has memory on node 0; name other" in why
     daemon.unit("web", rom_unit(emulator, rom_guest, memory="prealloc = true").replace('"16M"', '"40T"'))
     assert "wants 40T of memory at once, and" in failed(daemon)
+
+
+def huge(pid: int) -> int:
+    """Bytes of a process that the host has put into huge pages as it went."""
+    return sum(int(kib) << 10 for kib in re.findall(r"AnonHugePages: +(\d+)", Path(f"/proc/{pid}/smaps").read_text()))
+
+
+def test_what_the_host_does_with_pages(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """Who is to be in no huge page, and merged with nobody, is not; what is asked for in vain is a warning."""
+
+    def unit(word: str) -> str:
+        memory = f"prealloc = true\nmerge = {word}\ntransparent-hugepages = {word}"
+        return rom_unit(qemu, rom_guest, memory=memory).replace('"16M"', '"64M"')
+
+    daemon.unit("web", unit("false"))
+    daemon.do("web", "start")
+
+    def merges() -> bool:
+        (found,) = qmp(daemon, "web", "query-memdev")
+        return bool(found["merge"])
+
+    pid = daemon.view("web")["pid"]
+    assert (huge(pid), merges()) == (0, False)
+    assert "THP_enabled:\t0" in Path(f"/proc/{pid}/status").read_text()
+    daemon.unit("web", unit("true"))
+    daemon.do("web", "restart")
+    pid, warnings = daemon.view("web")["pid"], "".join(daemon.view("web")["warnings"])
+    assert merges()
+    assert "THP_enabled:\t1" in Path(f"/proc/{pid}/status").read_text()
+    never = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (huge(pid) == 0, "transparent-hugepages: this host gives none" in warnings) == (never, never)
+    runs = Path("/sys/kernel/mm/ksm/run").read_text().strip() == "1"
+    assert ("merge: this host merges no pages" in warnings) is not runs
+
+
+def test_a_start_waits_for_its_memory(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """And says so, while QEMU is silent."""
+    gate = daemon.root / "gate"
+    program = daemon.root / "qemu-system-x86_64"
+    program.write_text(f'#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.05; done\nexec {emulator.path} "$@"\n')
+    program.chmod(0o755)
+    unit = rom_unit(emulator, rom_guest, memory="prealloc = true")
+    daemon.unit("web", unit.replace(str(emulator.path), str(program)))
+    gate.touch()
+    daemon.do("web", "start")
+    daemon.do("web", "kill")
+    gate.unlink()
+    operation = daemon.post("/v1/instances/web/start")
+
+    def progress() -> str:
+        return str(daemon.get(f"/v1/operations/{operation['id']}")["progress"])
+
+    poll_until(lambda: progress() == "QEMU takes 16M of the host's memory", "it says what it waits for")
+    gate.touch()
+    assert finished(daemon, operation)["state"] == "succeeded"
+
+
+@pytest.mark.root
+@pytest.mark.alone
+def test_nodes_of_a_guest_in_huge_pages_are_shared(daemon: Daemon, qemu: Emulator, linux_guest: LinuxGuest) -> None:
+    """A file server reads and writes what is in either node; each is taken by threads on the CPUs of its vCPUs."""
+    (daemon.images / "data").mkdir()
+    tables = '[[device]]\nid = "data"\ntype = "share"\npath = "data"\n'
+    tables += '[[numa]]\nid = "a"\nvcpus = "0"\nsize = "160M"\n[[numa]]\nid = "b"\nvcpus = "1"\nnodes = "0"\n'
+    with pool(LINUX):
+        start_linux(daemon, qemu, linux_guest, HUGE, tables=tables, cpu='vcpus = 2\npin = ["0", "1"]')
+        assert pages() == 0
+        memdevs = {each["id"]: each for each in qmp(daemon, "web", "query-memdev")}
+        assert {name: (each["size"] // MIB, each["share"]) for name, each in memdevs.items()} == {
+            "ram-0": (160, True),
+            "ram-1": (96, True),
+        }
+        context = qmp(daemon, "web", "qom-get", path="/objects/ram-1", property="prealloc-context")
+        assert context == "/objects/prealloc-1"
+        write = "taskset $((n+1)) dd if=/dev/urandom of=$n bs=1M count=32"
+        steps = f"for n in 0 1; do {write} 2>/dev/null; done; sha1sum 0 1"
+        said = guest(daemon, "web", f"mkdir /d && mount -t virtiofs data /d && cd /d && {steps}").split()
+        data = daemon.images / "data"
+        sums = {name: hashlib.sha1((data / name).read_bytes()).hexdigest() for name in ("0", "1")}
+        assert said == [sums["0"], "0", sums["1"], "1"]
+        assert (data / "1").stat().st_size == 32 * MIB
+        daemon.do("web", "kill")

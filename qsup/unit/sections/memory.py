@@ -79,9 +79,31 @@ class MemorySection:
     prealloc: bool = key(
         kinds.BOOLEAN,
         "Take all of its memory from the host before the guest runs, and what comes later when it comes, instead of "
-        "page by page as the guest touches it. That takes a part of `start-timeout`: seconds for many GiB.",
+        "page by page as the guest touches it. That takes seconds for many GiB, which the default `start-timeout` "
+        "allows for.",
         default=False,
         qemu="memory-backend prealloc=, virtio-mem prealloc=",
+    )
+    prealloc_threads: int = key(
+        kinds.integer(0, 256),
+        "Threads that take memory of the host, with `prealloc` or `hugepages`, on the CPUs of the VM; QEMU has 16 at "
+        "most, and no more than the host has CPUs. 0: as many as `vcpus`, in each `[[numa]]` as it has.",
+        default=0,
+        qemu="memory-backend prealloc-threads=, prealloc-context=",
+    )
+    merge: bool | None = key(
+        kinds.SWITCH,
+        "Whether the host may keep pages once that are the same here and in other VMs (KSM). That saves memory, costs "
+        "time, and lets a guest find out what is in another's. By default it may, and does where its ksmd runs.",
+        default=None,
+        qemu="-machine mem-merge=",
+    )
+    transparent_hugepages: bool | None = key(
+        kinds.SWITCH,
+        "Whether the host may put its memory into huge pages as it goes, without a pool. `false`: none of QEMU's is. "
+        "By default QEMU asks for it, and the host does it unless it is set to `never`.",
+        default=None,
+        qemu="PR_SET_THP_DISABLE, madvise MADV_HUGEPAGE",
     )
     lock: bool = key(
         kinds.BOOLEAN,

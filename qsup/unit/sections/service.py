@@ -106,9 +106,10 @@ class ServiceSection:
         applies=_S,
     )
     start_timeout: float = key(
-        kinds.duration(0.1),
-        "From the start of QEMU until the VM is ready; then it is stopped and has failed.",
-        default=90.0,
+        kinds.optional(kinds.duration(0.1), 0.0),
+        "From the start of QEMU until the VM is ready; then it is stopped and has failed. By default 90 seconds, and 3 "
+        "more for each GiB of memory that is taken before the guest runs (`prealloc`, `lock`, `hugepages`).",
+        default=0.0,
         applies=_S,
     )
     stop_methods: tuple[str, ...] = key(
