@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qsup.api import wire
+from qsup.api import hostwire
 from qsup.instance.view import CapacityView
 from qsup.plan.capacity import SPARE, Host, Nodes, Promise
 from qsup.plan.topology import Node
 
 
-def capacity(view: CapacityView) -> wire.Capacity:
+def capacity(view: CapacityView) -> hostwire.Capacity:
     """The whole account."""
     host, promises = view.host, view.promises
     nodes, there = host.topology.nodes, frozenset(host.node_memory)
@@ -30,7 +30,7 @@ def capacity(view: CapacityView) -> wire.Capacity:
     }
 
 
-def _memory(host: Host, nodes: Sequence[Node], promised: int, limit: int | None) -> wire.CapacityMemory:
+def _memory(host: Host, nodes: Sequence[Node], promised: int, limit: int | None) -> hostwire.CapacityMemory:
     total, free = sum(host.node_memory[node.number] for node in nodes), sum(node.free for node in nodes)
     return {
         "total": total,
@@ -44,7 +44,9 @@ def _memory(host: Host, nodes: Sequence[Node], promised: int, limit: int | None)
     }
 
 
-def _pages(host: Host, nodes: Sequence[Node], size: int, promised: int, *, spare: bool = False) -> wire.CapacityPages:
+def _pages(
+    host: Host, nodes: Sequence[Node], size: int, promised: int, *, spare: bool = False
+) -> hostwire.CapacityPages:
     """Of some nodes; ``promised`` in bytes."""
     room = host.pages(size)
     total = sum(room.get(node.number, 0) for node in nodes) + (room[SPARE] if spare else 0)
@@ -57,7 +59,7 @@ def _free(nodes: Sequence[Node], size: int) -> int:
     return sum(pool.free for node in nodes for pool in node.hugepages if pool.size == size)
 
 
-def _cpus(host: Host, promises: Sequence[Promise]) -> wire.CapacityCpus:
+def _cpus(host: Host, promises: Sequence[Promise]) -> hostwire.CapacityCpus:
     limit, promised = host.vcpu_limit, sum(each.shared_vcpus for each in promises)
     return {
         "total": len(host.usable_cpus),
@@ -69,7 +71,7 @@ def _cpus(host: Host, promises: Sequence[Promise]) -> wire.CapacityCpus:
     }
 
 
-def _node(host: Host, node: Node, promises: Sequence[Promise], there: Nodes) -> wire.CapacityNode:
+def _node(host: Host, node: Node, promises: Sequence[Promise], there: Nodes) -> hostwire.CapacityNode:
     def bound(page: int) -> int:
         return sum(each.on_node(node.number, page, there) for each in promises)
 
@@ -84,7 +86,7 @@ def _node(host: Host, node: Node, promises: Sequence[Promise], there: Nodes) -> 
     }
 
 
-def _instance(promise: Promise) -> wire.CapacityInstance:
+def _instance(promise: Promise) -> hostwire.CapacityInstance:
     return {
         "name": promise.name,
         "memory": sum(part.size for part in promise.guest),

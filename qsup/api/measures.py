@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from qsup.api import wire
+from qsup.api import hostwire
 from qsup.host.usage import NodeMemory
 from qsup.instance.view import CpusView, StatsView, TopologyView
 from qsup.plan.occupancy import NodeOccupancy
 from qsup.unit.quantity import format_cpu_set
 
 
-def cpus(view: CpusView) -> wire.Cpus:
+def cpus(view: CpusView) -> hostwire.Cpus:
     """The threads of one VM."""
     return {
         "threads": [
@@ -42,7 +42,7 @@ def cpus(view: CpusView) -> wire.Cpus:
     }
 
 
-def stats(view: StatsView) -> wire.Stats:
+def stats(view: StatsView) -> hostwire.Stats:
     """Counters of one VM."""
     return {
         "read_at": view.read_at,
@@ -69,7 +69,7 @@ def stats(view: StatsView) -> wire.Stats:
     }
 
 
-def node_memory(memory: NodeMemory, now: float) -> wire.NodeMemoryWire:
+def node_memory(memory: NodeMemory, now: float) -> hostwire.NodeMemoryWire:
     """Where a VM's memory is.
 
     Args:
@@ -84,7 +84,7 @@ def node_memory(memory: NodeMemory, now: float) -> wire.NodeMemoryWire:
     }
 
 
-def topology(view: TopologyView) -> wire.Topology:
+def topology(view: TopologyView) -> hostwire.Topology:
     """The host, and who is pinned where."""
     host = view.topology
     return {
@@ -124,5 +124,5 @@ def topology(view: TopologyView) -> wire.Topology:
     }
 
 
-def _promised(given: NodeOccupancy) -> wire.PromisedWire:
+def _promised(given: NodeOccupancy) -> hostwire.PromisedWire:
     return {"own_cpus": given.own, "vcpus": given.vcpus, "memory": given.memory}

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qsup.api.wire import CpuWire, NodeWire, Topology
+    from qsup.api.hostwire import CpuWire, NodeWire, Topology
 
 #: What there may be to know of a CPU, in the order in which it is shown, and the words for it.
 MARKS = {

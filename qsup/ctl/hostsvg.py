@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from qsup.api.wire import CpuWire
+    from qsup.api.hostwire import CpuWire
     from qsup.ctl.hostpicture import Bar, Group, HostPicture, NodePicture
 
 _WIDTH, _EDGE, _LINE, _LETTER = 960, 16, 20, 7.3

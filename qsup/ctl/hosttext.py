@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from qsup.api.wire import CpuWire
+    from qsup.api.hostwire import CpuWire
     from qsup.ctl.hostpicture import Bar, Group, HostPicture, NodePicture
 
 #: Columns below which it gets no narrower, and beyond which no wider.

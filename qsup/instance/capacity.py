@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from qsup.errors import CapacityError, HostError
 from qsup.plan.admission import check_fits
 from qsup.plan.capacity import Bounds, Host, Promise, promise
+from qsup.plan.ledger import Ledger
 from qsup.plan.memory import guest_nodes
 from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Topology
@@ -60,18 +61,18 @@ class Capacity:
 
     Args:
         look: the host as it is now; `HostError`.
-        owned: the CPUs that are exclusively some VM's.
+        ledger: who has CPUs for itself, on that host.
         bounds: how much may be promised.
     """
 
     def __init__(
         self,
         look: Callable[[], Awaitable[Topology]],
-        owned: Callable[[], frozenset[int]],
+        ledger: Callable[[Topology], Ledger],
         bounds: Bounds | None = None,
     ) -> None:
         self._look = look
-        self._owned = owned
+        self._ledger = ledger
         self._bounds = bounds or Bounds()
         self._given: dict[str, _Given] = {}
         self._seen: Topology | None = None
@@ -174,4 +175,4 @@ class Capacity:
         check_fits(wanted.promise, others, self._host(topology), None if held is None else held.promise)
 
     def _host(self, topology: Topology) -> Host:
-        return Host(topology=topology, bounds=self._bounds, owned=self._owned())
+        return Host(topology=topology, bounds=self._bounds, owned=frozenset(self._ledger(topology).owners))

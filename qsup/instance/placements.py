@@ -294,12 +294,6 @@ class Placements:
         return self._taken > 0
 
     @property
-    def owned(self) -> frozenset[int]:
-        """The CPUs that are exclusively some VM's."""
-        residents = (entry.resident for entry in self._entries.values())
-        return frozenset().union(*(each.vcpu_cpus for each in residents if each is not None and each.exclusive))
-
-    @property
     def online(self) -> frozenset[int] | None:
         """The CPUs that are online, as last seen."""
         return None if self._topology is None else self._topology.online

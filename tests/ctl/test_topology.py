@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsup.api import measures
-from qsup.api.wire import Topology
+from qsup.api.hostwire import Topology
 from qsup.ctl import hostsvg, hosttext, render
 from qsup.ctl.hostpicture import HostPicture
 from qsup.ctl.hosttext import ASCII, UNICODE

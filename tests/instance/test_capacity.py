@@ -8,6 +8,7 @@ import trio
 from qsup.errors import CapacityError, HostError
 from qsup.instance.capacity import Capacity
 from qsup.plan.capacity import Bounds
+from qsup.plan.ledger import Ledger
 from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Cpu, Node, Topology
 from qsup.unit.model import Unit
@@ -38,7 +39,7 @@ class Looks:
 def account(looks: Looks | None = None) -> Capacity:
     """An account that promises no more than there is, and two vCPUs for each CPU."""
     bounds = Bounds(memory_overcommit=1, cpu_overcommit=2)
-    return Capacity((looks or Looks()).look, frozenset, bounds)
+    return Capacity((looks or Looks()).look, lambda topology: Ledger(topology, ()), bounds)
 
 
 def unit(size: str = "2G", vcpus: int = 1) -> Unit:

@@ -83,6 +83,7 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
     hardware = Hardware(UNIT, values_of(UNIT), evolve(build(UNIT).summary(), accel="kvm"), ())
     hardware.add(Attached(part=PartPlan(entry="cpu.1", devices=())))
     pinning = Pinning(os.getpid(), Pins)
+    placements = Placements()
     life = SimpleNamespace(summary=SimpleNamespace(has_agent=agent is not None), pinning=pinning)
     context = SimpleNamespace(
         hardware=hardware,
@@ -92,7 +93,7 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
         note=lambda _: None,
         guest=agent,
         capabilities=None,
-        services=SimpleNamespace(capacity=Capacity(Placements().look, frozenset), placements=Placements()),
+        services=SimpleNamespace(capacity=Capacity(placements.look, placements.ledger), placements=placements),
     )
     return hardware, cast("Context", context)
 

@@ -6,7 +6,7 @@ Must not: say anything of a VM but where on the host it has been put, and what i
 
 from __future__ import annotations
 
-from qsup.api import measures, wire
+from qsup.api import hostwire, measures
 from qsup.api.capacity import capacity
 from qsup.api.http import Answer, Role, json_response
 from qsup.api.protocol import PREFIX
@@ -32,7 +32,7 @@ ENDPOINTS = (
         summary="What the host is made of, and who is pinned where",
         doc="CPUs, caches, NUMA nodes and pools of huge pages, as the kernel says it at this moment. It waits for no "
         "VM, and seconds at most for the kernel.",
-        replies=(Reply(shape=wire.Topology, doc="The host."),),
+        replies=(Reply(shape=hostwire.Topology, doc="The host."),),
         errors=(HostError,),
     ),
     Endpoint(
@@ -44,7 +44,7 @@ ENDPOINTS = (
         summary="What of the host may be promised to VMs, what is, and to whom",
         doc="Memory, huge pages and CPUs, of the host and of each NUMA node. It waits for no VM, and seconds at most "
         "for the kernel.",
-        replies=(Reply(shape=wire.Capacity, doc="The account."),),
+        replies=(Reply(shape=hostwire.Capacity, doc="The account."),),
         errors=(HostError,),
     ),
 )

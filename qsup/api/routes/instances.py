@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from qsup.api import measures, render, wire
+from qsup.api import hostwire, measures, render, wire
 from qsup.api.http import Answer, Response, Role, json_response
 from qsup.api.protocol import JSON, PREFIX
 from qsup.api.routes.endpoint import Call, Endpoint, Reply
@@ -105,7 +105,7 @@ ENDPOINTS = (
         summary="A VM's counters",
         doc="Those of its process as they are; those of disks, of what the guest says of its memory, and of where on "
         "the host that is, as last read: they are read while somebody asks, so the first answer may have none.",
-        replies=(Reply(shape=wire.Stats, doc="The counters."),),
+        replies=(Reply(shape=hostwire.Stats, doc="The counters."),),
         errors=(NoSuchInstance, DeniedError),
     ),
     Endpoint(
@@ -117,7 +117,7 @@ ENDPOINTS = (
         summary="Where on the host a VM's memory is, by NUMA node",
         doc="Read at this moment (`/proc/PID/numa_maps`), which takes the kernel up to some seconds for a large VM. "
         "After ten it is an error. The counters have what was read last, and wait for nothing.",
-        replies=(Reply(shape=wire.NodeMemoryWire, doc="The nodes that have any of it."),),
+        replies=(Reply(shape=hostwire.NodeMemoryWire, doc="The nodes that have any of it."),),
         errors=(NoSuchInstance, DeniedError, HostError),
     ),
     Endpoint(
@@ -128,7 +128,7 @@ ENDPOINTS = (
         role=Role.READ,
         summary="The threads of a VM's QEMU, and which CPUs they run on",
         doc="As the kernel has them now. What they are to run on is `cpu.pin` and `cpu.emulator-pin` of its unit.",
-        replies=(Reply(shape=wire.Cpus, doc="The threads, the main one first."),),
+        replies=(Reply(shape=hostwire.Cpus, doc="The threads, the main one first."),),
         errors=(NoSuchInstance, DeniedError),
     ),
     Endpoint(

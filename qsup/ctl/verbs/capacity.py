@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qsup.api.wire import Capacity, CapacityInstance, CapacityMemory, CapacityPages
+    from qsup.api.hostwire import Capacity, CapacityInstance, CapacityMemory, CapacityPages
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 

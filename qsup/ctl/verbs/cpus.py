@@ -15,7 +15,7 @@ from qsup.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Cpus, NodeMemoryWire, Thread
+    from qsup.api.hostwire import Cpus, NodeMemoryWire, Thread
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from qsup.api.wire import Stats
+    from qsup.api.hostwire import Stats
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 

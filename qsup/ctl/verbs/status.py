@@ -31,7 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from qsup.api.wire import DiskWire, Instance, Log, NicWire, Operation, Stats
+    from qsup.api.hostwire import Stats
+    from qsup.api.wire import DiskWire, Instance, Log, NicWire, Operation
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 

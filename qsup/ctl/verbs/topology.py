@@ -14,7 +14,7 @@ from qsup.ctl.render import document, terminal_width, unicode_wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsup.api.wire import Topology
+    from qsup.api.hostwire import Topology
     from qsup.ctl.client import Client
     from qsup.ctl.parser import Options, Parser
 

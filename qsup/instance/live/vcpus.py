@@ -166,11 +166,8 @@ def _check_threads(hardware: Hardware, most: int, more: int) -> None:
     made = hardware.summary.vcpus_made
     if made + more > most:
         left = max(most - made, 0)
-        raise UnsupportedError(
-            f"under TCG QEMU can make {most} vCPUs in its life, those that went again included, and has made {made}: "
-            f"{left} more can come, not {more}",
-            hint="restart the VM",
-        )
+        words = f"under TCG QEMU can make {most} vCPUs in its life, those that went again included, and has made {made}"
+        raise UnsupportedError(f"{words}: {left} more can come, not {more}", hint="restart the VM")
 
 
 async def _places(context: Context) -> list[Place]:
@@ -342,10 +339,8 @@ class FewerVcpus:
                 continue
             if name in self._refused:
                 _keep_count(context.hardware, count)
-                raise GuestRefused(
-                    f"the guest does not let vCPU {place.index} go; it has {count}",
-                    hint="its console may say why",
-                )
+                words = f"the guest does not let vCPU {place.index} go; it has {count}"
+                raise GuestRefused(words, hint="its console may say why")
             # one that is just booting has no time for it
             self._refused.add(name)
             context.hardware.mark(place.entry, "leaving")
@@ -375,10 +370,9 @@ class FewerVcpus:
                 return  # it has just gone
             context.hardware.mark(place.entry, "there")
             if _NO_ACPI in error.message:
-                raise ChangeError(
-                    f"its guest does not do what takes a vCPU away (ACPI), so vCPU {place.index} stays",
-                    hint="wait until its system has booted; one without ACPI keeps its vCPUs until a restart",
-                ) from error
+                words = f"its guest does not do what takes a vCPU away (ACPI), so vCPU {place.index} stays"
+                hint = "wait until its system has booted; one without ACPI keeps its vCPUs until a restart"
+                raise ChangeError(words, hint=hint) from error
             raise ChangeError(f"QEMU does not remove vCPU {place.index}: {error.message}") from error
 
     async def result(self, context: Context) -> Mapping[str, Any]:
