@@ -63,6 +63,10 @@ class SharedOomKills:
         self._told += 1
         return True
 
+    def forget(self) -> None:
+        """Those up to now are nobody's: others may have VMs below it, too, and what was ours has been told."""
+        self._told = _oom_kills(self._path)
+
     def told(self, kills: int) -> None:
         """So many of them have been told otherwise."""
         self._told += max(0, kills)

@@ -41,6 +41,7 @@ _EXISTS = "org.freedesktop.systemd1.UnitExists"
 _LEFTOVER = 2.0
 _POLL = 0.005  # seconds between two looks
 _INFINITY = (1 << 64) - 1
+SLICE = "qsup.slice"
 #: What systemd stops before scopes when the host shuts down, and what it stops after them: VMs stand on it.
 _STOPPED_BEFORE, _STOPPED_AFTER = ("qsup-guests.service",), ("network.target", "remote-fs.target")
 
@@ -106,23 +107,13 @@ class Place:
     root: Path
 
     @property
-    def slice(self) -> str:
-        """The unit that all of them are in: ``qsup.slice``, or one below it."""
-        return f"{self.tag}.slice"
-
-    @property
     def directory(self) -> Path:
-        """The cgroup of that: a dash in the name of a slice is a level (systemd.slice(5))."""
-        parts = self.tag.split("-")
-        return self.root.joinpath(*(f"{'-'.join(parts[:count])}.slice" for count in range(1, len(parts) + 1)))
+        """The cgroup of the slice that all are in, those of other daemons, too: nobody would end an empty one."""
+        return self.root / SLICE
 
     def unit(self, name: str) -> str:
         """The scope of a VM."""
         return f"{self.tag}-{escape(name)}.scope"
-
-    def is_one(self, path: Path) -> bool:
-        """Whether a directory is that of a scope of ours."""
-        return path.parent == self.directory and path.name.startswith(f"{self.tag}-") and path.suffix == ".scope"
 
     def has(self, controller: str) -> bool:
         """Whether this systemd has a controller to give."""
@@ -185,6 +176,8 @@ class Scope(Cgroup):
         if result != "done":
             raise HostError(f"systemd did not start {self._unit}: {result}")
         self.missed = self._not_kept(self._wanted)
+        if self.shared is not None:
+            self.shared.forget()
 
     async def _ask_for_it(self, pids: Sequence[int], until: float) -> str | None:
         """The result of its start, ``None`` where one of the same name is just going."""
@@ -202,7 +195,7 @@ class Scope(Cgroup):
         known = {name: limit for name, limit in self._wanted.items() if not self.why_not(name)}
         said = [
             Property(name="Description", signature="s", value=self._description),
-            Property(name="Slice", signature="s", value=self._place.slice),
+            Property(name="Slice", signature="s", value=SLICE),
             # all controllers, for what is counted; and no OOM kill in it has systemd end the rest
             Property(name="Delegate", signature="b", value=True),
             Property(name="CollectMode", signature="s", value="inactive-or-failed"),
@@ -303,24 +296,22 @@ class ScopeManager:
     def create(self, name: str, description: str = "") -> Cgroup:
         """See `qsup.host.cgroup.CgroupManager.create`."""
         words = f"QEMU virtual machine {name}"
-        return self._scope(
-            name, self._place.unit(name), description=f"{words}: {description}" if description else words
-        )
+        return self._scope(name, description=f"{words}: {description}" if description else words)
 
-    def _scope(self, name: str, unit: str, **more: Any) -> Scope:
-        own = partial(self._tree.create, name)
+    def _scope(self, name: str, **more: Any) -> Scope:
+        own, unit = partial(self._tree.create, name), self._place.unit(name)
         return Scope(unit, self._place, own=own, shared=self._shared, turns=self._turns, **more)
 
     def reopen(self, name: str, paths: Sequence[str]) -> Cgroup:
         """See `qsup.host.cgroup.CgroupManager.reopen`."""
-        scopes = [path for path in map(Path, paths) if self._place.is_one(path)]
-        if not scopes:
+        own = self._place.directory / self._place.unit(name)
+        if str(own) not in paths:
             found = self._tree.reopen(name, paths)
             found.trouble = "it has no scope of systemd's, and gets one when it is started anew"
             return found
-        if not scopes[0].is_dir():
+        if not own.is_dir():
             return self.create(name)  # its launch was cut short before it was made; whoever completes that makes it
-        return self._scope(name, scopes[0].name, is_there=True)
+        return self._scope(name, is_there=True)
 
 
 def manager(tag: str, env: Mapping[str, str]) -> CgroupManager:

@@ -68,17 +68,6 @@ def test_no_two_vms_have_one_scope(one: str, other: str, tag: str, tag_of_other:
     assert (units[0] == units[1]) == ((one, tag) == (other, tag_of_other))
 
 
-def test_where_a_slice_is() -> None:
-    """A dash in its name is a level; another daemon's is below the system's."""
-    where = Systemd(bus="/nowhere", is_system=True)
-    assert Place(tag="qsup", systemd=where, root=Path("/c")).directory == Path("/c/qsup.slice")
-    other = Place(tag="qsup-12", systemd=where, root=Path("/c"))
-    assert other.directory == Path("/c/qsup.slice/qsup-12.slice")
-    assert other.is_one(other.directory / other.unit("web"))
-    assert not other.is_one(Path("/c/qsup.slice/qsup-web.scope"))
-    assert not other.is_one(other.directory / "web.scope")
-
-
 def test_limits_in_the_words_of_systemd() -> None:
     """In its units; none is what it calls infinity."""
     told = {each.name: (each.signature, each.value) for each in properties_of(WANTED)}
@@ -348,6 +337,17 @@ async def test_an_oom_kill_is_told_though_a_fake_scope_is_gone(fake: FakeSystemd
     assert not made.was_oom_killed(0)
     shutil.rmtree(made.paths[0])
     assert made.was_oom_killed(0)
+    assert not made.was_oom_killed(0)
+
+
+async def test_a_kill_in_a_scope_of_another_fake_daemon_is_not_ours(fake: FakeSystemd, manager: ScopeManager) -> None:
+    """All are in one slice: what it had counted when a VM's scope was made is nobody's."""
+    slice_ = fake.root / "qsup.slice"
+    slice_.mkdir()
+    (slice_ / "memory.events").write_text("oom_kill 3\n")
+    made = manager.create("web")
+    await made.join(PID)
+    shutil.rmtree(made.paths[0])
     assert not made.was_oom_killed(0)
 
 

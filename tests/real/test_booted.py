@@ -154,9 +154,7 @@ def test_a_lingering_users_vms_are_scopes_of_the_users_systemd(host: Host, emula
     host.run("loginctl", "enable-linger", "alice")
     poll_until((host.files / "run/user/4321/bus").exists, "her systemd runs", seconds=DEADLINE)
     place = start()
-    assert re.fullmatch(
-        r"/user.slice/user-4321.slice/user@4321.service/qsup.slice/(qsup-\w+).slice/\1-web.scope", place
-    )
+    assert re.fullmatch(r"/user.slice/user-4321.slice/user@4321.service/qsup.slice/qsup-[0-9a-f]{8}-web.scope", place)
 
 
 @pytest.mark.slow
