@@ -55,7 +55,7 @@ APPEND = (
 #: commands, to keep what it has until something else comes: so something does each second.
 SSH = """Host host
     User root
-    ProxyCommand env PYTHONPATH={checkout} {python} -m tests.real.hosted {place}/port
+    ProxyCommand env "PYTHONPATH={checkout}" "{python}" -m tests.real.hosted {place}/port
     ProxyUseFdpass yes
     StrictHostKeyChecking no
     UserKnownHostsFile /dev/null
@@ -161,11 +161,13 @@ class Hosted:
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
     def reboot(self) -> None:
-        """Have systemd shut it down and start again; what is on its disk is still there, forwarded sockets are not."""
+        """Have systemd shut it down and start all again that is to be; what is on its disk is still there."""
         assert self._channel is not None
         self.call("systemctl reboot")
         self._channel.wait(UP)
         self._connect()
+        # not all may have come up well: tests see for themselves
+        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=UP)
 
     def close(self) -> None:
         """Switch it off without warning; nothing of it remains."""
