@@ -187,7 +187,7 @@ class Placements:
         if not _says_something(unit):
             return entry
         assert self._topology is not None
-        others = self._residents(self._topology)
+        others = _residents(self._entries, self._topology)
         if unit.cpu.pin != AUTO:
             resident = named_place(name, unit)
             assert resident is not None
@@ -216,21 +216,6 @@ class Placements:
             vcpu_nodes=placement.resident.vcpu_nodes,
         )
         return evolve(entry, resident=placement.resident, chosen=chosen)
-
-    def _residents(self, topology: Topology) -> list[Resident]:
-        """All of them; who asked for no place is all over the host, and who has a chosen one may name CPUs besides."""
-        nodes = tuple(node.number for node in topology.nodes)
-        found = [
-            entry.counted
-            or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
-            for name, entry in self._entries.items()
-        ]
-        besides = [
-            Resident(name=name, sets=entry.beside, named=True)
-            for name, entry in self._entries.items()
-            if entry.chosen is not None and entry.names_some
-        ]
-        return found + besides
 
     def _put(self, name: str, entry: _Entry) -> None:
         self._entries[name] = entry
@@ -278,7 +263,7 @@ class Placements:
 
     def ledger(self, topology: Topology) -> Ledger:
         """What follows from all of them on a host."""
-        return Ledger(topology, self._residents(topology))
+        return Ledger(topology, _residents(self._entries, topology))
 
     def _look_up(self) -> _Found | None:
         if self._found is None and self._topology is not None:
@@ -312,6 +297,22 @@ class Placements:
         topology = await self._reader.look()
         self.see(topology)
         return topology
+
+
+def _residents(entries: Mapping[str, _Entry], topology: Topology) -> list[Resident]:
+    """All of them; who asked for no place is all over the host, and who has a chosen one may name CPUs besides."""
+    nodes = tuple(node.number for node in topology.nodes)
+    found = [
+        entry.counted
+        or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
+        for name, entry in entries.items()
+    ]
+    besides = [
+        Resident(name=name, sets=entry.beside, named=True)
+        for name, entry in entries.items()
+        if entry.chosen is not None and entry.names_some
+    ]
+    return found + besides
 
 
 def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:

@@ -120,7 +120,7 @@ class Vcpus:
         places = await _places(context)
         if len(_taken(places)) > wanted:
             goal = fewer_vcpus(unit, hardware)
-            if not await _is_reached(goal, context):
+            if await goal.step(context):
                 context.goals.append(goal)
                 return {}
             return {VCPUS: await goal.result(context)}
@@ -131,10 +131,6 @@ class Vcpus:
             context.services.capacity.settle(context.name, vcpus=hardware.unit.cpu.vcpus)
             raise
         return {VCPUS: await _tell(context, wanted)}
-
-
-async def _is_reached(goal: Goal, context: Context) -> bool:
-    return not await goal.step(context)
 
 
 def _check_machine(hardware: Hardware, context: Context) -> None:
