@@ -141,8 +141,8 @@ class Pinning:
 
         For as long as the pins and the CPUs online are the same: this asks for neither.
         """
-        # a thread that cannot be where it belongs is tried again: it may become possible without a word
-        if self._left is None or affinity.count(self._pid) != len(self._threads):
+        # one that could not be put where it belongs is put until it can: the kernel itself may do so, without a word
+        if self._left is None or self._astray or affinity.count(self._pid) != len(self._threads):
             return False
         return affinity.are(self._left) and self._helper_threads() == self._serving
 

@@ -230,7 +230,10 @@ def test_what_a_cpuset_forbids_is_told_of_and_is_no_drift_fake(kernel: FakeKerne
     assert (pinning.put(), pinning.drifts) == ((), 1)
     assert not pinning.is_as_left(), "it is tried again"
     kernel.cpuset = kernel.online
+    kernel.masks[VCPU] = frozenset({2, 3})  # as the kernel does since Linux 6.2: it had been asked for that
+    assert not pinning.is_as_left(), "its trouble is over"
     assert (pinning.put(), pinning.trouble, pinning.is_misplaced, kernel.shown[VCPU]) == ((), "", False, "2-3")
+    assert pinning.is_as_left()
 
 
 def test_a_cpuset_with_some_of_its_cpus_is_told_of_and_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
