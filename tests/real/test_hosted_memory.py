@@ -15,7 +15,7 @@ import pytest
 from tests.real.hosted import COMMAND, PAGES, HostedDaemon, rom_vm
 from tests.real.hotplug import finished
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 MIB, GIB = 1 << 20, 1 << 30
 

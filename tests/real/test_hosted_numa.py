@@ -13,7 +13,7 @@ import pytest
 from qsup.unit.quantity import parse_cpu_set
 from tests.real.hosted import CPUS, HostedDaemon, rom_vm
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ from tests.real.hosted import COMMAND, CPUS, ISOLATED, HostedDaemon, rom_vm
 from tests.real.hotplug import finished
 from tests.waiting import poll_until
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 WITHIN = 15.0
 

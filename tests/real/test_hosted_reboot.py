@@ -8,7 +8,7 @@ import pytest
 
 from tests.real.hosted import HostedDaemon, rom_vm
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 
 def test_guests_are_asked_to_shut_down_and_come_back(hosts_daemon: HostedDaemon) -> None:

@@ -16,7 +16,7 @@ from tests.real.growing import ask
 from tests.real.hosted import COMMAND, HostedDaemon, rom_vm
 from tests.waiting import poll_until
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 MIB = 1 << 20
 SCOPE = "/sys/fs/cgroup/qsup.slice/qsup-web.scope"

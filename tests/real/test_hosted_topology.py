@@ -15,7 +15,7 @@ import pytest
 from tests.real.hosted import CPUS, DISTANCES, ISOLATED, MEMORY, PAGES, HostedDaemon, rom_vm
 from tests.waiting import poll_until
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.slow, pytest.mark.hosted]
 
 MIB, GIB = 1 << 20, 1 << 30
 #: The reconciler looks every four seconds, and so puts back within five; emulated processors get some more.
