@@ -198,7 +198,7 @@ def make_supervisor(setup: Setup, resources: OwnResources) -> tuple[Supervisor, 
         uids=range(config.uid_first, config.uid_last + 1) if root else None,
         on_latency=latency.observe,
         placements=placements,
-        capacity=Capacity(placements.look, placements.ledger, config.capacity),
+        capacity=Capacity(placements, config.capacity),
     )
     supervisor = Supervisor(
         services, store, start_concurrency=config.start_concurrency, shutdown_timeout=config.shutdown_timeout

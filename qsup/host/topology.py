@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -143,14 +144,20 @@ class TopologyReader:
             raise HostError(words, hint=f"does `cat {self._root}/{_NODE}/node*/meminfo` answer?") from error
 
     def is_still(self, topology: Topology) -> bool:
-        """Whether no CPU or node went on- or offline since a look, and this daemon may use the same.
+        """Whether no CPU, node or pool of huge pages changed since a look, and this daemon may use the same CPUs.
 
-        That is four short files which the kernel writes from bit masks, without waiting for anybody.
+        That is some short files which the kernel writes from bit masks and counters, without waiting for anybody.
         """
-        lasting = self._lasting
-        if lasting is None or lasting.cpus is not topology.cpus:
+        lasting, files = self._lasting, Attributes(self._root)
+        if lasting is None or lasting.cpus is not topology.cpus or lasting.key != self._key(files):
             return False
-        return lasting.key == self._key(Attributes(self._root))
+        totals = Counter({pool.size: 0 for pool in topology.pools})
+        for pool in (pool for node in topology.nodes for pool in node.hugepages):
+            totals[pool.size] += pool.total
+        return all(
+            files.number(f"{_POOLS}/hugepages-{size >> 10}kB/nr_hugepages", optional=True) in (total, None)
+            for size, total in totals.items()
+        )
 
     def read(self) -> Topology:
         """The host as it is now. Blocks for as long as the kernel takes to answer; one thread at a time may call it."""

@@ -10,16 +10,15 @@ not kept on disk: a VM's run record has all that it follows from.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import cached_property
 
 import structlog
 from attrs import evolve, frozen
 
 from qsup.errors import CapacityError, HostError
+from qsup.instance.placements import Placements
 from qsup.plan.admission import check_fits
 from qsup.plan.capacity import Bounds, Host, Promise, promise
-from qsup.plan.ledger import Ledger
 from qsup.plan.memory import guest_nodes
 from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Topology
@@ -60,19 +59,16 @@ class Capacity:
     """What VMs were promised.
 
     Args:
-        look: the host as it is now; `HostError`.
-        ledger: who has CPUs for itself, on that host.
+        placements: where VMs run, by which the host is looked at.
         bounds: how much may be promised.
     """
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[Topology]],
-        ledger: Callable[[Topology], Ledger],
+        placements: Placements,
         bounds: Bounds | None = None,
     ) -> None:
-        self._look = look
-        self._ledger = ledger
+        self._placements = placements
         self._bounds = bounds or Bounds()
         self._given: dict[str, _Given] = {}
         self._seen: Topology | None = None
@@ -90,8 +86,8 @@ class Capacity:
         Raises:
             CapacityError: it is too much; the VM has what it had.
         """
-        topology = await self._see()
         wanted, refused = _Given(name=name, unit=unit, plan=plan), ""
+        topology = await self._see(wanted.promise)
         try:
             self._check(wanted, topology)
         except CapacityError as error:
@@ -116,7 +112,8 @@ class Capacity:
         if (given := self._given.get(name)) is not None:
             nodes = given.plan.memory_nodes if isinstance(unit.memory.nodes, str) else unit.memory.nodes
             plan = evolve(given.plan, memory_nodes=nodes, guest_nodes=guest_nodes(unit))
-            self._check(_Given(name=name, unit=unit, plan=plan), await self._see())
+            wanted = _Given(name=name, unit=unit, plan=plan)
+            self._check(wanted, await self._see(wanted.promise))
 
     async def check_alone(self, name: str, unit: Unit, plan: PlanSummary) -> None:
         """See that a VM could be promised what its unit wants, were it the only one; `CapacityError`, `HostError`."""
@@ -151,7 +148,7 @@ class Capacity:
         Raises:
             HostError: the host was never seen, and cannot be now.
         """
-        topology = await self._see() or await self._look()
+        topology = await self._see() or await self._placements.look()
         return self._host(topology), self.promises
 
     @property
@@ -159,10 +156,18 @@ class Capacity:
         """What was promised, by the names of VMs."""
         return tuple(self._given[name].promise for name in sorted(self._given))
 
-    async def _see(self) -> Topology | None:
-        """The host as it is now, or was when it was seen last: what there is of it seldom changes."""
+    async def _see(self, wanted: Promise | None = None) -> Topology | None:
+        """The host as it is now, or was when it was seen last: what there is of it seldom changes.
+
+        Args:
+            wanted: what is to be judged. A look takes two milliseconds, which a start that asks for no place of its
+                memory need not wait for as long as the host has the same CPUs and pools.
+        """
+        seen = self._seen
+        if seen and wanted and not wanted.is_particular and self._placements.is_still(seen):
+            return seen
         try:
-            self._seen = await self._look()
+            self._seen = await self._placements.look()
         except HostError as error:
             _log.warning("what there is of the host is not known anew", why=error.message)
         return self._seen
@@ -175,4 +180,4 @@ class Capacity:
         check_fits(wanted.promise, others, self._host(topology), None if held is None else held.promise)
 
     def _host(self, topology: Topology) -> Host:
-        return Host(topology=topology, bounds=self._bounds, owned=frozenset(self._ledger(topology).owners))
+        return Host(topology=topology, bounds=self._bounds, owned=frozenset(self._placements.ledger(topology).owners))

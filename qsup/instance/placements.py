@@ -289,8 +289,12 @@ class Placements:
 
     async def refresh(self) -> None:
         """See which CPUs are online and ours; `HostError` when that cannot be seen."""
-        if self._topology is None or not self._reader.is_still(self._topology):
+        if self._topology is None or not self.is_still(self._topology):
             await self.look()
+
+    def is_still(self, topology: Topology) -> bool:
+        """Whether the host is what it was at a look, but for what is used of it."""
+        return self._reader.is_still(topology)
 
     async def look(self) -> Topology:
         """The host as it is now; `HostError` when that cannot be seen."""

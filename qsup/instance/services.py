@@ -116,9 +116,7 @@ class Services:
     placements: Placements = field(factory=Placements)
     reconciler: Reconciler = field(default=attrs.Factory(lambda self: Reconciler(self.placements), takes_self=True))
     memory: HostMemory = field(default=attrs.Factory(lambda self: HostMemory(self.placements.look), takes_self=True))
-    capacity: Capacity = field(
-        default=attrs.Factory(lambda self: Capacity(self.placements.look, self.placements.ledger), takes_self=True)
-    )
+    capacity: Capacity = field(default=attrs.Factory(lambda self: Capacity(self.placements), takes_self=True))
     node_memories: NodeMemories = field(factory=NodeMemories)
 
     def state_dir(self, name: str) -> Path:

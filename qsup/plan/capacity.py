@@ -71,6 +71,11 @@ class Promise:
         """VCPUs that share CPUs with others."""
         return 0 if self.exclusive else self.vcpus
 
+    @property
+    def is_particular(self) -> bool:
+        """Whether its memory is to be on some nodes, or in huge pages."""
+        return any(part.page or part.nodes for part in self.guest)
+
     def by_nodes(self, page: int, there: Nodes) -> Mapping[Nodes, int]:
         """Bytes of its memory in pages of a size, by the nodes that they are bound to; none: any.
 

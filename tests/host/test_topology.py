@@ -220,6 +220,17 @@ def test_that_nothing_has_come_or_gone_is_seen_without_a_whole_look(tmp_path: Pa
     assert host.is_still(second) and not host.is_still(first)
 
 
+def test_that_a_pool_has_changed_is_seen_without_a_whole_look(tmp_path: Path) -> None:
+    """Of the host as a whole: whichever node it is on."""
+    host = build(tmp_path, MACHINES["two-sockets"])
+    first = host.read()
+    assert host.is_still(first)
+    (pool,) = (pool for pool in first.pools if pool.size == M2)
+    total = sum(each.total for node in first.nodes for each in node.hugepages if each.size == M2)
+    write(tmp_path, f"sys/kernel/mm/hugepages/hugepages-{pool.size >> 10}kB/nr_hugepages", f"{total + 1}\n")
+    assert not host.is_still(first)
+
+
 def test_a_host_without_nodes_is_one(tmp_path: Path) -> None:
     """With all CPUs, the memory of /proc/meminfo and the host's own pools; that is nothing to complain of."""
     write_tree(tmp_path, MACHINES["two-sockets"])

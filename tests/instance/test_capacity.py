@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import trio
+from attrs import evolve
 
 from qsup.errors import CapacityError, HostError
+from qsup.host.topology import TopologyReader
 from qsup.instance.capacity import Capacity
+from qsup.instance.placements import Placements
 from qsup.plan.capacity import Bounds
-from qsup.plan.ledger import Ledger
 from qsup.plan.spec import PlanSummary
 from qsup.plan.topology import Cpu, Node, Topology
 from qsup.unit.model import Unit
@@ -20,26 +22,33 @@ KVM, TCG = (
 MIB, GIB = 1 << 20, 1 << 30
 
 
-class Looks:
-    """A host of one node and four CPUs, which can be hung."""
+class Host(TopologyReader):
+    """One node and four CPUs, which can be hung; looks are counted."""
 
     def __init__(self, memory: int = 4 * GIB) -> None:
+        super().__init__()
         self.memory = memory
         self.hangs = False
+        self.looks = 0
 
     async def look(self) -> Topology:
         """As it is."""
         await trio.lowlevel.checkpoint()
         if self.hangs:
             raise HostError("the kernel does not answer")
+        self.looks += 1
         cpus = tuple(Cpu(number=number) for number in range(4))
         return Topology(cpus=cpus, nodes=(Node(number=0, memory=self.memory),))
 
+    def is_still(self, topology: Topology) -> bool:
+        """Whether it has as much."""
+        return topology.nodes[0].memory == self.memory
 
-def account(looks: Looks | None = None) -> Capacity:
+
+def account(host: Host | None = None) -> Capacity:
     """An account that promises no more than there is, and two vCPUs for each CPU."""
     bounds = Bounds(memory_overcommit=1, cpu_overcommit=2)
-    return Capacity((looks or Looks()).look, lambda topology: Ledger(topology, ()), bounds)
+    return Capacity(Placements(host or Host()), bounds)
 
 
 def unit(size: str = "2G", vcpus: int = 1) -> Unit:
@@ -87,7 +96,7 @@ async def test_what_is_forced_counts() -> None:
 
 async def test_what_runs_is_never_refused() -> None:
     """VMs of an earlier daemon have what they have, however little the host has now, and so has one that restarts."""
-    capacity = account(Looks(memory=GIB))
+    capacity = account(Host(memory=GIB))
     capacity.restore("web", unit(), KVM)
     capacity.restore("db", unit(), TCG)
     assert await capacity.take("web", unit(), KVM) == ""
@@ -131,16 +140,30 @@ async def test_one_that_runs_may_have_more() -> None:
 
 async def test_a_kernel_that_hangs_keeps_no_vm_from_its_start() -> None:
     """What was seen last counts, and where nothing was, nothing is refused."""
-    looks = Looks()
-    looks.hangs = True
-    capacity = account(looks)
+    host = Host()
+    host.hangs = True
+    capacity = account(host)
     await capacity.take("web", unit("1T"), KVM)
     with pytest.raises(HostError):
         await capacity.survey()
     capacity.release("web")
-    looks.hangs = False
+    host.hangs = False
     await capacity.take("web", unit(), KVM)
-    looks.hangs = True
+    host.hangs = True
     with pytest.raises(CapacityError):
         await capacity.take("db", unit(), KVM)
     assert await promised(capacity) == {"web": (2048, 1)}
+
+
+async def test_a_start_waits_for_no_look_while_the_host_is_the_same() -> None:
+    """One that asks for memory of certain nodes does, and any does when the host has changed."""
+    host = Host()
+    capacity = account(host)
+    await capacity.take("web", unit(), KVM)
+    await capacity.take("db", unit("1G"), KVM)
+    assert host.looks == 1
+    await capacity.take("near", unit("64M"), evolve(KVM, memory_nodes=(0,)))
+    assert host.looks == 2
+    host.memory = 8 * GIB
+    await capacity.take("big", unit("3G"), KVM)
+    assert host.looks == 3

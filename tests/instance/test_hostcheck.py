@@ -51,7 +51,7 @@ async def found(tmp_path: Path, *, known: dict[str, Any] | None = None, **units:
     placements = Placements(cast("Any", Reader()))
     services = SimpleNamespace(
         placements=placements,
-        capacity=Capacity(placements.look, placements.ledger),
+        capacity=Capacity(placements),
         capabilities=capabilities,
         identities=SimpleNamespace(load=lambda _: None),
         facts=lambda: goldens.HOSTS[""],

@@ -93,7 +93,7 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
         note=lambda _: None,
         guest=agent,
         capabilities=None,
-        services=SimpleNamespace(capacity=Capacity(placements.look, placements.ledger), placements=placements),
+        services=SimpleNamespace(capacity=Capacity(placements), placements=placements),
     )
     return hardware, cast("Context", context)
 
