@@ -127,9 +127,9 @@ def parse_thread(stat: str, schedstat: str = "", sched: str = "") -> ThreadUsage
     )
 
 
-def thread_usage(pid: int, thread: int) -> ThreadUsage | None:
-    """What /proc says of a thread now, or ``None`` when it has ended."""
-    files = f"/proc/{pid}/task/{thread}"
+def thread_usage(thread: int) -> ThreadUsage | None:
+    """What /proc says of a thread of any process now, or ``None`` when it has ended."""
+    files = f"/proc/{thread}/task/{thread}"  # the first is there for every thread, though none but processes are listed
     return parse_thread(_text(f"{files}/stat"), _text(f"{files}/schedstat"), _text(f"{files}/sched"))
 
 

@@ -171,7 +171,7 @@ class Pinning:
         wanted = {**own, **dict.fromkeys(serving, pins.of_helpers)}
         shown = []
         for thread in threads[:SHOWN]:
-            allowed, used = affinity.get(thread), usage.thread_usage(self._pid, thread)
+            allowed, used = affinity.get(thread), usage.thread_usage(thread)
             if allowed is not None and used is not None:
                 mine = tuple(number for number, other in self.vcpus.items() if other == thread)
                 shown.append(
@@ -212,7 +212,7 @@ class Pinning:
             left.append((thread, target))
             if was == target:
                 continue
-            ran = found.cpu if (found := usage.thread_usage(self._pid, thread)) else None
+            ran = found.cpu if (found := usage.thread_usage(thread)) else None
             refusal = _move(thread, cpus or target) if target else ""
             now = affinity.get(thread)
             if now is None:

@@ -83,7 +83,7 @@ def test_a_thread_that_runs_is_seen_to() -> None:
         before = ran(busy), ran(resting)
         poll_until(lambda: ran(busy) - before[0] > 0.02, "it has run")
         assert ran(resting) - before[1] < 0.01
-        told = usage.thread_usage(pid, busy)
+        told = usage.thread_usage(busy)
     finally:
         end.set()
         idle.set()
@@ -92,7 +92,7 @@ def test_a_thread_that_runs_is_seen_to() -> None:
             thread.join()
     assert told is not None and told.cpu in os.sched_getaffinity(0)
     poll_until(lambda: usage.thread_times(pid, busy) is None, "it is no more")
-    assert usage.thread_usage(pid, busy) is None
+    assert usage.thread_usage(busy) is None
     now = usage.process_seconds(pid)
     assert total is not None and now is not None and now >= total
 
