@@ -4,8 +4,9 @@ Decides: when a promise begins and ends, and that none is given which could not 
 Must not: say what may be promised (`qsup.plan.capacity`, `qsup.plan.admission`), or take anything from a VM that runs.
 
 A promise is given in one step before QEMU is started, so two VMs that start at once cannot both have the last of
-something. It lasts until the VM is down and is not to come back by itself: what restarts has its place. The account is
-not kept on disk: a VM's run record has all that it follows from.
+something. It lasts until the VM is down and is not to come back by itself: what restarts has its place, and from when
+its restart is accepted that of what it is to come back with. The account is not kept on disk: a VM's run record has all
+that it follows from.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Capacity:
         self._placements = placements
         self._bounds = bounds or Bounds()
         self._given: dict[str, _Given] = {}
+        self._next: dict[str, _Given] = {}
         self._seen: Topology | None = None
 
     async def take(self, name: str, unit: Unit, plan: PlanSummary, *, forced: bool = False) -> str:
@@ -95,25 +97,32 @@ class Capacity:
                 raise
             refused = error.message
         self._given[name] = wanted
+        self.forgo(name)
         return refused
 
     def restore(self, name: str, unit: Unit, plan: PlanSummary) -> None:
         """A VM runs that an earlier daemon has started."""
         self._given[name] = _Given(name=name, unit=unit, plan=plan)
 
-    async def check_again(self, name: str, unit: Unit) -> None:
-        """See that a VM that runs could be promised what its unit wants by now, were it started again.
+    async def take_next(self, name: str, unit: Unit) -> None:
+        """Promise a VM that runs what its unit wants by now, for when it starts again; it keeps what it has besides.
 
         What the host may choose anew, its accelerator and the nodes, counts as it is.
 
         Raises:
-            CapacityError: it is too much.
+            CapacityError: it is too much; the VM has what it had.
         """
+        topology = await self._see()
         if (given := self._given.get(name)) is not None:
             nodes = given.plan.memory_nodes if isinstance(unit.memory.nodes, str) else unit.memory.nodes
             plan = evolve(given.plan, memory_nodes=nodes, guest_nodes=guest_nodes(unit))
             wanted = _Given(name=name, unit=unit, plan=plan)
-            self._check(wanted, await self._see(wanted.promise))
+            self._check(wanted, topology)
+            self._next[name] = wanted
+
+    def forgo(self, name: str) -> None:
+        """A VM is not about to start again, or has; nothing happens when that is known."""
+        self._next.pop(name, None)
 
     async def check_alone(self, name: str, unit: Unit, plan: PlanSummary) -> None:
         """See that a VM could be promised what its unit wants, were it the only one; `CapacityError`, `HostError`."""
@@ -129,9 +138,11 @@ class Capacity:
         Raises:
             CapacityError: it is too much; the VM has what it had.
         """
+        topology = await self._see()
         if (given := self._given.get(name)) is not None:
             wanted = given.resized(size, vcpus)
-            await self.take(name, wanted.unit, given.plan)
+            self._check(wanted, topology)
+            self._given[name] = wanted
 
     def settle(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
         """A VM that runs has this, and will have no more."""
@@ -141,6 +152,7 @@ class Capacity:
     def release(self, name: str) -> None:
         """A VM is down; nothing happens when that is known."""
         self._given.pop(name, None)
+        self.forgo(name)
 
     async def survey(self) -> tuple[Host, tuple[Promise, ...]]:
         """What there is to be promised, and what is, by the names of VMs.
@@ -154,7 +166,11 @@ class Capacity:
     @property
     def promises(self) -> tuple[Promise, ...]:
         """What was promised, by the names of VMs."""
-        return tuple(self._given[name].promise for name in sorted(self._given))
+        return tuple(self._promise(self._given[name]) for name in sorted(self._given))
+
+    def _promise(self, given: _Given) -> Promise:
+        after = self._next.get(given.name)
+        return given.promise if after is None else given.promise.joined(after.promise)
 
     async def _see(self, wanted: Promise | None = None) -> Topology | None:
         """The host as it is now, or was when it was seen last: what there is of it seldom changes.
@@ -176,8 +192,7 @@ class Capacity:
         if topology is None:
             return  # of a host that never says what it has, nothing is refused
         held = self._given.get(wanted.name)
-        others = [each.promise for each in self._given.values()]
-        check_fits(wanted.promise, others, self._host(topology), None if held is None else held.promise)
+        check_fits(wanted.promise, self.promises, self._host(topology), None if held is None else self._promise(held))
 
     def _host(self, topology: Topology) -> Host:
         return Host(topology=topology, bounds=self._bounds, owned=frozenset(self._placements.ledger(topology).owners))

@@ -108,7 +108,7 @@ class Fulfilment:
             # what is started is what the files say now, and what is broken or does not fit stops nothing
             loaded = asked.loaded or await self._services.load(self._shown.name)
             if asked.request is Request.RESTART:
-                await self._services.capacity.check_again(self._shown.name, loaded.unit)
+                await self._services.capacity.take_next(self._shown.name, loaded.unit)
             self._shown.set_unit(loaded)
         holder = self._hold.holder
         if holder is None or holder.operation != asked.operation:
@@ -230,6 +230,8 @@ class Fulfilment:
         """What it was promised of the host is its own until it is down, and nothing has it start again."""
         if self._shown.state.level in DOWN:
             self._services.capacity.release(self._shown.name)
+        elif self._hold.holder is None or self._hold.holder.request is not Request.RESTART:
+            self._services.capacity.forgo(self._shown.name)  # it goes on as it is, or stays down
 
 
 def _ordered(request: Request) -> Cause:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qsup.plan.hostmemory import Demand, demands
 from qsup.plan.spec import PlanSummary
@@ -75,6 +75,26 @@ class Promise:
     def is_particular(self) -> bool:
         """Whether its memory is to be on some nodes, or in huge pages."""
         return any(part.page or part.nodes for part in self.guest)
+
+    def joined(self, other: Promise) -> Promise:
+        """What keeps either of them: of each kind the larger amount.
+
+        What the one has bound and the other has not counts for both, which is more than either.
+        """
+        parts: dict[tuple[int, tuple[int, ...]], Demand] = {}
+        for promised in (self, other):
+            sizes = Counter[tuple[int, tuple[int, ...]]]()
+            for part in promised.guest:
+                kind = (part.page, part.nodes)
+                sizes[kind] += part.size
+                parts[kind] = evolve(part, size=max(sizes[kind], parts[kind].size if kind in parts else 0))
+        return Promise(
+            name=self.name,
+            guest=tuple(parts.values()),
+            own=max(self.own, other.own),
+            vcpus=max(self.shared_vcpus, other.shared_vcpus) or max(self.vcpus, other.vcpus),
+            exclusive=self.exclusive and other.exclusive,
+        )
 
     def by_nodes(self, page: int, there: Nodes) -> Mapping[Nodes, int]:
         """Bytes of its memory in pages of a size, by the nodes that they are bound to; none: any.

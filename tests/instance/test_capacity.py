@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
+import trio.testing
 from attrs import evolve
 
 from qsup.errors import CapacityError, HostError
@@ -108,15 +111,47 @@ async def test_what_runs_is_never_refused() -> None:
 async def test_a_restart_is_judged_before_the_vm_is_stopped() -> None:
     """By what its unit says now; of one that has no promise nothing is said."""
     capacity = account()
-    await capacity.check_again("web", unit("1T"))
+    await capacity.take_next("web", unit("1T"))
     await capacity.take("web", unit(), KVM)
     await capacity.take("db", unit("1G"), KVM)
-    await capacity.check_again("web", unit("2500M"))
+    await capacity.take_next("web", unit("2500M"))
     numa = unit_from_values({"memory": {"size": "1G"}, "numa": [{"id": "a"}, {"id": "b"}]})
-    await capacity.check_again("web", numa)
+    await capacity.take_next("web", numa)
     with pytest.raises(CapacityError, match="wants 3105M of memory"):
-        await capacity.check_again("web", unit("3G"))
+        await capacity.take_next("web", unit("3G"))
     assert await promised(capacity) == {"db": (1024, 1), "web": (2048, 1)}
+
+
+async def test_two_restarts_at_once_do_not_both_get_the_last() -> None:
+    """What a VM is to come back with is promised from when its restart is accepted, until that is given up or done."""
+    capacity = account(Host(memory=4800 * MIB))
+    for name in ("one", "two"):
+        await capacity.take(name, unit(), KVM)
+    await capacity.take_next("one", unit("2500M"))
+    with pytest.raises(CapacityError, match=r"are promised: \d+M to one"):
+        await capacity.take_next("two", unit("2500M"))
+    assert await promised(capacity) == {"one": (2500, 1), "two": (2048, 1)}
+    capacity.forgo("one")
+    await capacity.take_next("two", unit("2500M"))
+    await capacity.take("two", unit("2500M"), KVM)
+    assert await promised(capacity) == {"one": (2048, 1), "two": (2500, 1)}
+    await capacity.take_next("two", unit("1G", vcpus=2))
+    assert await promised(capacity) == {"one": (2048, 1), "two": (2500, 2)}
+    await capacity.take("two", unit("1G"), KVM)
+    await capacity.take_next("one", unit("2500M"))
+    capacity.release("one")
+    assert await promised(capacity) == {"two": (1024, 1)}
+
+
+async def test_what_changes_during_a_look_counts() -> None:
+    """Memory that a VM has given back while the host was looked at is not promised to it again for more vCPUs."""
+    capacity = account()
+    await capacity.take("web", unit(), KVM)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(capacity.take_more, "web", vcpus=2))
+        await trio.testing.wait_all_tasks_blocked()
+        capacity.settle("web", size=GIB)
+    assert await promised(capacity) == {"web": (1024, 2)}
 
 
 async def test_one_that_runs_may_have_more() -> None:

@@ -300,3 +300,28 @@ def test_less_is_never_refused(values: list[Any], more: int) -> None:
         assert refusal(larger, others, where, mine) == ""
     elif is_kept([*others, mine], where):
         assert refusal(larger, others, where, mine) != ""
+
+
+@given(
+    guests=st.lists(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([(), (0,), (0, 1)])), max_size=3), max_size=2)
+)
+def test_what_keeps_either_of_two_promises(guests: list[list[tuple[int, tuple[int, ...]]]]) -> None:
+    """Is no less than any of them on any nodes, and the same whichever is first."""
+    one, other = (
+        Promise(
+            name="web",
+            guest=tuple(Demand(name="web", size=size, nodes=on) for size, on in guest),
+            own=number,
+            vcpus=3 - number,
+            exclusive=number == 1,
+        )
+        for number, guest in enumerate([*guests, [], []][:2])
+    )
+    both = one.joined(other)
+    for promised in (one, other):
+        assert both.memory >= promised.memory
+        assert both.shared_vcpus >= promised.shared_vcpus
+        amounts = both.by_nodes(0, EVERYWHERE)
+        assert all(amounts[on] >= size for on, size in promised.by_nodes(0, EVERYWHERE).items())
+        assert promised.joined(promised).by_nodes(0, EVERYWHERE) == promised.by_nodes(0, EVERYWHERE)
+    assert both.by_nodes(0, EVERYWHERE) == other.joined(one).by_nodes(0, EVERYWHERE)

@@ -160,6 +160,20 @@ def test_a_restart_that_does_not_fit_stops_nothing(daemon: Daemon, emulator: Emu
     assert account(daemon) == (0, {"web": 32})
 
 
+def test_restarts_at_once_that_do_not_all_fit(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """One of two VMs that are to come back larger does, and the other one runs on as it did."""
+    memory(daemon, 2 * ROM + 16)
+    units(daemon, emulator, rom_guest, "web", "db")
+    before = {name: daemon.do(name, "start")["pid"] for name in ("web", "db")}
+    for name in before:
+        daemon.unit(name, rom_unit(emulator, rom_guest).replace('"16M"', '"32M"'))
+    begun = daemon.post("/v1/restart", {"names": ["web", "db"]})["operations"]
+    lost, won = sorted((finished(daemon, each) for each in begun), key=lambda each: str(each["state"]))
+    assert "16M are missing" in refused(lost)
+    assert (won["state"], daemon.view(lost["target"])["pid"]) == ("succeeded", before[lost["target"]])
+    assert account(daemon) == (0, {lost["target"]: 16, won["target"]: 32})
+
+
 def test_starts_that_nobody_asked_for_are_asked_the_same(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Those with the host, of which one gets in, and those that another VM needs."""
     memory(daemon, ROM)
