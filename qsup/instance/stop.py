@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
-from qsup.errors import AgentError, MonitorError
+from qsup.errors import AgentError, HostError, MonitorError
 from qsup.instance.guest import GuestChannel
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
@@ -129,8 +129,12 @@ async def terminate(life: Life, service: ServiceSection, left: float, post: Post
 
 
 async def kill(life: Life, post: Post) -> None:
-    """SIGKILL, always possible, always last, whoever has frozen the VM."""
-    life.process.send_signal(signal.SIGKILL)
-    life.cgroup.thaw()
+    """SIGKILL, always possible, always last, whoever has frozen the VM; to the programs that serve it as well."""
+    life.process.send_signal(signal.SIGKILL)  # whatever is wrong with its cgroup
+    try:
+        await life.cgroup.kill()
+    except HostError as error:  # who is left is looked for once more when it has ended
+        _log.warning("a VM's cgroup was not killed", instance=life.record.name, why=error.message)
+        life.cgroup.thaw()
     await trio.sleep(KILL_TIMEOUT)
     _failed(life, post)

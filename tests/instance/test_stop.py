@@ -1,7 +1,8 @@
-"""Asking a guest to end: by whom, how often, and for how long."""
+"""Asking a guest to end: by whom, how often, and for how long; and ending all that a VM consists of."""
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from qsup.errors import MonitorTimeout
+from qsup.errors import HostError, MonitorTimeout
 from qsup.instance import stop
 from qsup.instance.life import Life
 from qsup.instance.messages import Happened, Message
@@ -50,3 +51,38 @@ async def test_a_monitor_that_does_not_take_it_ends_the_asking(
     """Nobody can hear: the next stage begins at once."""
     assert await ask(monkeypatch, MonitorTimeout("no answer"), left=12.0) == ([0], 0)
     assert await ask(monkeypatch, None, MonitorTimeout("no answer"), left=12.0) == ([0, 5], 5)
+
+
+class Killed:
+    """A process and its cgroup, either of which is killed."""
+
+    def __init__(self, refusal: HostError | None = None) -> None:
+        self.seen: list[str] = []
+        self.refusal = refusal
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To the process."""
+        self.seen.append(number.name)
+
+    async def kill(self) -> None:
+        """The whole cgroup."""
+        await trio.lowlevel.checkpoint()
+        self.seen.append("cgroup")
+        if self.refusal is not None:
+            raise self.refusal
+
+    def thaw(self) -> None:
+        """Let signals be taken."""
+        self.seen.append("thawed")
+
+
+@pytest.mark.parametrize("refusal", [None, HostError("no such luck")])
+async def test_a_kill_is_for_all_of_the_vm_fake(
+    refusal: HostError | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """QEMU first, by its own descriptor; then whatever is in its cgroup. One that cannot be killed is thawed at least."""
+    killed, posted = Killed(refusal), list[Message]()
+    life = SimpleNamespace(number=1, record=SimpleNamespace(name="web"), process=killed, cgroup=killed)
+    await stop.kill(cast("Life", life), posted.append)
+    assert killed.seen == ["SIGKILL", "cgroup"] + (["thawed"] if refusal else [])
+    assert posted == [Happened(life=1, event=Event.STAGE_TIMEOUT)], "the kernel keeps it"
