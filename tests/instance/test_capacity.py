@@ -33,10 +33,12 @@ class Host(TopologyReader):
         self.memory = memory
         self.hangs = False
         self.looks = 0
+        self.answers = trio.Event()
+        self.answers.set()
 
     async def look(self) -> Topology:
-        """As it is."""
-        await trio.lowlevel.checkpoint()
+        """As it is, once it answers."""
+        await self.answers.wait()
         if self.hangs:
             raise HostError("the kernel does not answer")
         self.looks += 1
@@ -145,12 +147,15 @@ async def test_two_restarts_at_once_do_not_both_get_the_last() -> None:
 
 async def test_what_changes_during_a_look_counts() -> None:
     """Memory that a VM has given back while the host was looked at is not promised to it again for more vCPUs."""
-    capacity = account()
+    host = Host()
+    capacity = account(host)
     await capacity.take("web", unit(), KVM)
+    host.answers = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(capacity.take_more, "web", vcpus=2))
         await trio.testing.wait_all_tasks_blocked()
         capacity.settle("web", size=GIB)
+        host.answers.set()
     assert await promised(capacity) == {"web": (1024, 2)}
 
 

@@ -87,7 +87,13 @@ class Memory:
             except QsupError:
                 _settle(context, before)
                 raise
-        if await goal.step(context):
+        try:
+            waits = await goal.step(context)
+        except QsupError:
+            if isinstance(goal, _Growth) and not goal.may_come:
+                _settle(context, unit.memory.size - more)
+            raise
+        if waits:
             context.goals.append(goal)
             return {}
         context.reached.append(goal)
@@ -137,11 +143,15 @@ class _Growth:
 
     Args:
         base: what the machine was started with.
+
+    Attributes:
+        may_come: QEMU was told to have its guest take it, though it may not have answered.
     """
 
     key: str = SIZE
 
     def __init__(self, wanted: int, base: int) -> None:
+        self.may_come = False
         self._wanted = wanted
         self._base = base
         self._before: int | None = None
@@ -175,7 +185,12 @@ class _Growth:
         return _stands(base + device.size, self._wanted, self._before)
 
     async def _request(self, size: int, context: Context) -> None:
-        await commands.qom_set(context.monitor, _GROWTH_PATH, "requested-size", size, timeout=STEP_TIMEOUT)
+        self.may_come = True
+        try:
+            await commands.qom_set(context.monitor, _GROWTH_PATH, "requested-size", size, timeout=STEP_TIMEOUT)
+        except QmpCommandError:
+            self.may_come = False
+            raise
 
     async def result(self, context: Context) -> Mapping[str, Any]:
         """What it has."""
