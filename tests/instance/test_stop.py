@@ -80,7 +80,7 @@ class Killed:
 async def test_a_kill_is_for_all_of_the_vm_fake(
     refusal: HostError | None, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """QEMU first, by its own descriptor; then whatever is in its cgroup. One that cannot be killed is thawed at least."""
+    """QEMU first, by its own descriptor; then all else in its cgroup, which is thawed if that cannot be killed."""
     killed, posted = Killed(refusal), list[Message]()
     life = SimpleNamespace(number=1, record=SimpleNamespace(name="web"), process=killed, cgroup=killed)
     await stop.kill(cast("Life", life), posted.append)
