@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from qsup.api import hostwire
 from qsup.instance.view import CapacityView
-from qsup.plan.capacity import SPARE, Host, Nodes, Promise
+from qsup.plan.capacity import SPARE, Host, Promise, bound
 from qsup.plan.topology import Node
 
 
@@ -19,13 +19,14 @@ def capacity(view: CapacityView) -> hostwire.Capacity:
     host, promises = view.host, view.promises
     nodes, there = host.topology.nodes, frozenset(host.node_memory)
     pages = {size: sum(sum(each.by_nodes(size, there).values()) for each in promises) for size in host.page_sizes}
+    of_nodes = bound(promises, there)
     memory = _memory(host, nodes, sum(each.memory for each in promises), host.memory_limit)
     memory["total"], memory["reserved"] = host.memory, host.bounds.memory_reserve
     return {
         "memory": memory,
         "hugepages": [_pages(host, nodes, size, promised, spare=True) for size, promised in pages.items()],
         "cpus": _cpus(host, promises),
-        "nodes": [_node(host, node, promises, there) for node in nodes],
+        "nodes": [_node(host, node, of_nodes) for node in nodes],
         "instances": [_instance(each) for each in promises],
     }
 
@@ -71,18 +72,17 @@ def _cpus(host: Host, promises: Sequence[Promise]) -> hostwire.CapacityCpus:
     }
 
 
-def _node(host: Host, node: Node, promises: Sequence[Promise], there: Nodes) -> hostwire.CapacityNode:
-    def bound(page: int) -> int:
-        return sum(each.on_node(node.number, page, there) for each in promises)
-
+def _node(host: Host, node: Node, promised: Mapping[tuple[int, int], int]) -> hostwire.CapacityNode:
     cpus = host.usable_cpus.intersection(cpu.number for cpu in host.topology.cpus_on.get(node.number, ()))
     limits: Mapping[int, int] = host.node_limits() or {}
     return {
         "number": node.number,
         "cpus": len(cpus),
         "exclusive": len(cpus & host.owned),
-        "memory": _memory(host, [node], bound(0), limits.get(node.number)),
-        "hugepages": [_pages(host, [node], pool.size, bound(pool.size)) for pool in node.hugepages],
+        "memory": _memory(host, [node], promised.get((node.number, 0), 0), limits.get(node.number)),
+        "hugepages": [
+            _pages(host, [node], pool.size, promised.get((node.number, pool.size), 0)) for pool in node.hugepages
+        ],
     }
 
 

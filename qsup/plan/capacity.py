@@ -8,7 +8,7 @@ Must not: judge whether one more promise can be kept (`qsup.plan.admission`), or
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from attrs import evolve, frozen
@@ -109,13 +109,20 @@ class Promise:
                 found[there.intersection(part.nodes)] += part.size
         return found
 
-    def on_node(self, node: int, page: int, there: Nodes) -> int:
-        """Bytes that are bound to a node: an even part of what is bound to several; else as of `by_nodes`."""
-        return sum(size // len(on) for on, size in self.by_nodes(page, there).items() if node in on)
 
-    def bound_to(self, node: int, there: Nodes) -> int:
-        """The same of all its memory, in whatever pages."""
-        return sum(self.on_node(node, page, there) for page in {part.page for part in self.guest})
+def bound(promises: Iterable[Promise], there: Nodes) -> Mapping[tuple[int, int], int]:
+    """Bytes that are bound to nodes, by node and bytes of a page: an even part of what is bound to several.
+
+    Args:
+        there: as `Promise.by_nodes` takes it.
+    """
+    found: Counter[tuple[int, int]] = Counter()
+    for each in promises:
+        for page in {part.page for part in each.guest}:
+            for on, size in each.by_nodes(page, there).items():
+                for node in on:
+                    found[node, page] += size // len(on)
+    return found
 
 
 def promise(name: str, unit: Unit, plan: PlanSummary) -> Promise:

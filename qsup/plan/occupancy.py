@@ -6,11 +6,12 @@ Must not: give any of it away (`qsup.plan.placement`, `qsup.plan.admission`), or
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from attrs import field, frozen
 
-from qsup.plan.capacity import Promise
+from qsup.plan.capacity import Promise, bound
 from qsup.plan.ledger import Ledger
 
 
@@ -45,12 +46,15 @@ class Occupancy:
 def occupancy(ledger: Ledger, promised: Collection[Promise]) -> Occupancy:
     """What is given to the VMs of a ledger, and of memory what was promised."""
     there = frozenset(node.number for node in ledger.topology.nodes)
+    memory: Counter[int] = Counter()
+    for (node, _), size in bound(promised, there).items():
+        memory[node] += size
     nodes = {}
     for number in there:
         cpus = [cpu.number for cpu in ledger.topology.cpus_on.get(number, ()) if cpu.online]
         nodes[number] = NodeOccupancy(
             own=sum(cpu in ledger.owners for cpu in cpus),
             vcpus=float(ledger.promised_vcpus(cpus)),
-            memory=sum(each.bound_to(number, there) for each in promised),
+            memory=memory[number],
         )
     return Occupancy(nodes=nodes, owners=dict(ledger.owners))

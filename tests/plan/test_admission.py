@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any
 
@@ -11,10 +11,14 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsup.api.capacity import capacity
 from qsup.errors import CapacityError
+from qsup.instance.view import CapacityView
 from qsup.plan.admission import check_fits
-from qsup.plan.capacity import Bounds, Host, Promise, promise
+from qsup.plan.capacity import Bounds, Host, Promise, bound, promise
 from qsup.plan.hostmemory import Demand
+from qsup.plan.ledger import Ledger
+from qsup.plan.occupancy import occupancy
 from qsup.plan.spec import GuestNodePlan, PlanSummary
 from qsup.plan.spread import Spread
 from qsup.plan.topology import Cpu, HostPool, HugePages, Node, Topology
@@ -325,3 +329,25 @@ def test_what_keeps_either_of_two_promises(guests: list[list[tuple[int, tuple[in
         assert all(amounts[on] >= size for on, size in promised.by_nodes(0, EVERYWHERE).items())
         assert promised.joined(promised).by_nodes(0, EVERYWHERE) == promised.by_nodes(0, EVERYWHERE)
     assert both.by_nodes(0, EVERYWHERE) == other.joined(one).by_nodes(0, EVERYWHERE)
+
+
+def test_what_is_bound_to_each_node() -> None:
+    """An even part of what is bound to several that are there, by size of page; nothing of what is bound to none."""
+    promises = [vm("a", 6, (0, 1)), vm("b", 4, (1, 7)), vm("c", 5), vm("d", 8, (0,), page=PAGE), vm("e", 2, (0,))]
+    assert bound(promises, EVERYWHERE) == {(0, 0): 5, (1, 0): 7, (0, PAGE): 8}
+
+
+def test_accounts_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each promise is gone through once, not once for each of sixteen nodes: which took 50 ms with 300 VMs."""
+    looked, by_nodes = list[str](), Promise.by_nodes
+
+    def counted(self: Promise, page: int, there: frozenset[int]) -> Mapping[frozenset[int], int]:
+        looked.append(self.name)
+        return by_nodes(self, page, there)
+
+    monkeypatch.setattr(Promise, "by_nodes", counted)
+    topology = Topology(cpus=(), nodes=tuple(Node(number=number, memory=GIB) for number in range(16)))
+    promises = tuple(vm(str(number), MIB, (number,)) for number in range(16))
+    occupancy(Ledger(topology, ()), promises)
+    capacity(CapacityView(host=Host(topology=topology, bounds=EXACT), promises=promises))
+    assert len(looked) == 2 * len(promises)
