@@ -103,3 +103,26 @@ def test_memory_is_of_the_limit_or_of_what_the_guest_may_have() -> None:
     unknown = reading()
     unknown.memory = 0
     assert row(None, unknown)[3:6] == ("100M", "", "")
+
+
+async def test_what_is_watched_may_end_and_come_back(served: Daemon) -> None:
+    """It is left out while it does not run; only one that does not at first is an error."""
+    up = served.backend.views["web"]
+    with process(served, "stats", "web", "--watch", "--interval", "0s") as running:
+
+        async def until(word: str) -> None:
+            while not (line := await read_line(running)).startswith(word):
+                assert line, f"it ended before {word!r}"
+
+        await until("web")
+        served.backend.views["web"] = make_view("web", state=State.DEAD, pid=None)
+        await until("No VM runs")
+        served.backend.views["web"] = up
+        await until("web")
+        running.send_signal(signal.SIGINT)
+        _, err = await in_thread(partial(running.communicate, timeout=PATIENCE))
+    assert (running.returncode, err) == (130, b"")
+    served.backend.views["web"] = make_view("web", state=State.DEAD, pid=None)
+    with process(served, "stats", "web", "--watch") as running:
+        _, err = await in_thread(partial(running.communicate, timeout=PATIENCE))
+    assert (running.returncode, b"it is not running" in err) == (1, True)

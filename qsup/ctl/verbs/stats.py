@@ -57,7 +57,7 @@ def options(parser: Parser, verb: str) -> None:
     add_names(parser, optional=True)
     meaning = "between two readings (default: 1s)"
     parser.add_argument("--interval", type=seconds, default=1.0, metavar="TIME", help=meaning)
-    parser.add_argument("--watch", "-w", action="store_true", help="go on until interrupted")
+    parser.add_argument("--watch", "-w", action="store_true", help="go on until interrupted, whatever ends meanwhile")
 
 
 def run(client: Client, options: Options) -> int:
@@ -68,7 +68,7 @@ def run(client: Client, options: Options) -> int:
         return EXIT_OK
     while True:
         time.sleep(options.interval)
-        now = _read(client, options)
+        now = _read(client, options, later=options.watch)
         if options.output != "table":
             sys.stdout.write(_document(now, options))
         else:
@@ -82,8 +82,12 @@ def run(client: Client, options: Options) -> int:
         before = now
 
 
-def _read(client: Client, options: Options) -> list[Reading]:
-    """The counters of those that were named, or of all that run."""
+def _read(client: Client, options: Options, *, later: bool = False) -> list[Reading]:
+    """The counters of those that were named, or of all that run.
+
+    Args:
+        later: they are watched: one that was named may have ended, and come back.
+    """
     views = {view["name"]: view for view in instances(client)}
     named = expand(client, options.names)
     readings = []
@@ -94,7 +98,7 @@ def _read(client: Client, options: Options) -> list[Reading]:
         try:
             stats: Stats = client.get(instance_path(name, "/stats"))
         except (DeniedError, NoSuchInstance):
-            if named:
+            if named and not later:
                 raise
             continue  # it has ended meanwhile
         pid, memory = (None, 0) if view is None else (view["pid"], view["memory"]["max"])
