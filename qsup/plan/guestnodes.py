@@ -9,14 +9,16 @@ What a way costs is this tuple, of which the least is chosen::
 
 Exact as long as there are at most `EXACT` ways. Beyond that, one is grown from each node of the host: the guest's
 nodes, those that want most first, go where that costs least. What all want alike is found whenever there is room.
+
+No node that is added makes any of the three less, so what a way costs is added up as it grows.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import combinations, product
 from math import prod
+
+from attrs import frozen
 
 from qsup.plan.nodesets import Offer, apart
 from qsup.plan.residents import GuestNode
@@ -36,56 +38,120 @@ def best_ways(guests: Sequence[GuestNode], offers: Iterable[Offer], *, exclusive
         exclusive: no CPU is had by two vCPUs.
     """
     by_number = {offer.node.number: offer for offer in offers}
-    allowed = [[number for number, offer in by_number.items() if _fits([guest], offer, exclusive)] for guest in guests]
-    if prod(map(len, allowed)) <= EXACT:
-        ways: Iterable[Way] = product(*allowed)
-    else:
-        ways = _grown(guests, allowed, by_number, exclusive)
-    costs = {way: cost_of(way, guests, by_number) for way in ways if _has_room(way, guests, by_number, exclusive)}
-    least = min(costs.values(), default=None)
-    return sorted(way for way, cost in costs.items() if cost == least)
+    allowed = [[number for number, offer in by_number.items() if _fits(guest, offer, exclusive)] for guest in guests]
+    # those that want most come first
+    order = sorted(range(len(guests)), key=lambda index: (-guests[index].memory, -len(guests[index].vcpus), index))
+    steps = [(guests[index], allowed[index]) for index in order]
+    empty = _empty([by_number[number] for number in sorted(set().union(*allowed))], exclusive)
+    found = list((_all if prod(map(len, allowed)) <= EXACT else _grown)(empty, steps))
+    least = min((cost for cost, _ in found), default=None)
+    ways = {way for cost, way in found if cost == least}
+    return sorted(tuple(number for _, number in sorted(zip(order, way, strict=True))) for way in ways)
 
 
-def cost_of(way: Sequence[int], guests: Sequence[GuestNode], offers: Mapping[int, Offer]) -> Cost:
-    """What a way costs, or the beginning of one."""
-    wanted: Counter[int] = Counter()
-    for number, guest in zip(way, guests, strict=False):
-        wanted[number] += len(guest.vcpus)
-    beyond = sum(max(vcpus - offers[number].cpus, 0) for number, vcpus in wanted.items())
-    far = sum(apart(offers[one], offers[other]) for one, other in combinations(way, 2) if one != other)
-    return len(way) - len(wanted), beyond, far
-
-
-def _fits(guests: Sequence[GuestNode], offer: Offer, exclusive: bool) -> bool:
-    """Whether there is room on one node for some of a guest's."""
-    vcpus, memory = sum(len(guest.vcpus) for guest in guests), sum(guest.memory for guest in guests)
-    if any(guest.within and offer.node.number not in guest.within for guest in guests):
+def _fits(guest: GuestNode, offer: Offer, exclusive: bool) -> bool:
+    """Whether there is room on a node that has no other of the guest's."""
+    vcpus = len(guest.vcpus)
+    if guest.within and offer.node.number not in guest.within:
         return False
-    return (offer.cpus >= vcpus if exclusive or not vcpus else offer.cpus > 0) and memory <= max(offer.memory, 0)
+    return (offer.cpus >= vcpus if exclusive or not vcpus else offer.cpus > 0) and guest.memory <= max(offer.memory, 0)
 
 
-def _has_room(way: Sequence[int], guests: Sequence[GuestNode], offers: Mapping[int, Offer], exclusive: bool) -> bool:
-    return all(
-        _fits([guest for number, guest in zip(way, guests, strict=False) if number == here], offers[here], exclusive)
-        for here in set(way)
+@frozen(kw_only=True)
+class _Filled:
+    """Nodes of the host with some of a guest's on them.
+
+    Args:
+        way: where these are, in the order in which they came.
+        cost: of that way.
+        cpus: by node, how many no vCPU is counted for yet; below 0 where there are more vCPUs.
+        memory: bytes left, by node.
+        far: by node, the sum of its distances to those of the way.
+        apart: by two nodes, how far one is from the other.
+    """
+
+    way: Way
+    cost: Cost
+    cpus: Mapping[int, int]
+    memory: Mapping[int, int]
+    far: Mapping[int, int]
+    apart: Mapping[int, Mapping[int, int]]
+    exclusive: bool
+
+    def more(self, guest: GuestNode, number: int) -> Cost | None:
+        """What it costs besides to have one more on a node that it fits; ``None`` where no room is left for it."""
+        vcpus, left = len(guest.vcpus), self.cpus[number]
+        if guest.memory > self.memory[number] or (self.exclusive and vcpus > left):
+            return None
+        beyond = vcpus - max(left, 0) if vcpus > left else 0
+        return int(number in self.way), beyond, self.far[number]
+
+    def with_one(self, guest: GuestNode, number: int, more: Cost) -> _Filled:
+        """The same with one more, which costs as much."""
+        apart = self.apart[number]
+        return _Filled(
+            way=(*self.way, number),
+            cost=_sum(self.cost, more),
+            cpus={**self.cpus, number: self.cpus[number] - len(guest.vcpus)},
+            memory={**self.memory, number: self.memory[number] - guest.memory},
+            far={other: far + apart[other] for other, far in self.far.items()},
+            apart=self.apart,
+            exclusive=self.exclusive,
+        )
+
+
+#: A node of the guest, and those of the host that it fits on.
+_Step = tuple[GuestNode, Sequence[int]]
+
+
+def _sum(one: Cost, other: Cost) -> Cost:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _empty(offers: Sequence[Offer], exclusive: bool) -> _Filled:
+    distances: dict[int, dict[int, int]] = {offer.node.number: {offer.node.number: 0} for offer in offers}
+    for index, one in enumerate(offers):
+        for other in offers[:index]:
+            far, first, second = apart(one, other), one.node.number, other.node.number
+            distances[first][second] = distances[second][first] = far
+    return _Filled(
+        way=(),
+        cost=(0, 0, 0),
+        cpus={offer.node.number: offer.cpus for offer in offers},
+        memory={offer.node.number: max(offer.memory, 0) for offer in offers},
+        far=dict.fromkeys(distances, 0),
+        apart=distances,
+        exclusive=exclusive,
     )
 
 
-def _grown(
-    guests: Sequence[GuestNode], allowed: Sequence[Sequence[int]], offers: Mapping[int, Offer], exclusive: bool
-) -> Iterator[Way]:
-    order = sorted(range(len(guests)), key=lambda index: (-guests[index].memory, -len(guests[index].vcpus), index))
-    sorted_guests = [guests[index] for index in order]
-    for start in allowed[order[0]]:
-        way = [start]
-        for index in order[1:]:
-            room = [
-                (cost_of([*way, number], sorted_guests, offers), number)
-                for number in allowed[index]
-                if _has_room([*way, number], sorted_guests, offers, exclusive)
-            ]
+def _all(filled: _Filled, steps: Sequence[_Step]) -> Iterator[tuple[Cost, Way]]:
+    """All ways to go on, but those that cost more than another with all but the last node the same."""
+    (guest, allowed), *rest = steps
+    room = _room(filled, guest, allowed)
+    if rest:
+        for more, number in room:
+            yield from _all(filled.with_one(guest, number, more), rest)
+    elif room:
+        least = min(room)[0]
+        yield from ((_sum(filled.cost, more), (*filled.way, number)) for more, number in room if more == least)
+
+
+def _grown(empty: _Filled, steps: Sequence[_Step]) -> Iterator[tuple[Cost, Way]]:
+    """From each node that the first one fits on, each time where the next costs least."""
+    (first, starts), *rest = steps
+    for cost, start in _room(empty, first, starts):
+        filled = empty.with_one(first, start, cost)
+        for guest, allowed in rest:
+            room = _room(filled, guest, allowed)
             if not room:
                 break
-            way.append(min(room)[1])
+            more, number = min(room)
+            filled = filled.with_one(guest, number, more)
         else:
-            yield tuple(number for _, number in sorted(zip(order, way, strict=True)))
+            yield filled.cost, filled.way
+
+
+def _room(filled: _Filled, guest: GuestNode, allowed: Iterable[int]) -> list[tuple[Cost, int]]:
+    """Where one more can go, and what that costs."""
+    return [(more, number) for number in allowed if (more := filled.more(guest, number)) is not None]

@@ -81,7 +81,7 @@ def _exclusive(request: Request, ledger: Ledger) -> Placement:
             )
         raise _short_of_memory(request, offers)
     lines.append(explained.fewest(sets, offers))
-    best, *rest = free.choices(sets)
+    best, *rest = free.choices(sets, request.vcpus)
     if rest:
         lines.append(explained.better(best, rest[0]))
     lines += explained.cores(request, best)
@@ -160,8 +160,8 @@ def _shared(request: Request, ledger: Ledger) -> Placement:
 
 
 def _exclusive_apart(request: Request, ledger: Ledger) -> Placement:
-    topology, cores = ledger.topology, ledger.free_cores(request.within)
-    free = FreeCores(topology, cores, request.vcpus)
+    topology = ledger.topology
+    free = FreeCores(topology, ledger.free_cores(request.within), request.vcpus)
     offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in topology.nodes})
     lines = [explained.wish(request)]
     lines += [
@@ -175,8 +175,7 @@ def _exclusive_apart(request: Request, ledger: Ledger) -> Placement:
 
     def choice(node: int, vcpus: int) -> Choice:
         if (node, vcpus) not in known:
-            there = FreeCores(topology, [core for core in cores if core.node == node], vcpus)
-            known[node, vcpus] = there.choices([(node,)])[0]
+            known[node, vcpus] = free.choices([(node,)], vcpus)[0]
         return known[node, vcpus]
 
     def cost(way: Way) -> tuple[tuple[int, ...], list[int], Way]:

@@ -87,12 +87,11 @@ class FreeCores:
 
     Args:
         cores: the free ones.
-        wanted: how many CPUs a choice has at least.
+        most: how many CPUs a choice may be asked for.
     """
 
-    def __init__(self, topology: Topology, cores: Iterable[Core], wanted: int) -> None:
+    def __init__(self, topology: Topology, cores: Iterable[Core], most: int) -> None:
         last_level = topology.last_level
-        self._wanted = wanted
         self._cores: dict[int, list[_Found]] = {}
         for core in cores:
             # cores of which no cache is known are behind one together
@@ -102,7 +101,8 @@ class FreeCores:
             found.sort()
         free = [core for found in self._cores.values() for *_, core in found]
         self._kinds = {core.kind for core in free}
-        self._most = wanted + max((len(core.cpus) for core in free), default=1) - 1
+        self._widest = max((len(core.cpus) for core in free), default=1)
+        self._most = most + self._widest - 1
         self._highest = max((core.cpus[-1] for core in free), default=0)
         self._tables: dict[tuple[int, frozenset[str]], _Table] = {}
 
@@ -111,16 +111,17 @@ class FreeCores:
         found = self._cores.get(node, ())
         return len(found), sum(len(core.cpus) for *_, core in found)
 
-    def choices(self, sets: Iterable[tuple[int, ...]]) -> list[Choice]:
+    def choices(self, sets: Iterable[tuple[int, ...]], wanted: int) -> list[Choice]:
         """The best choice from each of some sets of nodes that has enough CPUs: the two best of these, best first.
 
         Args:
             sets: each ascending.
+            wanted: how many CPUs a choice has at least.
         """
-        costs = [(cost, nodes) for nodes in sets if (cost := self._cheapest(nodes)) is not None]
+        costs = [(cost, nodes) for nodes in sets if (cost := self._cheapest(nodes, wanted)) is not None]
         return [self._unpacked(cost, nodes) for cost, nodes in nsmallest(2, costs)]
 
-    def _cheapest(self, nodes: tuple[int, ...]) -> int | None:
+    def _cheapest(self, nodes: tuple[int, ...], wanted: int) -> int | None:
         """The least cost of enough CPUs from some nodes together; ``None`` if they have too few."""
         there = [node for node in nodes if node in self._cores]
         if not there:
@@ -133,9 +134,9 @@ class FreeCores:
                     table = self._joined(table, self._table_of_node(node, kinds))
                 last = self._table_of_node(there[-1], kinds)
                 costs += [
-                    cost + last[more] + self._packed(_IDLE * (total - self._wanted))
+                    cost + last[more] + self._packed(_IDLE * (total - wanted))
                     for taken, cost in table.items()
-                    for total in range(self._wanted, self._most + 1)
+                    for total in range(wanted, wanted + self._widest)
                     if (more := total - taken) in last
                 ]
             if costs:

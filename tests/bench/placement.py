@@ -30,7 +30,7 @@ from tests.bench.figures import Figure, Limit, at_most, milliseconds
 from tests.bench.machine import describe
 from tests.bench.workshop import Workshop, in_turns
 from tests.plan.hosts import GIB, large, machine
-from tests.plan.placing import named
+from tests.plan.placing import guest, named
 
 TARGET = 5.0
 VMS = 300
@@ -38,6 +38,11 @@ WANTED = {
     "4 shared vCPUs": Request(name="new", vcpus=4, memory=GIB),
     "8 CPUs of its own": Request(name="new", vcpus=8, exclusive=True, memory=GIB),
     "40 CPUs of its own, on two nodes": Request(name="new", vcpus=40, exclusive=True, memory=GIB),
+    **{
+        f"{number} guest nodes of 4 {what}": guest(*[(4, 8)] * number, name="new", exclusive=exclusive)
+        for what, exclusive in (("shared vCPUs", False), ("CPUs of their own", True))
+        for number in (2, 4)
+    },
 }
 #: Nodes of 32 CPUs.
 NODES = (1, 4, 16, 32)

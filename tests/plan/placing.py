@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve
 
 from qsup.errors import PlacementError
 from qsup.plan.ledger import Ledger
 from qsup.plan.placement import check_named, place
-from qsup.plan.residents import Request, Resident, Sets
+from qsup.plan.residents import GuestNode, Request, Resident, Sets
 from qsup.unit.quantity import format_cpu_set
 from tests.plan.hosts import GIB, HOSTS
 
@@ -25,6 +26,17 @@ def named(name: str, *vcpus: int, emulator: int, exclusive: bool = False) -> Res
     """A VM whose unit names a CPU for each vCPU."""
     sets = Sets(vcpus=tuple(frozenset({cpu}) for cpu in vcpus), emulator=frozenset({emulator}))
     return Resident(name=name, sets=sets, named=True, exclusive=exclusive)
+
+
+def guest(*sizes: tuple[int, int], **more: Any) -> Request:
+    """A VM whose nodes have so many vCPUs and so many GiB each."""
+    nodes, first = [], 0
+    for vcpus, memory in sizes:
+        nodes.append(GuestNode(vcpus=tuple(range(first, first + vcpus)), memory=memory * GIB))
+        first += vcpus
+    total = sum(memory for _, memory in sizes)
+    request = Request(name="web", vcpus=first, memory=total * GIB, guest_nodes=tuple(nodes))
+    return evolve(request, **more)
 
 
 def _exclusive(name: str, vcpus: int, memory: int = 0, threads: int = 0) -> Request:
