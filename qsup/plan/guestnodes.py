@@ -9,22 +9,29 @@ What a way costs is this tuple, of which the least is chosen::
 
 Exact as long as there are at most `EXACT` ways. Beyond that, one is grown from each node of the host: the guest's
 nodes, those that want most first, go where that costs least. What all want alike is found whenever there is room.
+Where that finds no way, or only such as have nodes that share, others are tried, in `TRIED` steps at most: those that
+fit on the fewest nodes first, each where that costs least, and elsewhere where the next find no room. What is found so
+need not be the nearest. What is not is refused: that may be wrong where many unequal nodes fill those of the host.
 
 No node that is added makes any of the three less, so what a way costs is added up as it grows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import prod
 
 from attrs import frozen
 
 from qsup.plan.nodesets import Offer, apart
 from qsup.plan.residents import GuestNode
+from qsup.plan.spread import Spread
 
 #: How many ways are looked at: four nodes of four, or two of sixteen.
 EXACT = 300
+#: In how many steps ways are tried, each of one node more; all of four nodes of four take 340.
+TRIED = 400
 #: For each node of a guest the number of the host's.
 Way = tuple[int, ...]
 Cost = tuple[int, int, int]
@@ -39,14 +46,22 @@ def best_ways(guests: Sequence[GuestNode], offers: Iterable[Offer], *, exclusive
     """
     by_number = {offer.node.number: offer for offer in offers}
     allowed = [[number for number, offer in by_number.items() if _fits(guest, offer, exclusive)] for guest in guests]
-    # those that want most come first
-    order = sorted(range(len(guests)), key=lambda index: (-guests[index].memory, -len(guests[index].vcpus), index))
-    steps = [(guests[index], allowed[index]) for index in order]
     empty = _empty([by_number[number] for number in sorted(set().union(*allowed))], exclusive)
-    found = list((_all if prod(map(len, allowed)) <= EXACT else _grown)(empty, steps))
-    least = min((cost for cost, _ in found), default=None)
-    ways = {way for cost, way in found if cost == least}
-    return sorted(tuple(number for _, number in sorted(zip(order, way, strict=True))) for way in ways)
+
+    def costs_of(search: _Search, order: Sequence[int]) -> dict[Way, Cost]:
+        found = search(empty, [(guests[index], allowed[index]) for index in order])
+        return {tuple(number for _, number in sorted(zip(order, way, strict=True))): cost for cost, way in found}
+
+    most_first = sorted(range(len(guests)), key=lambda index: (-guests[index].memory, -len(guests[index].vcpus), index))
+    exact = prod(map(len, allowed)) <= EXACT
+    costs = costs_of(_all if exact else _grown, most_first)
+    if not exact and all(shared for shared, *_ in costs.values()):
+        fewest_first = sorted(most_first, key=lambda index: len(allowed[index]))
+        costs |= costs_of(_first_alone, fewest_first)
+        if not costs:
+            costs = costs_of(_first, fewest_first)
+    least = min(costs.values(), default=None)
+    return sorted(way for way, cost in costs.items() if cost == least)
 
 
 def _fits(guest: GuestNode, offer: Offer, exclusive: bool) -> bool:
@@ -102,6 +117,7 @@ class _Filled:
 
 #: A node of the guest, and those of the host that it fits on.
 _Step = tuple[GuestNode, Sequence[int]]
+_Search = Callable[["_Filled", Sequence[_Step]], Iterable[tuple[Cost, Way]]]
 
 
 def _sum(one: Cost, other: Cost) -> Cost:
@@ -150,6 +166,31 @@ def _grown(empty: _Filled, steps: Sequence[_Step]) -> Iterator[tuple[Cost, Way]]
             filled = filled.with_one(guest, number, more)
         else:
             yield filled.cost, filled.way
+
+
+def _first_alone(empty: _Filled, steps: Sequence[_Step]) -> Iterator[tuple[Cost, Way]]:
+    """One way with each on a node of its own."""
+    places = Spread(dict.fromkeys(empty.cpus, 1))
+    if not any(places.lay(1, frozenset(allowed)) for _, allowed in steps):
+        yield from islice(_tried(empty, steps, iter(range(TRIED)), alone=True), 1)
+
+
+def _first(empty: _Filled, steps: Sequence[_Step]) -> Iterator[tuple[Cost, Way]]:
+    """One way, whoever shares a node."""
+    return islice(_tried(empty, steps, iter(range(TRIED)), alone=False), 1)
+
+
+def _tried(filled: _Filled, steps: Sequence[_Step], tries: Iterator[int], *, alone: bool) -> Iterator[tuple[Cost, Way]]:
+    """Ways to go on, as far as there are tries."""
+    if not steps:
+        yield filled.cost, filled.way
+        return
+    (guest, allowed), *rest = steps
+    for more, number in sorted(_room(filled, guest, allowed)):
+        # nodes that are shared cost most, so they come last
+        if (alone and more[0]) or next(tries, None) is None:
+            return
+        yield from _tried(filled.with_one(guest, number, more), rest, tries, alone=alone)
 
 
 def _room(filled: _Filled, guest: GuestNode, allowed: Iterable[int]) -> list[tuple[Cost, int]]:

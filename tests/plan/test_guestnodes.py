@@ -130,6 +130,45 @@ def test_nodes_that_want_alike_find_room_where_there_is_any(
     assert bool(best_ways(guests, offers, exclusive=True)) == (sum(rooms) >= count)
 
 
+@given(puzzles())
+def test_room_is_found_though_not_all_ways_are_looked_at(puzzle: Puzzle) -> None:
+    """Where there is any, and for each on a node of its own where there is that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guestnodes, "EXACT", 0)
+        found = best_ways(puzzle.guests, puzzle.offers, exclusive=puzzle.exclusive)
+    best = brute_force(puzzle)
+    assert bool(found) == bool(best)
+    assert any(len(set(way)) == len(way) for way in found) == any(len(set(way)) == len(way) for way in best)
+
+
+def test_one_that_wants_most_leaves_a_node_to_another_that_fits_nowhere_else() -> None:
+    """Of sixteen nodes two have CPUs for what comes last, and are the nearest to all others."""
+    near = {0, 1}
+    offers = [
+        Offer(
+            node=Node(number=one, memory=9, distances={each: LOCAL + 2 * (each not in near) for each in range(16)}),
+            cpus=4 if one in near else 1,
+            memory=4,
+        )
+        for one in range(16)
+    ]
+    guests = [GuestNode(vcpus=(number,), memory=3) for number in range(3)]
+    guests += [GuestNode(vcpus=(3, 4, 5, 6), memory=2), GuestNode(vcpus=(7, 8, 9, 10), memory=2)]
+    (way,) = best_ways(guests, offers, exclusive=True)
+    assert set(way[3:]) == near
+    assert len(set(way)) == len(guests)
+
+
+def test_unequal_nodes_fill_those_of_the_host() -> None:
+    """Three nodes of ten have room for seven of a guest only as six and four, five and five, four, three and three."""
+    guests = [GuestNode(vcpus=(number,), memory=memory) for number, memory in enumerate((6, 5, 5, 4, 4, 3, 3))]
+    offers = [Offer(node=Node(number=number, memory=10), cpus=9, memory=10) for number in range(3)]
+    for exclusive in (False, True):
+        (way,) = best_ways(guests, offers, exclusive=exclusive)
+        memory = [sum(each.memory for each, home in zip(guests, way, strict=True) if home == here) for here in range(3)]
+        assert memory == [10, 10, 10]
+
+
 # whole placements
 
 
