@@ -28,7 +28,10 @@ from qsup.unit.quantity import alternatives, format_size
 
 #: How many VMs a refusal names.
 _NAMED = 3
-_ASK = "`qsupctl capacity --vms` shows who was promised what, and an administrator may `qsupctl start --force`"
+_ASK = "`qsupctl capacity --vms` shows who was promised what, and an administrator may {force}"
+_FORCE = "`qsupctl start --force`"
+#: A change of a VM that runs cannot be forced, and a start of it does nothing.
+_FORCE_LATER = f"stop it, and start it so with {_FORCE}"
 
 
 def check_fits(wanted: Promise, others: Iterable[Promise], host: Host, held: Promise | None = None) -> None:
@@ -41,13 +44,17 @@ def check_fits(wanted: Promise, others: Iterable[Promise], host: Host, held: Pro
     Raises:
         CapacityError: why not, with the arithmetic.
     """
-    held = held or Promise(name=wanted.name, guest=(), own=0, vcpus=0)
+    before = held or Promise(name=wanted.name, guest=(), own=0, vcpus=0)
     those = [other for other in others if other.name != wanted.name]
-    _check_memory(wanted, held, those, host)
-    _check_bound(wanted, held, those, host)
-    for size in sorted({part.page for part in wanted.guest if part.page}):
-        _check_pages(wanted, held, those, host, size)
-    _check_vcpus(wanted, held, those, host)
+    try:
+        _check_memory(wanted, before, those, host)
+        _check_bound(wanted, before, those, host)
+        for size in sorted({part.page for part in wanted.guest if part.page}):
+            _check_pages(wanted, before, those, host, size)
+        _check_vcpus(wanted, before, those, host)
+    except CapacityError as error:
+        error.hint = f"{error.hint}; {_ASK.format(force=_FORCE if held is None else _FORCE_LATER)}"
+        raise
 
 
 def _check_memory(wanted: Promise, held: Promise, others: Sequence[Promise], host: Host) -> None:
@@ -214,7 +221,7 @@ def _refusal(name: str, what: str, arithmetic: _Sum, hint: str) -> CapacityError
     return CapacityError(
         f"wants {what}, and {arithmetic.words()}",
         instance=name,
-        hint=f"{hint}; {_ASK}",
+        hint=hint,
         wanted=arithmetic.wanted,
         left=arithmetic.left,
     )

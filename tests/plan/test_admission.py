@@ -55,7 +55,8 @@ def refusal(wanted: Promise, others: Sequence[Promise], where: Host, held: Promi
         check_fits(wanted, others, where, held)
     except CapacityError as error:
         assert (error.instance, error.code) == (wanted.name, "capacity")
-        assert "qsupctl start --force" in error.hint
+        way = "an administrator may " if held is None else "an administrator may stop it, and start it so with "
+        assert f"{way}`qsupctl start --force`" in error.hint
         return error.message
     return ""
 
