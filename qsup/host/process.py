@@ -6,6 +6,7 @@ Must not: know QEMU's arguments, restart anything, or judge an exit.
 
 The child becomes QEMU by execs alone, so the pid never changes and no helper stays behind::
 
+    [prlimit                how many files it may have open, where that is said]
     setpriv                 the VM's user, no group, no capability, no new privileges
     [sh                     of what is to end with the daemon: whether the daemon still is there]
     PROGRAM
@@ -111,7 +112,7 @@ class Process:
 
 
 def launch_chain(
-    argv: Sequence[str], *, credentials: Credentials | None = None, parent: int | None = None
+    argv: Sequence[str], *, credentials: Credentials | None = None, parent: int | None = None, nofile: int = 0
 ) -> list[str]:
     """The argv that becomes ``argv``; pure.
 
@@ -119,13 +120,15 @@ def launch_chain(
         argv: the program, by absolute path, and its arguments.
         credentials: whom it runs as, ``None`` for the caller.
         parent: the pid of its parent, when it is to be killed at that one's end.
+        nofile: how many files it may have open, 0 for as many as the caller.
     """
+    limited = ["prlimit", f"--nofile={nofile}:{nofile}"] if nofile else []
     rights: tuple[str, ...] = ("--no-new-privs",)
     if credentials is not None:
         rights = ("--reuid", str(credentials.uid), "--regid", str(credentials.gid), *_NO_RIGHTS)
     if parent is None:
-        return ["setpriv", *rights, "--", *argv]
-    return ["setpriv", *rights, "--pdeathsig", "KILL", "--", *_UNLESS_ORPHANED, str(parent), *argv]
+        return [*limited, "setpriv", *rights, "--", *argv]
+    return [*limited, "setpriv", *rights, "--pdeathsig", "KILL", "--", *_UNLESS_ORPHANED, str(parent), *argv]
 
 
 def launch_failure(status: ExitStatus, output: str) -> str | None:
@@ -136,7 +139,7 @@ def launch_failure(status: ExitStatus, output: str) -> str | None:
         output: what it wrote to its standard error, without colour or control characters.
     """
     lines = [line for line in output.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("setpriv: ")]
+    said = [line for line in lines if line.startswith(("setpriv: ", "prlimit: "))]
     if status.kind != "code" or not (status.value in (126, 127) or (status.value and said and said[-1] == lines[-1])):
         return None
     words = (said or lines or [status.describe()])[-1]
@@ -154,6 +157,7 @@ async def spawn(
     cpus: Set[int] = frozenset(),
     mortal: bool = False,
     hugepages: bool = True,
+    nofile: int = 0,
     env: Mapping[str, str] = CLEAN_ENVIRONMENT,
 ) -> Process:
     """Start a program through the chain, in a session of its own, with /dev/null as its standard input.
@@ -171,6 +175,7 @@ async def spawn(
         mortal: the kernel kills it when the daemon ends, however that ends: nobody would find it again. It hangs on
             the calling thread, so this does not go with ``kvm_node`` and ``cpus``, and needs the daemon's main thread.
         hugepages: the kernel may put its memory into huge pages as it goes.
+        nofile: how many files it may have open, 0 for as many as the daemon.
         env: its whole environment.
 
     Raises:
@@ -181,7 +186,7 @@ async def spawn(
     assert not (mortal and (kvm_node or cpus))
     if kvm_node:
         kvmnode.hold()
-    chain = launch_chain(argv, credentials=credentials, parent=os.getpid() if mortal else None)
+    chain = launch_chain(argv, credentials=credentials, parent=os.getpid() if mortal else None, nofile=nofile)
     work = partial(_posix_spawn, chain, fds, output_fd, env)
     with _watchable(), _can_lock(lockable), nullcontext() if hugepages else _without_huge_pages():
         try:

@@ -178,6 +178,7 @@ async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack) -> P
             lockable=prepared.lockable,
             cpus=pins.start,
             hugepages=prepared.hugepages,
+            nofile=prepared.nofile,
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
         resources.push_async_callback(end_process, child, prepared.cgroup)

@@ -56,6 +56,7 @@ class Prepared:
         uid: whom QEMU runs as, ``None`` for the daemon's own user.
         lockable: bytes of memory that it must be able to lock.
         hugepages: the kernel may put its memory into huge pages as it goes.
+        nofile: how many files it may have open, 0 for as many as the daemon.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Prepared:
     helpers: Helpers
     lockable: int
     hugepages: bool
+    nofile: int
 
     def close_fds(self) -> None:
         """Close our copies: an image's open file description must be QEMU's alone, or its lock would outlive it."""
@@ -173,6 +175,7 @@ async def prepare(
         helpers=helpers,
         lockable=lockable_memory(plan.fds, loaded.unit),
         hugepages=loaded.unit.memory.transparent_hugepages is not False,
+        nofile=loaded.unit.limits.nofile,
     )
 
 

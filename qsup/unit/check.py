@@ -31,7 +31,7 @@ from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_proto
 from qsup.unit.keys import keys_of
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
-from qsup.unit.needs import threads_needed, too_little_memory
+from qsup.unit.needs import FILES_NEEDED, threads_needed, too_little_memory
 from qsup.unit.quantity import alternatives, did_you_mean, format_duration, format_size, shown
 from qsup.unit.sections.devices import AGENT_PORT, DEVICE_KEYS, DeviceSection, NicSection
 from qsup.unit.sections.disks import DISK_BUSES, BackingSection, DiskSection
@@ -217,6 +217,9 @@ def _limits(unit: Unit) -> Iterator[Finding]:
         need = f"the {threads.total} threads that QEMU may start: {threads.words}"
         keys = [("limits", "pids"), ("cpu", "max-vcpus"), ("cpu", "vcpus")]
         yield Finding(f"pids ({limits.pids}) is less than {need}", keys)
+    if 0 < limits.nofile < FILES_NEEDED:
+        message = f"nofile ({limits.nofile}) is less than the {FILES_NEEDED} files that any QEMU has open"
+        yield Finding(message, [("limits", "nofile")])
 
 
 def _memory_placement(unit: Unit) -> Iterator[Finding]:

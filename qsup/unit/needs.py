@@ -24,6 +24,8 @@ _VIDEO = 16 * MIB
 _THREADS = 80
 #: Those of a virtiofsd, which is in the same cgroup: its two processes, and a thread for each queue.
 _SERVER_THREADS = 8
+#: Files that a QEMU with next to nothing has open.
+FILES_NEEDED = 64
 
 
 @frozen

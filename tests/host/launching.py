@@ -38,6 +38,7 @@ async def run(
     kvm_node: bool = False,
     lockable: int = 0,
     hugepages: bool = True,
+    nofile: int = 0,
 ) -> ExitStatus:
     """Run a shell script through the chain, to its end."""
     with trio.fail_after(10):
@@ -49,6 +50,7 @@ async def run(
             kvm_node=kvm_node,
             lockable=lockable,
             hugepages=hugepages,
+            nofile=nofile,
         )
         status = await started.wait_exit()
         await started.aclose()

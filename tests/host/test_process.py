@@ -202,6 +202,16 @@ def test_chain_of_a_root_daemon() -> None:
     chain = launch_chain(argv, credentials=VM_USER)
     assert chain[-len(argv) - 1 :] == ["--", *argv]
     assert chain[0] == "setpriv"
+    assert launch_chain(argv, credentials=VM_USER, nofile=100) == ["prlimit", "--nofile=100:100", *chain]
+
+
+async def test_files_are_limited(printed: Printed) -> None:
+    """Those of the program; where its user may not have so many, that is the launcher's failure in its own words."""
+    assert (await run(printed, "ulimit -n; ulimit -Hn", nofile=100)).success
+    assert printed.text == "100\n100\n"
+    words = "prlimit: failed to set the NOFILE resource limit: Operation not permitted"
+    failed = ExitStatus(kind="code", value=1)
+    assert launch_failure(failed, words) == f"the launcher could not start the program: {words}"
 
 
 async def spawn_mortal() -> None:

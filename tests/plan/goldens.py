@@ -147,7 +147,11 @@ def example_names() -> list[str]:
 def load_example(name: str) -> Golden:
     """One VM of ``units/``, as if it were half a pair."""
     unit = load_unit(name, [EXAMPLES], SpecifierContext(name=name)).unit
-    needs = {"uefi": unit.machine.firmware == "uefi", "tap": any(nic.type != "user" for nic in unit.nics)}
+    needs = {
+        "uefi": unit.machine.firmware == "uefi",
+        "tap": any(nic.type != "user" for nic in unit.nics),
+        "huge-pages-of-32G": bool(unit.memory.hugepages),
+    }
     return Golden(name=name, unit=unit, host="", needs=tuple(word for word, there in needs.items() if there))
 
 

@@ -232,10 +232,10 @@ def _uefi_obstacle(*features: str) -> str:
     return "" if fitting else "no UEFI firmware is installed"
 
 
-def _huge_pages_obstacle() -> str:
+def _huge_pages_obstacle(wanted: int) -> str:
     pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     free = int(pool.read_text()) if pool.exists() else 0
-    return "" if free >= 32 else f"of 32 huge pages of 2M {free} are free"
+    return "" if free >= wanted else f"of {wanted} huge pages of 2M {free} are free"
 
 
 def _locked_memory_obstacle() -> str:
@@ -264,7 +264,8 @@ _OBSTACLES: Mapping[str, Callable[[], str]] = {
     "tap": _tap_obstacle,
     "virtiofsd": _virtiofsd_obstacle,
     "loop-device": loop_obstacle,
-    "huge-pages": _huge_pages_obstacle,
+    "huge-pages": functools.partial(_huge_pages_obstacle, 32),
+    "huge-pages-of-32G": functools.partial(_huge_pages_obstacle, 32 << 9),
     "locked-memory": _locked_memory_obstacle,
     "usb": _host_device_obstacle,
     "iommu": _host_device_obstacle,

@@ -164,6 +164,20 @@ def test_limits_change_while_it_runs(daemon: Daemon, emulator: Emulator, rom_gue
     assert differs(daemon) == {}
 
 
+def test_files_of_qemu_are_limited(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:
+    """From its beginning; the least that may be said is enough for a small VM, and more is refused."""
+    view = start(daemon, qemu, rom_guest, "nofile = 64")
+    (line,) = [
+        line for line in Path(f"/proc/{view['pid']}/limits").read_text().splitlines() if line.startswith("Max open")
+    ]
+    assert line.split()[3:5] == ["64", "64"]
+    assert len(list(Path(f"/proc/{view['pid']}/fd").iterdir())) < 64
+    assert ask(daemon, {"limits": {"nofile": 100}})["result"]["keys"]["limits.nofile"]["applied"] == "start"
+    daemon.unit("many", rom_unit(qemu, rom_guest, limits=f"nofile = {1 << 30}"))
+    failed = finished(daemon, daemon.post("/v1/instances/many/start"))
+    assert "prlimit: failed to set the NOFILE resource limit" in failed["error"]["detail"]
+
+
 @pytest.mark.skipif(not Path("/dev/loop0").exists(), reason="this machine has no loop devices")
 def test_devices_and_the_oom_score_are_limited(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """From the start and while it runs; a path without a device is a warning, and refused later."""

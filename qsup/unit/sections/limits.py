@@ -111,6 +111,13 @@ class LimitsSection:
         qemu="/proc/PID/oom_score_adj",
         applies=Applies.LIVE,
     )
+    nofile: int = key(
+        kinds.integer(0, 1 << 30),
+        "Files that QEMU may have open at most, sockets and devices among them; what comes while it runs, and finds "
+        "none left, is refused. 0: as many as the daemon may.",
+        default=0,
+        qemu="RLIMIT_NOFILE",
+    )
     require: bool = key(
         kinds.BOOLEAN,
         "Refuse to start the VM where the host cannot hold it to one of these limits. By default it starts, and a "
