@@ -62,15 +62,19 @@ def place(request: Request, residents: Iterable[Resident], topology: Topology) -
     return (_exclusive if request.exclusive else _shared)(request, ledger)
 
 
-def _exclusive(request: Request, ledger: Ledger) -> Placement:
-    topology = ledger.topology
-    free = FreeCores(topology, ledger.free_cores(request.within), request.vcpus)
-    offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in topology.nodes})
-    lines = [explained.wish(request)]
-    lines += [
+def _free_cores(request: Request, ledger: Ledger) -> tuple[FreeCores, list[Offer], list[str]]:
+    """The cores that a VM may have, what each node has of them, and that in words."""
+    free = FreeCores(ledger.topology, ledger.free_cores(request.within), request.vcpus)
+    offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in ledger.topology.nodes})
+    lines = [
         explained.on_node(offer, explained.free_on(offer.node.number, free, ledger, request.within), request)
         for offer in offers
     ]
+    return free, offers, [explained.wish(request), *lines]
+
+
+def _exclusive(request: Request, ledger: Ledger) -> Placement:
+    free, offers, lines = _free_cores(request, ledger)
     sets = nearest_sets(offers, cpus=request.vcpus, memory=request.memory)
     if not sets:
         if sum(offer.cpus for offer in offers) < request.vcpus:
@@ -160,14 +164,7 @@ def _shared(request: Request, ledger: Ledger) -> Placement:
 
 
 def _exclusive_apart(request: Request, ledger: Ledger) -> Placement:
-    topology = ledger.topology
-    free = FreeCores(topology, ledger.free_cores(request.within), request.vcpus)
-    offers = _offers(request, ledger, {node.number: free.count(node.number)[1] for node in topology.nodes})
-    lines = [explained.wish(request)]
-    lines += [
-        explained.on_node(offer, explained.free_on(offer.node.number, free, ledger, request.within), request)
-        for offer in offers
-    ]
+    free, offers, lines = _free_cores(request, ledger)
     ways = best_ways(request.guest_nodes, offers, exclusive=True)
     if not ways:
         raise _no_way(request, offers)
