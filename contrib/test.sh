@@ -34,7 +34,7 @@ chmod 755 "$scratch"
 closing=()
 failed=0
 
-# run_pytest WHO DIRECTORY WORKERS LAUNCHER...: run pytest by a command that executes its arguments, for at most an hour.
+# run_pytest WHO DIRECTORY WORKERS LAUNCHER...: run pytest by a command that executes its arguments, for 75 minutes at most.
 # What tools cache goes to DIRECTORY, not into a checkout that may be another user's. That none of the tests that were
 # asked for is among these (5) is no failure.
 run_pytest() {
@@ -44,7 +44,7 @@ run_pytest() {
     "$@" env QSUP_TEST_CACHE="$cache" PATH="$PATH" PYTHONPYCACHEPREFIX="$directory/python" \
         RUFF_CACHE_DIR="$directory/ruff" MYPY_CACHE_DIR="$directory/mypy" \
         HYPOTHESIS_STORAGE_DIRECTORY="$directory/hypothesis" \
-        timeout --foreground --kill-after=30 3600 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" \
+        timeout --foreground --kill-after=30 4500 .venv/bin/python -m pytest -o cache_dir="$directory/pytest" \
         --numprocesses="$workers" --dist=worksteal "${arguments[@]}" 2>&1 |
         tee "$scratch/$who.log" || status=${PIPESTATUS[0]}
     closing+=("$(printf '%6s: %s' "$who" "$(tail -n 1 "$scratch/$who.log")")")
