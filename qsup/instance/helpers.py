@@ -103,11 +103,6 @@ class Helpers:
         if self.cgroup is not None and (reason := await self.cgroup.join(child.pid)):
             _log.warning("a helper runs outside its VM's cgroup", entry=entry, pid=child.pid, reason=reason)
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Their processes."""
-        return tuple(helper.process.pid for helper in self._helpers.values())
-
     def adopt(self, records: Iterable[HelperRecord], boot_id: str) -> None:
         """Watch on over those that an earlier daemon started."""
         for record in records:

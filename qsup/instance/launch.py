@@ -312,7 +312,7 @@ async def join_cgroup(cgroup: Cgroup, child: Process, helpers: Helpers) -> str:
     Returns:
         Why one could not be, or ``""``.
     """
-    reason = await cgroup.join(child.pid, *helpers.pids)
+    reason = await cgroup.join(child.pid, *helpers.serving.values())
     helpers.cgroup = cgroup
     if reason:
         _log.warning("a VM runs outside its cgroup", pid=child.pid, reason=reason)

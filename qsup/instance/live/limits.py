@@ -18,8 +18,6 @@ from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
 
 _SECTION, _REQUIRE = "limits.", "limits.require"
-#: QEMU is begun with it.
-_AT_START = f"{_SECTION}nofile"
 _FIELDS = {f"{_SECTION}{key}": name for name, key in KEYS.items()}
 
 
@@ -28,7 +26,7 @@ class LimitKeys:
 
     def concerns(self, key: str) -> bool:
         """Whether it is one of them."""
-        return key.startswith(_SECTION) and key != _AT_START
+        return key == _REQUIRE or key in _FIELDS
 
     def check(self, change: Change, unit: Unit, context: Context) -> None:
         """See that the host can keep it, and that the VM outlives it."""
