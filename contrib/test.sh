@@ -59,11 +59,9 @@ if [ -n "$privileged" ]; then
     [ "$EUID" -eq 0 ] || launcher=(sudo --)
     arguments=("$@" -m "not hosted")
     run_pytest root "$cache/tools-0" "$workers" "${launcher[@]}"
-    # these have one emulated host together, which takes all processors; only where that is asked for
-    if [ -n "${QSUP_TEST_HOSTED:-}" ]; then
-        arguments=("$@" -m hosted)
-        run_pytest hosted "$cache/tools-0" 0 "${launcher[@]}"
-    fi
+    # these have one emulated host together, which takes all processors
+    arguments=("$@" -m hosted)
+    run_pytest hosted "$cache/tools-0" 0 "${launcher[@]}"
 fi
 
 arguments=("$@" -m user)

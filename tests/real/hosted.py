@@ -35,7 +35,10 @@ from tests.waiting import came_true, poll_until
 TOP, UNITS = "/opt/qsup", "/etc/qsup/units"
 #: Seconds until a command can be run, and until a command has ended: twice what was measured on a machine with far too
 #: much else to do.
-UP, COMMAND = 240.0, 90.0
+UP, COMMAND = 120.0, 90.0
+#: How often it is switched on until a command can be run: an emulated one was seen to stand still for ever before its
+#: console had a word.
+TRIES = 3
 #: GiB of each node; the last has no CPU.
 MEMORY = (2, 2, 2, 1)
 #: CPUs of each node: two threads a core; nodes 0 and 1 are one package, node 2 is the other.
@@ -75,6 +78,9 @@ class Hosted:
     Args:
         place: a directory for its files, short enough for sockets.
         emulator: what emulates it.
+
+    Attributes:
+        silences: what was said each time when it was switched on in vain.
     """
 
     def __init__(self, place: Path, emulator: Emulator) -> None:
@@ -86,15 +92,28 @@ class Hosted:
         _run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-d", str(place / "qsup"), str(place / "qsup.img"), "64M")
         shutil.rmtree(place / "qsup")
         self._errors = (place / "errors.log").open("ab")
-        self._machine = self._popen(*_machine(place, emulator))
+        self._machine: subprocess.Popen[bytes] | None = None
         self._channel: subprocess.Popen[bytes] | None = None
         self._sockets: dict[str, Path] = {}
+        self.silences: list[str] = []
         try:
-            poll_until((place / "port").exists, "it is switched on")
-            self._connect()
+            while not self._is_up(emulator):
+                assert len(self.silences) < TRIES, f"switched on {TRIES} times, and never up: {self.silences[-1]}"
         except BaseException:
             self.close()
             raise
+
+    def _is_up(self, emulator: Emulator) -> bool:
+        """Switch it on; whether a command can be run in it, or it is off again."""
+        self._machine = self._popen(*_machine(self.place, emulator))
+        poll_until((self.place / "port").exists, "it is switched on")
+        try:
+            self._connect()
+        except AssertionError:
+            self.silences.append(self.words())
+            self._switch_off()
+            return False
+        return True
 
     def _popen(self, *command: str) -> subprocess.Popen[bytes]:
         # whatever ends us ends it
@@ -171,10 +190,13 @@ class Hosted:
 
     def close(self) -> None:
         """Switch it off without warning; nothing of it remains."""
+        self._switch_off()
+        self._errors.close()
+
+    def _switch_off(self) -> None:
         for process in filter(None, (self._channel, self._machine)):
             process.kill()
             process.wait()
-        self._errors.close()
         for path in (self.place / "port", self.place / "control", *self._sockets.values()):
             path.unlink(missing_ok=True)
 

@@ -230,7 +230,8 @@ def test_a_vcpu_keeps_its_cpus_when_one_before_it_goes(daemon: Daemon, linux_gue
     first, _, last = daemon.view("web")["cpus"]["threads"]
     second = next(cpu for cpu in qmp(daemon, "web", "query-hotpluggable-cpus") if cpu["props"]["core-id"] == 1)
     qmp(daemon, "web", "device_del", id=second["qom-path"])
-    poll_until(lambda: daemon.view("web")["cpus"]["threads"] == [first, last], "one has gone", seconds=20)
+    # an emulated guest that misses a timer of its own goes on only when its kernel warns of a stall, after 21 s
+    poll_until(lambda: daemon.view("web")["cpus"]["threads"] == [first, last], "one has gone", seconds=60)
     assert vcpus(daemon) == ["0", "1"]
     os.sched_setaffinity(last, {0})
     poll_until(lambda: allowed(last) == "1", "back", seconds=WITHIN)
