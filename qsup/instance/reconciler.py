@@ -1,7 +1,7 @@
 """Seeing to it that the threads of all VMs stay where they belong.
 
-Decides: when threads are looked at (soon after a place has changed, and every few seconds for as long as anybody has
-one), and how it is told that somebody had moved one.
+Decides: when threads are looked at (soon after a place has changed or a CPU has come or gone, and every few seconds for
+as long as anybody has one), and how it is told that somebody had moved one.
 Must not: decide where a thread belongs (`qsup.instance.placements`), or how one is put there (`qsup.instance.pinning`).
 
 One task does it for all VMs: to wake one for each would take longer than the look at its threads. As long as nobody's
@@ -11,7 +11,8 @@ place changes, a look asks the kernel of each thread where it may run, and does 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ import trio
 from attrs import define
 
 from qsup.errors import HostError
+from qsup.host.uevents import cpu_changes
 from qsup.instance.pinning import Drift, Pinning
 from qsup.instance.placements import Placements
 
@@ -26,6 +28,9 @@ _log = structlog.get_logger()
 
 #: Seconds between two looks; what was moved is back within five.
 INTERVAL = 4.0
+#: Seconds from the word that a CPU came or went to the second look: the kernel lets threads run anywhere then, and does
+#: so in a task of its own (cpuset_hotplug_workfn()).
+_SETTLED = 0.5
 #: VMs that are looked at without letting others run in between: some 10 us each, and three times that after a change.
 _AT_ONCE = 20
 #: Threads that one event names.
@@ -52,10 +57,15 @@ class Reconciler:
 
     Args:
         placements: where they belong.
+        cpu_changes: comes with each change of the CPUs that are online.
     """
 
-    def __init__(self, placements: Placements) -> None:
+    def __init__(
+        self, placements: Placements, *, cpu_changes: Callable[[], AsyncGenerator[None, None]] = cpu_changes
+    ) -> None:
         self._placements = placements
+        self._cpu_changes = cpu_changes
+        self._rest = trio.CancelScope()
         self._watched: dict[Pinning, _Watched] = {}
         #: Those that have a place, or are to lose it, and what that was found from.
         self._placed: list[_Watched] = []
@@ -76,6 +86,22 @@ class Reconciler:
 
     async def run(self) -> None:
         """Look again and again."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            await self._look_again()
+
+    async def _listen(self) -> None:
+        """End the rest between two looks when a CPU came or went: without a word the next one finds that."""
+        try:
+            async with aclosing(self._cpu_changes()) as changes:
+                async for _ in changes:
+                    self._rest.cancel()
+                    await trio.sleep(_SETTLED)
+                    self._rest.cancel()
+        except OSError as error:
+            _log.warning("CPUs that come and go are noticed late", why=str(error), seconds=INTERVAL)
+
+    async def _look_again(self) -> None:
         while True:
             change = self._placements.next_change()
             if self._placements.are_taken:
@@ -87,7 +113,7 @@ class Reconciler:
                 await self._look(change)
             # with all that wakes on whole seconds
             until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken else math.inf
-            with trio.move_on_at(until):
+            with trio.CancelScope(deadline=until) as self._rest:
                 await change.wait()
 
     async def _look(self, change: trio.Event) -> None:

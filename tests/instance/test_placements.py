@@ -4,7 +4,7 @@ shapes of real machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -243,6 +243,35 @@ async def test_places_follow_cpus_that_go_offline(
         with trio.fail_after(5):
             while said(placements, "web") == "0-15 + 0-15":
                 await placements.next_change().wait()
+        assert said(placements, "web") == "0-2,4-10,12-15 + 0-2,4-10,12-15"
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_kernel_tells_of_a_cpu_that_goes(
+    host: Host, placements: Placements, mock_clock: trio.testing.MockClock
+) -> None:
+    """Nobody waits for the next look then; a second one finds what the kernel did after it had told."""
+    say, said_by_kernel = trio.open_memory_channel[None](1)
+
+    async def changes() -> AsyncGenerator[None, None]:
+        async for word in said_by_kernel:
+            yield word
+
+    def offline(*numbers: int) -> None:
+        cpus = tuple(evolve(cpu, online=cpu.number not in numbers) for cpu in host.topology.cpus)
+        host.topology = evolve(host.topology, cpus=cpus)
+
+    async with trio.open_nursery() as nursery:
+        await placements.take("web", unit(vcpus=2, pin="auto"))
+        nursery.start_soon(Reconciler(placements, cpu_changes=changes).run)
+        await trio.testing.wait_all_tasks_blocked()
+        offline(3)
+        await say.send(None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert said(placements, "web") == "0-2,4-15 + 0-2,4-15", "no time has passed"
+        offline(3, 11)
+        mock_clock.jump(0.5)
+        await trio.testing.wait_all_tasks_blocked()
         assert said(placements, "web") == "0-2,4-10,12-15 + 0-2,4-10,12-15"
         nursery.cancel_scope.cancel()
 

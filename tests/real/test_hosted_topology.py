@@ -81,7 +81,8 @@ def test_a_cpu_that_goes_under_a_vm_and_comes_back(hosts_daemon: HostedDaemon) -
         with offline(hosts_daemon, 5):
             gone = events.next("pin-drift", seconds=WITHIN)["data"]
             assert "none of the CPUs 5 that it is pinned to is online" in gone["detail"]
-            assert vcpus(hosts_daemon) == ["4", "0-4,6-7"]
+            # the kernel may let threads run anywhere once more after it has told that the CPU goes
+            poll_until(lambda: vcpus(hosts_daemon) == ["4", "0-4,6-7"], "the other is where it was", seconds=WITHIN)
             assert hosts_daemon.view("web")["substate"] == "running"
             shown = {cpu["number"]: cpu for cpu in hosts_daemon.get("/v1/topology")["cpus"]}
             assert [(shown[cpu]["online"], shown[cpu]["node"]) for cpu in (4, 5)] == [(True, 2), (False, 2)]
@@ -89,7 +90,7 @@ def test_a_cpu_that_goes_under_a_vm_and_comes_back(hosts_daemon: HostedDaemon) -
         back = events.next("pin-drift", seconds=WITHIN)["data"]
         assert "all threads are where they belong" in back["detail"]
     drifts = hosts_daemon.get("/v1/instances/web/cpus")["drifts"]
-    assert drifts == len(gone["threads"]) + len(back["threads"])
+    assert drifts >= len(gone["threads"]) + len(back["threads"])
     with hosts_daemon.client() as client:
         metric = f'qsup_instance_pin_drifts_total{{instance="web"}} {drifts:.1f}'
         assert metric.encode() in client.exchange("GET", "/metrics")
