@@ -150,8 +150,10 @@ class Placements:
             PlacementError: what it wants is not left, or not there; it has what it had.
             HostError: the host could not be looked at.
         """
-        if _says_something(unit):
-            await self.look()
+        if unit.cpu.pin == AUTO:
+            await self.look()  # also at how much memory each node has left
+        elif _says_something(unit):
+            await self.refresh()
         entry = self._entry(name, unit)
         self._put(name, entry)
         return entry.chosen
