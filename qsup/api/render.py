@@ -145,6 +145,8 @@ def _limits(limits: Limits) -> wire.LimitsWire:
         "io_write_bps": _of_devices(limits.io_write_bps),
         "io_read_iops": _of_devices(limits.io_read_iops),
         "io_write_iops": _of_devices(limits.io_write_iops),
+        "cpuset_cpus": None if limits.cpuset_cpus is None else format_cpu_set(limits.cpuset_cpus),
+        "cpuset_mems": None if limits.cpuset_mems is None else format_cpu_set(limits.cpuset_mems),
     }
 
 

@@ -260,7 +260,8 @@ class LimitsWire(TypedDict):
 
     ``cpu``: CPUs, such as 0.5. ``cpu_weight``: against the 100 of others. ``memory``, ``memory_high``, ``swap``:
     bytes. ``pids``: threads and processes. ``io_weight``: as ``cpu_weight``. ``io_read_bps`` and the like: bytes or
-    requests a second, by the numbers of a device, such as ``8:0``.
+    requests a second, by the numbers of a device, such as ``8:0``. ``cpuset_cpus``, ``cpuset_mems``: the CPUs and NUMA
+    nodes of the host, such as ``0-3``, that nothing of it leaves.
     """
 
     cpu: float | None
@@ -274,6 +275,8 @@ class LimitsWire(TypedDict):
     io_write_bps: dict[str, int] | None
     io_read_iops: dict[str, int] | None
     io_write_iops: dict[str, int] | None
+    cpuset_cpus: str | None
+    cpuset_mems: str | None
 
 
 class InstanceList(TypedDict):

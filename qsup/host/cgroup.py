@@ -23,15 +23,14 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError, from_oserror
-from qsup.host import limits
+from qsup.host import cpuset, limits
 from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import Limits
+from qsup.host.oomkills import OOM_FILES, SharedOomKills, oom_kills
 from qsup.host.pidfd import PidFd
 
 _log = structlog.get_logger()
 
-#: Where OOM kills are counted, in version 2 and in version 1.
-_OOM_FILES = ("memory.events", "memory.oom_control")
 _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
 
 
@@ -43,35 +42,6 @@ class CgroupStats:
     memory_bytes: int | None = None
 
 
-class SharedOomKills:
-    """The OOM kills of a cgroup that counts for all VMs below it (``memory.events`` is hierarchical).
-
-    Which of them was killed it does not say: each kill is told of the first that turns out to have been sent SIGKILL.
-
-    Args:
-        path: the directory; kills up to now are nobody's.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._told = _oom_kills(path)
-
-    def take(self) -> bool:
-        """Whether there was one that nobody has been told of; it is told now."""
-        if _oom_kills(self._path) <= self._told:
-            return False
-        self._told += 1
-        return True
-
-    def forget(self) -> None:
-        """Those up to now are nobody's: others may have VMs below it, too, and what was ours has been told."""
-        self._told = _oom_kills(self._path)
-
-    def told(self, kills: int) -> None:
-        """So many of them have been told otherwise."""
-        self._told += max(0, kills)
-
-
 class Cgroup:
     """One VM's cgroups, one directory in each hierarchy used. It may have none: then `absence` says why.
 
@@ -79,14 +49,23 @@ class Cgroup:
         paths: the directories, the unified one first.
         absence: what cannot be had here, one sentence, or ``""``.
         shared: who counts OOM kills where none of the directories does.
+        spare: a cpuset of version 1, and the daemon's own above it: made once it is needed, as joining one takes time.
 
     Attributes:
         trouble: what it turned out not to be, one sentence, or ``""``.
         missed: why limits are not kept, as `impose` says it, where that turned out later.
     """
 
-    def __init__(self, paths: Sequence[Path] = (), *, absence: str = "", shared: SharedOomKills | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path] = (),
+        *,
+        absence: str = "",
+        shared: SharedOomKills | None = None,
+        spare: tuple[Path, Path] | None = None,
+    ) -> None:
         self.paths = tuple(paths)
+        self._spare = spare
         self.absence = absence
         self.trouble = ""
         self.missed: Mapping[str, str] = {}
@@ -120,15 +99,35 @@ class Cgroup:
 
     def why_not(self, name: str) -> str:
         """See `qsup.host.limits.why_not`."""
-        return limits.why_not(self.paths, name)
+        return "" if self._spare and name in cpuset.FILES else limits.why_not(self.paths, name)
 
     def impose(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
         """Hold it to limits before there is anybody in it, or once more; see `qsup.host.limits.impose`."""
-        return limits.impose(self.paths, wanted)
+        return self._complete(wanted) or limits.impose(self.paths, wanted)
 
     async def change(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
-        """Hold those who are in it to other limits; may wait for the kernel to take memory back."""
+        """Hold those who are in it to other limits; may wait for the kernel to take memory back, or to move it."""
+        before = self.paths
+        if refused := self._complete(wanted):
+            return refused
+        if self.paths != before:
+            try:
+                await trio.to_thread.run_sync(cpuset.gather, self.paths)
+            except OSError as error:
+                why = f"its processes could not be moved into {self.paths[-1]}: {os.strerror(error.errno or 0)}"
+                return dict.fromkeys(wanted, why)
         return await trio.to_thread.run_sync(limits.impose, self.paths, wanted)
+
+    def _complete(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
+        """Make the cpuset where something of it is wanted; why that cannot be, by the name of a limit."""
+        names = [name for name in cpuset.FILES if wanted.get(name) is not None]
+        if self._spare is None or not names:
+            return {}
+        path, top = self._spare
+        if why := _make(path, top):
+            return dict.fromkeys(names, f"{path}: {why}")
+        self.paths, self._spare = (*self.paths, path), None
+        return {}
 
     def limits(self) -> Limits:
         """What the kernel says that they are; `HostError`."""
@@ -225,7 +224,7 @@ class Cgroup:
         ``oom_kill`` of ``memory.events`` (version 2) or of ``memory.oom_control`` (version 1, Linux 4.13); 0 where
         nobody counts them.
         """
-        return max((_oom_kills(path) for path in self.paths), default=0)
+        return max((oom_kills(path) for path in self.paths), default=0)
 
     def was_oom_killed(self, before: int) -> bool:
         """Whether a process of it that was sent SIGKILL was so because memory ran out.
@@ -233,7 +232,7 @@ class Cgroup:
         Args:
             before: what `oom_kills` was at first.
         """
-        if any((path / name).exists() for path in self.paths for name in _OOM_FILES):
+        if any((path / name).exists() for path in self.paths for name in OOM_FILES):
             return self.oom_kills() > before
         return self.shared is not None and self.shared.take()
 
@@ -262,12 +261,13 @@ class CgroupTree:
         top = self._own.unified
         # A controller can be handed down only by a cgroup without processes of its own. The daemon is in this one, and
         # were it to move, systemd could start no other there beside VMs (EBUSY; DelegateSubgroup= came with 254).
-        self._shared = SharedOomKills(top) if top and (top / _OOM_FILES[0]).exists() else None
+        self._shared = SharedOomKills(top) if top and (top / OOM_FILES[0]).exists() else None
 
     def create(self, name: str, description: str = "") -> Cgroup:
         """See `CgroupManager.create`."""
         tops = [self._own.unified] if self._own.unified else []
-        tops += dict.fromkeys(self._own.v1.values())  # cpu and cpuacct may be one hierarchy
+        # cpu and cpuacct may be one hierarchy
+        tops += dict.fromkeys(path for controller, path in self._own.v1.items() if controller != "cpuset")
         made: list[Path] = []
         refused: list[str] = []
         for top in tops:
@@ -282,13 +282,23 @@ class CgroupTree:
         if not tops:
             refused = ["no cgroup hierarchy is mounted"]
         absence = f"without a cgroup of its own in: {'; '.join(refused)}" if refused else ""
-        return Cgroup(made, absence=absence, shared=self._shared)
+        return Cgroup(made, absence=absence, shared=self._shared, spare=self._spare(name, tops))
+
+    def _spare(self, name: str, tops: Sequence[Path]) -> tuple[Path, Path] | None:
+        """The cpuset of version 1 that a VM may come to need, beside what it has in other hierarchies."""
+        top = self._own.v1.get("cpuset")
+        if top is None or top in tops or not os.access(top / "cgroup.procs", os.W_OK):
+            return None
+        return top / self.tag / name, top
 
     def reopen(self, name: str, paths: Sequence[str]) -> Cgroup:
         """See `CgroupManager.reopen`."""
         # whoever is in them is killed in the end, so they must be ours, whatever a record says
         found = [path for path in map(Path, paths) if path.parent.name == self.tag and path.is_dir()]
-        return Cgroup(found, absence="" if found else "its cgroup is gone", shared=self._shared)
+        spare = None if any(map(cpuset.is_v1, found)) else self._spare(name, [])
+        if spare and spare[0].is_dir():  # a daemon died before it had recorded that it made it
+            found, spare = [*found, spare[0]], None
+        return Cgroup(found, absence="" if found else "its cgroup is gone", shared=self._shared, spare=spare)
 
 
 def _make(path: Path, own: Path) -> str:
@@ -298,6 +308,7 @@ def _make(path: Path, own: Path) -> str:
         return "not delegated to this user"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        cpuset.fill(path, own)
     except OSError as error:
         return os.strerror(error.errno or 0)
     return ""
@@ -376,11 +387,6 @@ def _kill_member(pid: int) -> None:
         return
     except OSError as error:
         raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error
-
-
-def _oom_kills(path: Path) -> int:
-    text = next(filter(None, (_read(path / name) for name in _OOM_FILES)), "")
-    return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
 
 def _stats(path: Path) -> CgroupStats:

@@ -14,7 +14,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 #: Controllers of version 1 that are used where they are mounted.
-V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids", "blkio")
+V1_CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids", "blkio", "cpuset")
 
 
 @frozen(kw_only=True)

@@ -17,6 +17,7 @@ import attrs
 from attrs import frozen
 
 from qsup.errors import from_oserror
+from qsup.host import cpuset
 
 #: An amount for each of some devices, which are named by path or by number; in order.
 Devices = tuple[tuple[str, int], ...]
@@ -36,6 +37,7 @@ class Limits:
         io_weight: of disks, as ``cpu_weight``.
         io_read_bps, io_write_bps: bytes a second, by the numbers of a device (``8:0``).
         io_read_iops, io_write_iops: reads and writes a second.
+        cpuset_cpus, cpuset_mems: the CPUs and memory nodes beside which they have none.
     """
 
     cpu: int | None = None
@@ -49,6 +51,8 @@ class Limits:
     io_write_bps: Devices | None = None
     io_read_iops: Devices | None = None
     io_write_iops: Devices | None = None
+    cpuset_cpus: frozenset[int] | None = None
+    cpuset_mems: frozenset[int] | None = None
 
     def items(self) -> dict[str, Any]:
         """All of them, by the names of the fields."""
@@ -150,6 +154,11 @@ def _io(word: str, name: str) -> Sequence[_Keeper]:
     return (_of_devices("io.max", word, "max"), _of_devices(f"blkio.throttle.{name}_device", "", "0"))
 
 
+def _cpuset(name: str) -> Sequence[_Keeper]:
+    file = cpuset.FILES[name]
+    return (_Keeper(file, lambda path, fence: cpuset.spell(path, file, fence), lambda path: cpuset.read(path, file)),)
+
+
 #: Of each limit its controller, and the files that may keep it. A controller is in one hierarchy at a time.
 _KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
     "cpu": (
@@ -173,6 +182,7 @@ _KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
     "io_write_bps": ("io", _io("wbps", "write_bps")),
     "io_read_iops": ("io", _io("riops", "read_iops")),
     "io_write_iops": ("io", _io("wiops", "write_iops")),
+    **{name: ("cpuset", _cpuset(name)) for name in cpuset.FILES},
 }
 #: Bytes that the kernel may round a limit down by: a page.
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -188,7 +198,9 @@ def controller(name: str) -> str:
 
 
 def agree(name: str, wanted: Any, found: Any) -> bool:
-    """Whether what the kernel says is what was wanted, but for its rounding."""
+    """Whether what the kernel says is what was wanted, but for its rounding; of a fence, what is there of it."""
+    if isinstance(wanted, frozenset):
+        return bool(found) and bool(found <= wanted)
     if wanted is None and name in _WEIGHTS:
         wanted = _WEIGHT
     if wanted is None or found is None or name not in _BYTES:
@@ -291,9 +303,11 @@ def _impose(paths: Sequence[Path], name: str, limit: Any) -> str:
     try:
         for line in keeper.spell(directory, limit):
             path.write_text(line)
+        # version 2 takes a fence of which the cgroups above have nothing, and then goes by theirs
+        kept = not isinstance(limit, frozenset) or agree(name, limit, keeper.read(directory))
     except OSError as error:
         return f"{path}: {os.strerror(error.errno or 0)}"
-    return ""
+    return "" if kept else f"{path}: the cgroups above it have none of that"
 
 
 def memory_held(paths: Sequence[Path]) -> int:

@@ -27,9 +27,10 @@ from attrs import frozen
 
 from qsup.errors import HostError
 from qsup.host import limits, systemd
-from qsup.host.cgroup import Cgroup, CgroupManager, CgroupTree, SharedOomKills
+from qsup.host.cgroup import Cgroup, CgroupManager, CgroupTree
 from qsup.host.hierarchies import Hierarchies, detect, parse_hierarchies
 from qsup.host.limits import Devices
+from qsup.host.oomkills import SharedOomKills
 from qsup.host.systemd import Property, Refused, Systemd
 
 _log = structlog.get_logger()
@@ -69,11 +70,19 @@ _PROPERTIES: Mapping[str, Callable[[Any], Sequence[Property]]] = {
     "io_write_bps": lambda limit: _of_devices("IOWriteBandwidthMax", limit),
     "io_read_iops": lambda limit: _of_devices("IOReadIOPSMax", limit),
     "io_write_iops": lambda limit: _of_devices("IOWriteIOPSMax", limit),
+    "cpuset_cpus": lambda limit: [_mask("AllowedCPUs", limit)],
+    "cpuset_mems": lambda limit: [_mask("AllowedMemoryNodes", limit)],
 }
 
 
 def _property(name: str, limit: int | None) -> Property:
     return Property(name=name, signature="t", value=_number(limit))
+
+
+def _mask(name: str, numbers: frozenset[int] | None) -> Property:
+    """A bit for each number, the lowest byte first; none: no limit."""
+    bits = sum(1 << number for number in numbers or ())
+    return Property(name=name, signature="ay", value=bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
 
 
 def _of_devices(name: str, limit: Devices | None) -> Sequence[Property]:
@@ -324,7 +333,8 @@ def manager(tag: str, env: Mapping[str, str]) -> CgroupManager:
     hierarchies, uid = detect(), os.geteuid()
     tree = CgroupTree(tag, hierarchies=hierarchies)
     found = systemd.find(env, uid)
-    if found is None or hierarchies.v1 or (uid and not (os.path.exists(found.bus) and lingers(uid))):
+    others = hierarchies.v1.keys() - {"cpuset"}  # which alone may be mounted apart, and is not systemd's then
+    if found is None or others or (uid and not (os.path.exists(found.bus) and lingers(uid))):
         return tree
     root = _root(uid)
     return tree if root is None else ScopeManager(Place(tag=tag, systemd=found, root=root), tree)

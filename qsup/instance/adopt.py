@@ -191,6 +191,8 @@ async def _identify(
             await _empty(cgroup, directory if record.pid is None else None, {os.geteuid(), record.uid})
         await _give_back(resources, record.name)
         return _found(None, cause, record, running)
+    if not running.launched:
+        child.send_signal(signal.SIGCONT)  # a launch may have been cut short that held it until it was in its cgroup
     for claim in record.claims:
         services.claims.restore(claim, holder=record.name)
     output = Output(directory.path / "output", services.layout.log / f"{record.name}.log", adopted=True)
@@ -342,7 +344,8 @@ async def _ask(
         # the dead daemon had not come to `cont`: letting the guest run is the rest of that launch
         await throttle.impose(throttle.limited(life.unit), life.summary, monitor)
         await balloon.impose(life.unit, life.summary, monitor)
-        life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers), life.process.pid)
+        with life.pinning.excused():
+            life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers), life.process.pid)
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None
@@ -444,7 +447,8 @@ def save(life: Life, running: Running) -> None:
     Raises:
         HostError: the record could not be written; the one before it stands.
     """
-    record = evolve(life.record, claims=life.hardware.claims, state=codec.encode(running))
+    cgroups = tuple(map(str, life.cgroup.paths))  # one more where a limit came later that takes it
+    record = evolve(life.record, claims=life.hardware.claims, cgroups=cgroups, state=codec.encode(running))
     life.directory.write_record(record)
 
 

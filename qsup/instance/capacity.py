@@ -46,14 +46,15 @@ class _Given:
         """What its VM may come to use."""
         return promise(self.name, self.unit, self.plan)
 
-    def resized(self, size: int | None, vcpus: int | None) -> _Given:
-        """With another size of memory or number of vCPUs."""
+    def resized(self, size: int | None, vcpus: int | None, mems: tuple[int, ...] | None) -> _Given:
+        """With another size of memory, number of vCPUs, or fence of its memory."""
         memory, cpu = self.unit.memory, self.unit.cpu
         if size is not None:
             memory = evolve(memory, size=size)
         if vcpus is not None:
             cpu = evolve(cpu, vcpus=vcpus)
-        return evolve(self, unit=evolve(self.unit, memory=memory, cpu=cpu))
+        limits = self.unit.limits if mems is None else evolve(self.unit.limits, cpuset_mems=mems)
+        return evolve(self, unit=evolve(self.unit, memory=memory, cpu=cpu, limits=limits))
 
 
 class Capacity:
@@ -129,25 +130,30 @@ class Capacity:
         host, _ = await self.survey()
         check_fits(promise(name, unit, plan), (), host)
 
-    async def take_more(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
-        """Promise a VM that runs so much memory, or so many vCPUs.
+    async def take_more(
+        self, name: str, *, size: int | None = None, vcpus: int | None = None, mems: tuple[int, ...] | None = None
+    ) -> None:
+        """Promise a VM that runs so much memory, or so many vCPUs, or its memory elsewhere.
 
         Args:
             size: bytes.
+            mems: the nodes that all of it is to be on; none: any.
 
         Raises:
             CapacityError: it is too much; the VM has what it had.
         """
         topology = await self._see()
         if (given := self._given.get(name)) is not None:
-            wanted = given.resized(size, vcpus)
+            wanted = given.resized(size, vcpus, mems)
             self._check(wanted, topology)
             self._given[name] = wanted
 
-    def settle(self, name: str, *, size: int | None = None, vcpus: int | None = None) -> None:
+    def settle(
+        self, name: str, *, size: int | None = None, vcpus: int | None = None, mems: tuple[int, ...] | None = None
+    ) -> None:
         """A VM that runs has this, and will have no more."""
         if (given := self._given.get(name)) is not None:
-            self._given[name] = given.resized(size, vcpus)
+            self._given[name] = given.resized(size, vcpus, mems)
 
     def release(self, name: str) -> None:
         """A VM is down; nothing happens when that is known."""

@@ -25,10 +25,11 @@ from qsup.instance.services import Services
 from qsup.plan.argv import build_plan
 from qsup.plan.hostmemory import check_nodes, check_room, demands
 from qsup.plan.memory import guest_nodes
-from qsup.plan.placement import check_named
+from qsup.plan.placement import check_fence, check_named
 from qsup.plan.residents import Resident
 from qsup.plan.spec import FileRequest, ImageFd, Plan
 from qsup.plan.topology import Topology, idle
+from qsup.unit.fence import CPUS, MEMS
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
 from qsup.unit.tree import Key
@@ -105,7 +106,11 @@ class _Check:
         for key, alone in _by_key(unit):
             if (place := named_place(self._name, alone)) is not None:
                 self._try(partial(check_named, place, others, self._topology), key)
-        if unit.cpu.pin == AUTO:
+        fence = frozenset(unit.limits.cpuset_cpus)
+        there = self._try(partial(check_fence, self._name, fence, others, self._topology), tuple(CPUS.split(".")))
+        mems = unit.limits.cpuset_mems
+        there &= self._try(partial(check_nodes, self._name, mems, self._topology, MEMS), tuple(MEMS.split(".")))
+        if unit.cpu.pin == AUTO and there:
             empty = Placements()
             empty.see(self._topology)
             self._try(partial(empty.check, self._name, unit), ("cpu", "exclusive"), ("cpu", "pin"))

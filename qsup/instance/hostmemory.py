@@ -48,12 +48,14 @@ class HostMemory:
             PlacementError: the host has not what it wants.
             HostError: the host could not be looked at.
         """
-        if not (takes_memory_at_once(unit) or unit.memory.nodes or any(node.nodes for node in unit.numa)):
+        mems = unit.limits.cpuset_mems
+        if not (takes_memory_at_once(unit) or unit.memory.nodes or mems or any(node.nodes for node in unit.numa)):
             return ()
         while True:
             before = dict(self._starting)
             topology = await self._look()
-            having = tuple(node.number for node in topology.nodes if node.memory and node.number in chosen)
+            allowed = set(chosen).intersection(mems or chosen)
+            having = tuple(node.number for node in topology.nodes if node.memory and node.number in allowed)
             on = having if isinstance(unit.memory.nodes, str) else unit.memory.nodes
             guest = guest_nodes(unit, having, homes)
             check_nodes(name, sorted({*on, *(node for each in guest for node in each.nodes)}), topology)

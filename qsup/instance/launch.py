@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Awaitable, Callable, Set
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ from qsup.errors import (
     UnsupportedError,
     from_oserror,
 )
-from qsup.host import descriptors, kvmnode, process
+from qsup.host import affinity, descriptors, kvmnode, process
 from qsup.host.cgroup import Cgroup
 from qsup.host.process import Credentials, Process
 from qsup.instance import balloon
@@ -109,7 +109,8 @@ async def launch(
         with descriptors.reserved(_descriptors_of(loaded.unit), "start another VM", beside=descriptors.KEPT):
             prepared = await prepare(loaded, services, history, resources, forced_by=forced_by)
             output_start = prepared.output.end
-            child = await _spawn(prepared, services.placements.pins(loaded.name) or Pins(), resources)
+            pins = services.placements.pins(loaded.name) or Pins()
+            child = await _spawn(prepared, pins, resources, held=_is_held(loaded.unit, pins, prepared))
             record = evolve(prepared.record, pid=child.pid, start_time=child.start_time)
             prepared.directory.write_record(record)
             nursery.start_soon(prepared.output.run)
@@ -164,7 +165,14 @@ async def _give_back(resources: AsyncExitStack) -> None:
         _log.error("clean-up after a failed start", exc_info=error)
 
 
-async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack) -> Process:
+def _is_held(unit: Unit, pins: Pins, prepared: Prepared) -> bool:
+    """Whether it goes on only once it is in its cgroup: a cpuset moves its threads then, and it is to take no memory
+    before they are where they belong.
+    """
+    return prepared.limiting.is_fenced or (bool(pins.start) and takes_memory_at_once(unit))
+
+
+async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack, *, held: bool) -> Process:
     credentials = None if prepared.uid is None else Credentials(uid=prepared.uid, gid=prepared.uid)
     with ExitStack() as handed_over:
         handed_over.callback(prepared.close_fds)
@@ -182,6 +190,8 @@ async def _spawn(prepared: Prepared, pins: Pins, resources: AsyncExitStack) -> P
             kvm_node=prepared.plan.accel == "kvm" and credentials is not None and kvmnode.excludes(credentials.uid),
         )
         resources.push_async_callback(end_process, child, prepared.cgroup)
+        if held:
+            child.send_signal(signal.SIGSTOP)
     return child
 
 
@@ -263,7 +273,8 @@ async def _bring_up(
         # before that QEMU answers nobody
         progress(f"QEMU takes {format_size(machine_memory(loaded.unit))} of the host's memory")
     joined = trio.Event()
-    helpers.start_soon(_join_cgroup, prepared, child, joined)
+    pins = partial(services.placements.pins, loaded.name)
+    helpers.start_soon(_join_cgroup, prepared, child, joined, (pins() or Pins()).start)
     monitor = await connect_monitor(
         nursery,
         prepared.directory.path / "qmp",
@@ -274,12 +285,10 @@ async def _bring_up(
     services.memory.release(loaded.name)  # a monitor that answers has all of its memory behind it
     if prepared.plan.accel == "kvm" and not (await commands.query_kvm(monitor, timeout=_QUERY_TIMEOUT)).enabled:
         raise UnsupportedError("KVM was asked for, and QEMU runs without it")
-    pins = partial(services.placements.pins, loaded.name)
     iothreads, programs = bool(loaded.unit.iothreads), prepared.helpers
     pinning = Pinning(child.pid, pins, has_iothreads=iothreads, helpers=lambda: programs.serving)
     await pinning.find(monitor)
-    if pinning.is_misplaced:
-        raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin, and [[iothread]] pin, in its unit")
+    _check_placed(pinning)
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost
@@ -288,10 +297,17 @@ async def _bring_up(
     await unplug_links(loaded.unit.nics, monitor)
     await throttle.impose(throttle.limited(loaded.unit), prepared.running.plan, monitor)
     await balloon.impose(loaded.unit, prepared.running.plan, monitor)
-    await joined.wait()  # the guest never runs outside
+    with pinning.excused():
+        await joined.wait()  # the guest never runs outside
+    _check_placed(pinning)
     prepared.limiting.check_kept(loaded.unit)
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
     return _Up(monitor=monitor, pinning=pinning, console_start=console_start)
+
+
+def _check_placed(pinning: Pinning) -> None:
+    if pinning.is_misplaced:
+        raise StartError(pinning.trouble, hint="see [cpu] pin and emulator-pin, and [[iothread]] pin, in its unit")
 
 
 def _connect_console(prepared: Prepared) -> socket.socket:
@@ -301,8 +317,14 @@ def _connect_console(prepared: Prepared) -> socket.socket:
         raise from_oserror(error, "could not connect the console") from error
 
 
-async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event) -> None:
-    prepared.limiting.joined(await join_cgroup(prepared.cgroup, child, prepared.helpers), child.pid)
+async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event, cpus: Set[int]) -> None:
+    try:
+        prepared.limiting.joined(await join_cgroup(prepared.cgroup, child, prepared.helpers), child.pid)
+        for thread in affinity.threads(child.pid) if cpus else ():
+            with suppress(HostError):  # said once it is known which thread it is
+                affinity.put(thread, cpus)
+    finally:
+        child.send_signal(signal.SIGCONT)
     joined.set()
 
 

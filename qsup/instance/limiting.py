@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from qsup.errors import HostError, StartError
-from qsup.host import blockdevice, oomscore
+from qsup.host import blockdevice, cpuset, oomscore
 from qsup.host.cgroup import Cgroup
 from qsup.host.limits import NAMES, Devices, Limits
 from qsup.unit.kinds import DeviceLimit
@@ -28,6 +28,8 @@ from qsup.unit.sections.limits import DEFAULT_WEIGHT
 OOM_SCORE = "oom_score_adjust"
 #: The names of all that a unit can ask for, by those of the fields of `Limits`.
 KEYS: Mapping[str, str] = {**NAMES, OOM_SCORE: "oom-score-adjust"}
+#: Those that say where it may run at all, and where its memory must be.
+FENCE = ("cpuset_cpus", "cpuset_mems")
 #: Seconds for a file system to say which device it is on.
 _LOOK_TIMEOUT = 5.0
 
@@ -46,6 +48,8 @@ def asked(unit: Unit) -> Limits:
         io_write_bps=_devices(section.io_write_bps),
         io_read_iops=_devices(section.io_read_iops),
         io_write_iops=_devices(section.io_write_iops),
+        cpuset_cpus=frozenset(section.cpuset_cpus) or None,
+        cpuset_mems=frozenset(section.cpuset_mems) or None,
         **{name: None if weight == DEFAULT_WEIGHT else weight for name, weight in weights.items()},
     )
 
@@ -109,6 +113,12 @@ class Limiting:
         self._score = 0
         self._outside = ""
         self._refused: Mapping[str, str] = {}
+        self._changing = trio.Lock()
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether its unit asks for a fence: then the kernel moves its threads when they come into the cgroup."""
+        return any(self._asked.get(name) for name in FENCE)
 
     @property
     def is_wanted(self) -> bool:
@@ -191,6 +201,10 @@ class Limiting:
         Returns:
             Why one cannot be, words for after a colon, by its name; then it is held to what it was.
         """
+        async with self._changing:
+            return await self._change(unit, names)
+
+    async def _change(self, unit: Unit, names: frozenset[str]) -> Mapping[str, str]:
         every = asked(unit).items()
         wanted, refused = await _resolved({name: every[name] for name in names - {OOM_SCORE}})
         if not refused and OOM_SCORE in names and (why := self._adjust(unit.limits.oom_score_adjust)):
@@ -208,6 +222,26 @@ class Limiting:
             self._refused = {name: why for name, why in self._refused.items() if name not in names}
         self._read()
         return refused
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether its cgroup loses for ever what goes offline of its CPUs and nodes."""
+        return any(map(cpuset.is_v1, self._cgroup.paths))
+
+    async def mend(self) -> bool:
+        """Have the VM's fence be whole again where something of it was offline and is back; not while that changes.
+
+        Returns:
+            Whether there was something: the kernel has moved its threads then.
+
+        Raises:
+            HostError: the kernel refused it.
+        """
+        if self._changing.locked():
+            return False
+        async with self._changing:
+            fences = {name: self._asked.get(name) for name in FENCE}
+            return await trio.to_thread.run_sync(cpuset.mend, self._cgroup.paths, fences)
 
     def _read(self) -> None:
         try:

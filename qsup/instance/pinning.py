@@ -9,7 +9,8 @@ starts it, so a worker of the main loop needs nobody. The programs that serve de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 
 from attrs import frozen
 
@@ -98,6 +99,8 @@ class Pinning:
         self._astray: frozenset[int] = frozenset()  # nobody has moved them: they could not be put where they belong
         self._threads: tuple[int, ...] = ()
         self._left: tuple[tuple[int, Set[int]], ...] | None = None
+        self._online: Set[int] = ANYWHERE
+        self._is_excused = False
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
         """Ask QEMU which threads run the vCPUs and are iothreads, and put those that are new where they belong.
@@ -135,6 +138,19 @@ class Pinning:
         drifts = self._put(pins, there)
         # one had ended, and another may have come in its place
         return drifts if self._threads else (*drifts, *self._put(pins, there))
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """Count no thread as moved by somebody: the kernel itself moves them when their cpuset changes.
+
+        Linux 6.1 lets each run on all of it then (cpuset_attach(), update_tasks_cpumask()). Each is put back then.
+        """
+        self._is_excused = True
+        try:
+            yield
+            self.put()
+        finally:
+            self._is_excused = False
 
     def is_as_left(self) -> bool:
         """Whether every thread still may run where the last `put` has left it, and there are no others.
@@ -199,12 +215,14 @@ class Pinning:
         troubles: list[str] = []
         astray: set[int] = set()
         self.is_misplaced = False
+        # cpusets move threads, too, when a CPU comes or goes
+        is_excused, self._online = self._is_excused or online != self._online, online
         for thread, cpus in wanted.items():
             former = self._placed.get(thread, ANYWHERE)
             if not (cpus or former or self._is_found):
                 continue  # it never was to be anywhere
             # one that is free again may run wherever we may
-            target = (cpus or affinity.get(0) or online) & online
+            target = (cpus or _free(pins.fence, affinity.get(0) or online)) & online
             was = affinity.get(thread)
             if was is None:
                 self._threads = ()
@@ -221,7 +239,7 @@ class Pinning:
                 astray.add(thread)
                 self.is_misplaced |= not now <= target
                 troubles.append(self._trouble(thread, cpus, target, now, refusal))
-            elif cpus and former == cpus and thread not in self._astray:
+            elif cpus and former == cpus and thread not in self._astray and not is_excused:
                 drifts.append(self._drift(thread, was, target, ran))
         troubles += [pins.lack] * bool(pins.lack)
         self.trouble = troubles[0] + (f" (and {len(troubles) - 1} more)" if troubles[1:] else "") if troubles else ""
@@ -275,6 +293,11 @@ def _move(thread: int, cpus: Set[int]) -> str:
     except HostError as error:
         return error.message
     return ""
+
+
+def _free(fence: Set[int], ours: Set[int]) -> Set[int]:
+    """Where a thread may run that is to be nowhere: where we may, as far as the fence lets it."""
+    return ours & fence or fence if fence else ours
 
 
 def _who(thread: int, vcpu: int | None, iothread: str, helper: str = "") -> str:

@@ -15,13 +15,17 @@ import trio
 from attrs import evolve, field, frozen
 
 from qsup.host.topology import TopologyReader
+from qsup.instance import wishes
+from qsup.instance.wishes import says_something
+from qsup.plan import explained
+from qsup.plan.hostmemory import check_nodes
 from qsup.plan.ledger import Ledger
 from qsup.plan.pinning import Pins
-from qsup.plan.placement import check_named, place
-from qsup.plan.residents import GuestNode, Placement, Request, Resident, Sets
+from qsup.plan.placement import check_fence, check_named, place
+from qsup.plan.residents import Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
-from qsup.unit.effective import effective_max_vcpus, machine_memory
-from qsup.unit.guestnodes import growth_index, host_nodes, is_auto, node_sizes
+from qsup.unit.effective import effective_max_vcpus
+from qsup.unit.fence import MEMS
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
 
@@ -77,6 +81,7 @@ class _Entry:
         emulator: what its unit says of all other threads, empty for nothing.
         iothreads: what it says of single ones, by their ids.
         helper: what it says of the programs that serve its devices, empty for nothing.
+        fence: the CPUs that nothing of it leaves, empty for none.
         resident: its place, ``None`` where its unit asks for none.
         chosen: that, where it was chosen.
     """
@@ -85,6 +90,7 @@ class _Entry:
     emulator: frozenset[int] = frozenset()
     iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
     helper: frozenset[int] = frozenset()
+    fence: frozenset[int] = frozenset()
     resident: Resident | None = None
     chosen: Chosen | None = None
 
@@ -152,7 +158,7 @@ class Placements:
         """
         if unit.cpu.pin == AUTO:
             await self.look()  # also at how much memory each node has left
-        elif _says_something(unit):
+        elif says_something(unit) or unit.limits.cpuset_cpus or unit.limits.cpuset_mems:
             await self.refresh()
         entry = self._entry(name, unit)
         self._put(name, entry)
@@ -170,8 +176,9 @@ class Placements:
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
         named = named_place(name, unit)
-        resident = chosen.resident(name) if chosen is not None else named
-        self._put(name, evolve(_plain(unit), resident=resident, chosen=chosen))
+        entry = _plain(unit)
+        resident = evolve(chosen.resident(name), within=entry.fence or None) if chosen is not None else named
+        self._put(name, evolve(entry, resident=resident, chosen=chosen))
 
     def recount(self, name: str, vcpus: int) -> None:
         """A VM has so many vCPUs by now: the place of the next one hangs on it, where they share CPUs."""
@@ -185,11 +192,15 @@ class Placements:
             self._changed()
 
     def _entry(self, name: str, unit: Unit) -> _Entry:
-        entry = _plain(unit)
-        if not _says_something(unit):
+        entry, mems = _plain(unit), unit.limits.cpuset_mems
+        if not (says_something(unit) or entry.fence or mems):
             return entry
         assert self._topology is not None
         others = _residents(self._entries, self._topology)
+        check_fence(name, entry.fence, others, self._topology)
+        check_nodes(name, mems, self._topology, MEMS)
+        if not says_something(unit):
+            return entry
         if unit.cpu.pin != AUTO:
             resident = named_place(name, unit)
             assert resident is not None
@@ -198,11 +209,15 @@ class Placements:
         if entry.names_some:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
         known = self._entries.get(name)
+        request = evolve(
+            wishes.request(name, unit, self._topology), beside=entry.beside.emulator | entry.beside.iothreads
+        )
         if known is not None and known.chosen is not None and known.chosen.is_for(unit):
-            # only other threads of it are to move
-            return evolve(entry, resident=known.resident, chosen=known.chosen)
-        exclusive = unit.cpu.exclusive
-        request = evolve(_request(name, unit), beside=entry.beside.emulator | entry.beside.iothreads)
+            assert known.resident is not None
+            if _lies_within(known.resident, request.within, self._topology):
+                # only other threads of it are to move
+                resident = evolve(known.resident, within=entry.fence or None)
+                return evolve(entry, resident=resident, chosen=known.chosen)
         if known is not None and known.chosen is not None and known.chosen.memory:
             placement = _place_by_memory(request, known.chosen, others, self._topology)
         else:
@@ -210,14 +225,14 @@ class Placements:
         promised = placement.resident.memory
         chosen = Chosen(
             vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
-            exclusive=exclusive,
+            exclusive=unit.cpu.exclusive,
             nodes=placement.resident.nodes,
             memory=tuple(promised.get(node, 0) for node in placement.resident.nodes) if promised else (),
-            explanation=placement.explanation,
+            explanation=(*explained.fence(entry.fence, mems), *placement.explanation),
             homes=placement.homes,
             vcpu_nodes=placement.resident.vcpu_nodes,
         )
-        return evolve(entry, resident=placement.resident, chosen=chosen)
+        return evolve(entry, resident=evolve(placement.resident, within=entry.fence or None), chosen=chosen)
 
     def _put(self, name: str, entry: _Entry) -> None:
         self._entries[name] = entry
@@ -243,20 +258,21 @@ class Placements:
         entry = self._entries.get(name)
         if entry is None:
             return None
-        place = entry.resident
+        place, fence = entry.resident, entry.fence
         if place is not None and place.named and place.sets.vcpus:
-            return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads, entry.helper)
+            return Pins(place.sets.vcpus, place.sets.emulator, entry.iothreads, entry.helper, fence=fence)
         if (place is None or place.named) and not self._exclusive:
-            return Pins((), entry.emulator, entry.iothreads, entry.helper)
+            return Pins((), entry.emulator, entry.iothreads, entry.helper, fence=fence)
         if (found := self._look_up()) is None:
             return None
         if place is not None and place.named:
-            return Pins((found.shared,), entry.emulator or found.shared, entry.iothreads, entry.helper)
+            shared = found.shared & fence or fence or found.shared
+            return Pins((shared,), entry.emulator or shared, entry.iothreads, entry.helper, fence=fence)
         sets = found.sets[name]
         apart = place is not None and (place.exclusive or place.vcpu_nodes)
         vcpus = sets.vcpus if apart else (sets.emulator,)
         lack = found.lacks.get(name, "")
-        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads, entry.helper, lack)
+        return Pins(vcpus, entry.emulator or sets.emulator, entry.iothreads, entry.helper, lack, fence)
 
     def chosen(self, name: str) -> Chosen | None:
         """What was chosen for a VM, ``None`` where there was nothing to choose."""
@@ -310,7 +326,12 @@ def _residents(entries: Mapping[str, _Entry], topology: Topology) -> list[Reside
     nodes = tuple(node.number for node in topology.nodes)
     found = [
         entry.counted
-        or Resident(name=name, sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()), nodes=nodes)
+        or Resident(
+            name=name,
+            sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()),
+            nodes=nodes,
+            within=entry.fence or None,
+        )
         for name, entry in entries.items()
     ]
     besides = [
@@ -328,43 +349,20 @@ def _place_by_memory(request: Request, present: Chosen, others: Sequence[Residen
         guest = tuple(evolve(node, within=(home,)) if node.memory else node for node, home in homes)
         return place(evolve(request, guest_nodes=guest), others, topology)
     there = frozenset(cpu.number for node in present.nodes for cpu in topology.cpus_on.get(node, ()))
-    placement = place(evolve(request, memory=0, within=there), others, topology)
+    within = there if request.within is None else there & request.within
+    placement = place(evolve(request, memory=0, within=within), others, topology)
     memory = present.resident(request.name).memory
-    return evolve(placement, resident=evolve(placement.resident, within=None, nodes=present.nodes, memory=memory))
+    return evolve(placement, resident=evolve(placement.resident, nodes=present.nodes, memory=memory))
 
 
-def _says_something(unit: Unit) -> bool:
-    """Whether a unit has a word about the CPUs of any thread."""
-    cpu = unit.cpu
-    return bool(cpu.pin or cpu.emulator_pin or cpu.helper_pin or any(iothread.pin for iothread in unit.iothreads))
-
-
-def _request(name: str, unit: Unit) -> Request:
-    """What a unit asks of a placement."""
-    exclusive, auto = unit.cpu.exclusive, unit.memory.nodes == AUTO
-    guest, wanted = _guest_nodes(unit), max(machine_memory(unit), unit.memory.size)
-    return Request(
-        name=name,
-        # those that may come have a node, too
-        vcpus=effective_max_vcpus(unit) if exclusive or guest else unit.cpu.vcpus,
-        exclusive=exclusive,
-        threads=unit.cpu.topology.threads,
-        memory=sum(node.memory for node in guest) if guest else wanted if auto else 0,
-        guest_nodes=guest,
-    )
-
-
-def _guest_nodes(unit: Unit) -> tuple[GuestNode, ...]:
-    later = max(unit.memory.size - machine_memory(unit), 0)
-    growing = growth_index(unit)
-    return tuple(
-        GuestNode(
-            vcpus=node.vcpus,
-            memory=size + (later if index == growing else 0) if is_auto(unit, index) else 0,
-            within=() if is_auto(unit, index) else on,
-        )
-        for index, (node, size, on) in enumerate(zip(unit.numa, node_sizes(unit), host_nodes(unit), strict=True))
-    )
+def _lies_within(place: Resident, within: frozenset[int] | None, topology: Topology) -> bool:
+    """Whether a VM may stay where it is by what was chosen for it."""
+    if within is None:
+        return True
+    if place.exclusive:
+        return place.vcpu_cpus <= within
+    nodes = [topology.cpus_on[node] for node in place.nodes if node in topology.cpus_on]
+    return all(any(cpu.number in within for cpu in cpus) for cpus in nodes)
 
 
 def _plain(unit: Unit) -> _Entry:
@@ -375,12 +373,13 @@ def _plain(unit: Unit) -> _Entry:
         emulator=frozenset(unit.cpu.emulator_pin),
         iothreads=iothreads,
         helper=frozenset(unit.cpu.helper_pin),
+        fence=frozenset(unit.limits.cpuset_cpus),
     )
 
 
 def named_place(name: str, unit: Unit) -> Resident | None:
     """The place that a unit names, ``None`` for none."""
-    if isinstance(unit.cpu.pin, str) or not _says_something(unit):
+    if isinstance(unit.cpu.pin, str) or not says_something(unit):
         return None
     sets = tuple(map(frozenset, unit.cpu.pin))
     number = effective_max_vcpus(unit)

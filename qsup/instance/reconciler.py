@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -39,6 +39,17 @@ _NAMED = 4
 Tell = Callable[[Mapping[str, Any]], None]
 
 
+class Fence(Protocol):
+    """What a VM may not leave; see `qsup.instance.limiting.Limiting`."""
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether it has to be looked at."""
+
+    async def mend(self) -> bool:
+        """Have it be whole again; whether it was not, and so threads have moved; `HostError`."""
+
+
 @define
 class _Watched:
     """One life.
@@ -49,6 +60,7 @@ class _Watched:
 
     pinning: Pinning
     tell: Tell
+    fence: Fence | None = None
     trouble: str = ""
 
 
@@ -71,13 +83,14 @@ class Reconciler:
         self._placed: list[_Watched] = []
         self._found_from: tuple[trio.Event, frozenset[int] | None] | None = None
 
-    def watch(self, pinning: Pinning, tell: Tell) -> None:
+    def watch(self, pinning: Pinning, tell: Tell, fence: Fence | None = None) -> None:
         """From now on a life's threads are looked after.
 
         Args:
             tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
+            fence: what they may not leave, to be kept whole.
         """
-        self._watched[pinning] = _Watched(pinning, tell)
+        self._watched[pinning] = _Watched(pinning, tell, fence)
         self._found_from = None
 
     def forget(self, pinning: Pinning) -> None:
@@ -109,10 +122,13 @@ class Reconciler:
                     await self._placements.refresh()
                 except HostError as error:
                     _log.error("could not look at the host's CPUs", why=error.message)
+            fenced = [each for each in self._watched.values() if each.fence is not None and each.fence.can_lose]
+            for each in fenced:
+                await _mend(each)
             if self._placements.are_taken or self._placed:
                 await self._look(change)
             # with all that wakes on whole seconds
-            until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken else math.inf
+            until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken or fenced else math.inf
             with trio.CancelScope(deadline=until) as self._rest:
                 await change.wait()
 
@@ -135,6 +151,17 @@ class Reconciler:
         if is_new:
             # those that were to be free again are
             self._placed = [each for each in self._placed if not each.pinning.is_free]
+
+
+async def _mend(watched: _Watched) -> None:
+    """Have a fence be whole again, and threads where they belong in it: the kernel has let them go anywhere there."""
+    assert watched.fence is not None
+    try:
+        if await watched.fence.mend():
+            with watched.pinning.excused():
+                pass
+    except HostError as error:
+        _log.error("could not look after the cpuset of a VM", why=error.message)
 
 
 def _tell(watched: _Watched, moved: Sequence[Drift]) -> None:

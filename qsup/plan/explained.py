@@ -14,6 +14,7 @@ from qsup.plan.nodesets import Offer, spread
 from qsup.plan.residents import Request, Resident
 from qsup.plan.topology import Cpu, Topology
 from qsup.plan.wholecores import COST, Choice, FreeCores
+from qsup.unit.fence import CPUS, MEMS
 from qsup.unit.quantity import alternatives, format_cpu_set
 
 #: Of how many VMs it is said which CPUs of a node they have, and of how many nodes what they have too little of.
@@ -53,8 +54,19 @@ def wish(request: Request) -> str:
     else:
         wanted = f"shared CPUs for {count(request.vcpus, 'vCPU')}"
     memory = f", and {gib(request.memory)} of memory" if request.memory else ""
-    within = f", within {cpus(request.within)}" if request.within is not None else ""
-    return f"{request.name} wants {wanted}{memory}{within}"
+    return f"{request.name} wants {wanted}{memory}{_within(request)}"
+
+
+def _within(request: Request) -> str:
+    return "" if request.within is None else f", within {cpus(request.within)}"
+
+
+def fence(allowed: frozenset[int], mems: Sequence[int]) -> Iterator[str]:
+    """What of the host counts for a VM as if it were not there."""
+    if allowed:
+        yield f"{CPUS} keeps it to {cpus(allowed)}: others are for it as if they were offline"
+    if mems:
+        yield f"{MEMS} keeps its memory to {nodes(mems)}, and so its CPUs as far as there are any"
 
 
 def free_on(node: int, free: FreeCores, ledger: Ledger, within: frozenset[int] | None) -> str:
@@ -258,7 +270,8 @@ def short_of_cores(request: Request, free: FreeCores, ledger: Ledger, offers: Se
     each = _each(
         (f"node {offer.node.number} has {free_on(offer.node.number, free, ledger, request.within)}" for offer in most),
     )
-    return f"wants {count(request.vcpus, 'CPU')} of its own on whole cores, and {there} can be had: {each}"
+    wanted = f"{count(request.vcpus, 'CPU')} of its own on whole cores{_within(request)}"
+    return f"wants {wanted}, and {there} can be had: {each}"
 
 
 def _each(nodes: Iterable[str]) -> str:

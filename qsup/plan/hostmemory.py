@@ -58,7 +58,7 @@ def demand(name: str, unit: Unit, on: tuple[int, ...], size: int = 0) -> Demand:
         size=size or max(machine_memory(unit), unit.memory.size),
         page=huge_page(unit),
         at_once=takes_memory_at_once(unit),
-        nodes=on if unit.memory.policy == "bind" else (),
+        nodes=on if on and unit.memory.policy == "bind" else unit.limits.cpuset_mems,
     )
 
 
@@ -79,14 +79,16 @@ def demands(name: str, unit: Unit, on: tuple[int, ...], guest: Sequence[GuestNod
             size=node.size + (max(later, 0) if index == growing else 0),
             page=huge_page(unit),
             at_once=takes_memory_at_once(unit),
-            nodes=node.nodes if (unit.numa[index].policy or unit.memory.policy) == "bind" else (),
+            nodes=node.nodes
+            if node.nodes and (unit.numa[index].policy or unit.memory.policy) == "bind"
+            else unit.limits.cpuset_mems,
         )
         for index, node in enumerate(guest)
     )
 
 
-def check_nodes(name: str, on: Iterable[int], topology: Topology) -> None:
-    """See that nodes which a unit names are there, and have memory; `PlacementError`."""
+def check_nodes(name: str, on: Iterable[int], topology: Topology, key: str = "[memory] nodes") -> None:
+    """See that nodes which a unit names by a key are there, and have memory; `PlacementError`."""
     having = [node.number for node in topology.nodes if node.memory]
     for number in on:
         # a host that does not say what memory it has may have some everywhere
@@ -96,7 +98,7 @@ def check_nodes(name: str, on: Iterable[int], topology: Topology) -> None:
             raise PlacementError(
                 f"its memory is to be on node {number}, which {trouble}: this host has memory on {nodes(having)}",
                 instance=name,
-                hint="name other [memory] nodes: `qsupctl topology` shows them",
+                hint=f"name other {key}: `qsupctl topology` shows them",
             )
 
 

@@ -46,15 +46,16 @@ class SharedCpus:
 
         Threads without a CPU of their own belong on the shared ones of the VM's nodes; where these nodes have none
         left, on those of the nearest node that has. Where the unit allows none of the shared ones they are on the VM's
-        own, and else on the shared ones all the same: what is exclusively somebody's stays so. The same counts for each
-        vCPU alone where a guest has nodes. A vCPU whose own CPU cannot be used now (it is offline) is among the shared
-        ones until it can again. Where nothing is shared at all any more, all are where anything can run.
+        own, and else on what it allows, which they cannot leave. The same counts for each vCPU alone where a guest has
+        nodes. A vCPU whose own CPU cannot be used now (it is offline) is among the shared ones until it can again.
+        Where nothing is shared at all any more, all are where anything can run.
         """
         placeable = self.topology.placeable
         own = resident.vcpu_cpus if resident.exclusive else _NONE
         shared = (
             self._nearest(resident.nodes, resident.within)
             or own & placeable
+            or (resident.within or _NONE) & placeable
             or self._nearest(resident.nodes, None)
             or placeable
         )
@@ -68,7 +69,9 @@ class SharedCpus:
     def lack(self, resident: Resident) -> str:
         """What an automatically placed VM has not got now of what it was promised, a sentence, or ``""``."""
         if not resident.exclusive:
-            return "" if self.pool else "no CPU is left to be shared, so it runs beside VMs that were to be alone"
+            left = self.pool if resident.within is None else self.pool & resident.within
+            which = "no CPU" if resident.within is None else f"none of the CPUs {format_cpu_set(resident.within)}"
+            return "" if left else f"{which} is left to be shared, so it runs beside VMs that were to be alone"
         placeable = self.topology.placeable
         lost = {vcpu: cpus for vcpu, cpus in enumerate(resident.sets.vcpus) if not cpus <= placeable}
         if not lost:

@@ -24,6 +24,7 @@ class Pins:
         iothreads: sets by the unit's ids, of those that have one of their own.
         helper: for the programs that serve its devices; none: as for all other threads.
         lack: what it has not got of its place, a sentence, or ``""``.
+        fence: what none of its threads leaves, by a cgroup; none: nothing. It asks no thread to be anywhere.
     """
 
     vcpus: tuple[frozenset[int], ...] = ()
@@ -31,6 +32,7 @@ class Pins:
     iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
     helper: frozenset[int] = ANYWHERE
     lack: str = ""
+    fence: frozenset[int] = ANYWHERE
 
     def __bool__(self) -> bool:
         """Whether any thread is to be anywhere."""

@@ -36,11 +36,13 @@ from attrs import evolve
 from qsup.errors import PlacementError
 from qsup.plan import explained
 from qsup.plan.guestnodes import Way, best_ways
-from qsup.plan.ledger import Ledger
+from qsup.plan.ledger import Ledger, SharedCpus
 from qsup.plan.nodesets import Offer, nearest_sets
 from qsup.plan.residents import Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.plan.wholecores import Choice, FreeCores
+from qsup.unit.fence import CPUS
+from qsup.unit.quantity import format_cpu_set
 
 
 def place(request: Request, residents: Iterable[Resident], topology: Topology) -> Placement:
@@ -105,6 +107,7 @@ def _kept(chosen: Resident, lines: list[str], ledger: Ledger, homes: Way = ()) -
     beside = ledger.beside(chosen)
     if not beside.pool:
         raise _nothing_shared(chosen.name, ledger.shared.pool)
+    _check_others_left(chosen, ledger, beside)
     chosen = evolve(chosen, sets=beside.sets(chosen))
     lines.append(explained.others(chosen, ledger.topology))
     lines += explained.displaced(ledger, beside)
@@ -263,8 +266,13 @@ def _offers(request: Request, ledger: Ledger, cpus: Mapping[int, int]) -> list[O
     """What the host's nodes have, ascending; of memory only where it counts."""
     promised = ledger.promised_memory if request.memory else {}
     return [
-        Offer(node=node, cpus=cpus.get(node.number, 0), memory=node.memory - promised.get(node.number, 0))
+        Offer(
+            node=node,
+            cpus=cpus.get(node.number, 0),
+            memory=0 if request.mems and node.number not in request.mems else free,
+        )
         for node in ledger.topology.nodes
+        for free in (node.memory - promised.get(node.number, 0),)
     ]
 
 
@@ -293,6 +301,38 @@ def _nothing_shared(name: str, cpus: frozenset[int]) -> PlacementError:
         instance=name,
         hint="leave a core to be shared: ask for fewer vCPUs, or leave `exclusive` out",
     )
+
+
+def _check_others_left(chosen: Resident, ledger: Ledger, beside: SharedCpus) -> None:
+    """See that an exclusive VM leaves something to those that can go nowhere else; `PlacementError`."""
+    for other in ledger.residents:
+        if other.within and not other.named and not other.exclusive:
+            left = other.within & ledger.shared.pool
+            if left and not left & beside.pool:
+                raise PlacementError(
+                    f"would have {explained.cpus(left)} for itself, and {other.name} can run nowhere else",
+                    instance=chosen.name,
+                    hint=f"change the limits.cpuset-cpus of {other.name}, or say one here that leaves it something",
+                )
+
+
+def check_fence(name: str, cpus: frozenset[int], residents: Iterable[Resident], topology: Topology) -> None:
+    """See that a VM can be kept to some CPUs.
+
+    Raises:
+        PlacementError: one of them is not there, or all are exclusively others'.
+    """
+    which = f"{CPUS} is {format_cpu_set(cpus)}"
+    if unusable := topology.unusable(cpus):
+        hint = "name CPUs that are there: `qsupctl topology` shows them"
+        raise PlacementError(f"{which}, and {unusable}", instance=name, hint=hint)
+    owners = Ledger(topology, [other for other in residents if other.name != name]).owners
+    if cpus and cpus <= owners.keys():
+        whose = [
+            f"{explained.cpus(theirs)} {'is' if len(theirs) == 1 else 'are'} exclusively {other}'s"
+            for other, theirs in explained.by_holder(cpus, owners)
+        ]
+        raise PlacementError(f"{which}, and {'; '.join(whose)}", instance=name, hint="name others, or change that VM's")
 
 
 def check_named(resident: Resident, residents: Iterable[Resident], topology: Topology) -> None:
@@ -328,5 +368,8 @@ def check_named(resident: Resident, residents: Iterable[Resident], topology: Top
         ]
     if conflicts:
         raise PlacementError("; ".join(conflicts), instance=resident.name, hint="name other CPUs, or change that VM's")
-    if resident.exclusive and ledger.shared.pool and not ledger.beside(resident).pool:
-        raise _nothing_shared(resident.name, own)
+    if resident.exclusive and ledger.shared.pool:
+        beside = ledger.beside(resident)
+        if not beside.pool:
+            raise _nothing_shared(resident.name, own)
+        _check_others_left(resident, ledger, beside)

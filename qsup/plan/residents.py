@@ -36,6 +36,7 @@ class Request:
         threads: per core of the guest; 0 or 1 where that is not known to be more.
         memory: bytes wanted on its nodes, 0 where that does not count.
         within: the CPUs that it may use at all, ``None`` for all.
+        mems: the nodes that its memory may be on; none: all.
         guest_nodes: those of its guest, where it has any; all vCPUs are in one of them, and ``memory`` is theirs.
         beside: those that its unit names for other threads of it.
     """
@@ -46,6 +47,7 @@ class Request:
     threads: int = 0
     memory: int = 0
     within: frozenset[int] | None = None
+    mems: tuple[int, ...] = ()
     guest_nodes: tuple[GuestNode, ...] = ()
     beside: frozenset[int] = frozenset()
 
@@ -74,7 +76,7 @@ class Resident:
         exclusive: nobody else may use the CPUs of its vCPUs, nor, if they were chosen automatically, their cores.
         named: its unit names its sets, and they do not move.
         nodes: of an automatically placed VM, those that were chosen for it.
-        within: of an automatically placed VM, the CPUs that its unit allows; ``None`` for all.
+        within: the CPUs that its unit allows, which the kernel lets it leave for no others; ``None`` for all.
         memory: bytes promised to it, by node.
         vcpu_nodes: of one whose guest has nodes, the host's for each vCPU; else none, and all are for all.
     """

@@ -26,6 +26,7 @@ from qsup.unit.effective import (
     shares_memory,
 )
 from qsup.unit.families import BUS_ROOM, FAMILIES, needs_slot, nic_kind, unplanned
+from qsup.unit.fence import contradictions as fence_contradictions
 from qsup.unit.guestnodes import contradictions as guest_node_contradictions
 from qsup.unit.imagepath import PROTOCOL_REFUSAL, begins_outside, reads_as_protocol, same_file
 from qsup.unit.keys import keys_of
@@ -220,6 +221,12 @@ def _limits(unit: Unit) -> Iterator[Finding]:
     if 0 < limits.nofile < FILES_NEEDED:
         message = f"nofile ({limits.nofile}) is less than the {FILES_NEEDED} files that any QEMU has open"
         yield Finding(message, [("limits", "nofile")])
+
+
+def _fence(unit: Unit) -> Iterator[Finding]:
+    """CPUs that pins name are among `cpuset-cpus`, nodes among `cpuset-mems`."""
+    for message, keys in fence_contradictions(unit):
+        yield Finding(message, keys)
 
 
 def _memory_placement(unit: Unit) -> Iterator[Finding]:
@@ -571,6 +578,7 @@ RULES: tuple[Callable[[Unit], Iterator[Finding]], ...] = (
     _pins,
     _memory,
     _limits,
+    _fence,
     _memory_placement,
     _kept_pages,
     _numa,

@@ -317,10 +317,19 @@ PINS = Kind(
 )
 
 
+NODE_SET = Kind(
+    word="node set",
+    parse=lambda value: quantity.parse_cpu_set(_text(value), of="node"),
+    format=quantity.format_cpu_set,
+    schema=dict(CPU_SET.schema),
+)
+
+
 def _nodes(value: object) -> str | tuple[int, ...]:
     if value == AUTO:
         return AUTO
-    return () if value == "" else quantity.parse_cpu_set(_text(value), of="node")
+    nodes: tuple[int, ...] = () if value == "" else NODE_SET.parse(value)
+    return nodes
 
 
 NODES = Kind(

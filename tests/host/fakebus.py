@@ -18,19 +18,26 @@ from jeepney.low_level import Parser
 from jeepney.wrappers import DBusAddress
 
 from qsup.host.systemd import Systemd
+from qsup.unit.quantity import format_cpu_set
 
 SYSTEMD = "org.freedesktop.systemd1"
 _JOB = "/org/freedesktop/systemd1/job/7"
 #: What the kernel says of each property's value.
-_FILES: dict[str, tuple[str, Callable[[int], str]]] = {
+_FILES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "CPUQuotaPerSecUSec": ("cpu.max", lambda value: f"{value // 10} 100000"),
     "CPUWeight": ("cpu.weight", str),
     "MemoryMax": ("memory.max", str),
     "MemoryHigh": ("memory.high", str),
     "TasksMax": ("pids.max", str),
+    "AllowedCPUs": ("cpuset.cpus", lambda mask: format_cpu_set(_bits(mask)) + "\n"),
+    "AllowedMemoryNodes": ("cpuset.mems", lambda mask: format_cpu_set(_bits(mask)) + "\n"),
 }
 _INFINITY = (1 << 64) - 1
-_NONE = {"CPUQuotaPerSecUSec": "max 100000", "CPUWeight": "100"}
+_NONE = {"CPUQuotaPerSecUSec": "max 100000", "CPUWeight": "100", "AllowedCPUs": "\n", "AllowedMemoryNodes": "\n"}
+
+
+def _bits(mask: bytes) -> list[int]:
+    return [number for number in range(len(mask) * 8) if mask[number // 8] >> number % 8 & 1]
 
 
 @define

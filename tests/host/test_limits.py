@@ -188,7 +188,8 @@ def test_what_a_fake_v2_root_can_hand_down_is(tmp_path: Path) -> None:
 def test_without_a_cgroup_nothing_is_kept() -> None:
     """Each limit has a reason, and no limit needs none."""
     assert limits.impose([], wanted(Limits())) == {}
-    assert limits.impose([], wanted(ALL)) == dict.fromkeys(NAMES, "it has no cgroup of its own")
+    fenced = attrs.evolve(ALL, cpuset_cpus=frozenset({0}), cpuset_mems=frozenset({0}))
+    assert limits.impose([], wanted(fenced)) == dict.fromkeys(NAMES, "it has no cgroup of its own")
     assert limits.read([]) == Limits()
     assert limits.memory_held([]) == 0
 
@@ -215,7 +216,8 @@ def test_every_limit_has_a_file() -> None:
     """The names of the fields are those of the unit's keys."""
     assert {name: bool(limits.why_not([], name)) for name in NAMES} == dict.fromkeys(NAMES, True)
     assert tuple(NAMES.values())[:7] == ("cpu", "cpu-weight", "memory", "memory-high", "pids", "swap", "io-weight")
-    assert tuple(NAMES.values())[7:] == ("io-read-bps", "io-write-bps", "io-read-iops", "io-write-iops")
+    assert tuple(NAMES.values())[7:11] == ("io-read-bps", "io-write-bps", "io-read-iops", "io-write-iops")
+    assert tuple(NAMES.values())[11:] == ("cpuset-cpus", "cpuset-mems")
 
 
 #: Loop devices are wherever there is the driver, whether they are in use or not.

@@ -167,6 +167,24 @@ async def test_limits_of_a_fake_scope_change_by_asking(fake: FakeSystemd, manage
     assert await made.change({"cpu": 1}) == {"cpu": "systemd: Unit qsup-web.scope not loaded."}
 
 
+async def test_a_fence_of_a_fake_scope_is_a_mask(fake: FakeSystemd, manager: ScopeManager) -> None:
+    """A bit for each CPU and node, the lowest byte first; none at all where there is no fence any more."""
+    made = manager.create("web")
+    made.impose({"cpuset_cpus": frozenset({0, 9}), "cpuset_mems": frozenset({1})})
+    await made.join(PID)
+    told = fake.started["qsup-web.scope"]
+    assert (bytes(told["AllowedCPUs"]), bytes(told["AllowedMemoryNodes"])) == (b"\x01\x02", b"\x02")
+    assert (made.limits().cpuset_cpus, made.limits().cpuset_mems, made.missed) == (
+        frozenset({0, 9}),
+        frozenset({1}),
+        {},
+    )
+    assert await made.change({"cpuset_cpus": None, "cpuset_mems": frozenset({0, 1})}) == {}
+    assert (made.limits().cpuset_cpus, made.limits().cpuset_mems) == (None, frozenset({0, 1}))
+    told = {each.name: (each.signature, each.value) for each in properties_of({"cpuset_cpus": None})}
+    assert told == {"AllowedCPUs": ("ay", b"")}
+
+
 async def test_what_a_fake_kernel_did_not_take_is_not_kept(fake: FakeSystemd, manager: ScopeManager) -> None:
     """Systemd says yes all the same; a limit of a page's part is none of that."""
     fake.ignored = {"MemoryMax"}

@@ -47,7 +47,7 @@ async def test_a_vm_does_not_leave_its_memory(host: Host, placements: Placements
     assert later.vcpus == ((8,), (24,))
     await placements.take("web", bound())
     await placements.take("crowd", unit(pin=(tuple(there),)))
-    with pytest.raises(PlacementError, match="2 CPUs of its own on whole cores, and 0 can be had"):
+    with pytest.raises(PlacementError, match=r"2 CPUs of its own on whole cores, within CPUs .*, and 0 can be had"):
         await placements.take("web", bound(exclusive=True))
 
 

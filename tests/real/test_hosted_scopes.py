@@ -80,6 +80,8 @@ def test_limits_are_the_scopes_and_the_kernels(hosts_daemon: HostedDaemon) -> No
         "io_write_bps": None,
         "io_read_iops": None,
         "io_write_iops": {device: 50},
+        "cpuset_cpus": None,
+        "cpuset_mems": None,
     }
     assert (files(daemon), properties(daemon)) == (FILES, PROPERTIES)
     assert daemon.host.read(f"{SCOPE}/io.max").split() == [device, f"rbps={MIB}", "wbps=max", "riops=max", "wiops=50"]
@@ -144,6 +146,86 @@ def test_too_much_memory_ends_that_vm_alone(hosts_daemon: HostedDaemon) -> None:
     daemon.host.run("systemctl", "kill", "--signal=KILL", "qsup-web.scope")
     assert daemon.wait("web", "crashed")["cause"]["kind"] == "signal"
     assert (daemon.view("db")["pid"], daemon.view("db")["substate"]) == (before["pid"], "running")
+
+
+def fence(daemon: HostedDaemon) -> tuple[str, str]:
+    """The CPUs and nodes that the kernel keeps a VM to."""
+    text = daemon.host.run(f"cd {SCOPE} && cat cpuset.cpus.effective cpuset.mems.effective")
+    cpus, mems = text.split()
+    return cpus, mems
+
+
+def test_nothing_leads_out_of_the_fence(hosts_daemon: HostedDaemon) -> None:
+    """Of the scope: not a taskset, no change of it moves a pinned thread for good, and systemd does not undo it."""
+    daemon = hosts_daemon
+    limits = 'cpuset-cpus = "2-5"\ncpuset-mems = "1-2"\nrequire = true'
+    pins = 'vcpus = 2\npin = ["2", "4"]\nemulator-pin = "3"'
+    daemon.unit("web", rom_vm(cpu=pins, limits=limits, memory="prealloc = true"))
+    view = daemon.do("web", "start")
+    assert (view["warnings"], view["limits"]["cpuset_cpus"], view["limits"]["cpuset_mems"]) == ([], "2-5", "1-2")
+    assert (fence(daemon), _threads(daemon)) == (("2-5", "1-2"), ["2", "4", "3"])
+    maps = daemon.host.read(f"/proc/{view['pid']}/numa_maps")
+    assert " N1=" in maps and "anon=" in maps and " N0=" not in _anonymous(maps) and " N3=" not in maps
+    daemon.host.run(f"taskset -pc 0-7 {view['cpus']['threads'][0]}")
+    poll_until(lambda: _threads(daemon) == ["2", "4", "3"], "it is back", seconds=COMMAND)
+    assert daemon.host.call(f"taskset -pc 0 {view['cpus']['threads'][0]}").returncode != 0
+    drifts = daemon.get("/v1/instances/web/cpus")["drifts"]
+
+    refused = ask(daemon, {"limits": {"cpuset-cpus": "4-5"}}, wait=COMMAND)
+    assert "outside of limits.cpuset-cpus (4-5)" in json.dumps(refused["error"])
+    changes = {"limits": {"cpuset-cpus": "4-5", "cpuset-mems": "2"}, "cpu": {"pin": ["4", "5"], "emulator-pin": "4"}}
+    changed = ask(daemon, changes, wait=COMMAND)
+    assert changed["state"] == "succeeded", changed["error"]
+    assert (fence(daemon), _threads(daemon)) == (("4-5", "2"), ["4", "5", "4"])
+    assert " N1=" not in _anonymous(daemon.host.read(f"/proc/{view['pid']}/numa_maps")), "its memory has followed"
+    daemon.host.run("systemctl daemon-reload")
+    assert (fence(daemon), daemon.host.property("qsup-web.scope", "AllowedCPUs")) == (("4-5", "2"), "4-5")
+    daemon.host.run("systemctl", "restart", "qsupd")
+    again = daemon.wait("web", "running")
+    assert (again["pid"], again["limits"]["cpuset_cpus"], again["warnings"]) == (view["pid"], "4-5", [])
+    assert _threads(daemon) == ["4", "5", "4"]
+    assert ask(daemon, {"limits": {"cpuset-cpus": "", "cpuset-mems": ""}}, wait=COMMAND)["state"] == "succeeded"
+    assert (daemon.host.read(f"{SCOPE}/cpuset.cpus").strip(), _threads(daemon)) == ("", ["4", "5", "4"])
+    assert daemon.view("web")["limits"]["cpuset_cpus"] is None
+    assert daemon.get("/v1/instances/web/cpus")["drifts"] <= drifts, "nobody has moved anything since"
+
+
+def test_an_automatic_place_is_within_the_fence(hosts_daemon: HostedDaemon) -> None:
+    """CPUs and nodes; it follows when that changes, and when a CPU of it goes offline and comes back."""
+    daemon = hosts_daemon
+    cpu, memory = 'vcpus = 2\npin = "auto"\nexclusive = true', 'nodes = "auto"'
+    daemon.unit("web", rom_vm(cpu=cpu, memory=memory, limits='cpuset-cpus = "2-6"\ncpuset-mems = "2"'))
+    view = daemon.do("web", "start")
+    assert (view["memory"]["nodes"], _threads(daemon)[:2]) == ([2], ["4", "5"])
+    assert "cpuset-mems keeps its memory to node 2" in daemon.ctl("cpus", "web", "--explain").stdout
+    daemon.unit("free", rom_vm(cpu="vcpus = 2", limits='cpuset-cpus = "2-3"'))
+    daemon.do("free", "start")
+    assert set(_threads(daemon, "free")) == {"2-3"}
+    daemon.host.run("echo 0 >/sys/devices/system/cpu/cpu3/online")
+    try:
+        poll_until(lambda: set(_threads(daemon, "free")) == {"2"}, "one CPU is left of it", seconds=COMMAND)
+        poll_until(lambda: _threads(daemon)[:2] == ["4", "5"], "the others are where they belong", seconds=COMMAND)
+    finally:
+        daemon.host.run("echo 1 >/sys/devices/system/cpu/cpu3/online")
+    poll_until(lambda: set(_threads(daemon, "free")) == {"2-3"}, "it is whole again", seconds=COMMAND)
+    poll_until(lambda: _threads(daemon)[:2] == ["4", "5"], "the others are where they belong", seconds=COMMAND)
+    assert daemon.get("/v1/instances/web/cpus")["drifts"] == 0
+    refused = ask(daemon, {"limits": {"cpuset-mems": "1"}}, wait=COMMAND)
+    assert "lacks node 2, which its memory is bound to" in json.dumps(refused["error"])
+
+
+def _threads(daemon: HostedDaemon, vm: str = "web") -> list[str]:
+    """Where the kernel lets each vCPU run, in their order, and all other threads, each set once."""
+    view = daemon.view(vm)
+    rows = daemon.host.run(f"grep Cpus_allowed_list /proc/{view['pid']}/task/*/status").splitlines()
+    found = {int(row.split("/")[4]): row.split()[1] for row in rows}
+    vcpus = view["cpus"]["threads"]
+    return [found[thread] for thread in vcpus] + sorted({found[thread] for thread in found.keys() - set(vcpus)})
+
+
+def _anonymous(maps: str) -> str:
+    """The lines of its own memory: pages of files are where somebody read them first."""
+    return "\n".join(line for line in maps.splitlines() if "anon=" in line and "file=" not in line)
 
 
 def test_a_masked_slice_is_why_a_vm_with_limits_does_not_start(hosts_daemon: HostedDaemon) -> None:

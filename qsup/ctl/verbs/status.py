@@ -207,6 +207,8 @@ def _limits(instance: Instance) -> str:
         return ""
     told = [f"CPU {limits['cpu'] * 100:g}%"] if limits["cpu"] is not None else []
     told += [f"CPU weight {limits['cpu_weight']}"] if limits["cpu_weight"] not in (None, 100) else []
+    told += [f"on CPUs {limits['cpuset_cpus']} alone"] if limits["cpuset_cpus"] is not None else []
+    told += [f"memory of nodes {limits['cpuset_mems']} alone"] if limits["cpuset_mems"] is not None else []
     told += [f"memory {size(limits['memory'])}"] if limits["memory"] is not None else []
     told += [f"slowed down from {size(limits['memory_high'])}"] if limits["memory_high"] is not None else []
     told += [f"{limits['pids']} threads"] if limits["pids"] is not None else []

@@ -11,14 +11,15 @@ from typing import Any
 
 from qsup.errors import ChangeError
 from qsup.instance.context import Context
-from qsup.instance.limiting import KEYS, OOM_SCORE, asked
+from qsup.instance.limiting import FENCE, KEYS, OOM_SCORE, asked
 from qsup.unit.compare import Change
 from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
 from qsup.unit.quantity import format_size
 
 _SECTION, _REQUIRE = "limits.", "limits.require"
-_FIELDS = {f"{_SECTION}{key}": name for name, key in KEYS.items()}
+#: Where it may run goes with its pins (`qsup.instance.live.pins`).
+_FIELDS = {f"{_SECTION}{key}": name for name, key in KEYS.items() if name not in FENCE}
 
 
 class LimitKeys:

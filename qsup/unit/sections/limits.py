@@ -33,6 +33,24 @@ class LimitsSection:
         qemu="cgroup cpu.weight, cpu.shares",
         applies=Applies.LIVE,
     )
+    cpuset_cpus: tuple[int, ...] = key(
+        kinds.optional(kinds.CPU_SET, ()),
+        'The CPUs of the host that it may run on at all, such as `"0-3"`: QEMU, all that it starts, what serves its '
+        "devices; no `taskset` leads out of them. Where `pin` is `auto`, CPUs are chosen among these. By default, and "
+        'with `""`, all that the daemon may use.',
+        default=(),
+        qemu="cgroup cpuset.cpus",
+        applies=Applies.LIVE,
+    )
+    cpuset_mems: tuple[int, ...] = key(
+        kinds.optional(kinds.NODE_SET, ()),
+        'The NUMA nodes of the host that all of its memory must be on, that of QEMU itself among it, such as `"0"`. '
+        "While it runs the kernel moves what is elsewhere. Nodes that are chosen are among these. By default, and with "
+        '`""`, all.',
+        default=(),
+        qemu="cgroup cpuset.mems",
+        applies=Applies.LIVE,
+    )
     memory: int = key(
         kinds.size(0, 1 << 46),
         "The most memory of the host that QEMU may use; when it wants more, and what the kernel can take back of it "
