@@ -20,26 +20,17 @@ from typing import Any, Protocol
 
 import structlog
 import trio
-from attrs import frozen
 
 from qsup.errors import HostError, from_oserror
 from qsup.host import cpuset, limits
+from qsup.host.counted import OOM_FILES, CgroupStats, SharedOomKills, oom_kills, read, stats
 from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import Limits
-from qsup.host.oomkills import OOM_FILES, SharedOomKills, oom_kills
 from qsup.host.pidfd import PidFd
 
 _log = structlog.get_logger()
 
 _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
-
-
-@frozen(kw_only=True)
-class CgroupStats:
-    """What a VM's cgroups have counted; ``None`` where no controller counts it."""
-
-    cpu_seconds: float | None = None
-    memory_bytes: int | None = None
 
 
 class Cgroup:
@@ -73,7 +64,7 @@ class Cgroup:
 
     def members(self) -> frozenset[int]:
         """The pids of all processes in it."""
-        lists = (_read(path / "cgroup.procs") or "" for path in self.paths)
+        lists = (read(path / "cgroup.procs") or "" for path in self.paths)
         return frozenset(int(pid) for text in lists for pid in text.split())
 
     def holds(self, pid: int) -> bool:
@@ -159,8 +150,8 @@ class Cgroup:
 
     def frozen(self) -> bool:
         """Whether somebody has frozen it, or a cgroup above it: its processes stand still."""
-        states = (_read(path / "freezer.state") or "" for path in self.paths)
-        events = (_read(path / "cgroup.events") or "" for path in self.paths)
+        states = (read(path / "freezer.state") or "" for path in self.paths)
+        events = (read(path / "cgroup.events") or "" for path in self.paths)
         return any("THAWED" not in state for state in states if state) or any("frozen 1" in text for text in events)
 
     def thaw(self) -> None:
@@ -213,7 +204,7 @@ class Cgroup:
 
     def stats(self) -> CgroupStats:
         """What it has used."""
-        found = [_stats(path) for path in self.paths]
+        found = [stats(path) for path in self.paths]
         cpu = [stats.cpu_seconds for stats in found if stats.cpu_seconds is not None]
         memory = [stats.memory_bytes for stats in found if stats.memory_bytes is not None]
         return CgroupStats(cpu_seconds=max(cpu, default=None), memory_bytes=max(memory, default=None))
@@ -282,7 +273,16 @@ class CgroupTree:
         if not tops:
             refused = ["no cgroup hierarchy is mounted"]
         absence = f"without a cgroup of its own in: {'; '.join(refused)}" if refused else ""
-        return Cgroup(made, absence=absence, shared=self._shared, spare=self._spare(name, tops))
+        found = self._with_cpuset(made, name, tops, absence)
+        if len(found.paths) > len(made):
+            found.impose(dict.fromkeys(cpuset.FILES))  # without the fence that was left there
+        return found
+
+    def _with_cpuset(self, made: list[Path], name: str, tops: Sequence[Path], absence: str) -> Cgroup:
+        spare = None if any(map(cpuset.is_v1, made)) else self._spare(name, tops)
+        if spare and spare[0].is_dir():  # a daemon died before it had recorded that it made it
+            made, spare = [*made, spare[0]], None
+        return Cgroup(made, absence=absence, shared=self._shared, spare=spare)
 
     def _spare(self, name: str, tops: Sequence[Path]) -> tuple[Path, Path] | None:
         """The cpuset of version 1 that a VM may come to need, beside what it has in other hierarchies."""
@@ -295,10 +295,7 @@ class CgroupTree:
         """See `CgroupManager.reopen`."""
         # whoever is in them is killed in the end, so they must be ours, whatever a record says
         found = [path for path in map(Path, paths) if path.parent.name == self.tag and path.is_dir()]
-        spare = None if any(map(cpuset.is_v1, found)) else self._spare(name, [])
-        if spare and spare[0].is_dir():  # a daemon died before it had recorded that it made it
-            found, spare = [*found, spare[0]], None
-        return Cgroup(found, absence="" if found else "its cgroup is gone", shared=self._shared, spare=spare)
+        return self._with_cpuset(found, name, [], "" if found else "its cgroup is gone")
 
 
 def _make(path: Path, own: Path) -> str:
@@ -330,11 +327,11 @@ def _join(paths: Sequence[Path], pid: int) -> str:
 
 def _children(pid: int) -> Iterator[int]:
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        yield from map(int, (_read(listing) or "").split())
+        yield from map(int, (read(listing) or "").split())
 
 
 def _is_in(paths: Sequence[Path], pid: int) -> bool:
-    return all(str(pid) in (_read(path / "cgroup.procs") or "").split() for path in paths)
+    return all(str(pid) in (read(path / "cgroup.procs") or "").split() for path in paths)
 
 
 def _move(paths: Sequence[Path], pid: int) -> str:
@@ -360,13 +357,6 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:  # no such controller here, or the cgroup is gone
-        return None
-
-
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
@@ -387,12 +377,3 @@ def _kill_member(pid: int) -> None:
         return
     except OSError as error:
         raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error
-
-
-def _stats(path: Path) -> CgroupStats:
-    """What one directory counts, in either version's words."""
-    usage = dict(line.split() for line in (_read(path / "cpu.stat") or "").splitlines()).get("usage_usec")
-    nanoseconds = _read(path / "cpuacct.usage")
-    cpu = int(usage) / 1e6 if usage else int(nanoseconds) / 1e9 if nanoseconds else None
-    memory = _read(path / "memory.current") or _read(path / "memory.usage_in_bytes")
-    return CgroupStats(cpu_seconds=cpu, memory_bytes=int(memory) if memory else None)

@@ -26,11 +26,11 @@ import trio
 from attrs import frozen
 
 from qsup.errors import HostError
-from qsup.host import limits, systemd
+from qsup.host import cpuset, limits, systemd
 from qsup.host.cgroup import Cgroup, CgroupManager, CgroupTree
+from qsup.host.counted import SharedOomKills
 from qsup.host.hierarchies import Hierarchies, detect, parse_hierarchies
 from qsup.host.limits import Devices
-from qsup.host.oomkills import SharedOomKills
 from qsup.host.systemd import Property, Refused, Systemd
 
 _log = structlog.get_logger()
@@ -257,6 +257,9 @@ class Scope(Cgroup):
                 await connection.set_properties(self._unit, properties_of(wanted))
         except HostError as error:
             return dict.fromkeys(wanted, error.message)
+        # for no CPUs or nodes at all systemd (252) writes nothing, and the kernel keeps what there was
+        none = {name: None for name, limit in wanted.items() if name in cpuset.FILES and limit is None}
+        await trio.to_thread.run_sync(limits.impose, self.paths, none)
         return self._not_kept(wanted)
 
     def _not_kept(self, wanted: Mapping[str, Any]) -> dict[str, str]:

@@ -142,6 +142,8 @@ class FakeSystemd:
     def _write(self, unit: str, properties: dict[str, Any]) -> None:
         for name, value in properties.items():
             path = self.directory(unit) / _FILES[name][0] if name in _FILES else None
+            if value == b"":
+                continue  # as systemd 252 does: the kernel has what it had
             if path is not None and path.exists() and name not in self.ignored:
                 path.write_text(_NONE.get(name, "max") if value == _INFINITY else _FILES[name][1](value))
 

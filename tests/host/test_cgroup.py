@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from qsup.errors import HostError
-from qsup.host import cgroup
 from qsup.host.cgroup import Cgroup, CgroupTree
+from qsup.host.counted import CgroupStats
 from qsup.host.hierarchies import Hierarchies, detect, parse_hierarchies
 from qsup.host.process import Credentials, Process, spawn
 from tests.host.children import is_stopped
@@ -64,7 +64,7 @@ def test_host_without_cgroups() -> None:
     assert made.paths == ()
     assert made.absence == "without a cgroup of its own in: no cgroup hierarchy is mounted"
     assert made.members() == frozenset()
-    assert made.stats() == cgroup.CgroupStats()
+    assert made.stats() == CgroupStats()
 
 
 async def test_absent_cgroup_does_nothing() -> None:

@@ -128,6 +128,21 @@ def cpuset_of(pid: int) -> str:
 
 
 @pytest.mark.root
+def test_what_a_launch_left_half_done_is_found(tree: CgroupTree) -> None:
+    """Its record names no cgroup yet: whoever makes them again has the cpuset, too, without the fence it had."""
+    made = tree.create("web")
+    assert made.impose({"cpuset_cpus": frozenset({0})}) == {}
+    again = tree.create("web")
+    try:
+        assert again.paths == made.paths
+        assert again.limits().cpuset_cpus == frozenset(os.sched_getaffinity(0))
+    finally:
+        for path in made.paths:
+            path.rmdir()
+            path.parent.rmdir()
+
+
+@pytest.mark.root
 async def test_a_real_v1_cpuset_is_made_once_it_is_needed(real: Cgroup, tree: CgroupTree) -> None:
     """By who asks for one, and processes that run already are moved into it; the next daemon finds it unrecorded."""
     (freezer,) = real.paths

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qsup.errors import QsupError
 from qsup.host import hierarchies
 from qsup.unit.quantity import format_cpu_set
 from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
 from tests.real.growing import ask, differs
 from tests.real.hotplug import finished
+from tests.real.injected import killed_at
 from tests.waiting import came_true, poll_until
 
 pytestmark = [
@@ -158,3 +161,22 @@ def test_what_a_fence_has_lost_it_gets_back(daemon: Daemon, emulator: Emulator, 
     (directory / "cpuset.cpus").write_text("0")
     assert allowed(daemon)[1] == "0"
     poll_until(lambda: (kept(daemon)[0], allowed(daemon)) == ("0-1", ["0", "1", "0-1"]), "whole again", seconds=WITHIN)
+
+
+def test_a_launch_that_was_cut_short_goes_on(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """QEMU stands still until it is in its cpuset; whoever comes after a daemon that was killed then has it go on."""
+    cpu, limits = 'vcpus = 2\npin = ["1", "0"]', 'cpuset-cpus = "0-1"'
+    start(daemon, emulator, rom_guest, "", vm="warm")  # what QEMU can do is known then
+    daemon.do("warm", "kill")
+    daemon.unit("web", rom_unit(emulator, rom_guest, cpu=cpu, limits=limits))
+    with killed_at(daemon, "pidfd_send_signal", 2):  # it is stopped by the first, and goes on by the second
+        with suppress(QsupError):
+            daemon.post("/v1/instances/web/start")
+        poll_until(lambda: not daemon.is_alive(), "the daemon dies", seconds=WITHIN)
+    record = json.loads((daemon.run / "instances/web/record.json").read_text())
+    assert "State:\tT" in Path(f"/proc/{record['pid']}/status").read_text()
+    daemon.start()
+    assert daemon.wait("web", "running")["pid"] == record["pid"]
+    assert (kept(daemon)[0], allowed(daemon)[:2]) == ("0-1", ["1", "0"])
+    daemon.do("web", "kill")
+    assert daemon.remains() == []

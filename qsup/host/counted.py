@@ -1,15 +1,25 @@
-"""Processes that the kernel has killed because memory ran out, as cgroups count them.
+"""What cgroups count, in either version's words: CPU time, memory, processes killed because memory ran out.
 
-Decides: where they are counted, and of which VM each is told where one cgroup counts for several.
-Must not: judge what an end was.
+Decides: where that is counted, and of which VM a kill is told where one cgroup counts for several.
+Must not: make or change a cgroup (`qsup.host.cgroup`), or judge what an end was.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from attrs import frozen
+
 #: Where OOM kills are counted, in version 2 and in version 1.
 OOM_FILES = ("memory.events", "memory.oom_control")
+
+
+@frozen(kw_only=True)
+class CgroupStats:
+    """What a VM's cgroups have counted; ``None`` where no controller counts it."""
+
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
 
 
 class SharedOomKills:
@@ -43,12 +53,22 @@ class SharedOomKills:
 
 def oom_kills(path: Path) -> int:
     """How many a cgroup has counted, 0 where it counts none."""
-    text = next(filter(None, (_read(path / name) for name in OOM_FILES)), "")
+    text = next(filter(None, (read(path / name) for name in OOM_FILES)), "")
     return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
 
-def _read(path: Path) -> str | None:
+def read(path: Path) -> str | None:
+    """What a file of a cgroup says, ``None`` where there is none."""
     try:
         return path.read_text()
     except OSError:  # no such controller here, or the cgroup is gone
         return None
+
+
+def stats(path: Path) -> CgroupStats:
+    """What one directory counts, in either version's words."""
+    usage = dict(line.split() for line in (read(path / "cpu.stat") or "").splitlines()).get("usage_usec")
+    nanoseconds = read(path / "cpuacct.usage")
+    cpu = int(usage) / 1e6 if usage else int(nanoseconds) / 1e9 if nanoseconds else None
+    memory = read(path / "memory.current") or read(path / "memory.usage_in_bytes")
+    return CgroupStats(cpu_seconds=cpu, memory_bytes=int(memory) if memory else None)
