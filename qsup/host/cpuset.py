@@ -12,7 +12,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/cpusets.rst in Lin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,13 @@ from qsup.unit.quantity import format_cpu_set, parse_cpu_set
 FILES: Mapping[str, str] = {"cpuset_cpus": "cpuset.cpus", "cpuset_mems": "cpuset.mems"}
 #: Only version 1 has it: whether memory follows when the nodes change. Version 2 always does that.
 _MIGRATE = "cpuset.memory_migrate"
+
+
+#: All CPUs and nodes that there can ever be, which version 2 takes beforehand.
+_ALL: Mapping[str, Callable[[], frozenset[int]]] = {
+    "cpuset.cpus": lambda: _numbers(Path("/sys/devices/system/cpu/possible")),
+    "cpuset.mems": lambda: _numbers(Path("/sys/devices/system/node/possible")),
+}
 
 
 def is_v1(directory: Path) -> bool:
@@ -45,7 +52,8 @@ def read(directory: Path, file: str) -> frozenset[int] | None:
 def spell(directory: Path, file: str, fence: frozenset[int] | None) -> Sequence[str]:
     """What is written for a fence, or for none; `OSError`."""
     if not is_v1(directory):
-        return [format_cpu_set(fence) if fence else "\n"]
+        # Linux 6.1 does not let go of what was said while there are processes: then all is said
+        return [format_cpu_set(fence or _ALL[file]())] if fence or _numbers(directory / file) else []
     above = _numbers(directory.parent / file)
     return [format_cpu_set(above if fence is None else fence & above or fence)]
 

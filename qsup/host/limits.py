@@ -199,8 +199,8 @@ def controller(name: str) -> str:
 
 def agree(name: str, wanted: Any, found: Any) -> bool:
     """Whether what the kernel says is what was wanted, but for its rounding; of a fence, what is there of it."""
-    if isinstance(wanted, frozenset):
-        return bool(found) and bool(found <= wanted)
+    if name in cpuset.FILES:
+        return not wanted or (bool(found) and bool(found <= wanted))
     if wanted is None and name in _WEIGHTS:
         wanted = _WEIGHT
     if wanted is None or found is None or name not in _BYTES:

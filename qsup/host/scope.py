@@ -257,10 +257,9 @@ class Scope(Cgroup):
                 await connection.set_properties(self._unit, properties_of(wanted))
         except HostError as error:
             return dict.fromkeys(wanted, error.message)
-        # for no CPUs or nodes at all systemd (252) writes nothing, and the kernel keeps what there was
-        none = {name: None for name, limit in wanted.items() if name in cpuset.FILES and limit is None}
-        await trio.to_thread.run_sync(limits.impose, self.paths, none)
-        return self._not_kept(wanted)
+        # of a fence that is no more systemd (252) writes nothing, and the kernel keeps what there was
+        none = {name: limit for name, limit in wanted.items() if name in cpuset.FILES and limit is None}
+        return self._not_kept(wanted) | dict(await super().change(none))
 
     def _not_kept(self, wanted: Mapping[str, Any]) -> dict[str, str]:
         """Why the kernel does not keep what systemd was told: it ignores what it cannot write."""

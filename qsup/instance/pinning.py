@@ -100,7 +100,7 @@ class Pinning:
         self._threads: tuple[int, ...] = ()
         self._left: tuple[tuple[int, Set[int]], ...] | None = None
         self._online: Set[int] = ANYWHERE
-        self._is_excused = False
+        self._excuses = 0
 
     async def find(self, monitor: Monitor) -> tuple[int, ...]:
         """Ask QEMU which threads run the vCPUs and are iothreads, and put those that are new where they belong.
@@ -145,12 +145,12 @@ class Pinning:
 
         Linux 6.1 lets each run on all of it then (cpuset_attach(), update_tasks_cpumask()). Each is put back then.
         """
-        self._is_excused = True
+        self._excuses += 1
         try:
             yield
             self.put()
         finally:
-            self._is_excused = False
+            self._excuses -= 1
 
     def is_as_left(self) -> bool:
         """Whether every thread still may run where the last `put` has left it, and there are no others.
@@ -216,13 +216,14 @@ class Pinning:
         astray: set[int] = set()
         self.is_misplaced = False
         # cpusets move threads, too, when a CPU comes or goes
-        is_excused, self._online = self._is_excused or online != self._online, online
+        is_excused, self._online = bool(self._excuses) or online != self._online, online
         for thread, cpus in wanted.items():
             former = self._placed.get(thread, ANYWHERE)
             if not (cpus or former or self._is_found):
                 continue  # it never was to be anywhere
-            # one that is free again may run wherever we may
-            target = (cpus or _free(pins.fence, affinity.get(0) or online)) & online
+            # one that is free again may run wherever we may; the kernel keeps in mind what is outside of a fence
+            asked = cpus or _free(pins.fence, affinity.get(0) or online)
+            target = (asked if cpus or not pins.fence else asked & pins.fence) & online
             was = affinity.get(thread)
             if was is None:
                 self._threads = ()
@@ -231,7 +232,7 @@ class Pinning:
             if was == target:
                 continue
             ran = found.cpu if (found := usage.thread_usage(thread)) else None
-            refusal = _move(thread, cpus or target) if target else ""
+            refusal = _move(thread, asked) if target else ""
             now = affinity.get(thread)
             if now is None:
                 self._threads = ()
@@ -296,8 +297,8 @@ def _move(thread: int, cpus: Set[int]) -> str:
 
 
 def _free(fence: Set[int], ours: Set[int]) -> Set[int]:
-    """Where a thread may run that is to be nowhere: where we may, as far as the fence lets it."""
-    return ours & fence or fence if fence else ours
+    """Where a thread may run that is to be nowhere: where we may, if the fence lets it."""
+    return ours if ours & fence or not fence else fence
 
 
 def _who(thread: int, vcpu: int | None, iothread: str, helper: str = "") -> str:

@@ -37,7 +37,10 @@ def test_a_fence_of_a_fake_v2_cgroup(tmp_path: Path) -> None:
     assert said(made) == ("1-2", "")
     assert limits.read([made]) == Limits(cpuset_cpus=frozenset({1}))
     assert limits.impose([made], {"cpuset_cpus": None, "cpuset_mems": frozenset({0, 1})}) == {}
-    assert (said(made), (made / "cpuset.cpus").read_text()) == (("", "0-1"), "\n")
+    assert said(made) == (Path("/sys/devices/system/cpu/possible").read_text().strip(), "0-1")
+    new = fake(tmp_path / "new", V2)
+    assert limits.impose([new], {"cpuset_cpus": None}) == {}
+    assert said(new) == ("", "")
 
 
 def test_a_fence_that_fake_cgroups_above_have_nothing_of(tmp_path: Path) -> None:

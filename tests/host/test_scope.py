@@ -180,7 +180,8 @@ async def test_a_fence_of_a_fake_scope_is_a_mask(fake: FakeSystemd, manager: Sco
         {},
     )
     assert await made.change({"cpuset_cpus": None, "cpuset_mems": frozenset({0, 1})}) == {}
-    assert (made.limits().cpuset_cpus, made.limits().cpuset_mems) == (None, frozenset({0, 1}))
+    assert made.limits().cpuset_mems == frozenset({0, 1})
+    assert (made.limits().cpuset_cpus or frozenset()) >= os.sched_getaffinity(0), "what systemd does not lift"
     told = {each.name: (each.signature, each.value) for each in properties_of({"cpuset_cpus": None})}
     assert told == {"AllowedCPUs": ("ay", b"")}
 

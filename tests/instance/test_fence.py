@@ -215,7 +215,7 @@ async def test_a_fence_that_cannot_be_leaves_all_as_it_was(misplaced: int) -> No
     vm.refuse = None if misplaced else frozenset({2})
     with pytest.raises(ChangeError, match="cannot be enforced: no" if not misplaced else "stay where they are"):
         await moved(vm, fenced(2, pin=((2,),)))
-    assert (vm.told[-2:], vm.fence) == (["pins 0 + 0", "fence 0,1"], frozenset({0, 1}))
+    assert (vm.told[-3:], vm.fence) == (["pins 0 + 0", "fence 0,1", "pins 0 + 0"], frozenset({0, 1}))
 
 
 async def test_memory_that_is_bound_stays_in_the_fence() -> None:

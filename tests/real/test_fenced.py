@@ -111,6 +111,10 @@ def test_a_fence_changes_while_it_runs(daemon: Daemon, emulator: Emulator, rom_g
     assert (kept(daemon)[0], allowed(daemon), differs(daemon)) == ("1", ["1", "1", "1"], {})
     assert ask(daemon, {"limits": {"cpuset-cpus": "0"}, "cpu": {"pin": ["0", "0"]}})["state"] == "succeeded"
     assert (kept(daemon)[0], allowed(daemon)) == ("0", ["0", "0", "0"])
+    assert ask(daemon, {"limits": {"cpuset-cpus": "0"}, "cpu": {"pin": []}})["state"] == "succeeded"
+    assert ask(daemon, {"limits": {"cpuset-cpus": "0-1"}})["state"] == "succeeded"
+    assert allowed(daemon) == ["0-1"] * 3, "what was free in a small fence is so in a large one"
+    assert ask(daemon, {"limits": {"cpuset-cpus": "0"}, "cpu": {"pin": ["0", "0"]}})["state"] == "succeeded"
     daemon.restart()
     again = daemon.wait("web", "running")
     assert (again["pid"], again["limits"]["cpuset_cpus"], again["warnings"]) == (view["pid"], "0", [])

@@ -184,9 +184,13 @@ def test_nothing_leads_out_of_the_fence(hosts_daemon: HostedDaemon) -> None:
     again = daemon.wait("web", "running")
     assert (again["pid"], again["limits"]["cpuset_cpus"], again["warnings"]) == (view["pid"], "4-5", [])
     assert _threads(daemon) == ["4", "5", "4"]
-    assert ask(daemon, {"limits": {"cpuset-cpus": "", "cpuset-mems": ""}}, wait=COMMAND)["state"] == "succeeded"
-    assert (daemon.host.read(f"{SCOPE}/cpuset.cpus").strip(), _threads(daemon)) == ("", ["4", "5", "4"])
-    assert daemon.view("web")["limits"]["cpuset_cpus"] is None
+    freed = ask(daemon, {"limits": {"cpuset-cpus": "", "cpuset-mems": ""}}, wait=COMMAND)
+    assert freed["state"] == "succeeded", freed["error"]
+    daemon.host.run("systemctl daemon-reload")
+    assert (fence(daemon), _threads(daemon)) == (("0-7", "0-3"), ["4", "5", "4"])
+    assert daemon.host.property("qsup-web.scope", "AllowedCPUs") == ""
+    assert ask(daemon, {"cpu": {"pin": ["0", "1"]}}, wait=COMMAND)["state"] == "succeeded"
+    assert _threads(daemon) == ["0", "1", "4"]
     assert daemon.get("/v1/instances/web/cpus")["drifts"] <= drifts, "nobody has moved anything since"
 
 

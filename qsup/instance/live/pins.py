@@ -86,6 +86,7 @@ class PinKeys:
         context.life.pinning.put()
         if fence:
             await limiting.change(before, fence)
+            context.life.pinning.put()
 
 
 def _wider(one: Unit, other: Unit) -> Unit:
