@@ -229,7 +229,8 @@ class Pinning:
                 self._threads = ()
                 continue
             left.append((thread, target))
-            if was == target:
+            # one that is free again within a fence is told so, or it would stay there when that grows
+            if was == target and (cpus or not (former and pins.fence)):
                 continue
             ran = found.cpu if (found := usage.thread_usage(thread)) else None
             refusal = _move(thread, asked) if target else ""

@@ -322,3 +322,45 @@ def test_programs_that_serve_devices_are_kept_in_their_place_fake(
     helpers.clear()
     assert pinning.put() == ()
     assert pinning.is_as_left()
+
+
+def test_what_moves_when_a_cpuset_changes_is_no_drift_fake(kernel: FakeKernel, pinning: Pinning) -> None:
+    """The kernel lets each thread run on all of it then; and so it does when a CPU comes or goes. Else it is one."""
+    with pinning.excused():
+        kernel.masks[VCPU] = kernel.online
+        with pinning.excused():
+            pass
+        kernel.masks[PID] = kernel.online
+    assert (kernel.shown, pinning.drifts) == ({PID: "0", VCPU: "2-3"}, 0)
+    kernel.online -= {1}
+    kernel.masks[VCPU] = kernel.online
+    assert (pinning.put(), kernel.shown[VCPU]) == ((), "2-3")
+    kernel.masks[VCPU] = kernel.online
+    assert len(pinning.put()) == 1
+
+
+def test_a_thread_that_is_free_in_a_fence_is_so_when_that_grows_fake(kernel: FakeKernel) -> None:
+    """It is told all CPUs, which the kernel keeps in mind (Linux 6.2); none of ours: those of the fence."""
+    asked: list[frozenset[int]] = []
+    pins = PINS
+    pinning = Pinning(PID, lambda: pins)
+    pinning.vcpus = {0: VCPU}
+    pinning.put()
+    put, kernel.cpuset = affinity.put, frozenset({2, 3})
+    with pytest.MonkeyPatch.context() as patched:
+
+        def noted(thread: int, cpus: frozenset[int]) -> bool:
+            asked.append(cpus)
+            return put(thread, cpus)
+
+        patched.setattr(affinity, "put", noted)
+        pins = Pins(fence=kernel.cpuset)
+        assert (pinning.put(), pinning.is_free, kernel.shown) == ((), True, {PID: "2-3", VCPU: "2-3"})
+        assert asked == [kernel.ours, kernel.ours]
+        pins = PINS
+        kernel.ours = frozenset({0})
+        pinning.put()
+        asked.clear()
+        pins = Pins(fence=kernel.cpuset)
+        pinning.put()
+        assert asked == [kernel.cpuset, kernel.cpuset]
