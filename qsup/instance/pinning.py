@@ -121,15 +121,19 @@ class Pinning:
         self.put()
         return self.vcpu_threads
 
-    def put(self, online: Set[int] | None = None) -> tuple[Drift, ...]:
+    def put(self, online: Set[int] | None = None, *, excused: bool = False) -> tuple[Drift, ...]:
         """Put every thread where it belongs; nothing happens before QEMU has said which of them run vCPUs.
 
         Args:
             online: the CPUs that are, where that is known already.
+            excused: no thread counts as moved by somebody; see `excused`.
 
         Returns:
             Those that were there before and are no more.
         """
+        if excused:
+            with self._uncounted():
+                return self.put(online)
         pins = self._pins()
         self._left = None
         if pins is None or not self.vcpus or not (pins or self._placed or self._is_found):
@@ -145,10 +149,15 @@ class Pinning:
 
         Linux 6.1 lets each run on all of it then (cpuset_attach(), update_tasks_cpumask()). Each is put back then.
         """
+        with self._uncounted():
+            yield
+            self.put()
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
         self._excuses += 1
         try:
             yield
-            self.put()
         finally:
             self._excuses -= 1
 

@@ -78,6 +78,7 @@ class Reconciler:
         self._placements = placements
         self._cpu_changes = cpu_changes
         self._rest = trio.CancelScope()
+        self._settled = -math.inf  # until then the kernel itself may move threads
         self._watched: dict[Pinning, _Watched] = {}
         #: Those that have a place, or are to lose it, and what that was found from.
         self._placed: list[_Watched] = []
@@ -108,6 +109,7 @@ class Reconciler:
         try:
             async with aclosing(self._cpu_changes()) as changes:
                 async for _ in changes:
+                    self._settled = trio.current_time() + _SETTLED + INTERVAL / 2  # beyond the second look
                     self._rest.cancel()
                     await trio.sleep(_SETTLED)
                     self._rest.cancel()
@@ -145,7 +147,7 @@ class Reconciler:
             self._placed = [each for each in self._watched.values() if not each.pinning.is_free]
         for number, each in enumerate(self._placed, 1):
             if (is_new or not each.pinning.is_as_left()) and each.pinning in self._watched:
-                _tell(each, each.pinning.put(online))
+                _tell(each, each.pinning.put(online, excused=trio.current_time() < self._settled))
             if number % _AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         if is_new:

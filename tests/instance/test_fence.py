@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,3 +254,31 @@ async def test_a_fence_that_lost_something_is_mended(autojump_clock: trio.testin
         await wait_until(lambda: fence.mended >= 3, "it is looked at", seconds=20.0)
         nursery.cancel_scope.cancel()
     assert told == []
+
+
+async def test_moves_of_the_kernel_while_cpus_come_and_go_are_no_drift(autojump_clock: trio.testing.MockClock) -> None:
+    """In the look that follows its word, and in the second one; before that and later somebody has done it."""
+    said_so, looks = trio.Event(), list[bool]()
+
+    async def changes() -> AsyncGenerator[None, None]:
+        await said_so.wait()
+        yield
+        await trio.sleep_forever()
+
+    def put(online: object, *, excused: bool = False) -> tuple[()]:
+        looks.append(excused)
+        return ()
+
+    placements = Placements(Host())
+    await placements.take("web", unit(pin=((1,),)))
+    pinning: Any = SimpleNamespace(put=put, is_free=False, is_as_left=lambda: False, trouble="")
+    watched: Any = type("Hashable", (), vars(pinning))
+    reconciler = Reconciler(placements, cpu_changes=changes)
+    reconciler.watch(watched, list[Any]().append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reconciler.run)
+        await wait_until(lambda: looks, "it has looked")
+        said_so.set()
+        await wait_until(lambda: True in looks and not looks[-1], "it looks as usual again", seconds=20.0)
+        nursery.cancel_scope.cancel()
+    assert looks[:1] + looks[-1:] == [False, False] and looks.count(True) == 2
