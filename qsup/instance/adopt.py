@@ -173,7 +173,6 @@ async def _identify(
         services.passthrough.restore(running.bindings, record.name)
         services.placements.restore(record.name, unit, running.chosen)
         services.capacity.restore(record.name, unit, running.plan)
-    resources.callback(services.placements.release, record.name)
     resources.push_async_callback(release_pci, record.name, services)
     helpers = Helpers(directory, partial(services.placements.pins, record.name))
     resources.push_async_callback(helpers.aclose)

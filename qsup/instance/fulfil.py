@@ -107,7 +107,10 @@ class Fulfilment:
         if asked.request in (Request.START, Request.RESTART) and not joins:
             # what is started is what the files say now, and what is broken or does not fit stops nothing
             loaded = asked.loaded or await self._services.load(self._shown.name)
-            if asked.request is Request.RESTART:
+            if asked.request is Request.RESTART and self._shown.state.level not in DOWN:
+                await self._services.placements.refresh(loaded.unit)
+                self._services.placements.check(self._shown.name, loaded.unit, starts=True)
+                await self._services.memory.check_named(self._shown.name, loaded.unit)
                 await self._services.capacity.take_next(self._shown.name, loaded.unit)
             self._shown.set_unit(loaded)
         holder = self._hold.holder
@@ -227,8 +230,9 @@ class Fulfilment:
             self._hold.end(holder.operation, settled.result, settled.error)
 
     def keep_promise(self) -> None:
-        """What it was promised of the host is its own until it is down, and nothing has it start again."""
+        """What it has and was promised of the host is its own until it is down, and nothing has it start again."""
         if self._shown.state.level in DOWN:
+            self._services.placements.release(self._shown.name)
             self._services.capacity.release(self._shown.name)
         elif self._hold.holder is None or self._hold.holder.request is not Request.RESTART:
             self._services.capacity.forgo(self._shown.name)  # it goes on as it is, or stays down

@@ -80,6 +80,17 @@ class HostMemory:
             self._change.set()
             self._change = trio.Event()
 
+    async def check_named(self, name: str, unit: Unit) -> None:
+        """See that the nodes that a unit names are there, and have memory.
+
+        Raises:
+            PlacementError: one is not, or has none.
+            HostError: the host could not be looked at.
+        """
+        on = () if isinstance(unit.memory.nodes, str) else unit.memory.nodes
+        if named := sorted({*on, *(node for each in guest_nodes(unit) for node in each.nodes)}):
+            check_nodes(name, named, await self._look())
+
     async def check_more(self, name: str, unit: Unit, on: tuple[int, ...], size: int) -> None:
         """See that the host has so many bytes more for a VM that runs, where it takes them at once.
 

@@ -146,8 +146,11 @@ class Placements:
 
     # taking and giving back
 
-    async def take(self, name: str, unit: Unit) -> Chosen | None:
+    async def take(self, name: str, unit: Unit, *, starts: bool = False) -> Chosen | None:
         """Give a VM the place that its unit asks for, from now on; in place of the one it has.
+
+        Args:
+            starts: none of its threads is anywhere yet: what was chosen for an earlier life of it holds nothing.
 
         Returns:
             What was chosen for it, to be kept with it, ``None`` where there was nothing to choose.
@@ -158,20 +161,23 @@ class Placements:
         """
         if unit.cpu.pin == AUTO:
             await self.look()  # also at how much memory each node has left
-        elif says_something(unit) or unit.limits.cpuset_cpus or unit.limits.cpuset_mems:
-            await self.refresh()
-        entry = self._entry(name, unit)
+        else:
+            await self.refresh(unit)
+        entry = self._entry(name, unit, starts=starts)
         self._put(name, entry)
         return entry.chosen
 
-    def check(self, name: str, unit: Unit) -> None:
+    def check(self, name: str, unit: Unit, *, starts: bool = False) -> None:
         """See that a VM could have the place that its unit asks for, as far as the host is known.
+
+        Args:
+            starts: it is to start with that, once it has ended.
 
         Raises:
             PlacementError: what it wants is not left, or not there.
         """
         if self._topology is not None:
-            self._entry(name, unit)
+            self._entry(name, unit, starts=starts)
 
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
@@ -187,13 +193,13 @@ class Placements:
             self._put(name, evolve(entry, vcpus=vcpus))
 
     def release(self, name: str) -> None:
-        """A VM has ended; nothing happens when it has none."""
+        """A VM is down, and nothing has it start again; nothing happens when it has none."""
         if self._entries.pop(name, None) is not None:
             self._changed()
 
-    def _entry(self, name: str, unit: Unit) -> _Entry:
+    def _entry(self, name: str, unit: Unit, *, starts: bool = False) -> _Entry:
         entry, mems = _plain(unit), unit.limits.cpuset_mems
-        if not (says_something(unit) or entry.fence or mems):
+        if not wishes.depends_on_host(unit):
             return entry
         assert self._topology is not None
         others = _residents(self._entries, self._topology)
@@ -208,7 +214,7 @@ class Placements:
             return evolve(entry, resident=resident)
         if entry.names_some:
             check_named(Resident(name=name, sets=entry.beside, named=True), others, self._topology)
-        known = self._entries.get(name)
+        known = None if starts else self._entries.get(name)
         request = evolve(
             wishes.request(name, unit, self._topology), beside=entry.beside.emulator | entry.beside.iothreads
         )
@@ -305,8 +311,10 @@ class Placements:
         """Set when threads of a VM may belong elsewhere for the next time."""
         return self._change
 
-    async def refresh(self) -> None:
-        """See which CPUs are online and ours; `HostError` when that cannot be seen."""
+    async def refresh(self, unit: Unit | None = None) -> None:
+        """See which CPUs are online and ours, if a unit, where one is given, says anything of CPUs; `HostError`."""
+        if unit is not None and not wishes.depends_on_host(unit):
+            return
         if self._topology is None or not self.is_still(self._topology):
             await self.look()
 

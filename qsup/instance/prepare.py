@@ -109,9 +109,8 @@ async def prepare(
     Raises:
         QsupError: why it cannot be made.
     """
-    # the first of all: what it holds it holds for no longer than the start takes, if that fails
-    resources.callback(services.placements.release, loaded.name)
-    chosen = await services.placements.take(loaded.name, loaded.unit)
+    # the place, as the promise below, is its driver's to take back, once it is down and not to come back
+    chosen = await services.placements.take(loaded.name, loaded.unit, starts=True)
     resources.callback(services.memory.release, loaded.name)
     homes = () if chosen is None else chosen.homes
     nodes = await services.memory.take(loaded.name, loaded.unit, () if chosen is None else chosen.nodes, homes)

@@ -20,6 +20,11 @@ def says_something(unit: Unit) -> bool:
     return bool(cpu.pin or cpu.emulator_pin or cpu.helper_pin or any(iothread.pin for iothread in unit.iothreads))
 
 
+def depends_on_host(unit: Unit) -> bool:
+    """Whether a unit says anything that a host may not have: CPUs of any thread, or a fence."""
+    return says_something(unit) or bool(unit.limits.cpuset_cpus or unit.limits.cpuset_mems)
+
+
 def request(name: str, unit: Unit, topology: Topology) -> Request:
     """What a unit asks of a placement."""
     exclusive, auto = unit.cpu.exclusive, unit.memory.nodes == AUTO

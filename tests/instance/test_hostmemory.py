@@ -140,3 +140,17 @@ async def test_each_node_of_a_guest_finds_its_pages() -> None:
         await memory.take("web", halves("204M"), ())
     with pytest.raises(PlacementError, match="its memory is to be on node 1, which has no memory"):
         await memory.take("web", halves("64M", on="1"), ())
+
+
+async def test_nodes_that_are_named_are_judged_without_a_start() -> None:
+    """And nothing is looked at where none is."""
+    host = Host(free=0)
+    memory = HostMemory(host.look)
+    await memory.check_named("web", unit())
+    assert host.looks == 0
+    await memory.check_named("web", unit(nodes="0"))
+    with pytest.raises(PlacementError, match="node 1, which has no memory"):
+        await memory.check_named("web", unit(nodes="1"))
+    values = {"memory": {"size": "128M"}, "numa": [{"id": "a", "nodes": "7", "vcpus": "0"}]}
+    with pytest.raises(PlacementError, match="node 7, which is not there"):
+        await memory.check_named("web", unit_from_values(values))

@@ -137,6 +137,21 @@ async def test_a_chosen_place_is_kept_when_other_threads_move(host: Host, placem
         assert said(each, "db") == "0 8 + 1-7,9-15"
 
 
+async def test_a_place_is_chosen_anew_at_each_start(placements: Placements) -> None:
+    """Also of a VM that has kept its own while it waited for that; whether there is one is known before it ends."""
+    alone = unit(vcpus=2, pin="auto", exclusive=True)
+    await placements.take("before", unit(pin="auto", exclusive=True), starts=True)
+    await placements.take("db", alone, starts=True)
+    placements.release("before")
+    placements.check("db", unit(vcpus=14, pin="auto", exclusive=True), starts=True)
+    for wanted in (unit(vcpus=16, pin="auto", exclusive=True), unit(pin=((4000,),))):
+        with pytest.raises(PlacementError):
+            placements.check("db", wanted, starts=True)
+    assert said(placements, "db").startswith("1 9 + ")
+    await placements.take("db", alone, starts=True)
+    assert said(placements, "db").startswith("0 8 + ")
+
+
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))

@@ -147,6 +147,32 @@ def test_who_is_to_come_back_keeps_its_place(daemon: Daemon, emulator: Emulator,
     daemon.do("db", "start")
 
 
+def test_who_is_to_come_back_keeps_its_cpus(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Nobody else gets those of a VM that waits for its restart; once that is given up another one does."""
+    patience = 'restart = "always"\nrestart-delay = "1h"\nrestart-max-delay = "1h"'
+    units(daemon, emulator, rom_guest, "web", cpu='pin = "auto"\nexclusive = true', service=patience)
+    (thread,) = daemon.do("web", "start")["cpus"]["threads"]
+    (alone,) = os.sched_getaffinity(thread)
+    units(daemon, emulator, rom_guest, "db", cpu=f'pin = ["{alone}"]')
+    signal_process(daemon.view("web")["pid"], signal.SIGKILL)
+    daemon.wait("web", "auto-restart")
+    assert f"CPU {alone} is exclusively web's" in daemon.power("db", "start")["error"]["detail"]
+    daemon.do("web", "stop")
+    daemon.do("db", "start")
+
+
+@pytest.mark.parametrize(("section", "text"), [("cpu", 'pin = ["4000"]'), ("memory", 'nodes = "200"')])
+def test_a_restart_to_what_there_is_not_stops_nothing(
+    daemon: Daemon, emulator: Emulator, rom_guest: Path, section: str, text: str
+) -> None:
+    """It is refused while the VM runs on."""
+    units(daemon, emulator, rom_guest, "web")
+    before = daemon.do("web", "start")["pid"]
+    units(daemon, emulator, rom_guest, "web", **{section: text})
+    assert daemon.power("web", "restart")["error"]["code"] == "placement"
+    assert (daemon.view("web")["pid"], daemon.view("web")["substate"]) == (before, "running")
+
+
 def test_a_restart_that_does_not_fit_stops_nothing(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """The VM runs on as it did; with a unit that fits it is restarted."""
     memory(daemon, ROM + 16)
