@@ -101,8 +101,15 @@ class Capacity:
         self.forgo(name)
         return refused
 
+    def basis(self, name: str) -> PlanSummary | None:
+        """What of its plan a VM's promise follows from, ``None`` where it has none."""
+        if (given := self._given.get(name)) is None:
+            return None
+        names = ("emulator", "machine", "accel", "cpu_model", "memory_nodes", "guest_nodes")
+        return PlanSummary(**{each: getattr(given.plan, each) for each in names})
+
     def restore(self, name: str, unit: Unit, plan: PlanSummary) -> None:
-        """A VM runs that an earlier daemon has started."""
+        """A VM runs that an earlier daemon has started, or waits for that to be done again."""
         self._given[name] = _Given(name=name, unit=unit, plan=plan)
 
     async def take_next(self, name: str, unit: Unit) -> None:

@@ -281,10 +281,8 @@ class Driver(Shown):
         # not before: a launch that this daemon's own end cuts short leaves the VM what it was, a due restart included
         ended.begin(self._services.layout, self.loaded)
         self._take(body, message.born)
-        if self.state is State.SPAWNING:
-            self._course.apply(body, Event.LAUNCHED)
-        else:
-            self._course.apply(body, Event.KILL)  # stopped at the very moment it was born
+        # it may have been stopped at the very moment it was born
+        self._course.apply(body, Event.LAUNCHED if self.state is State.SPAWNING else Event.KILL)
         self._fulfilment.settle(body)
 
     def _take(self, body: Body, life: Life) -> None:
@@ -342,6 +340,7 @@ class Driver(Shown):
             self._position.recall(
                 history=found.history(), since=found.since, uptime=found.uptime, due=found.due, now=time.monotonic()
             )
+            self._fulfilment.restore_promise(found)
             self._course.apply(body, Event(found.event), found.why())
 
     # adoption

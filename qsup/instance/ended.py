@@ -20,9 +20,11 @@ from qsup.errors import NoSpaceError, QsupError, StateFileError, from_oserror
 from qsup.host import codec, proc
 from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause
+from qsup.instance.placements import Chosen
 from qsup.instance.record import CauseRecord
 from qsup.instance.restart import RECENT_MAX, RestartHistory
 from qsup.instance.state import Event, State
+from qsup.plan.spec import PlanSummary
 from qsup.unit.load import LoadedUnit
 from qsup.unit.parse import unit_from_values
 from qsup.unit.write import values_of
@@ -51,6 +53,8 @@ class Ended:
         output, console: what QEMU printed, and the guest wrote, last.
         unit: every key with its value, as it ran; what counts when its files are gone or broken.
         files: of that unit.
+        chosen: the CPUs that are kept for its restart, where they were chosen.
+        plan: what of it the promise follows from that it has until then, ``None`` without one.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -68,6 +72,8 @@ class Ended:
     console: tuple[str, ...] = ()
     unit: Mapping[str, Any] | None = None
     files: tuple[str, ...] = ()
+    chosen: Chosen | None = None
+    plan: PlanSummary | None = None
 
     def why(self) -> Cause | None:
         """The cause with what was last said before it.
@@ -106,14 +112,18 @@ def keep(
     uptime: float,
     due: float,
     history: RestartHistory,
+    chosen: Chosen | None = None,
+    plan: PlanSummary | None = None,
 ) -> bool:
     """Write down how a VM ended. Without it a later daemon shows the VM as plainly inactive.
 
     Args:
         ran: its unit, as it ran.
+        chosen, plan: see `Ended`.
 
     Returns:
-        Whether all of it was: on a full disk what was last said may be left out, and of many restarts the oldest.
+        Whether all of it was: on a full disk what was last said may be left out, of many restarts the oldest, and what
+        was kept for the next one.
 
     Raises:
         QsupError: it could not be written.
@@ -131,12 +141,15 @@ def keep(
         console=cause.console if cause else (),
         unit=values_of(ran.unit),
         files=tuple(map(str, ran.files)),
+        chosen=chosen,
+        plan=plan,
     )
     path = _path(layout, ran.name)
     try:
         _save(ended, path)
     except NoSpaceError:
-        _save(evolve(ended, restart_times=ended.restart_times[-RECENT_MAX:], output=(), console=()), path)
+        recent = ended.restart_times[-RECENT_MAX:]
+        _save(evolve(ended, restart_times=recent, output=(), console=(), chosen=None, plan=None), path)
         return False
     return True
 

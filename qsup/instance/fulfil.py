@@ -13,6 +13,7 @@ from qsup.instance import adopt
 from qsup.instance.body import Body
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.course import Course
+from qsup.instance.ended import Ended
 from qsup.instance.hold import Hold
 from qsup.instance.inbox import Inbox
 from qsup.instance.messages import Asked, Finished, Hasten, Message
@@ -236,6 +237,13 @@ class Fulfilment:
             self._services.capacity.release(self._shown.name)
         elif self._hold.holder is None or self._hold.holder.request is not Request.RESTART:
             self._services.capacity.forgo(self._shown.name)  # it goes on as it is, or stays down
+
+    def restore_promise(self, found: Ended) -> None:
+        """It waits for its restart, and an earlier daemon has kept its place until then."""
+        if found.plan is not None:
+            name, unit = self._shown.name, self._shown.ran.unit
+            self._services.placements.restore(name, unit, found.chosen)
+            self._services.capacity.restore(name, unit, found.plan)
 
 
 def _ordered(request: Request) -> Cause:

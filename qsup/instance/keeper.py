@@ -93,18 +93,20 @@ class Keeper:
 
     def save_end(self, ran: LoadedUnit, position: Position, operation: str | None) -> None:
         """How a VM ended that lives no more; without it a later daemon shows it as plainly inactive."""
-        due = time.monotonic() + position.restart_delay if position.state is State.AUTO_RESTART else 0.0
+        again, services = position.state is State.AUTO_RESTART, self._services
         self.unsaved_end = False
         try:
             complete = ended.keep(
-                self._services.layout,
+                services.layout,
                 ran,
                 state=position.state,
                 cause=position.cause,
                 since=position.since,
                 uptime=position.uptime,
-                due=due,
+                due=time.monotonic() + position.restart_delay if again else 0.0,
                 history=position.history,
+                chosen=services.placements.chosen(ran.name) if again else None,
+                plan=services.capacity.basis(ran.name) if again else None,
             )
         except QsupError as error:
             self.unsaved_end = True

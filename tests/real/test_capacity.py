@@ -134,7 +134,9 @@ def test_a_later_daemon_keeps_promises(daemon: Daemon, emulator: Emulator, rom_g
 
 
 def test_who_is_to_come_back_keeps_its_place(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
-    """A VM that waits for its restart is promised what it had; once that is given up another one gets it."""
+    """A VM that waits for its restart is promised what it had, by the next daemon, too; once that is given up another
+    one gets it.
+    """
     memory(daemon, ROM)
     units(
         daemon, emulator, rom_guest, "web", service='restart = "always"\nrestart-delay = "1h"\nrestart-max-delay = "1h"'
@@ -143,12 +145,16 @@ def test_who_is_to_come_back_keeps_its_place(daemon: Daemon, emulator: Emulator,
     signal_process(daemon.do("web", "start")["pid"], signal.SIGKILL)
     daemon.wait("web", "auto-restart")
     assert "145M to web" in refused(daemon.power("db", "start"))
+    daemon.restart()
+    assert "145M to web" in refused(daemon.power("db", "start"))
     daemon.do("web", "stop")
     daemon.do("db", "start")
 
 
 def test_who_is_to_come_back_keeps_its_cpus(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
-    """Nobody else gets those of a VM that waits for its restart; once that is given up another one does."""
+    """Nobody else gets those of a VM that waits for its restart, nor by the next daemon; once that is given up another
+    one does.
+    """
     patience = 'restart = "always"\nrestart-delay = "1h"\nrestart-max-delay = "1h"'
     units(daemon, emulator, rom_guest, "web", cpu='pin = "auto"\nexclusive = true', service=patience)
     (thread,) = daemon.do("web", "start")["cpus"]["threads"]
@@ -156,6 +162,8 @@ def test_who_is_to_come_back_keeps_its_cpus(daemon: Daemon, emulator: Emulator, 
     units(daemon, emulator, rom_guest, "db", cpu=f'pin = ["{alone}"]')
     signal_process(daemon.view("web")["pid"], signal.SIGKILL)
     daemon.wait("web", "auto-restart")
+    assert f"CPU {alone} is exclusively web's" in daemon.power("db", "start")["error"]["detail"]
+    daemon.restart()
     assert f"CPU {alone} is exclusively web's" in daemon.power("db", "start")["error"]["detail"]
     daemon.do("web", "stop")
     daemon.do("db", "start")
