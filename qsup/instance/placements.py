@@ -24,7 +24,7 @@ from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_fence, check_named, place
 from qsup.plan.residents import Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
-from qsup.unit.effective import effective_max_vcpus
+from qsup.unit.effective import effective_max_vcpus, huge_page
 from qsup.unit.fence import MEMS
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
@@ -182,8 +182,9 @@ class Placements:
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
         named = named_place(name, unit)
-        entry = _plain(unit)
-        resident = evolve(chosen.resident(name), within=entry.fence or None) if chosen is not None else named
+        entry, resident = _plain(unit), named
+        if chosen is not None:
+            resident = evolve(chosen.resident(name), page=huge_page(unit), within=entry.fence or None)
         self._put(name, evolve(entry, resident=resident, chosen=chosen))
 
     def recount(self, name: str, vcpus: int) -> None:

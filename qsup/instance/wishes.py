@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qsup.plan.residents import GuestNode, Request
 from qsup.plan.topology import Topology
-from qsup.unit.effective import effective_max_vcpus, machine_memory
+from qsup.unit.effective import effective_max_vcpus, huge_page, machine_memory
 from qsup.unit.guestnodes import growth_index, host_nodes, is_auto, node_sizes
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
@@ -36,6 +36,7 @@ def request(name: str, unit: Unit, topology: Topology) -> Request:
         exclusive=exclusive,
         threads=unit.cpu.topology.threads,
         memory=sum(node.memory for node in guest) if guest else wanted if auto else 0,
+        page=huge_page(unit),
         within=within(unit, topology),
         mems=unit.limits.cpuset_mems,
         guest_nodes=guest,

@@ -156,10 +156,7 @@ class Host:
     @cached_property
     def node_memory(self) -> Room:
         """Bytes of each node that are not kept for huge pages."""
-        return {
-            node.number: max(node.memory - sum(pool.total * pool.size for pool in node.hugepages), 0)
-            for node in self.topology.nodes
-        }
+        return {node.number: self.topology.room(node, 0) for node in self.topology.nodes}
 
     @property
     def memory(self) -> int:

@@ -15,7 +15,7 @@ from qsup.plan.residents import Request, Resident
 from qsup.plan.topology import Cpu, Topology
 from qsup.plan.wholecores import COST, Choice, FreeCores
 from qsup.unit.fence import CPUS, MEMS
-from qsup.unit.quantity import alternatives, format_cpu_set
+from qsup.unit.quantity import alternatives, format_cpu_set, format_size
 
 #: Of how many VMs it is said which CPUs of a node they have, and of how many nodes what they have too little of.
 NAMED = 4
@@ -53,7 +53,7 @@ def wish(request: Request) -> str:
         wanted = f"{count(request.vcpus, 'CPU')} of its own, on whole cores"
     else:
         wanted = f"shared CPUs for {count(request.vcpus, 'vCPU')}"
-    memory = f", and {gib(request.memory)} of memory" if request.memory else ""
+    memory = f", and {of_memory(request.memory, request)}" if request.memory else ""
     return f"{request.name} wants {wanted}{memory}{_within(request)}"
 
 
@@ -116,7 +116,12 @@ def memory_on(offer: Offer) -> str:
     """How much of a node's memory is not promised."""
     if not offer.node.memory:
         return "no memory"
-    return f"{gib(max(offer.memory, 0))} of {gib(offer.node.memory)} not promised"
+    return f"{gib(max(offer.memory, 0))} of {gib(offer.room)} not promised"
+
+
+def of_memory(amount: int, request: Request) -> str:
+    """Bytes of what a VM's memory is made of."""
+    return f"{gib(amount)} of {f'huge pages of {format_size(request.page)}' if request.page else 'memory'}"
 
 
 def load_on(shared: int, promised: Fraction, more: int) -> str:
@@ -234,7 +239,7 @@ def apart(request: Request, way: Sequence[int]) -> Iterator[str]:
         vcpus = (
             f"vCPU{'' if len(guest.vcpus) == 1 else 's'} {format_cpu_set(guest.vcpus)}" if guest.vcpus else "no vCPU"
         )
-        memory = f" and {gib(guest.memory)} of memory" if guest.memory else ""
+        memory = f" and {of_memory(guest.memory, request)}" if guest.memory else ""
         yield f"Node {number} of its guest, {vcpus}{memory}, is on node {home} of the host"
     if len(set(way)) < len(way):
         yield "More than one of its guest's nodes are on one of the host's: there is no room to have each on its own"
@@ -250,7 +255,7 @@ def no_way(request: Request, offers: Sequence[Offer]) -> str:
     """Why the nodes of a guest cannot each be on one of the host's."""
     own = " of its own" if request.exclusive else ""
     wanted = [
-        f"{count(len(guest.vcpus), 'CPU')}{own}" + (f" with {gib(guest.memory)} of memory" if guest.memory else "")
+        f"{count(len(guest.vcpus), 'CPU')}{own}" + (f" with {of_memory(guest.memory, request)}" if guest.memory else "")
         for guest in request.guest_nodes
     ]
     each = _each(
@@ -285,4 +290,4 @@ def short_of_memory(request: Request, offers: Sequence[Offer]) -> str:
     there = sum(max(offer.memory, 0) for offer in offers)
     most = sorted((offer for offer in offers if offer.node.memory), key=lambda each: -each.memory)
     each = _each(f"node {offer.node.number} has {memory_on(offer)}" for offer in most)
-    return f"wants {gib(request.memory)} of memory, and {gib(there)} are not promised: {each}"
+    return f"wants {of_memory(request.memory, request)}, and {gib(there)} are not promised: {each}"

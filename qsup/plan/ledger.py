@@ -187,11 +187,14 @@ class Ledger:
                 sizes[size] = sizes.get(size, 0) + number
         return found
 
-    @functools.cached_property
-    def promised_memory(self) -> Mapping[int, int]:
-        """Bytes promised, by node."""
+    def promised_memory(self, page: int) -> Mapping[int, int]:
+        """Bytes promised in pages of a size, by node.
+
+        Args:
+            page: as `Resident` has it.
+        """
         found: dict[int, int] = {}
         for resident in self.residents:
-            for node, promised in resident.memory.items():
+            for node, promised in resident.memory.items() if resident.page == page else ():
                 found[node] = found.get(node, 0) + promised
         return found

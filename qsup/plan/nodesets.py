@@ -30,11 +30,13 @@ class Offer:
     Args:
         cpus: how many it could get there.
         memory: bytes it could get there.
+        room: bytes that are there at all, promised ones included.
     """
 
     node: Node
     cpus: int
     memory: int
+    room: int = 0
 
 
 def nearest_sets(offers: Sequence[Offer], *, cpus: int, memory: int) -> list[tuple[int, ...]]:

@@ -98,6 +98,7 @@ def _exclusive(request: Request, ledger: Ledger) -> Placement:
         nodes=best.nodes,
         within=request.within,
         memory=_memory(request, best.nodes, offers),
+        page=request.page,
     )
     return _kept(chosen, lines, ledger)
 
@@ -157,6 +158,7 @@ def _shared(request: Request, ledger: Ledger) -> Placement:
         nodes=nodes,
         within=request.within,
         memory=_memory(request, nodes, offers),
+        page=request.page,
     )
     chosen = evolve(chosen, sets=ledger.shared.sets(chosen))
     lines.append(explained.floating(chosen))
@@ -240,6 +242,7 @@ def _settled(request: Request, way: Way, vcpus: Sequence[frozenset[int]]) -> Res
         nodes=tuple(sorted(set(way))),
         within=request.within,
         memory=memory,
+        page=request.page,
         vcpu_nodes=tuple(homes[vcpu] for vcpu in sorted(homes)),
     )
 
@@ -264,15 +267,16 @@ def _load(
 
 def _offers(request: Request, ledger: Ledger, cpus: Mapping[int, int]) -> list[Offer]:
     """What the host's nodes have, ascending; of memory only where it counts."""
-    promised = ledger.promised_memory if request.memory else {}
+    promised = ledger.promised_memory(request.page) if request.memory else {}
     return [
         Offer(
             node=node,
             cpus=cpus.get(node.number, 0),
-            memory=0 if request.mems and node.number not in request.mems else free,
+            memory=0 if request.mems and node.number not in request.mems else room - promised.get(node.number, 0),
+            room=room,
         )
         for node in ledger.topology.nodes
-        for free in (node.memory - promised.get(node.number, 0),)
+        for room in (ledger.topology.room(node, request.page),)
     ]
 
 

@@ -35,6 +35,7 @@ class Request:
         exclusive: nobody else may use its cores.
         threads: per core of the guest; 0 or 1 where that is not known to be more.
         memory: bytes wanted on its nodes, 0 where that does not count.
+        page: bytes of the huge pages that these are to be in, 0 for none.
         within: the CPUs that it may use at all, ``None`` for all.
         mems: the nodes that its memory may be on; none: all.
         guest_nodes: those of its guest, where it has any; all vCPUs are in one of them, and ``memory`` is theirs.
@@ -46,6 +47,7 @@ class Request:
     exclusive: bool = False
     threads: int = 0
     memory: int = 0
+    page: int = 0
     within: frozenset[int] | None = None
     mems: tuple[int, ...] = ()
     guest_nodes: tuple[GuestNode, ...] = ()
@@ -78,6 +80,7 @@ class Resident:
         nodes: of an automatically placed VM, those that were chosen for it.
         within: the CPUs that its unit allows, which the kernel lets it leave for no others; ``None`` for all.
         memory: bytes promised to it, by node.
+        page: bytes of the huge pages that these are in, 0 for none.
         vcpu_nodes: of one whose guest has nodes, the host's for each vCPU; else none, and all are for all.
     """
 
@@ -88,6 +91,7 @@ class Resident:
     nodes: tuple[int, ...] = ()
     within: frozenset[int] | None = None
     memory: Mapping[int, int] = field(factory=dict)
+    page: int = 0
     vcpu_nodes: tuple[int, ...] = ()
 
     @property

@@ -218,6 +218,17 @@ class Topology:
         """Bytes, other than in huge pages, that can be had at once of some nodes alone; none: of any."""
         return sum(node.free for node in self.nodes if not nodes or node.number in nodes)
 
+    def room(self, node: Node, page: int) -> int:
+        """Bytes that a node has at all for memory in pages of a size, those that the kernel may make besides included.
+
+        Args:
+            page: bytes of a huge page, 0 for the usual ones.
+        """
+        if not page:
+            return max(node.memory - sum(pool.total * pool.size for pool in node.hugepages), 0)
+        spare = sum(pool.spare for pool in self.pools if pool.size == page) if node.memory else 0
+        return (sum(pool.total for pool in node.hugepages if pool.size == page) + spare) * page
+
     def unusable(self, numbers: Iterable[int]) -> str:
         """Why not all of some CPUs can be used, ``""`` if they can: the first that is not there, or is another's."""
         for number in sorted(numbers):
@@ -236,7 +247,7 @@ def idle(topology: Topology) -> Topology:
     nodes = [
         evolve(
             node,
-            free=max(node.memory - sum(pool.total * pool.size for pool in node.hugepages), 0),
+            free=topology.room(node, 0),
             hugepages=tuple(evolve(pool, free=pool.total) for pool in node.hugepages),
         )
         for node in topology.nodes

@@ -9,6 +9,7 @@ from attrs import evolve
 
 from qsup.errors import PlacementError
 from qsup.instance.placements import Placements
+from qsup.plan.topology import HugePages
 from qsup.unit.model import Unit
 from qsup.unit.sections.machine import CpuSection
 from qsup.unit.sections.memory import MemorySection, NumaSection
@@ -67,6 +68,22 @@ async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, pla
         later.restore(name, bound, chosen)
     with pytest.raises(PlacementError, match=r"48\.0 GiB of memory, and 32\.0 GiB are not promised"):
         await later.take("three", bound)
+
+
+async def test_huge_pages_choose_the_nodes_that_have_them(host: Host, placements: Placements) -> None:
+    """By this daemon and the next; a VM that has no place there does not start."""
+    one, other = HOSTS["2 sockets"].nodes
+    pool = HugePages(size=2 << 20, total=1536, free=0)
+    host.topology = evolve(HOSTS["2 sockets"], nodes=(one, evolve(other, hugepages=(pool,))))
+    huge = MemorySection(size=2 << 30, nodes="auto", hugepages="2M", balloon=False)
+    bound = Unit(cpu=CpuSection(pin="auto"), memory=huge)
+    chosen = await placements.take("web", bound)
+    assert chosen is not None and (chosen.nodes, chosen.memory) == ((1,), (2 << 30,))
+    later = Placements(host)
+    later.restore("web", bound, chosen)
+    for each in (placements, later):
+        with pytest.raises(PlacementError, match=r"2\.0 GiB of huge pages of 2M, and 1\.0 GiB are not promised"):
+            await each.take("db", bound)
 
 
 async def test_a_guest_with_nodes_has_each_where_one_of_the_host_is() -> None:

@@ -11,7 +11,7 @@ from qsup.errors import PlacementError
 from qsup.plan.ledger import Ledger
 from qsup.plan.placement import check_named, place
 from qsup.plan.residents import Request, Resident
-from qsup.plan.topology import Topology
+from qsup.plan.topology import HostPool, HugePages, Topology
 from tests.plan.hosts import GIB, HOSTS, changed, large, machine
 from tests.plan.placing import named
 
@@ -204,6 +204,26 @@ def test_too_little_memory_is_refused_with_the_arithmetic() -> None:
         "wants 11.0 GiB of memory, and 10.0 GiB are not promised: "
         "node 1 has 8.0 GiB of 8.0 GiB not promised, node 0 has 2.0 GiB of 8.0 GiB not promised"
     )
+
+
+def test_huge_pages_are_where_their_pools_are() -> None:
+    """They count apart from other memory, by their size; what the kernel may make besides can be anywhere."""
+    host = machine(packages=2, memory=8)
+    pool = HugePages(size=2 << 20, total=3 << 9, free=0)
+    host = evolve(host, nodes=(host.nodes[0], evolve(host.nodes[1], hugepages=(pool,))))
+
+    def wish(name: str, gibs: int, page: int = 0) -> Request:
+        return Request(name=name, vcpus=1, memory=gibs * GIB, page=page)
+
+    huge, plain = settle(host, wish("huge", 2, pool.size), wish("plain", 5))
+    assert (huge.nodes, huge.memory, plain.nodes) == ((1,), {1: 2 * GIB}, (0,))
+    assert place(wish("beside", 5), [huge, plain], host).resident.nodes == (1,)
+    assert refusal(wish("web", 2, pool.size), [huge, plain], host) == (
+        "wants 2.0 GiB of huge pages of 2M, and 1.0 GiB are not promised: "
+        "node 1 has 1.0 GiB of 3.0 GiB not promised, node 0 has 0.0 GiB of 0.0 GiB not promised"
+    )
+    grows = evolve(host, pools=(HostPool(size=pool.size, spare=1 << 10),))
+    assert place(wish("web", 2, pool.size), [huge, plain], grows).resident.memory == {0: 2 * GIB}
 
 
 def test_the_last_shared_core_is_not_given_away() -> None:
