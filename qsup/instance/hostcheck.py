@@ -66,6 +66,7 @@ async def check_host(units: Mapping[str, Unit], known: Mapping[str, Unit], servi
         check = _Check(name, unit, services, idle(topology))
         check.cpus({**known, **units})
         check.memory()
+        check.place()
         if (plan := await check.plan()) is not None:
             await check.files(plan)
             await check.promise(plan)
@@ -86,6 +87,8 @@ class _Check:
         self._unit = unit
         self._services = services
         self._topology = topology
+        self._empty = Placements()
+        self._empty.see(topology)
 
     def _note(self, error: QsupError, *keys: Key) -> None:
         message = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -111,9 +114,9 @@ class _Check:
         mems = unit.limits.cpuset_mems
         there &= self._try(partial(check_nodes, self._name, mems, self._topology, MEMS), tuple(MEMS.split(".")))
         if unit.cpu.pin == AUTO and there:
-            empty = Placements()
-            empty.see(self._topology)
-            self._try(partial(empty.check, self._name, unit), ("cpu", "exclusive"), ("cpu", "pin"))
+            numa = tuple(evolve(node, nodes=()) for node in unit.numa)
+            anywhere = evolve(unit, memory=evolve(unit.memory, nodes=()), numa=numa)
+            self._try(partial(self._empty.check, self._name, anywhere), ("cpu", "exclusive"), ("cpu", "pin"))
 
     def memory(self) -> None:
         """Nodes that are not there or have none, pages of a size that there is not, and more than there is."""
@@ -128,6 +131,12 @@ class _Check:
             keys: list[Key] = [("memory", "hugepages")] if each.page else []
             keys += [("numa", guest[index].id, "size")] if guest else []
             self._try(partial(check_room, each, topology, wanted[:index]), *keys, ("memory", "size"))
+
+    def place(self) -> None:
+        """Whether there could ever be memory near its CPUs, where that has not been told in other words."""
+        keys: list[Key] = [("numa", node.id, "nodes") for node in self._unit.numa if node.nodes]
+        if self._unit.cpu.pin == AUTO and not self.found:
+            self._try(partial(self._empty.check, self._name, self._unit), *keys, ("memory", "nodes"), ("cpu", "pin"))
 
     async def plan(self) -> Plan | None:
         """What the emulator and the host can do; ``None`` where that is not what the unit asks for."""

@@ -34,8 +34,8 @@ def nodes(numbers: Sequence[int]) -> str:
 
 
 def gib(amount: int) -> str:
-    """Bytes in GiB, to a tenth."""
-    return f"{amount / _GIB:.1f} GiB"
+    """Bytes in GiB, to a tenth; what is less than one in MiB."""
+    return f"{amount >> 20} MiB" if 0 < amount < _GIB else f"{amount / _GIB:.1f} GiB"
 
 
 def _sentence(text: str) -> str:
@@ -116,6 +116,8 @@ def memory_on(offer: Offer) -> str:
     """How much of a node's memory is not promised."""
     if not offer.node.memory:
         return "no memory"
+    if not offer.room:
+        return "none of that memory"
     return f"{gib(max(offer.memory, 0))} of {gib(offer.room)} not promised"
 
 

@@ -295,7 +295,7 @@ def _short_of_memory(request: Request, offers: list[Offer]) -> PlacementError:
     return PlacementError(
         explained.short_of_memory(request, offers),
         instance=request.name,
-        hint="give it less memory, or stop or move another VM",
+        hint=f"{'reserve more huge pages, ' if request.page else ''}give it less memory, or stop or move another VM",
     )
 
 

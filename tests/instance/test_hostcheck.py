@@ -90,6 +90,16 @@ async def found(tmp_path: Path, *, known: dict[str, Any] | None = None, **units:
             "memory.size",
             "(the host has 7G, 2 times that may be promised; 0B are promised)",
         ),
+        (
+            {"cpu": {"pin": "auto"}, "memory": {"size": "2G", "hugepages": "2M", "nodes": "auto"}},
+            "memory.hugepages",
+            "wants 1024 huge pages of 2M for 2G",
+        ),
+        (
+            {"cpu": {"pin": "auto"}, "memory": {"size": "8G", "nodes": "auto"}},
+            "memory.nodes",
+            "wants 8.0 GiB of memory, and 7.0 GiB are not promised",
+        ),
         ({"numa": [{"id": "n", "nodes": "7"}]}, "numa.n.nodes", "to be on node 7, which is not there"),
         ({"machine": {"emulator": "none"}}, "machine.emulator", "emulator 'none' was not found in PATH"),
         ({"machine": {"accel": "kvm"}}, "machine", "KVM"),

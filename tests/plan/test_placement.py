@@ -204,6 +204,10 @@ def test_too_little_memory_is_refused_with_the_arithmetic() -> None:
         "wants 11.0 GiB of memory, and 10.0 GiB are not promised: "
         "node 1 has 8.0 GiB of 8.0 GiB not promised, node 0 has 2.0 GiB of 8.0 GiB not promised"
     )
+    (full,) = settle(host, exclusive("db", 2, memory=16 * GIB - (8 << 20)))
+    assert "wants 16 MiB of memory, and 8 MiB are not promised" in refusal(
+        Request(name="web", vcpus=1, memory=16 << 20), [full], host
+    )
 
 
 def test_huge_pages_are_where_their_pools_are() -> None:
@@ -220,7 +224,7 @@ def test_huge_pages_are_where_their_pools_are() -> None:
     assert place(wish("beside", 5), [huge, plain], host).resident.nodes == (1,)
     assert refusal(wish("web", 2, pool.size), [huge, plain], host) == (
         "wants 2.0 GiB of huge pages of 2M, and 1.0 GiB are not promised: "
-        "node 1 has 1.0 GiB of 3.0 GiB not promised, node 0 has 0.0 GiB of 0.0 GiB not promised"
+        "node 1 has 1.0 GiB of 3.0 GiB not promised, node 0 has none of that memory"
     )
     grows = evolve(host, pools=(HostPool(size=pool.size, spare=1 << 10),))
     assert place(wish("web", 2, pool.size), [huge, plain], grows).resident.memory == {0: 2 * GIB}
