@@ -96,10 +96,14 @@ class _Entry:
 
     @property
     def counted(self) -> Resident | None:
-        """Its place, with as many vCPUs as it has by now where these share what was chosen for them."""
+        """Its place, with as many vCPUs as it has by now where these have no CPUs of their own."""
         place = self.resident
-        if place is None or place.named or place.exclusive or place.vcpu_nodes:
+        if place is None or place.exclusive or place.vcpu_nodes:
             return place
+        if place.named:
+            # those that may come name their CPUs already
+            here, later = place.sets.vcpus[: self.vcpus], place.sets.vcpus[self.vcpus :]
+            return evolve(place, sets=evolve(place.sets, vcpus=here, iothreads=place.sets.iothreads.union(*later)))
         return evolve(place, sets=evolve(place.sets, vcpus=(frozenset(),) * self.vcpus))
 
     @property
@@ -163,8 +167,7 @@ class Placements:
             await self.look()  # also at how much memory each node has left
         else:
             await self.refresh(unit)
-        entry = self._entry(name, unit, starts=starts)
-        self._put(name, entry)
+        self._put(name, entry := self._entry(name, unit, starts=starts))
         return entry.chosen
 
     def check(self, name: str, unit: Unit, *, starts: bool = False) -> None:
@@ -314,9 +317,8 @@ class Placements:
 
     async def refresh(self, unit: Unit | None = None) -> None:
         """See which CPUs are online and ours, if a unit, where one is given, says anything of CPUs; `HostError`."""
-        if unit is not None and not wishes.depends_on_host(unit):
-            return
-        if self._topology is None or not self.is_still(self._topology):
+        matters = unit is None or wishes.depends_on_host(unit)
+        if matters and (self._topology is None or not self.is_still(self._topology)):
             await self.look()
 
     def is_still(self, topology: Topology) -> bool:
@@ -331,24 +333,18 @@ class Placements:
 
 
 def _residents(entries: Mapping[str, _Entry], topology: Topology) -> list[Resident]:
-    """All of them; who asked for no place is all over the host, and who has a chosen one may name CPUs besides."""
+    """All of them; whose vCPUs were given no place is all over the host, and may name CPUs for other threads."""
     nodes = tuple(node.number for node in topology.nodes)
-    found = [
-        entry.counted
-        or Resident(
-            name=name,
-            sets=Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset()),
-            nodes=nodes,
-            within=entry.fence or None,
-        )
-        for name, entry in entries.items()
-    ]
-    besides = [
-        Resident(name=name, sets=entry.beside, named=True)
-        for name, entry in entries.items()
-        if entry.chosen is not None and entry.names_some
-    ]
-    return found + besides
+    found = []
+    for name, entry in entries.items():
+        place = entry.counted
+        if place is None or not place.sets.vcpus:
+            anywhere = Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset())
+            place = Resident(name=name, sets=anywhere, nodes=nodes, within=entry.fence or None)
+        found.append(place)
+        if entry.names_some and not place.named:
+            found.append(Resident(name=name, sets=entry.beside, named=True))
+    return found
 
 
 def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:

@@ -308,6 +308,27 @@ async def test_vcpus_that_came_later_count_where_the_next_vm_is_placed(host: Hos
             assert third is not None and third.nodes == (1,)
 
 
+async def test_vcpus_count_that_there_are(host: Host, placements: Placements) -> None:
+    """Also those that name CPUs, which are kept for those that may come; and of a VM that names some for the rest."""
+    promised = {
+        "named": unit(vcpus=1, max_vcpus=4, pin=((0,), (1,), (2,), (3,))),
+        "half": unit(vcpus=2, emulator_pin=(7,)),
+    }
+    for name, each in promised.items():
+        await placements.take(name, each)
+
+    def count() -> float:
+        return float(placements.ledger(host.topology).promised_vcpus(range(16)))
+
+    assert count() == 3
+    placements.recount("named", 4)
+    assert count() == 6
+    placements.recount("named", 1)
+    await placements.take("db", unit(vcpus=2, pin="auto", exclusive=True))
+    assert said(placements, "db").startswith("4 12 + ")
+    assert said(placements, "half") == "0-3,5-11,13-15 + 7"
+
+
 async def test_a_vm_that_is_not_alone_any_more_is_told_of(host: Host, placements: Placements) -> None:
     """Its CPU went offline, or the daemon may use it no more; or those who share have no CPU but others' own."""
 
