@@ -134,7 +134,9 @@ def _slots(slots: Slots) -> wire.SlotsWire:
 
 def _limits(limits: Limits) -> wire.LimitsWire:
     return {
-        "cpu": None if limits.cpu is None else limits.cpu / CPU_SHARE,
+        "cpu": _cpus(limits.cpu),
+        "vcpu_cpu": _cpus(limits.vcpu_cpu),
+        "emulator_cpu": _cpus(limits.emulator_cpu),
         "cpu_weight": limits.cpu_weight,
         "memory": limits.memory,
         "memory_high": limits.memory_high,
@@ -148,6 +150,10 @@ def _limits(limits: Limits) -> wire.LimitsWire:
         "cpuset_cpus": None if limits.cpuset_cpus is None else format_cpu_set(limits.cpuset_cpus),
         "cpuset_mems": None if limits.cpuset_mems is None else format_cpu_set(limits.cpuset_mems),
     }
+
+
+def _cpus(limit: int | None) -> float | None:
+    return None if limit is None else limit / CPU_SHARE
 
 
 def _of_devices(limit: Devices | None) -> dict[str, int] | None:

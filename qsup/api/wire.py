@@ -258,13 +258,15 @@ class Instance(TypedDict):
 class LimitsWire(TypedDict):
     """What a VM's QEMU may take of the host, as the kernel said when it was set; null: no limit, or none that is kept.
 
-    ``cpu``: CPUs, such as 0.5. ``cpu_weight``: against the 100 of others. ``memory``, ``memory_high``, ``swap``:
-    bytes. ``pids``: threads and processes. ``io_weight``: as ``cpu_weight``. ``io_read_bps`` and the like: bytes or
-    requests a second, by the numbers of a device, such as ``8:0``. ``cpuset_cpus``, ``cpuset_mems``: the CPUs and NUMA
-    nodes of the host, such as ``0-3``, that nothing of it leaves.
+    ``cpu``, and of parts of its threads ``vcpu_cpu`` and ``emulator_cpu``: CPUs, such as 0.5. ``cpu_weight``: against
+    the 100 of others. ``memory``, ``memory_high``, ``swap``: bytes. ``pids``: threads and processes. ``io_weight``: as
+    ``cpu_weight``. ``io_read_bps`` and the like: bytes or requests a second, by the numbers of a device (``8:0``).
+    ``cpuset_cpus``, ``cpuset_mems``: the CPUs and NUMA nodes of the host, such as ``0-3``, that nothing of it leaves.
     """
 
     cpu: float | None
+    vcpu_cpu: float | None
+    emulator_cpu: float | None
     cpu_weight: int | None
     memory: int | None
     memory_high: int | None

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from qsup.errors import HostError, from_oserror
-from qsup.host import cpuset, limits
+from qsup.host import cpuset, limits, threadgroups
 from qsup.host.counted import OOM_FILES, CgroupStats, SharedOomKills, oom_kills, read, stats
 from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import Limits
@@ -61,11 +61,12 @@ class Cgroup:
         self.trouble = ""
         self.missed: Mapping[str, str] = {}
         self.shared = shared
+        self._known: tuple[Path, ...] = ()
+        self._can_lose = False
 
     def members(self) -> frozenset[int]:
         """The pids of all processes in it."""
-        lists = (read(path / "cgroup.procs") or "" for path in self.paths)
-        return frozenset(int(pid) for text in lists for pid in text.split())
+        return frozenset(int(pid) for path in self.paths for pid in threadgroups.processes(path))
 
     def holds(self, pid: int) -> bool:
         """Whether a process is in all of its directories."""
@@ -103,10 +104,9 @@ class Cgroup:
             return refused
         if self.paths != before:
             try:
-                await trio.to_thread.run_sync(cpuset.gather, self.paths)
-            except OSError as error:
-                why = f"its processes could not be moved into {self.paths[-1]}: {os.strerror(error.errno or 0)}"
-                return dict.fromkeys(wanted, why)
+                await trio.to_thread.run_sync(_gather, self.paths)
+            except HostError as error:
+                return dict.fromkeys(wanted, error.message)
         return await trio.to_thread.run_sync(limits.impose, self.paths, wanted)
 
     def _complete(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
@@ -119,6 +119,24 @@ class Cgroup:
             return dict.fromkeys(names, f"{path}: {why}")
         self.paths, self._spare = (*self.paths, path), None
         return {}
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether it loses for ever what goes offline of its CPUs and nodes."""
+        if self._known is not self.paths:
+            self._known, self._can_lose = self.paths, any(map(cpuset.is_v1, self.paths))
+        return self._can_lose
+
+    async def mend(self, fences: Mapping[str, frozenset[int] | None]) -> bool:
+        """Have such a loss made good; see `qsup.host.cpuset.mend`."""
+
+        def work() -> bool:
+            mended = cpuset.mend(self.paths, fences)
+            if mended:
+                _gather(self.paths)
+            return mended
+
+        return await trio.to_thread.run_sync(work)
 
     def limits(self) -> Limits:
         """What the kernel says that they are; `HostError`."""
@@ -197,7 +215,7 @@ class Cgroup:
 
     def _is_gone(self, path: Path) -> bool:
         """See that one of its directories goes."""
-        if not _remove(path):
+        if not (_remove(path) or (threadgroups.remove(path) and _remove(path))):
             return False
         _remove(path.parent)
         return True
@@ -325,13 +343,24 @@ def _join(paths: Sequence[Path], pid: int) -> str:
     return next(filter(None, [reason, *(_join(paths, each) for each in others)]), "")
 
 
+def _gather(paths: Sequence[Path]) -> None:
+    """Have whoever is in one of a VM's cgroups be in all of them; `HostError`."""
+    seen: frozenset[int] = frozenset()
+    while new := frozenset().union(*map(threadgroups.processes, paths)) - seen:
+        for path in paths:
+            for pid in new - threadgroups.processes(path):
+                if reason := _move([path], pid):
+                    raise HostError(f"process {pid} {reason}")
+        seen |= new
+
+
 def _children(pid: int) -> Iterator[int]:
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         yield from map(int, (read(listing) or "").split())
 
 
 def _is_in(paths: Sequence[Path], pid: int) -> bool:
-    return all(str(pid) in (read(path / "cgroup.procs") or "").split() for path in paths)
+    return all(pid in threadgroups.processes(path) for path in paths)
 
 
 def _move(paths: Sequence[Path], pid: int) -> str:

@@ -13,7 +13,6 @@ Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/cpusets.rst in Lin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from qsup.errors import from_oserror
@@ -71,7 +70,7 @@ def fill(directory: Path, top: Path) -> None:
 
 
 def mend(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> bool:
-    """Give a VM's cgroups of version 1, and its processes, what was offline and is back.
+    """Give a VM's cgroups of version 1 what was offline and is back; not yet the processes that have left it meanwhile.
 
     Args:
         paths: all of its cgroups.
@@ -90,8 +89,6 @@ def mend(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> 
             for name, file in FILES.items():
                 for line in spell(path, file, fences.get(name)):
                     (path / file).write_text(line)
-        if lost:
-            gather(paths)
     except OSError as error:
         raise from_oserror(error, "could not give it CPUs and nodes again that were offline") from error
     return bool(lost)
@@ -103,18 +100,3 @@ def _has_lost(directory: Path, top: Path, fences: Mapping[str, frozenset[int] | 
         if not _numbers(directory / file) >= (there if fence is None else there & fence):
             return True
     return False
-
-
-def gather(paths: Sequence[Path]) -> None:
-    """Have whoever is in one of a VM's cgroups be in all of them; `OSError`."""
-    seen: frozenset[int] = frozenset()
-    while new := frozenset().union(*map(_members, paths)) - seen:
-        for path in paths:
-            for pid in new - _members(path):
-                with suppress(ProcessLookupError):
-                    (path / "cgroup.procs").write_text(str(pid))
-        seen |= new
-
-
-def _members(path: Path) -> frozenset[int]:
-    return frozenset(map(int, (path / "cgroup.procs").read_text().split()))

@@ -29,6 +29,7 @@ class Limits:
 
     Args:
         cpu: thousandths of a CPU.
+        vcpu_cpu, emulator_cpu: the same of the threads in one of its two groups (`qsup.host.threadgroups`).
         cpu_weight: 1 to 10000, against the 100 of others.
         memory: bytes beyond which one of them is killed.
         memory_high: bytes beyond which they are slowed down.
@@ -41,6 +42,8 @@ class Limits:
     """
 
     cpu: int | None = None
+    vcpu_cpu: int | None = None
+    emulator_cpu: int | None = None
     cpu_weight: int | None = None
     memory: int | None = None
     memory_high: int | None = None
@@ -59,6 +62,8 @@ class Limits:
         return {field.name: getattr(self, field.name) for field in attrs.fields(Limits)}
 
 
+#: The groups of threads below a cgroup, by the limit that is kept there; it can be wherever ``cpu`` can.
+GROUPS: Mapping[str, str] = {"vcpu_cpu": "vcpu", "emulator_cpu": "emulator"}
 #: Their names in a unit, by those of the fields.
 NAMES: Mapping[str, str] = {field.name: field.name.replace("_", "-") for field in attrs.fields(Limits)}
 
@@ -105,12 +110,19 @@ def _plain(name: str, none: str = "max") -> _Keeper:
     return _number(name, none, str, read)
 
 
-def _read_max(directory: Path) -> int | None:
-    return _share(*(directory / "cpu.max").read_text().split())
+def _cpu_time(group: str = "") -> Sequence[_Keeper]:
+    """Of all threads, or of those in a group below."""
 
+    def read_max(directory: Path) -> int | None:
+        return _share(*(directory / group / "cpu.max").read_text().split())
 
-def _read_cfs(directory: Path) -> int | None:
-    return _share(*((directory / f"cpu.cfs_{word}_us").read_text().strip() for word in ("quota", "period")))
+    def read_cfs(directory: Path) -> int | None:
+        return _share(*((directory / group / f"cpu.cfs_{word}_us").read_text().strip() for word in ("quota", "period")))
+
+    return (
+        _number(os.path.join(group, "cpu.max"), f"max {_PERIOD}", lambda limit: f"{_quota(limit)} {_PERIOD}", read_max),
+        _number(os.path.join(group, "cpu.cfs_quota_us"), "-1", lambda limit: str(_quota(limit)), read_cfs),
+    )
 
 
 def _read_shares(directory: Path) -> int | None:
@@ -161,13 +173,8 @@ def _cpuset(name: str) -> Sequence[_Keeper]:
 
 #: Of each limit its controller, and the files that may keep it. A controller is in one hierarchy at a time.
 _KEEPERS: Mapping[str, tuple[str, Sequence[_Keeper]]] = {
-    "cpu": (
-        "cpu",
-        (
-            _number("cpu.max", f"max {_PERIOD}", lambda limit: f"{_quota(limit)} {_PERIOD}", _read_max),
-            _number("cpu.cfs_quota_us", "-1", lambda limit: str(_quota(limit)), _read_cfs),
-        ),
-    ),
+    "cpu": ("cpu", _cpu_time()),
+    **{name: ("cpu", _cpu_time(group)) for name, group in GROUPS.items()},
     "cpu_weight": (
         "cpu",
         (_plain("cpu.weight", str(_WEIGHT)), _number("cpu.shares", str(_SHARES), _shares, _read_shares)),
@@ -214,6 +221,12 @@ def _found(paths: Sequence[Path], name: str) -> tuple[Path, _Keeper] | None:
     return next(((path, each) for path in paths for each in keepers if (path / each.name).exists()), None)
 
 
+def directory_of(paths: Sequence[Path], name: str) -> Path | None:
+    """The directory of a VM's cgroups that keeps a limit, ``None`` for none."""
+    found = _found(paths, name)
+    return None if found is None else found[0]
+
+
 def hand_down(top: Path, tag: Path) -> None:
     """Let the cgroups below ``tag``, which is below ``top``, have controllers of version 2 if ``top`` is their root.
 
@@ -250,7 +263,7 @@ def why_not(paths: Sequence[Path], name: str) -> str:
         paths: the directories of a VM's cgroups.
         name: of a field of `Limits`.
     """
-    if _found(paths, name) is not None:
+    if _found(paths, "cpu" if name in GROUPS else name) is not None:
         return ""
     if not paths:
         return "it has no cgroup of its own"

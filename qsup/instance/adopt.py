@@ -335,6 +335,7 @@ async def _ask(
 ) -> Reached:
     status = await commands.query_status(monitor, timeout=_QUERY_TIMEOUT)
     threads = await life.pinning.find(monitor)
+    await life.limiting.divide(threads)
     connected = life.summary.has_agent and await watch.agent_is_open(monitor)
     if ending is not None:
         event = Event.ADOPTED_SHUTDOWN if status.status == "shutdown" else Event.ADOPTED_STOPPING
@@ -345,6 +346,7 @@ async def _ask(
         await balloon.impose(life.unit, life.summary, monitor)
         with life.pinning.excused():
             life.limiting.joined(await join_cgroup(life.cgroup, life.process, life.helpers), life.process.pid)
+            await life.limiting.divide(threads)
         await unplug_links(life.unit.nics, monitor)
         await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
         event, cause = Event.ADOPTED_WAITING, None

@@ -213,7 +213,7 @@ class Body:
         self.guest.attach(life)
         life.helpers.watch(self._nursery, partial(self._tell, life, HELPER_ENDED))
         self._watch_usb(life)
-        self._services.reconciler.watch(life.pinning, partial(self._tell_all, life, PIN_DRIFT), life.limiting)
+        self._services.reconciler.watch(life.pinning, life.limiting, partial(self._tell_all, life, PIN_DRIFT))
         self._jobs.start("process", partial(watch.process, life, self._post, self._wait_heard))
         if life.monitor is not None:
             self._attach(life, life.monitor)

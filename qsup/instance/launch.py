@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from typing import TypeVar
@@ -272,7 +272,7 @@ async def _bring_up(
     if takes_memory_at_once(loaded.unit):
         # before that QEMU answers nobody
         progress(f"QEMU takes {format_size(machine_memory(loaded.unit))} of the host's memory")
-    joined = trio.Event()
+    joined, divided = trio.Event(), trio.Event()
     pins = partial(services.placements.pins, loaded.name)
     helpers.start_soon(_join_cgroup, prepared, child, joined, (pins() or Pins()).start)
     monitor = await connect_monitor(
@@ -289,6 +289,7 @@ async def _bring_up(
     pinning = Pinning(child.pid, pins, has_iothreads=iothreads, helpers=lambda: programs.serving)
     await pinning.find(monitor)
     _check_placed(pinning)
+    helpers.start_soon(_divide, prepared, pinning.vcpu_threads, joined, divided)
     console_start = 0
     if prepared.plan.has_console:
         # connected before the guest runs: what it writes while nobody is connected is lost
@@ -298,7 +299,7 @@ async def _bring_up(
     await throttle.impose(throttle.limited(loaded.unit), prepared.running.plan, monitor)
     await balloon.impose(loaded.unit, prepared.running.plan, monitor)
     with pinning.excused():
-        await joined.wait()  # the guest never runs outside
+        await divided.wait()  # the guest never runs outside
     _check_placed(pinning)
     prepared.limiting.check_kept(loaded.unit)
     await commands.cont(monitor, timeout=_QUERY_TIMEOUT)
@@ -326,6 +327,12 @@ async def _join_cgroup(prepared: Prepared, child: Process, joined: trio.Event, c
     finally:
         child.send_signal(signal.SIGCONT)
     joined.set()
+
+
+async def _divide(prepared: Prepared, vcpus: Sequence[int], joined: trio.Event, divided: trio.Event) -> None:
+    await joined.wait()
+    await prepared.limiting.divide(vcpus)
+    divided.set()
 
 
 async def join_cgroup(cgroup: Cgroup, child: Process, helpers: Helpers) -> str:

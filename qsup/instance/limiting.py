@@ -5,20 +5,21 @@ Must not: know how a cgroup keeps a limit (`qsup.host.limits`), or change the un
 
 They are set before QEMU is executed, and count from the moment at which it is moved into its cgroup, before its guest
 runs. What it has used until then, as it does not know its guest's memory yet, is not counted against it.
+Those of groups of its threads count from when QEMU has said which of them run vCPUs, before its guest runs, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import trio
 
 from qsup.errors import HostError, StartError
-from qsup.host import blockdevice, cpuset, oomscore
+from qsup.host import blockdevice, limits, oomscore, threadgroups
 from qsup.host.cgroup import Cgroup
-from qsup.host.limits import NAMES, Devices, Limits
+from qsup.host.limits import GROUPS, NAMES, Devices, Limits
 from qsup.unit.kinds import DeviceLimit
 from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
@@ -40,6 +41,8 @@ def asked(unit: Unit) -> Limits:
     weights = {"cpu_weight": section.cpu_weight, "io_weight": section.io_weight}
     return Limits(
         cpu=section.cpu or None,
+        vcpu_cpu=section.vcpu_cpu or None,
+        emulator_cpu=section.emulator_cpu or None,
         memory=section.memory or None,
         memory_high=section.memory_high or None,
         pids=section.pids or None,
@@ -84,6 +87,12 @@ async def _resolved(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return found, refused
 
 
+def _apart(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Limits of the whole VM, and those of its groups of threads."""
+    groups = {name: limit for name, limit in wanted.items() if name in GROUPS}
+    return {name: limit for name, limit in wanted.items() if name not in GROUPS}, groups
+
+
 def check_enough(unit: Unit, accel: str) -> None:
     """See that a VM may have what it needs, now that its accelerator is known.
 
@@ -113,6 +122,7 @@ class Limiting:
         self._score = 0
         self._outside = ""
         self._refused: Mapping[str, str] = {}
+        self._vcpus: frozenset[int] = frozenset()
         self._changing = trio.Lock()
 
     @property
@@ -124,6 +134,11 @@ class Limiting:
     def is_wanted(self) -> bool:
         """Whether its unit asks for any limit that a cgroup keeps."""
         return any(limit is not None for limit in self._asked.values())
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether its threads are to be in groups, for a limit of one of these."""
+        return any(self._asked.get(name) is not None for name in GROUPS)
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -148,7 +163,9 @@ class Limiting:
         self._look()
         found, refused = await _resolved(wanted)
         self._asked = {name: found.get(name) for name in wanted}
-        self._refused = refused | dict(self._cgroup.impose(found))
+        whole, groups = _apart(found)
+        refused |= {name: why for name in groups if (why := self._cgroup.why_not(name))}
+        self._refused = refused | dict(self._cgroup.impose(whole))
         self._read()
 
     def joined(self, reason: str, pid: int) -> None:
@@ -170,6 +187,33 @@ class Limiting:
     def _look(self) -> None:
         if self._found is not None:
             self._outside = "" if self._cgroup.holds(self._found) else "is not in its cgroup"
+
+    async def divide(self, vcpus: Iterable[int]) -> None:
+        """QEMU has said which of its threads run vCPUs: have them in their group, and all others in the other.
+
+        Where no group is wanted nothing is done. It may wait for the kernel, as `qsup.host.threadgroups` says.
+        """
+        self._vcpus = frozenset(vcpus)
+        await self.put_right()
+
+    def is_as_divided(self) -> bool:
+        """Whether every thread is where `divide` has left it, or nothing can be done about it now."""
+        if not self._can_divide or self._changing.locked():
+            return True
+        return threadgroups.are_filled(self._cgroup.paths, self._pid or 0, self._vcpus)
+
+    async def put_right(self) -> None:
+        """Have every thread in its group once more; what cannot be done is a trouble."""
+        if self._can_divide:
+            async with self._changing:
+                refused = await self._hold_groups({})
+                others = {name: why for name, why in self._refused.items() if name not in GROUPS}
+                self._refused = others | dict(refused)
+                self._read()
+
+    @property
+    def _can_divide(self) -> bool:
+        return self.is_divided and bool(self._vcpus) and not self._outside
 
     def check_kept(self, unit: Unit) -> None:
         """See that all is enforced where the unit requires it.
@@ -211,9 +255,9 @@ class Limiting:
             refused = {OOM_SCORE: why}
         if refused:
             return refused
-        refused = dict(await self._cgroup.change(wanted)) if wanted else {}
+        refused = dict(await self._hold(wanted))
         if refused:
-            await self._cgroup.change({name: self._asked.get(name) for name in wanted})
+            await self._hold({name: self._asked.get(name) for name in wanted})
             if OOM_SCORE in names:
                 self._adjust(self._score)
         else:
@@ -223,10 +267,28 @@ class Limiting:
         self._read()
         return refused
 
+    async def _hold(self, wanted: Mapping[str, Any]) -> Mapping[str, str]:
+        """Hold it to limits, and its groups to theirs; why one is not kept."""
+        whole, groups = _apart(wanted)
+        is_lifted = self.is_divided and "cpu" in whole
+        if is_lifted:
+            # whichever of both is changed first, version 1 refuses a part that is more than the whole (EINVAL)
+            limits.impose(self._cgroup.paths, dict.fromkeys(GROUPS))
+        refused = await self._cgroup.change(whole) if whole else {}
+        if refused or not (groups or is_lifted):
+            return refused
+        return await self._hold_groups(groups)
+
+    async def _hold_groups(self, groups: Mapping[str, Any]) -> Mapping[str, str]:
+        """The same of groups alone; one that is not named is held to what is asked of it."""
+        wanted = {name: groups.get(name, self._asked.get(name)) for name in GROUPS}
+        hold = partial(threadgroups.hold, self._cgroup.paths, wanted, self._pid or 0, self._vcpus)
+        return await trio.to_thread.run_sync(hold)
+
     @property
     def can_lose(self) -> bool:
         """Whether its cgroup loses for ever what goes offline of its CPUs and nodes."""
-        return any(map(cpuset.is_v1, self._cgroup.paths))
+        return self._cgroup.can_lose
 
     async def mend(self) -> bool:
         """Have the VM's fence be whole again where something of it was offline and is back; not while that changes.
@@ -240,8 +302,7 @@ class Limiting:
         if self._changing.locked():
             return False
         async with self._changing:
-            fences = {name: self._asked.get(name) for name in FENCE}
-            return await trio.to_thread.run_sync(cpuset.mend, self._cgroup.paths, fences)
+            return await self._cgroup.mend({name: self._asked.get(name) for name in FENCE})
 
     def _read(self) -> None:
         try:

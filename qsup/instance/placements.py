@@ -137,9 +137,13 @@ class Placements:
 
     Args:
         reader: of the host.
+
+    Attributes:
+        has_vms: there is any, with a place of its own or without.
     """
 
     def __init__(self, reader: TopologyReader | None = None) -> None:
+        self.has_vms = False
         self._reader = reader or TopologyReader()
         self._topology: Topology | None = None
         self._entries: dict[str, _Entry] = {}
@@ -255,7 +259,7 @@ class Placements:
             self._changed()
 
     def _changed(self) -> None:
-        self._found = None
+        self._found, self.has_vms = None, bool(self._entries)
         residents = [entry.resident for entry in self._entries.values() if entry.resident is not None]
         self._taken, self._exclusive = len(residents), sum(resident.exclusive for resident in residents)
         self._change.set()

@@ -1,8 +1,9 @@
 """Seeing to it that the threads of all VMs stay where they belong.
 
 Decides: when threads are looked at (soon after a place has changed or a CPU has come or gone, and every few seconds for
-as long as anybody has one), and how it is told that somebody had moved one.
-Must not: decide where a thread belongs (`qsup.instance.placements`), or how one is put there (`qsup.instance.pinning`).
+as long as anybody has one, or is in a group), and how it is told that somebody had moved one.
+Must not: decide where a thread belongs (`qsup.instance.placements`), or how one is put there (`qsup.instance.pinning`,
+`qsup.instance.limiting`).
 
 One task does it for all VMs: to wake one for each would take longer than the look at its threads. As long as nobody's
 place changes, a look asks the kernel of each thread where it may run, and does nothing else.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 import trio
@@ -21,6 +22,7 @@ from attrs import define
 
 from qsup.errors import HostError
 from qsup.host.uevents import cpu_changes
+from qsup.instance.limiting import Limiting
 from qsup.instance.pinning import Drift, Pinning
 from qsup.instance.placements import Placements
 
@@ -39,17 +41,6 @@ _NAMED = 4
 Tell = Callable[[Mapping[str, Any]], None]
 
 
-class Fence(Protocol):
-    """What a VM may not leave; see `qsup.instance.limiting.Limiting`."""
-
-    @property
-    def can_lose(self) -> bool:
-        """Whether it has to be looked at."""
-
-    async def mend(self) -> bool:
-        """Have it be whole again; whether it was not, and so threads have moved; `HostError`."""
-
-
 @define
 class _Watched:
     """One life.
@@ -59,8 +50,8 @@ class _Watched:
     """
 
     pinning: Pinning
+    limiting: Limiting
     tell: Tell
-    fence: Fence | None = None
     trouble: str = ""
 
 
@@ -84,14 +75,14 @@ class Reconciler:
         self._placed: list[_Watched] = []
         self._found_from: tuple[trio.Event, frozenset[int] | None] | None = None
 
-    def watch(self, pinning: Pinning, tell: Tell, fence: Fence | None = None) -> None:
+    def watch(self, pinning: Pinning, limiting: Limiting, tell: Tell) -> None:
         """From now on a life's threads are looked after.
 
         Args:
+            limiting: has them in groups and in a fence, where it does.
             tell: takes what is said of threads that somebody has moved, or that cannot be where they belong.
-            fence: what they may not leave, to be kept whole.
         """
-        self._watched[pinning] = _Watched(pinning, tell, fence)
+        self._watched[pinning] = _Watched(pinning, limiting, tell)
         self._found_from = None
 
     def forget(self, pinning: Pinning) -> None:
@@ -102,7 +93,7 @@ class Reconciler:
         """Look again and again."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
-            await self._look_again()
+            await self._look_again(nursery)
 
     async def _listen(self) -> None:
         """End the rest between two looks when a CPU came or went: without a word the next one finds that."""
@@ -116,7 +107,7 @@ class Reconciler:
         except OSError as error:
             _log.warning("CPUs that come and go are noticed late", why=str(error), seconds=INTERVAL)
 
-    async def _look_again(self) -> None:
+    async def _look_again(self, nursery: trio.Nursery) -> None:
         while True:
             change = self._placements.next_change()
             if self._placements.are_taken:
@@ -124,15 +115,28 @@ class Reconciler:
                     await self._placements.refresh()
                 except HostError as error:
                     _log.error("could not look at the host's CPUs", why=error.message)
-            fenced = [each for each in self._watched.values() if each.fence is not None and each.fence.can_lose]
-            for each in fenced:
+            for each in [each for each in self._watched.values() if each.limiting.can_lose]:
                 await _mend(each)
             if self._placements.are_taken or self._placed:
                 await self._look(change)
+            await self._look_at_groups(nursery)
             # with all that wakes on whole seconds
-            until = math.floor(trio.current_time() + INTERVAL) if self._placements.are_taken or fenced else math.inf
+            until = math.floor(trio.current_time() + INTERVAL) if self._placements.has_vms else math.inf
             with trio.CancelScope(deadline=until) as self._rest:
                 await change.wait()
+
+    async def _look_at_groups(self, nursery: trio.Nursery) -> None:
+        """Look whether threads are in their groups, of VMs that have any.
+
+        Args:
+            nursery: where they are put right, as the kernel lets the mover wait.
+        """
+        divided = [each for each in self._watched.values() if each.limiting.is_divided]
+        for number, each in enumerate(divided, 1):
+            if not each.limiting.is_as_divided():
+                nursery.start_soon(_put_right, each)
+            if number % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def _look(self, change: trio.Event) -> None:
         """Look at all of them.
@@ -157,13 +161,20 @@ class Reconciler:
 
 async def _mend(watched: _Watched) -> None:
     """Have a fence be whole again, and threads where they belong in it: the kernel has let them go anywhere there."""
-    assert watched.fence is not None
     try:
-        if await watched.fence.mend():
+        if await watched.limiting.mend():
             with watched.pinning.excused():
                 pass
     except HostError as error:
         _log.error("could not look after the cpuset of a VM", why=error.message)
+
+
+async def _put_right(watched: _Watched) -> None:
+    before = watched.limiting.troubles
+    await watched.limiting.put_right()
+    if (now := watched.limiting.troubles) != before:
+        words = "; ".join(now) or "all threads are in their groups"
+        watched.tell({"detail": words, "threads": [], "vcpus": [], "iothreads": [], "helpers": []})
 
 
 def _tell(watched: _Watched, moved: Sequence[Drift]) -> None:

@@ -322,6 +322,7 @@ async def refresh(life: Life, connection: Monitor, post: Post) -> None:
     await trio.sleep(_REFRESH_DELAY)
     try:
         threads = await life.pinning.find(connection)
+        await life.limiting.divide(threads)
         status = await commands.query_status(connection, timeout=_QUERY_TIMEOUT)
         changes: dict[str, Any] = {"threads": threads}
         if life.summary.has_agent:

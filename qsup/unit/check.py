@@ -33,7 +33,7 @@ from qsup.unit.keys import keys_of
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
 from qsup.unit.needs import FILES_NEEDED, threads_needed, too_little_memory
-from qsup.unit.quantity import alternatives, did_you_mean, format_duration, format_size, shown
+from qsup.unit.quantity import alternatives, did_you_mean, format_cpu_quota, format_duration, format_size, shown
 from qsup.unit.sections.devices import AGENT_PORT, DEVICE_KEYS, DeviceSection, NicSection
 from qsup.unit.sections.disks import DISK_BUSES, BackingSection, DiskSection
 from qsup.unit.sections.machine import UEFI_FIRMWARE
@@ -205,7 +205,7 @@ def _memory(unit: Unit) -> Iterator[Finding]:
 
 
 def _limits(unit: Unit) -> Iterator[Finding]:
-    """`[limits]` leave QEMU the memory and the threads that it needs; `memory-high` is no more than `memory`."""
+    """`[limits]` leave QEMU the memory and threads it needs; no part of `cpu` or `memory` is more than the whole."""
     limits = unit.limits
     own = ("limits", "memory")
     if why := too_little_memory(unit, unit.machine.accel):
@@ -213,6 +213,10 @@ def _limits(unit: Unit) -> Iterator[Finding]:
     if 0 < limits.memory < limits.memory_high:
         message = f"memory-high ({format_size(limits.memory_high)}) is more than memory ({format_size(limits.memory)})"
         yield Finding(f"{message}, and would never be reached", [("limits", "memory-high"), own])
+    for name, part in (("vcpu-cpu", limits.vcpu_cpu), ("emulator-cpu", limits.emulator_cpu)):
+        if 0 < limits.cpu < part:
+            message = f"{name} ({format_cpu_quota(part)}) is more than cpu ({format_cpu_quota(limits.cpu)}), the whole"
+            yield Finding(message, [("limits", name), ("limits", "cpu")])
     threads = threads_needed(unit)
     if 0 < limits.pids < threads.total:
         need = f"the {threads.total} threads that QEMU may start: {threads.words}"

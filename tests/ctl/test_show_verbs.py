@@ -104,9 +104,11 @@ async def test_status_says_what_a_vm_waits_for(served: Daemon, ctl: Ctl) -> None
 
 async def test_status_says_what_a_vm_may_take_of_the_host(served: Daemon, ctl: Ctl) -> None:
     """What the kernel keeps, and nothing of a VM that may take all."""
-    held = Limits(cpu=1500, cpu_weight=200, memory=2 << 30, memory_high=1 << 30, pids=300)
+    held = Limits(
+        cpu=1500, vcpu_cpu=1000, emulator_cpu=200, cpu_weight=200, memory=2 << 30, memory_high=1 << 30, pids=300
+    )
     served.backend.set_state("web", State.RUNNING, limited=held)
-    words = "CPU 150%, CPU weight 200, memory 2G, slowed down from 1G, 300 threads"
+    words = "CPU 150%, vCPUs' CPU 100%, emulator's CPU 20%, CPU weight 200, memory 2G, slowed down from 1G, 300 threads"
     assert f" Limits: {words}\n" in (await ctl("status", "web")).out
     served.backend.set_state("web", State.RUNNING, limited=Limits(cpu_weight=100))
     assert "Limits" not in (await ctl("status", "web")).out

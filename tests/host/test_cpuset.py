@@ -77,21 +77,22 @@ def test_a_fake_v1_fence_is_what_is_had_of_it(tmp_path: Path) -> None:
     assert cpuset.spell(web, "cpuset.cpus", frozenset({9})) == ["9"], "the kernel says why not"
 
 
-def test_what_was_offline_comes_back_fake(tmp_path: Path) -> None:
+async def test_what_was_offline_comes_back_fake(tmp_path: Path) -> None:
     """Version 1 took it from all but the root, and moved the processes out of what had nothing left."""
     own = fake(tmp_path / "c", OWN)
     tag, web = fake(own / "tag", OWN), fake(own / "tag/web", OWN | {"cpuset.cpus": "2-3"})
     other = fake(tmp_path / "f", {"cgroup.procs": "7\n8\n"})
     fences = {"cpuset_cpus": frozenset({2, 3}), "cpuset_mems": None}
-    assert cpuset.mend([other, web], fences) is False
+    found = Cgroup([other, web])
+    assert found.can_lose and await found.mend(fences) is False
     fake(tag, {"cpuset.cpus": "0-1"})
     fake(web, {"cpuset.cpus": "\n", "cpuset.mems": "0"})
-    assert cpuset.mend([other, web], fences) is True
+    assert await found.mend(fences) is True
     assert (said(tag), said(web)) == (("0-3", "0-1"), ("2-3", "0-1"))
     assert (web / "cgroup.procs").read_text() in ("7", "8")
     fake(own, {"cpuset.cpus": "0-2"})  # 3 is offline
     fake(web, {"cpuset.cpus": "2"})
-    assert cpuset.mend([web], fences) is False
+    assert await found.mend(fences) is False
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from qsup.errors import HostError
 from qsup.host import limits
 from qsup.host.cgroup import Cgroup, CgroupTree
 from qsup.host.hierarchies import Hierarchies, detect
-from qsup.host.limits import NAMES, Limits
+from qsup.host.limits import GROUPS, NAMES, Limits
 
 MIB = 1 << 20
 ALL = Limits(
@@ -189,7 +189,8 @@ def test_without_a_cgroup_nothing_is_kept() -> None:
     """Each limit has a reason, and no limit needs none."""
     assert limits.impose([], wanted(Limits())) == {}
     fenced = attrs.evolve(ALL, cpuset_cpus=frozenset({0}), cpuset_mems=frozenset({0}))
-    assert limits.impose([], wanted(fenced)) == dict.fromkeys(NAMES, "it has no cgroup of its own")
+    kept = NAMES.keys() - GROUPS.keys()
+    assert limits.impose([], wanted(fenced)) == dict.fromkeys(kept, "it has no cgroup of its own")
     assert limits.read([]) == Limits()
     assert limits.memory_held([]) == 0
 
@@ -215,9 +216,19 @@ def test_memory_that_cannot_be_dropped_in_a_fake_tree(tmp_path: Path, files: dic
 def test_every_limit_has_a_file() -> None:
     """The names of the fields are those of the unit's keys."""
     assert {name: bool(limits.why_not([], name)) for name in NAMES} == dict.fromkeys(NAMES, True)
-    assert tuple(NAMES.values())[:7] == ("cpu", "cpu-weight", "memory", "memory-high", "pids", "swap", "io-weight")
-    assert tuple(NAMES.values())[7:11] == ("io-read-bps", "io-write-bps", "io-read-iops", "io-write-iops")
-    assert tuple(NAMES.values())[11:] == ("cpuset-cpus", "cpuset-mems")
+    assert tuple(NAMES.values())[:9] == (
+        "cpu",
+        "vcpu-cpu",
+        "emulator-cpu",
+        "cpu-weight",
+        "memory",
+        "memory-high",
+        "pids",
+        "swap",
+        "io-weight",
+    )
+    assert tuple(NAMES.values())[9:13] == ("io-read-bps", "io-write-bps", "io-read-iops", "io-write-iops")
+    assert tuple(NAMES.values())[13:] == ("cpuset-cpus", "cpuset-mems")
 
 
 #: Loop devices are wherever there is the driver, whether they are in use or not.

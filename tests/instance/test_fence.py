@@ -238,17 +238,18 @@ async def test_a_fence_that_lost_something_is_mended(autojump_clock: trio.testin
     """Looked at every few seconds for as long as it can; the threads are put where they belong then, without a word."""
 
     class Fence:
-        can_lose, mended = True, 0
+        can_lose, is_divided, mended = True, False, 0
 
         async def mend(self) -> bool:
             self.mended += 1
             return self.mended == 2
 
     vm: Any = Fake(unit())
-    fence, told = Fence(), list[Any]()
-    reconciler = Reconciler(vm.placements)
+    fence: Any = Fence()
+    told, reconciler = list[Any](), Reconciler(vm.placements)
     vm.is_free = True
-    reconciler.watch(vm, told.append, fence)
+    vm.placements.restore("web", unit(), None)
+    reconciler.watch(vm, fence, told.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reconciler.run)
         await wait_until(lambda: fence.mended >= 3, "it is looked at", seconds=20.0)
@@ -274,7 +275,8 @@ async def test_moves_of_the_kernel_while_cpus_come_and_go_are_no_drift(autojump_
     pinning: Any = SimpleNamespace(put=put, is_free=False, is_as_left=lambda: False, trouble="")
     watched: Any = type("Hashable", (), vars(pinning))
     reconciler = Reconciler(placements, cpu_changes=changes)
-    reconciler.watch(watched, list[Any]().append)
+    undivided: Any = SimpleNamespace(is_divided=False, can_lose=False)
+    reconciler.watch(watched, undivided, list[Any]().append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reconciler.run)
         await wait_until(lambda: looks, "it has looked")

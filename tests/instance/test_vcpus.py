@@ -13,9 +13,11 @@ import trio.testing
 from attrs import evolve
 
 from qsup.errors import ChangeError, GuestRefused, QmpCommandError
+from qsup.host.cgroup import Cgroup
 from qsup.instance.capacity import Capacity
 from qsup.instance.context import Context
 from qsup.instance.hardware import Attached, Hardware
+from qsup.instance.limiting import Limiting
 from qsup.instance.live.vcpus import FewerVcpus
 from qsup.instance.pinning import Pinning
 from qsup.instance.placements import Placements
@@ -84,7 +86,9 @@ def vm(qemu: Qemu, agent: Agent | None = None) -> tuple[Hardware, Context]:
     hardware.add(Attached(part=PartPlan(entry="cpu.1", devices=())))
     pinning = Pinning(os.getpid(), Pins)
     placements = Placements()
-    life = SimpleNamespace(summary=SimpleNamespace(has_agent=agent is not None), pinning=pinning)
+    life = SimpleNamespace(
+        summary=SimpleNamespace(has_agent=agent is not None), pinning=pinning, limiting=Limiting(Cgroup())
+    )
     context = SimpleNamespace(
         hardware=hardware,
         monitor=qemu,

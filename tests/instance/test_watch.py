@@ -21,6 +21,7 @@ from qsup.instance import silence, watch
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.exit import cause_of_exit
 from qsup.instance.life import Life
+from qsup.instance.limiting import Limiting
 from qsup.instance.messages import Happened, Message, ProcessEnded, Seen, Told, Unplugged
 from qsup.instance.pinning import Pinning
 from qsup.instance.runstate import Guest
@@ -39,6 +40,7 @@ def life(dying: ExitStatus | None = None) -> Life:
         "summary": SimpleNamespace(disks=()),
         "pinning": Pinning(os.getpid(), Pins),
         "cgroup": Cgroup(),
+        "limiting": Limiting(Cgroup()),
     }
     found = SimpleNamespace(number=1, last_words=lambda: "oh", was_oom_killed=lambda: False, **parts)
     return cast(Life, found)

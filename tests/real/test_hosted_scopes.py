@@ -70,6 +70,8 @@ def test_limits_are_the_scopes_and_the_kernels(hosts_daemon: HostedDaemon) -> No
     device = daemon.host.run("cat", "/sys/block/vda/dev").strip()
     assert view["limits"] == {
         "cpu": 0.5,
+        "vcpu_cpu": None,
+        "emulator_cpu": None,
         "cpu_weight": 200,
         "memory": 200 * MIB,
         "memory_high": 190 * MIB,

@@ -32,7 +32,8 @@ FILL = "dd if=/dev/zero of=/all/of-it bs=1M count=40 2>/dev/null"
 LIMITS = 'cpu = "50%"\ncpu-weight = 200\nmemory = "160M"\npids = 200'
 #: What no unit here asks for, and what the kernel says of it.
 IO = dict.fromkeys(("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops"))
-OTHERS = {"memory_high": None, "swap": None, "io_weight": 100, "cpuset_cpus": None, "cpuset_mems": None} | IO
+OTHERS = {"vcpu_cpu": None, "emulator_cpu": None, "memory_high": None, "swap": None, "io_weight": 100} | IO
+OTHERS |= {"cpuset_cpus": None, "cpuset_mems": None}
 HELD = {"cpu": 0.5, "cpu_weight": 200, "memory": 160 * MIB, "pids": 200} | OTHERS
 #: What no cgroup of version 1 keeps.
 V1_HAS_NOT = "the memory controller of the host, of cgroup version 1, has no such limit"

@@ -36,7 +36,8 @@ def errors(text: str, name: str = "web") -> list[str]:
         '[memory]\nsize = "1001M"\nresize = "balloon"\n',
         '[memory]\nsize = "64M"\nmax = "1G"\n[limits]\nmemory = "97M"\npids = 81\nmemory-high = "96M"\n',
         '[limits]\nmemory = "0B"\nmemory-high = "1M"\ncpu = ""\npids = 0\nnofile = 64\n',
-        '[limits]\ncpu = "12.5%"\ncpu-weight = 10000\nrequire = true\n',
+        '[limits]\ncpu = "12.5%"\nvcpu-cpu = "12.5%"\nemulator-cpu = "1%"\ncpu-weight = 10000\nrequire = true\n',
+        '[limits]\nvcpu-cpu = "2"\nemulator-cpu = "10%"\n',
         '[limits]\npids = 89\n[[device]]\nid = "a"\ntype = "share"\npath = "b"\n',
         # what is in huge pages does not count
         '[memory]\nsize = "4G"\nhugepages = "2M"\nballoon = false\n[limits]\nmemory = "200M"\n',

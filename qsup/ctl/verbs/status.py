@@ -205,7 +205,8 @@ def _limits(instance: Instance) -> str:
     limits = instance["limits"]
     if limits is None:
         return ""
-    told = [f"CPU {limits['cpu'] * 100:g}%"] if limits["cpu"] is not None else []
+    shares = {"CPU": limits["cpu"], "vCPUs' CPU": limits["vcpu_cpu"], "emulator's CPU": limits["emulator_cpu"]}
+    told = [f"{what} {share * 100:g}%" for what, share in shares.items() if share is not None]
     told += [f"CPU weight {limits['cpu_weight']}"] if limits["cpu_weight"] not in (None, 100) else []
     told += [f"on CPUs {limits['cpuset_cpus']} alone"] if limits["cpuset_cpus"] is not None else []
     told += [f"memory of nodes {limits['cpuset_mems']} alone"] if limits["cpuset_mems"] is not None else []

@@ -272,8 +272,9 @@ async def _bring_online(context: Context, wanted: int) -> int:
 
 
 async def tell_threads(context: Context) -> None:
-    """Pin the threads of vCPUs that came, and have it shown which they are."""
+    """Put the threads of vCPUs that came where they belong, and have it shown which they are."""
     threads = await context.life.pinning.find(context.monitor)
+    await context.life.limiting.divide(threads)
     context.services.placements.recount(context.name, len(threads))
     context.note({"threads": threads})
 

@@ -26,6 +26,22 @@ class LimitsSection:
         qemu="cgroup cpu.max, cpu.cfs_quota_us",
         applies=Applies.LIVE,
     )
+    vcpu_cpu: int = key(
+        kinds.optional(kinds.CPU_QUOTA, 0),
+        "The same of the threads that run its vCPUs alone, together: a guest that has had it does not hold up what "
+        "QEMU does besides, such as to answer its monitor and to serve devices. No more than `cpu`.",
+        default=0,
+        qemu="cgroup cpu.max, cpu.cfs_quota_us of a group of threads",
+        applies=Applies.LIVE,
+    )
+    emulator_cpu: int = key(
+        kinds.optional(kinds.CPU_QUOTA, 0),
+        "The same of all other threads of its QEMU, its iothreads among them, and of the programs that serve its "
+        "devices. No more than `cpu`.",
+        default=0,
+        qemu="cgroup cpu.max, cpu.cfs_quota_us of a group of threads",
+        applies=Applies.LIVE,
+    )
     cpu_weight: int = key(
         kinds.integer(1, 10_000),
         "Its part of CPUs that others want, too, against the 100 of a VM that says nothing of it.",

@@ -1,0 +1,172 @@
+"""The two groups that the threads of a VM are parted into, each a cgroup below the VM's own: vCPUs, and all else.
+
+Decides: how the groups are made, filled and undone, and which thread belongs in which.
+Must not: know which threads run vCPUs, or when to look; nor be called for a VM that wants no group: whoever moves a
+thread waits for an RCU grace period, 5-15 ms, though only once for all that are moved one behind the other.
+
+They are made in the one hierarchy that has the cpu controller. In version 2 they are threaded cgroups, so that whatever
+else the VM's cgroup keeps, and who is in it, stays as it was; only the VM's own can be killed. In version 1 they are
+ordinary ones: that directory then lists none of its processes, and each of the groups those that have a thread there.
+
+A thread begins in the group of the one that starts it: a worker with the main loop, and so a vCPU that comes later.
+
+Source: Documentation/admin-guide/cgroup-v2.rst, "Threads"; cgroup-v1/cgroups.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+
+from qsup.errors import HostError, from_oserror
+from qsup.host import affinity, limits
+from qsup.host.limits import GROUPS
+
+_VCPU, _OTHERS = GROUPS["vcpu_cpu"], GROUPS["emulator_cpu"]
+#: Looks at threads, of which each but the first is for those that came meanwhile.
+_ROUNDS = 5
+
+
+def hold(paths: Sequence[Path], wanted: Mapping[str, int | None], pid: int, vcpus: Set[int]) -> Mapping[str, str]:
+    """Hold a VM's groups to limits, with every thread in its own; without any limit there are no groups.
+
+    Args:
+        paths: the directories of the VM's cgroup, which it is in.
+        wanted: by the names of `GROUPS`, all of them.
+        pid: QEMU's.
+        vcpus: its threads that run vCPUs.
+
+    Returns:
+        Why a limit is not kept, words for after a colon, by its name.
+    """
+    names = [name for name, limit in wanted.items() if limit is not None]
+    top = limits.directory_of(paths, "cpu")
+    if top is None:
+        return {name: limits.why_not(paths, name) for name in names}
+    try:
+        if not names:
+            limits.impose([top], wanted)  # version 1 still asks a group that was just removed for its quota
+            _undo(top)
+            return {}
+        _make(top)
+        refused = limits.impose([top], wanted)
+        _fill(top, pid, vcpus)
+    except HostError as error:
+        return dict.fromkeys(names or wanted, error.message)
+    return refused
+
+
+def are_filled(paths: Sequence[Path], pid: int, vcpus: Set[int]) -> bool:
+    """Whether every thread still is in its group: each is read once.
+
+    A thread that has left them all is missed where programs that serve devices have more in there.
+    """
+    top = limits.directory_of(paths, "cpu")
+    if top is None:
+        return True  # there is nothing to put right
+    try:
+        own, running, others = _threads(top), _threads(top / _VCPU), _threads(top / _OTHERS)
+    except HostError:  # somebody has removed one
+        return False
+    return not own and running == vcpus and len(running) + len(others) >= affinity.count(pid)
+
+
+def processes(path: Path) -> frozenset[int]:
+    """The pids of all processes in a cgroup and in groups below it."""
+    lists = [_text(directory / "cgroup.procs") for directory in (path, *(path / group for group in GROUPS.values()))]
+    return frozenset(int(pid) for text in lists for pid in text.split())
+
+
+def remove(path: Path) -> bool:
+    """Remove the groups of a cgroup that has ended; whether there are none now."""
+    for group in GROUPS.values():
+        try:
+            (path / group).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:  # EBUSY: there is still somebody in it
+            return False
+    return True
+
+
+def _make(top: Path) -> None:
+    for group in GROUPS.values():
+        try:
+            (top / group).mkdir(exist_ok=True)
+        except OSError as error:
+            raise from_oserror(error, f"could not make {top / group}") from error
+        if _is_v2(top):
+            _write(top / group / "cgroup.type", "threaded")
+    if _is_v2(top):
+        _write(top / "cgroup.subtree_control", "+cpu")
+
+
+def _undo(top: Path) -> None:
+    """Have all threads in the VM's own cgroup, as if there had never been groups."""
+    for _ in range(_ROUNDS):
+        if not any((top / group).exists() for group in GROUPS.values()):
+            return
+        for pid in processes(top):
+            _move(top / "cgroup.procs", pid)
+        if remove(top):
+            if _is_v2(top):
+                _write(top / "cgroup.subtree_control", "-cpu")
+            return
+    raise HostError(f"the groups of threads in {top} do not empty")
+
+
+def _fill(top: Path, pid: int, vcpus: Set[int]) -> None:
+    for _ in range(_ROUNDS):
+        there = {thread: group for group in GROUPS.values() for thread in _threads(top / group)}
+        # what is in neither group is moved in: QEMU's, and what serves its devices
+        every = {*affinity.threads(pid), *_threads(top), *there}
+        wrong = {thread for thread in every if there.get(thread) != _group_of(thread, vcpus)}
+        if not wrong:
+            return
+        for thread in sorted(wrong, key=lambda thread: (thread not in vcpus, thread)):
+            _move(_list(top / _group_of(thread, vcpus)), thread)
+
+
+def _group_of(thread: int, vcpus: Set[int]) -> str:
+    return _VCPU if thread in vcpus else _OTHERS
+
+
+def _is_v2(top: Path) -> bool:
+    return (top / "cgroup.controllers").exists()
+
+
+def _list(directory: Path) -> Path:
+    """The file that lists a cgroup's threads, and takes them."""
+    return directory / ("cgroup.threads" if _is_v2(directory) else "tasks")
+
+
+def _threads(directory: Path) -> frozenset[int]:
+    path = _list(directory)
+    try:
+        return frozenset(map(int, path.read_text().split()))
+    except OSError as error:
+        raise from_oserror(error, f"could not read {path}") from error
+
+
+def _move(path: Path, number: int) -> None:
+    try:
+        path.write_text(str(number))
+    except ProcessLookupError:
+        return  # it has ended
+    except OSError as error:
+        raise from_oserror(error, f"could not move {number} by {path}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise from_oserror(error, f"could not write {text!r} to {path}") from error
+
+
+def _text(path: Path) -> str:
+    """What a file says, ``""`` of one that is not there, or says nothing (a threaded cgroup lists no processes)."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
