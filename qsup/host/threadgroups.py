@@ -8,7 +8,8 @@ They are made in the one hierarchy that has the cpu controller. In version 2 the
 else the VM's cgroup keeps, and who is in it, stays as it was; only the VM's own can be killed. In version 1 they are
 ordinary ones: that directory then lists none of its processes, and each of the groups those that have a thread there.
 
-A thread begins in the group of the one that starts it: a worker with the main loop, and so a vCPU that comes later.
+A thread begins in the group of the one that starts it: a worker with the main loop, and so a vCPU that comes later; but
+what KVM starts when the guest runs for the first time (kvm-nx-lpage-recovery) with a vCPU.
 
 Source: Documentation/admin-guide/cgroup-v2.rst, "Threads"; cgroup-v1/cgroups.rst.
 """
@@ -124,7 +125,12 @@ def _fill(top: Path, pid: int, vcpus: Set[int]) -> None:
         if not wrong:
             return
         for thread in sorted(wrong, key=lambda thread: (thread not in vcpus, thread)):
-            _move(_list(top / _group_of(thread, vcpus)), thread)
+            try:
+                _move(_list(top / _group_of(thread, vcpus)), thread)
+            except HostError as error:
+                # a worker of the kernel's that is kept where it began (PF_NO_SETAFFINITY: of io_uring before 6.3)
+                if error.details.get("errno") != "EINVAL" or thread in vcpus:
+                    raise
 
 
 def _group_of(thread: int, vcpus: Set[int]) -> str:

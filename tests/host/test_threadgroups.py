@@ -5,6 +5,7 @@ Those of version 2 with its controllers are on a host of their own (`tests.real.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import uuid
@@ -160,6 +161,28 @@ async def test_more_than_the_whole_is_refused_by_the_kernel(vm: Fixture) -> None
     vm.made.impose({"cpu": 400})
     refused = vm.hold(HALF, set(vm.threads[1:2]))
     assert refused == {"vcpu_cpu": f"{vm.top}/vcpu/cpu.cfs_quota_us: Invalid argument"}
+
+
+@pytest.mark.root
+async def test_what_the_kernel_keeps_where_it_is(vm: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of its own stays in whichever group, and is no reason to miss a limit; a vCPU is."""
+    vcpu, worker = vm.threads[1], vm.threads[2]
+    write = Path.write_text
+
+    def refuse(path: Path, text: str) -> int:
+        if path.name == "tasks" and text == str(kept):
+            raise OSError(errno.EINVAL, "no words of the kernel")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    kept = worker
+    assert vm.hold(HALF, {vcpu}) == {}
+    assert (vm.listed(), vm.listed("vcpu")) == ([worker], [vcpu])
+    kept = vcpu
+    assert vm.hold(HALF, {worker}) == {} and vm.listed("vcpu") == [vcpu, worker]
+    assert vm.hold(NONE, set()) == {}
+    refused = vm.hold(HALF, {vcpu})
+    assert refused == {"vcpu_cpu": f"could not move {vcpu} by {vm.top}/vcpu/tasks: Invalid argument"}
 
 
 def test_why_threads_cannot_be_in_groups_of_a_fake(tmp_path: Path) -> None:
