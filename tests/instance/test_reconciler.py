@@ -69,13 +69,13 @@ async def test_groups_are_looked_at_again_and_again(autojump_clock: trio.testing
         await trio.testing.wait_all_tasks_blocked()
         life, free = watched(reconciler, told), watched(reconciler, told)
         free.is_divided = False
-        await trio.sleep(3 * INTERVAL)
+        await trio.sleep(3 * INTERVAL)  # virtual time
         assert life.looks >= 2 and (life.repairs, free.looks, told) == (0, 0, [])
         life.is_right, life.found = False, ("no",)
-        await trio.sleep(3 * INTERVAL)
+        await trio.sleep(3 * INTERVAL)  # virtual time
         assert life.repairs >= 2 and [each["detail"] for each in told] == ["no"]
         life.found = ()
-        await trio.sleep(INTERVAL)
+        await trio.sleep(INTERVAL)  # virtual time
         assert [each["detail"] for each in told[1:]] == ["all threads are in their groups"]
         nursery.cancel_scope.cancel()
 
@@ -89,6 +89,6 @@ async def test_a_vm_that_is_put_right_delays_no_other(autojump_clock: trio.testi
         nursery.start_soon(reconciler.run)
         slow, other = watched(reconciler, []), watched(reconciler, [])
         slow.kernel, slow.is_right, other.is_right = trio.Event(), False, False
-        await trio.sleep(3 * INTERVAL)
+        await trio.sleep(3 * INTERVAL)  # virtual time
         assert slow.repairs >= 1 and other.repairs >= 2
         nursery.cancel_scope.cancel()
