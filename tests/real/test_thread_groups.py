@@ -17,6 +17,7 @@ from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, elapsed, kill_process, linux_unit, rom_unit
 from tests.real.growing import ask, differs, run
 from tests.real.hotplug import attach, finished, qmp, set_keys
+from tests.real.test_unfinished import dying_at
 from tests.waiting import poll_until
 
 pytestmark = [
@@ -159,6 +160,19 @@ def test_the_next_daemon_keeps_them_and_ends_them(daemon: Daemon, emulator: Emul
     kill_process(pid)
     daemon.start()
     daemon.wait("web", "crashed")
+    assert not directory.exists()
+
+
+def test_the_rest_is_done_by_the_adopter(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Of a launch whose daemon died as it moved the first thread: the guest does not run before all are in place."""
+    start(daemon, emulator, rom_guest)
+    directory = top(daemon)
+    daemon.do("web", "kill")
+    with dying_at(daemon, "openat", f"{directory}/vcpu/tasks"), daemon.client() as client:
+        client.post("/v1/instances/web/start")
+    assert daemon.wait("web", "running")["warnings"] == []
+    assert groups(daemon) == apart(daemon) and held(daemon) == (None, 0.5, None)
+    daemon.do("web", "kill")
     assert not directory.exists()
 
 
