@@ -218,7 +218,7 @@ def agree(name: str, wanted: Any, found: Any) -> bool:
 def _found(paths: Sequence[Path], name: str) -> tuple[Path, _Keeper] | None:
     """The directory and the file that keep a limit."""
     keepers = _KEEPERS[name][1]
-    return next(((path, each) for path in paths for each in keepers if (path / each.name).exists()), None)
+    return next(((path, each) for path in paths for each in keepers if os.path.exists(f"{path}/{each.name}")), None)
 
 
 def directory_of(paths: Sequence[Path], name: str) -> Path | None:

@@ -65,8 +65,9 @@ def are_filled(paths: Sequence[Path], pid: int, vcpus: Set[int]) -> bool:
     top = limits.directory_of(paths, "cpu")
     if top is None:
         return True  # there is nothing to put right
+    name = _listing(top)
     try:
-        own, running, others = _threads(top), _threads(top / _VCPU), _threads(top / _OTHERS)
+        own, running, others = (_threads(directory, name) for directory in (top, top / _VCPU, top / _OTHERS))
     except HostError:  # somebody has removed one
         return False
     return not own and running == vcpus and len(running) + len(others) >= affinity.count(pid)
@@ -117,16 +118,17 @@ def _undo(top: Path) -> None:
 
 
 def _fill(top: Path, pid: int, vcpus: Set[int]) -> None:
+    name = _listing(top)
     for _ in range(_ROUNDS):
-        there = {thread: group for group in GROUPS.values() for thread in _threads(top / group)}
+        there = {thread: group for group in GROUPS.values() for thread in _threads(top / group, name)}
         # what is in neither group is moved in: QEMU's, and what serves its devices
-        every = {*affinity.threads(pid), *_threads(top), *there}
+        every = {*affinity.threads(pid), *_threads(top, name), *there}
         wrong = {thread for thread in every if there.get(thread) != _group_of(thread, vcpus)}
         if not wrong:
             return
         for thread in sorted(wrong, key=lambda thread: (thread not in vcpus, thread)):
             try:
-                _move(_list(top / _group_of(thread, vcpus)), thread)
+                _move(top / _group_of(thread, vcpus) / name, thread)
             except HostError as error:
                 # a worker of the kernel's that is kept where it began (PF_NO_SETAFFINITY: of io_uring before 6.3)
                 if error.details.get("errno") != "EINVAL" or thread in vcpus:
@@ -141,17 +143,17 @@ def _is_v2(top: Path) -> bool:
     return (top / "cgroup.controllers").exists()
 
 
-def _list(directory: Path) -> Path:
-    """The file that lists a cgroup's threads, and takes them."""
-    return directory / ("cgroup.threads" if _is_v2(directory) else "tasks")
+def _listing(top: Path) -> str:
+    """The file that lists the threads of a cgroup and takes them."""
+    return "cgroup.threads" if _is_v2(top) else "tasks"
 
 
-def _threads(directory: Path) -> frozenset[int]:
-    path = _list(directory)
+def _threads(directory: Path, name: str) -> frozenset[int]:
     try:
-        return frozenset(map(int, path.read_text().split()))
+        with open(f"{directory}/{name}", "rb", buffering=0) as file:
+            return frozenset(map(int, file.readall().split()))
     except OSError as error:
-        raise from_oserror(error, f"could not read {path}") from error
+        raise from_oserror(error, f"could not read {directory}/{name}") from error
 
 
 def _move(path: Path, number: int) -> None:
