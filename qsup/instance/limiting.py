@@ -93,6 +93,11 @@ def _apart(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: limit for name, limit in wanted.items() if name not in GROUPS}, groups
 
 
+def _lift(cgroup: Cgroup) -> None:
+    """Let groups have all that the whole may: version 1 refuses a part that is more, whichever is changed first."""
+    limits.impose(cgroup.paths, dict.fromkeys(GROUPS))
+
+
 def check_enough(unit: Unit, accel: str) -> None:
     """See that a VM may have what it needs, now that its accelerator is known.
 
@@ -165,7 +170,10 @@ class Limiting:
         self._asked = {name: found.get(name) for name in wanted}
         whole, groups = _apart(found)
         refused |= {name: why for name in groups if (why := self._cgroup.why_not(name))}
+        if groups:
+            _lift(self._cgroup)  # there may be some, of an earlier daemon that died as it changed them
         self._refused = refused | dict(self._cgroup.impose(whole))
+        limits.impose(self._cgroup.paths, groups)
         self._read()
 
     def joined(self, reason: str, pid: int) -> None:
@@ -272,8 +280,7 @@ class Limiting:
         whole, groups = _apart(wanted)
         is_lifted = self.is_divided and "cpu" in whole
         if is_lifted:
-            # whichever of both is changed first, version 1 refuses a part that is more than the whole (EINVAL)
-            limits.impose(self._cgroup.paths, dict.fromkeys(GROUPS))
+            _lift(self._cgroup)
         refused = await self._cgroup.change(whole) if whole else {}
         if refused or not (groups or is_lifted):
             return refused

@@ -17,7 +17,7 @@ import trio
 
 from qsup.host import affinity, threadgroups
 from qsup.host.cgroup import Cgroup, CgroupTree
-from qsup.host.hierarchies import detect
+from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import GROUPS, directory_of
 from qsup.host.process import Process, spawn
 from tests.host.test_limits import V2_FILES, fake
@@ -153,6 +153,26 @@ async def test_without_a_limit_there_are_no_groups(vm: Fixture) -> None:
         assert vm.listed() == vm.threads
         assert not [path for path in vm.top.iterdir() if path.is_dir()]
     assert vm.made.members() == {vm.process.pid}
+
+
+@pytest.mark.root
+async def test_those_in_groups_alone_are_found_and_killed() -> None:
+    """Where no other hierarchy lists them: version 1 says of the cgroup itself that nobody is in it."""
+    home = detect().v1["cpu"]
+    tree = CgroupTree(f"qsup-test-{uuid.uuid4().hex[:8]}", hierarchies=Hierarchies(unified=None, v1={"cpu": home}))
+    made = tree.create("web")
+    (path,) = made.paths
+    process = await start(PROGRAM, made)
+    await wait_until(lambda: affinity.count(process.pid) == THREADS, "its threads are there")
+    assert threadgroups.hold(made.paths, HALF, process.pid, {affinity.threads(process.pid)[1]}) == {}
+    assert (path / "cgroup.procs").read_text() == ""
+    assert made.members() == {process.pid} and made.holds(process.pid)
+    assert await made.join(process.pid) == "" and (path / "tasks").read_text() == ""
+    await tree.reopen("web", [str(path)]).end()
+    with trio.fail_after(5):
+        assert (await process.wait_exit()).describe() == "signal KILL"
+    await process.aclose()
+    assert not path.exists()
 
 
 @pytest.mark.root

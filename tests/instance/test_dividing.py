@@ -94,6 +94,15 @@ async def test_the_whole_and_its_parts_change_together(top: Path, child: int) ->
     assert (again.effective.cpu, again.effective.vcpu_cpu, again.troubles) == (200, None, ())
 
 
+async def test_a_change_that_was_cut_short_is_undone_by_the_next_daemon(top: Path, child: int) -> None:
+    """Its record says less than what the kernel was told: first of the groups, or the kernel would refuse the whole."""
+    await limiting_of(top, child, unit(cpu="2", vcpu_cpu="1.5"))
+    cgroup = CgroupTree(top.parent.name).reopen("web", [str(top)])
+    later = Limiting(cgroup, found=child)
+    await later.impose(unit(cpu="50%", vcpu_cpu="40%"))
+    assert (groups(top), later.troubles) == ({"": "50000", "vcpu": "40000", "emulator": "-1"}, ())
+
+
 async def test_all_or_none(top: Path, child: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a thread cannot be moved, the whole is held to what it was, and a VM without groups has none again."""
 

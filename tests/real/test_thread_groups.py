@@ -106,6 +106,14 @@ def test_one_thread_for_all_vcpus_is_the_group(daemon: Daemon, qemu: Emulator, r
     assert groups(daemon) == apart(daemon)
 
 
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm cannot be opened")
+def test_what_kvm_starts_is_with_the_others(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """A worker of the kernel's begins with a vCPU, once the guest runs (Linux 6.4 and later)."""
+    start(daemon, emulator, rom_guest, accel="kvm")
+    poll_until(lambda: groups(daemon) == apart(daemon), "it is there", seconds=WITHIN)
+    assert len(groups(daemon)["vcpu"]) == 2
+
+
 def test_what_is_in_the_wrong_group_is_put_right(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Whoever has moved it, and wherever to; within five seconds."""
     view = start(daemon, emulator, rom_guest)
