@@ -89,6 +89,8 @@ class _Check:
         self._topology = topology
         self._empty = Placements()
         self._empty.see(topology)
+        mems = unit.limits.cpuset_mems
+        self._has_mems = self._try(partial(check_nodes, name, mems, topology, MEMS), tuple(MEMS.split(".")))
 
     def _note(self, error: QsupError, *keys: Key) -> None:
         message = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -111,9 +113,7 @@ class _Check:
                 self._try(partial(check_named, place, others, self._topology), key)
         fence = frozenset(unit.limits.cpuset_cpus)
         there = self._try(partial(check_fence, self._name, fence, others, self._topology), tuple(CPUS.split(".")))
-        mems = unit.limits.cpuset_mems
-        there &= self._try(partial(check_nodes, self._name, mems, self._topology, MEMS), tuple(MEMS.split(".")))
-        if unit.cpu.pin == AUTO and there:
+        if unit.cpu.pin == AUTO and there and self._has_mems:
             numa = tuple(evolve(node, nodes=()) for node in unit.numa)
             anywhere = evolve(unit, memory=evolve(unit.memory, nodes=()), numa=numa)
             self._try(partial(self._empty.check, self._name, anywhere), ("cpu", "exclusive"), ("cpu", "pin"))
@@ -124,7 +124,8 @@ class _Check:
         on, guest = () if isinstance(unit.memory.nodes, str) else unit.memory.nodes, guest_nodes(unit)
         places: list[tuple[Key, tuple[int, ...]]] = [(("memory", "nodes"), on)] if not guest else []
         places += [(("numa", node.id, "nodes"), node.nodes) for node in guest]
-        if not all([self._try(partial(check_nodes, name, those, topology), key) for key, those in places]):
+        known = [self._try(partial(check_nodes, name, those, topology), key) for key, those in places]
+        if not (all(known) and self._has_mems):
             return
         wanted = demands(name, unit, on, guest)
         for index, each in enumerate(wanted):

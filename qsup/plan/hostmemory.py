@@ -87,18 +87,19 @@ def demands(name: str, unit: Unit, on: tuple[int, ...], guest: Sequence[GuestNod
     )
 
 
-def check_nodes(name: str, on: Iterable[int], topology: Topology, key: str = "[memory] nodes") -> None:
-    """See that nodes which a unit names by a key are there, and have memory; `PlacementError`."""
+def check_nodes(name: str, on: Iterable[int], topology: Topology, key: str = "") -> None:
+    """See that nodes which a unit names, by `[memory] nodes` or ``key``, are there with memory; `PlacementError`."""
     having = [node.number for node in topology.nodes if node.memory]
     for number in on:
         # a host that does not say what memory it has may have some everywhere
         if having and number not in having:
             known = any(node.number == number for node in topology.nodes)
             trouble = "has no memory" if known else "is not there"
+            where = f"node {number} by {key}" if key else f"node {number}"
             raise PlacementError(
-                f"its memory is to be on node {number}, which {trouble}: this host has memory on {nodes(having)}",
+                f"its memory is to be on {where}, which {trouble}: this host has memory on {nodes(having)}",
                 instance=name,
-                hint=f"name other {key}: `qsupctl topology` shows them",
+                hint=f"name other {key or '[memory] nodes'}: `qsupctl topology` shows them",
             )
 
 

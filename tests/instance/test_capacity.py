@@ -207,3 +207,24 @@ async def test_a_start_waits_for_no_look_while_the_host_is_the_same() -> None:
     host.memory = 8 * GIB
     await capacity.take("big", unit("3G"), KVM)
     assert host.looks == 3
+
+
+async def test_memory_in_a_fence_is_promised_on_its_nodes() -> None:
+    """Also when that changes while a VM runs: what finds no room there is refused, and the VM has what it had."""
+
+    class TwoNodes(Host):
+        async def look(self) -> Topology:
+            topology = await super().look()
+            return evolve(topology, nodes=(*topology.nodes, Node(number=1, memory=self.memory)))
+
+    capacity = account(TwoNodes())
+    fenced = unit_from_values({"memory": {"size": "3G"}, "limits": {"cpuset-mems": "0"}})
+    await capacity.take("web", fenced, KVM)
+    await capacity.take("db", unit_from_values({"memory": {"size": "3G"}}), KVM)
+    with pytest.raises(CapacityError, match="wants 3G of memory on node 0"):
+        await capacity.take_more("db", mems=(0,))
+    await capacity.take_more("db", mems=(1,))
+    with pytest.raises(CapacityError, match="wants 3G of memory on node 1"):
+        await capacity.take_more("web", mems=(1,))
+    capacity.settle("db", mems=())
+    await capacity.take_more("web", mems=(1,))

@@ -52,7 +52,7 @@ async def test_a_fence_is_refused_that_cannot_be() -> None:
     placements = Placements(Host())
     with pytest.raises(PlacementError, match=r"limits\.cpuset-cpus is 0,99, and there is no CPU 99 on this host"):
         await placements.take("web", fenced(0, 99))
-    with pytest.raises(PlacementError, match=r"node 3, which is not there") as refused:
+    with pytest.raises(PlacementError, match=r"node 3 by limits\.cpuset-mems, which is not there") as refused:
         await placements.take("web", fenced(mems=(3,)))
     assert "limits.cpuset-mems" in refused.value.hint
     await placements.take("db", unit(pin=((1,),), exclusive=True))

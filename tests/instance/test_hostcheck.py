@@ -72,6 +72,9 @@ async def found(tmp_path: Path, *, known: dict[str, Any] | None = None, **units:
         ({"cpu": {"emulator-pin": "9"}}, "cpu.emulator-pin", "there is no CPU 9 on this host, which has 4 CPUs"),
         ({"cpu": {"helper-pin": "9"}}, "cpu.helper-pin", "there is no CPU 9 on this host, which has 4 CPUs"),
         ({"iothread": [{"id": "a", "pin": "9"}]}, "iothread.a.pin", "there is no CPU 9"),
+        ({"limits": {"cpuset-cpus": "0,3"}}, "limits.cpuset-cpus", "limits.cpuset-cpus is 0,3, and CPU 3 is offline"),
+        ({"limits": {"cpuset-mems": "2"}}, "limits.cpuset-mems", "on node 2 by limits.cpuset-mems, which has no"),
+        ({"limits": {"cpuset-mems": "0"}, "memory": {"size": "5G"}}, "memory.size", "wants 5G of memory on node 0"),
         ({"cpu": {"pin": "auto", "exclusive": True, "vcpus": 4}}, "cpu.exclusive", "4 CPUs of its own"),
         ({"memory": {"nodes": "2"}}, "memory.nodes", "to be on node 2, which has no memory"),
         (

@@ -145,11 +145,11 @@ def test_what_the_host_lacks_is_refused(daemon: Daemon, emulator: Emulator, rom_
     assert "limits.cpuset-cpus" in said.stdout + said.stderr and "there is no CPU 4000" in said.stdout + said.stderr
     daemon.unit("web", rom_unit(emulator, rom_guest, limits='cpuset-mems = "9"'))
     failed = finished(daemon, daemon.post("/v1/instances/web/start"))
-    assert "node 9, which is not there" in failed["error"]["detail"]
+    assert "node 9 by limits.cpuset-mems, which is not there" in failed["error"]["detail"]
     start(daemon, emulator, rom_guest, 'cpuset-cpus = "0"')
     for changes, words in (
         ({"cpuset-cpus": "1,4000"}, "there is no CPU 4000"),
-        ({"cpuset-mems": "9"}, "node 9, which is not there"),
+        ({"cpuset-mems": "9"}, "node 9 by limits.cpuset-mems, which is not there"),
         ({"cpuset-cpus": "all"}, "is not a CPU set"),
     ):
         refused = ask(daemon, {"limits": changes})
