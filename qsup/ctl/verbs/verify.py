@@ -56,7 +56,12 @@ def _check_host(client: Client, units: Mapping[str, Composed]) -> Iterable[Diagn
     values = [{"name": name, "values": difference(Unit(), unit)} for name, unit in sound.items()]
     request: HostCheckRequest = {"units": values}  # type: ignore[typeddict-item]  # of `HostCheckUnit`
     found: HostCheck = client.post(f"{PREFIX}/units/validate-host", request)
-    return [
-        blame(units[each["unit"]].merged, Finding(each["message"], [tuple(key) for key in each["keys"]]))
-        for each in found["findings"]
-    ]
+    told = []
+    for each in found["findings"]:
+        name = each["unit"]
+        diagnostic = blame(units[name].merged, Finding(each["message"], [tuple(key) for key in each["keys"]]))
+        if f"/{name}.toml" not in f"/{diagnostic.file}":
+            # a template's, or one that several units share
+            diagnostic.message = f"VM {name}: {diagnostic.message}"
+        told.append(diagnostic)
+    return told
