@@ -332,6 +332,7 @@ class Driver(Shown):
         self.uuid = identity.uuid if identity else ""
         found = ended.recall(self._services.layout, self.name)
         self.ran = (found.loaded(self.name) if found else None) or self.ran
+        self._fulfilment.restore_promise(found)  # at once, as that of what runs: before any other VM can start
         return found
 
     def _go_back_to(self, body: Body, found: ended.Ended | None) -> None:
@@ -340,7 +341,6 @@ class Driver(Shown):
             self._position.recall(
                 history=found.history(), since=found.since, uptime=found.uptime, due=found.due, now=time.monotonic()
             )
-            self._fulfilment.restore_promise(found)
             self._course.apply(body, Event(found.event), found.why())
 
     # adoption

@@ -238,9 +238,9 @@ class Fulfilment:
         elif self._hold.holder is None or self._hold.holder.request is not Request.RESTART:
             self._services.capacity.forgo(self._shown.name)  # it goes on as it is, or stays down
 
-    def restore_promise(self, found: Ended) -> None:
+    def restore_promise(self, found: Ended | None) -> None:
         """It waits for its restart, and an earlier daemon has kept its place until then."""
-        if found.plan is not None:
+        if found is not None and found.plan is not None:
             name, unit = self._shown.name, self._shown.ran.unit
             self._services.placements.restore(name, unit, found.chosen)
             self._services.capacity.restore(name, unit, found.plan)
