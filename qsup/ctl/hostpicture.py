@@ -10,7 +10,7 @@ from qsup.ctl.render import size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from qsup.api.hostwire import CpuWire, NodeWire, Topology
 
@@ -114,7 +114,7 @@ class HostPicture:
         several = len({(cpu["package"], cpu["die"]) for cpu in online}) > len(packages)
         cache_of = _last_caches(topology)
         node_of = {cpu["number"]: cpu["node"] for cpu in cpus}
-        by_node = _residents(sets, node_of)
+        by_node = _residents(sets, _kept(cpus, sets), node_of)
         self.nodes = [
             _node(node, [cpu for cpu in cpus if cpu["node"] == node["number"]], cache_of, several, by_node)
             for node in nodes
@@ -226,6 +226,15 @@ def _sets(cpus: Iterable[CpuWire]) -> dict[str, dict[int, list[int]]]:
     return sets
 
 
+def _kept(cpus: Iterable[CpuWire], sets: Container[str]) -> dict[str, list[int]]:
+    """By VM that has CPUs of its own and no vCPU on any, these: it does not run, and is to come back."""
+    kept: dict[str, list[int]] = {}
+    for cpu in cpus:
+        if cpu["owner"] and cpu["owner"] not in sets:
+            kept.setdefault(cpu["owner"], []).append(cpu["number"])
+    return kept
+
+
 def _floats(vcpus: dict[int, list[int]]) -> bool:
     """Whether all vCPUs of a VM are among the same CPUs, more than one."""
     first = next(iter(vcpus.values()))
@@ -237,14 +246,16 @@ def _named(name: str, vcpus: Iterable[int]) -> list[tuple[str, int]]:
 
 
 def _residents(
-    sets: dict[str, dict[int, list[int]]], node_of: dict[int, int]
+    sets: dict[str, dict[int, list[int]]], kept: dict[str, list[int]], node_of: dict[int, int]
 ) -> dict[int | None, list[tuple[str, str]]]:
     """By node the VMs that are on it, under none those that are on several."""
     found: dict[int | None, dict[str, list[str]]] = {}
-    for name, vcpus in sorted(sets.items()):
-        nodes = {node_of[number] for numbers in vcpus.values() for number in numbers}
+    there = [(name, "; ".join(_together(vcpus)), [*vcpus.values()]) for name, vcpus in sets.items()]
+    there += [(name, f"not up, {ranges(numbers)} kept for it", [numbers]) for name, numbers in kept.items()]
+    for name, words, several in sorted(there):
+        nodes = {node_of[number] for numbers in several for number in numbers}
         where = nodes.pop() if len(nodes) == 1 else None
-        found.setdefault(where, {}).setdefault("; ".join(_together(vcpus)), []).append(name)
+        found.setdefault(where, {}).setdefault(words, []).append(name)
     return {where: [(", ".join(names), words) for words, names in told.items()] for where, told in found.items()}
 
 

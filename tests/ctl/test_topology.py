@@ -192,6 +192,14 @@ def test_vms_stand_where_their_vcpus_are_and_those_alike_together(tmp_path: Path
     assert [cpu for cpu, found in picture.marks_of.items() if "pinned" in found] == [2, 3, 4, 5, 8, 9, 10, 18]
 
 
+def test_who_has_cpus_and_does_not_run_is_told(tmp_path: Path) -> None:
+    """Nobody else may use what is kept for it."""
+    host = build(tmp_path, MACHINES["two-sockets"]).read()
+    picture = HostPicture(document(host, {"web": ([2], [18])}, {2: "web", 18: "web", 9: "db", 10: "db", 25: "db"}))
+    told = [[("web", "vCPUs 0-1 each on 2, 18")], [("db", "not up, 9-10, 25 kept for it")]]
+    assert [node.residents for node in picture.nodes] == told
+
+
 def test_how_full_a_node_is(tmp_path: Path) -> None:
     """What is exclusive and what is shared of its CPUs; of its memory what is used, and what more is promised."""
     host = build(tmp_path, MACHINES["two-sockets"]).read()
