@@ -13,8 +13,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ in Linux's source
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +21,10 @@ import structlog
 import trio
 
 from qsup.errors import HostError, from_oserror
-from qsup.host import cpuset, limits, threadgroups
+from qsup.host import cpuset, limits, membership, threadgroups
 from qsup.host.counted import OOM_FILES, CgroupStats, SharedOomKills, oom_kills, read, stats
 from qsup.host.hierarchies import Hierarchies, detect
 from qsup.host.limits import Limits
-from qsup.host.pidfd import PidFd
 
 _log = structlog.get_logger()
 
@@ -35,6 +33,8 @@ _POLL = 0.005  # seconds between two looks at a cgroup that is emptying
 
 class Cgroup:
     """One VM's cgroups, one directory in each hierarchy used. It may have none: then `absence` says why.
+
+    Long because it is all that may be asked of them, most of it in a line: a scope of systemd's answers the same.
 
     Args:
         paths: the directories, the unified one first.
@@ -66,11 +66,11 @@ class Cgroup:
 
     def members(self) -> frozenset[int]:
         """The pids of all processes in it."""
-        return frozenset(int(pid) for path in self.paths for pid in threadgroups.processes(path))
+        return frozenset().union(*map(membership.processes, self.paths))
 
     def holds(self, pid: int) -> bool:
         """Whether a process is in all of its directories."""
-        return _is_in(self.paths, pid)
+        return membership.holds(self.paths, pid)
 
     async def join(self, *pids: int) -> str:
         """Move processes into it, all their threads and children; what they fork later is born inside.
@@ -84,7 +84,7 @@ class Cgroup:
         Returns:
             why one could not be moved, one sentence, or ``""``; a process that has ended is no matter.
         """
-        reasons = [await trio.to_thread.run_sync(_join, self.paths, pid) for pid in pids]
+        reasons = [await trio.to_thread.run_sync(membership.join, self.paths, pid) for pid in pids]
         return next(filter(None, reasons), "")
 
     # limits, by the names of the fields of `Limits`
@@ -104,7 +104,7 @@ class Cgroup:
             return refused
         if self.paths != before:
             try:
-                await trio.to_thread.run_sync(_gather, self.paths)
+                await trio.to_thread.run_sync(membership.gather, self.paths)
             except HostError as error:
                 return dict.fromkeys(wanted, error.message)
         return await trio.to_thread.run_sync(limits.impose, self.paths, wanted)
@@ -133,7 +133,7 @@ class Cgroup:
         def work() -> bool:
             mended = cpuset.mend(self.paths, fences)
             if mended:
-                _gather(self.paths)
+                membership.gather(self.paths)
             return mended
 
         return await trio.to_thread.run_sync(work)
@@ -161,7 +161,7 @@ class Cgroup:
             seen: set[int] = set()
             while pids := self.members() - seen:
                 for pid in pids:
-                    _kill_member(pid)
+                    membership.kill(pid)
                 seen |= pids
         finally:
             self._freeze("THAWED")
@@ -336,45 +336,6 @@ def _hand_down(top: Path, tag: Path) -> None:
         _log.warning("VMs can have no limits", why=error.message)
 
 
-def _join(paths: Sequence[Path], pid: int) -> str:
-    """Move a process and then its children: those that it has by then, as later ones are born inside."""
-    reason = "" if _is_in(paths, pid) else _move(paths, pid)
-    others = [each for each in _children(pid) if not _is_in(paths, each)]
-    return next(filter(None, [reason, *(_join(paths, each) for each in others)]), "")
-
-
-def _gather(paths: Sequence[Path]) -> None:
-    """Have whoever is in one of a VM's cgroups be in all of them; `HostError`."""
-    seen: frozenset[int] = frozenset()
-    while new := frozenset().union(*map(threadgroups.processes, paths)) - seen:
-        for path in paths:
-            for pid in new - threadgroups.processes(path):
-                if reason := _move([path], pid):
-                    raise HostError(f"process {pid} {reason}")
-        seen |= new
-
-
-def _children(pid: int) -> Iterator[int]:
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        yield from map(int, (read(listing) or "").split())
-
-
-def _is_in(paths: Sequence[Path], pid: int) -> bool:
-    return all(pid in threadgroups.processes(path) for path in paths)
-
-
-def _move(paths: Sequence[Path], pid: int) -> str:
-    refused = []
-    for path in paths:
-        try:
-            (path / "cgroup.procs").write_text(str(pid))
-        except ProcessLookupError:
-            return ""
-        except OSError as error:
-            refused.append(f"{path}: {os.strerror(error.errno or 0)}")
-    return f"could not be moved into its cgroup: {'; '.join(refused)}" if refused else ""
-
-
 def _remove(path: Path) -> bool:
     """Whether a cgroup is gone now; one with processes or children stays."""
     try:
@@ -393,16 +354,3 @@ def _write(path: Path, text: str) -> None:
         return  # nobody is in a cgroup that is gone
     except OSError as error:
         raise from_oserror(error, f"could not write {text!r} to {path}") from error
-
-
-def _kill_member(pid: int) -> None:
-    try:
-        member = PidFd.open(pid)
-        try:
-            member.send_signal(signal.SIGKILL)
-        finally:
-            member.close()
-    except ProcessLookupError:
-        return
-    except OSError as error:
-        raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from qsup.errors import HostError, from_oserror
-from qsup.host import affinity, limits
+from qsup.host import affinity, limits, membership
 from qsup.host.limits import GROUPS
 
 _VCPU, _OTHERS = GROUPS["vcpu_cpu"], GROUPS["emulator_cpu"]
@@ -73,12 +73,6 @@ def are_filled(paths: Sequence[Path], pid: int, vcpus: Set[int]) -> bool:
     return not own and running == vcpus and len(running) + len(others) >= affinity.count(pid)
 
 
-def processes(path: Path) -> frozenset[int]:
-    """The pids of all processes in a cgroup and in groups below it."""
-    lists = [_text(directory / "cgroup.procs") for directory in (path, *(path / group for group in GROUPS.values()))]
-    return frozenset(int(pid) for text in lists for pid in text.split())
-
-
 def remove(path: Path) -> bool:
     """Remove the groups of a cgroup that has ended; whether there are none now."""
     for group in GROUPS.values():
@@ -108,7 +102,7 @@ def _undo(top: Path) -> None:
     for _ in range(_ROUNDS):
         if not any((top / group).exists() for group in GROUPS.values()):
             return
-        for pid in processes(top):
+        for pid in membership.processes(top):
             _move(top / "cgroup.procs", pid)
         if remove(top):
             if _is_v2(top):
@@ -170,11 +164,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise from_oserror(error, f"could not write {text!r} to {path}") from error
-
-
-def _text(path: Path) -> str:
-    """What a file says, ``""`` of one that is not there, or says nothing (a threaded cgroup lists no processes)."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

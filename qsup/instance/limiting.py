@@ -111,6 +111,8 @@ def check_enough(unit: Unit, accel: str) -> None:
 class Limiting:
     """The limits of one life.
 
+    Long because whoever changes any of them, or where its threads are, must wait for who does so already.
+
     Args:
         cgroup: the VM's.
         found: the pid of a QEMU that was found again, of which it is to be seen whether it is in there.

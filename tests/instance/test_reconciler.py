@@ -22,6 +22,7 @@ class Divided:
 
     Attributes:
         is_divided: its threads are to be in groups.
+        can_lose: it has a fence that may lose something.
         is_right: they are there.
         troubles: why they cannot be.
         found: what that turns out to be at the next repair.
@@ -31,6 +32,7 @@ class Divided:
 
     def __init__(self) -> None:
         self.is_divided = self.is_right = True
+        self.can_lose = False
         self.troubles: tuple[str, ...] = ()
         self.found: tuple[str, ...] = ()
         self.looks = self.repairs = 0
