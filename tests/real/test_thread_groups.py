@@ -114,6 +114,16 @@ def test_what_kvm_starts_is_with_the_others(daemon: Daemon, emulator: Emulator, 
     assert len(groups(daemon)["vcpu"]) == 2
 
 
+def test_a_fence_that_comes_leaves_the_groups_alone(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """Its processes are moved into a cpuset then, and into nothing else."""
+    start(daemon, emulator, rom_guest)
+    assert ask(daemon, {"limits": {"cpuset-cpus": "0"}})["state"] == "succeeded"
+    assert groups(daemon) == apart(daemon)
+    view = daemon.view("web")
+    assert (view["limits"]["vcpu_cpu"], view["limits"]["cpuset_cpus"]) == (0.5, "0")
+    assert {os.sched_getaffinity(thread) == {0} for thread in apart(daemon)["vcpu"]} == {True}
+
+
 def test_what_is_in_the_wrong_group_is_put_right(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Whoever has moved it, and wherever to; within five seconds."""
     view = start(daemon, emulator, rom_guest)
