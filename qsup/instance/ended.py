@@ -20,7 +20,7 @@ from qsup.errors import NoSpaceError, QsupError, StateFileError, from_oserror
 from qsup.host import codec, proc
 from qsup.host.rundir import Layout
 from qsup.instance.cause import Cause
-from qsup.instance.placements import Chosen
+from qsup.instance.entry import Chosen
 from qsup.instance.record import CauseRecord
 from qsup.instance.restart import RECENT_MAX, RestartHistory
 from qsup.instance.state import Event, State

@@ -18,9 +18,10 @@ from qsup.host.image import OpenImage
 from qsup.host.records import IdentityRecord, new_uuid
 from qsup.host.staging import stage_file
 from qsup.host.storage import open_in_thread
+from qsup.instance.entry import named_place
 from qsup.instance.images import open_one
 from qsup.instance.limiting import check_enough
-from qsup.instance.placements import Placements, named_place
+from qsup.instance.placements import Placements
 from qsup.instance.services import Services
 from qsup.plan.argv import build_plan
 from qsup.plan.hostmemory import check_nodes, check_room, demands

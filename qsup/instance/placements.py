@@ -10,13 +10,15 @@ its CPUs has none of its own, and yet keeps off those that are exclusively anoth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
+from qsup.errors import PlacementError
 from qsup.host.topology import TopologyReader
 from qsup.instance import wishes
-from qsup.instance.wishes import says_something
+from qsup.instance.entry import Chosen, Entry, named_place, plain, residents
 from qsup.plan import explained
 from qsup.plan.hostmemory import check_nodes
 from qsup.plan.ledger import Ledger
@@ -24,97 +26,10 @@ from qsup.plan.pinning import Pins
 from qsup.plan.placement import check_fence, check_named, place
 from qsup.plan.residents import Placement, Request, Resident, Sets
 from qsup.plan.topology import Topology
-from qsup.unit.effective import effective_max_vcpus, huge_page
+from qsup.unit.effective import huge_page
 from qsup.unit.fence import MEMS
 from qsup.unit.kinds import AUTO
 from qsup.unit.model import Unit
-
-
-@frozen(kw_only=True)
-class Chosen:
-    """The place that was chosen for a VM, as its run record keeps it.
-
-    Args:
-        vcpus: the CPUs of each vCPU, as they were chosen.
-        exclusive: no other VM may use them.
-        nodes: those that were chosen.
-        memory: bytes promised of each of them, where its memory was to be there.
-        explanation: why, in sentences.
-        homes: the one for each node of a guest that has any.
-        vcpu_nodes: and so for each vCPU.
-    """
-
-    vcpus: tuple[tuple[int, ...], ...]
-    exclusive: bool
-    nodes: tuple[int, ...]
-    explanation: tuple[str, ...]
-    memory: tuple[int, ...] = ()
-    homes: tuple[int, ...] = ()
-    vcpu_nodes: tuple[int, ...] = ()
-
-    def is_for(self, unit: Unit) -> bool:
-        """Whether it is what a unit still asks for, of a VM that runs."""
-        if unit.cpu.pin != AUTO or unit.cpu.exclusive != self.exclusive:
-            return False
-        return not self.exclusive or effective_max_vcpus(unit) == len(self.vcpus)
-
-    def resident(self, name: str) -> Resident:
-        """What it is for the placement of others."""
-        sets = Sets(vcpus=tuple(map(frozenset, self.vcpus)), emulator=frozenset())
-        memory = dict(zip(self.nodes, self.memory, strict=False))
-        return Resident(
-            name=name,
-            sets=sets,
-            exclusive=self.exclusive,
-            nodes=self.nodes,
-            memory=memory,
-            vcpu_nodes=self.vcpu_nodes,
-        )
-
-
-@frozen(kw_only=True)
-class _Entry:
-    """One VM in the list.
-
-    Args:
-        vcpus: how many it has.
-        emulator: what its unit says of all other threads, empty for nothing.
-        iothreads: what it says of single ones, by their ids.
-        helper: what it says of the programs that serve its devices, empty for nothing.
-        fence: the CPUs that nothing of it leaves, empty for none.
-        resident: its place, ``None`` where its unit asks for none.
-        chosen: that, where it was chosen.
-    """
-
-    vcpus: int
-    emulator: frozenset[int] = frozenset()
-    iothreads: Mapping[str, frozenset[int]] = field(factory=dict)
-    helper: frozenset[int] = frozenset()
-    fence: frozenset[int] = frozenset()
-    resident: Resident | None = None
-    chosen: Chosen | None = None
-
-    @property
-    def counted(self) -> Resident | None:
-        """Its place, with as many vCPUs as it has by now where these have no CPUs of their own."""
-        place = self.resident
-        if place is None or place.exclusive or place.vcpu_nodes:
-            return place
-        if place.named:
-            # those that may come name their CPUs already
-            here, later = place.sets.vcpus[: self.vcpus], place.sets.vcpus[self.vcpus :]
-            return evolve(place, sets=evolve(place.sets, vcpus=here, iothreads=place.sets.iothreads.union(*later)))
-        return evolve(place, sets=evolve(place.sets, vcpus=(frozenset(),) * self.vcpus))
-
-    @property
-    def names_some(self) -> bool:
-        """Whether its unit names CPUs for other threads than those of its vCPUs."""
-        return bool(self.emulator or self.iothreads or self.helper)
-
-    @property
-    def beside(self) -> Sets:
-        """What its unit names though its vCPUs' CPUs are chosen."""
-        return Sets(vcpus=(), emulator=self.emulator, iothreads=self.helper.union(*self.iothreads.values()))
 
 
 @frozen(eq=False)
@@ -146,7 +61,7 @@ class Placements:
         self.has_vms = False
         self._reader = reader or TopologyReader()
         self._topology: Topology | None = None
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._found: _Found | None = None
         self._change = trio.Event()
         #: Counted once for each change: every VM is asked for its pins after that.
@@ -189,7 +104,7 @@ class Placements:
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
         named = named_place(name, unit)
-        entry, resident = _plain(unit), named
+        entry, resident = plain(unit), named
         if chosen is not None:
             resident = evolve(chosen.resident(name), page=huge_page(unit), within=entry.fence or None)
         self._put(name, evolve(entry, resident=resident, chosen=chosen))
@@ -205,15 +120,15 @@ class Placements:
         if self._entries.pop(name, None) is not None:
             self._changed()
 
-    def _entry(self, name: str, unit: Unit, *, starts: bool = False) -> _Entry:
-        entry, mems = _plain(unit), unit.limits.cpuset_mems
+    def _entry(self, name: str, unit: Unit, *, starts: bool = False) -> Entry:
+        entry, mems = plain(unit), unit.limits.cpuset_mems
         if not wishes.depends_on_host(unit):
             return entry
         assert self._topology is not None
-        others = _residents(self._entries, self._topology)
+        others = residents(self._entries, self._topology)
         check_fence(name, entry.fence, others, self._topology)
         check_nodes(name, mems, self._topology, MEMS)
-        if not says_something(unit):
+        if not wishes.says_something(unit):
             return entry
         if unit.cpu.pin != AUTO:
             resident = named_place(name, unit)
@@ -235,7 +150,7 @@ class Placements:
         if known is not None and known.chosen is not None and known.chosen.memory:
             placement = _place_by_memory(request, known.chosen, others, self._topology)
         else:
-            placement = place(request, others, self._topology)
+            placement = self._place(request, others)
         promised = placement.resident.memory
         chosen = Chosen(
             vcpus=tuple(tuple(sorted(cpus)) for cpus in placement.resident.sets.vcpus),
@@ -248,7 +163,19 @@ class Placements:
         )
         return evolve(entry, resident=evolve(placement.resident, within=entry.fence or None), chosen=chosen)
 
-    def _put(self, name: str, entry: _Entry) -> None:
+    def _place(self, request: Request, others: Sequence[Resident]) -> Placement:
+        """Place a VM, beside memory that units name nodes for as long as that leaves it room.
+
+        Where it does not, the account of promises judges: more may be promised of a node than it has.
+        """
+        assert self._topology is not None
+        bound = [evolve(each.bound, name=name) for name, each in self._entries.items() if each.bound is not None]
+        if request.memory and bound:
+            with suppress(PlacementError):
+                return place(request, [*others, *bound], self._topology)
+        return place(request, others, self._topology)
+
+    def _put(self, name: str, entry: Entry) -> None:
         self._entries[name] = entry
         self._changed()
 
@@ -295,7 +222,7 @@ class Placements:
 
     def ledger(self, topology: Topology) -> Ledger:
         """What follows from all of them on a host."""
-        return Ledger(topology, _residents(self._entries, topology))
+        return Ledger(topology, residents(self._entries, topology))
 
     def _look_up(self) -> _Found | None:
         if self._found is None and self._topology is not None:
@@ -336,21 +263,6 @@ class Placements:
         return topology
 
 
-def _residents(entries: Mapping[str, _Entry], topology: Topology) -> list[Resident]:
-    """All of them; whose vCPUs were given no place is all over the host, and may name CPUs for other threads."""
-    nodes = tuple(node.number for node in topology.nodes)
-    found = []
-    for name, entry in entries.items():
-        place = entry.counted
-        if place is None or not place.sets.vcpus:
-            anywhere = Sets(vcpus=(frozenset(),) * entry.vcpus, emulator=frozenset())
-            place = Resident(name=name, sets=anywhere, nodes=nodes, within=entry.fence or None)
-        found.append(place)
-        if entry.names_some and not place.named:
-            found.append(Resident(name=name, sets=entry.beside, named=True))
-    return found
-
-
 def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:
     """Place a VM once more whose memory is on the nodes that were chosen for it, and stays there."""
     if request.guest_nodes:
@@ -372,27 +284,3 @@ def _lies_within(place: Resident, within: frozenset[int] | None, topology: Topol
         return place.vcpu_cpus <= within
     nodes = [topology.cpus_on[node] for node in place.nodes if node in topology.cpus_on]
     return all(any(cpu.number in within for cpu in cpus) for cpus in nodes)
-
-
-def _plain(unit: Unit) -> _Entry:
-    """A VM without a place yet."""
-    iothreads = {iothread.id: frozenset(iothread.pin) for iothread in unit.iothreads if iothread.pin}
-    return _Entry(
-        vcpus=unit.cpu.vcpus,
-        emulator=frozenset(unit.cpu.emulator_pin),
-        iothreads=iothreads,
-        helper=frozenset(unit.cpu.helper_pin),
-        fence=frozenset(unit.limits.cpuset_cpus),
-    )
-
-
-def named_place(name: str, unit: Unit) -> Resident | None:
-    """The place that a unit names, ``None`` for none."""
-    if isinstance(unit.cpu.pin, str) or not says_something(unit):
-        return None
-    sets = tuple(map(frozenset, unit.cpu.pin))
-    number = effective_max_vcpus(unit)
-    each = sets * number if len(sets) == 1 else sets
-    place = evolve(_plain(unit).beside, vcpus=each)
-    place = evolve(place, emulator=place.emulator or frozenset().union(*sets))
-    return Resident(name=name, sets=place, exclusive=unit.cpu.exclusive, named=True)

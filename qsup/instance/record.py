@@ -15,7 +15,7 @@ from qsup.host import codec
 from qsup.host.pci import Binding
 from qsup.host.records import LATEST, PID_MAX, TICKS_MAX, within
 from qsup.instance.cause import Cause, CauseKind
-from qsup.instance.placements import Chosen
+from qsup.instance.entry import Chosen
 from qsup.instance.restart import RestartHistory
 from qsup.plan.spec import PlanSummary
 

@@ -6,7 +6,9 @@ Must not: know who has which place (`qsup.instance.placements`), or choose one (
 
 from __future__ import annotations
 
-from qsup.plan.residents import GuestNode, Request
+from collections import Counter
+
+from qsup.plan.residents import GuestNode, Request, Resident, Sets
 from qsup.plan.topology import Topology
 from qsup.unit.effective import effective_max_vcpus, huge_page, machine_memory
 from qsup.unit.guestnodes import growth_index, host_nodes, is_auto, node_sizes
@@ -41,6 +43,20 @@ def request(name: str, unit: Unit, topology: Topology) -> Request:
         mems=unit.limits.cpuset_mems,
         guest_nodes=guest,
     )
+
+
+def bound_memory(unit: Unit) -> Resident | None:
+    """What a unit binds to nodes that it names, an even part to each of several: a place of memory alone."""
+    memory, guest = unit.memory, zip(unit.numa, host_nodes(unit), node_sizes(unit), strict=True)
+    places: list[tuple[str, str | tuple[int, ...], int]]
+    places = [(node.policy or memory.policy, on, size) for node, on, size in guest]
+    found: Counter[int] = Counter()
+    for policy, on, size in places or [(memory.policy, memory.nodes, max(machine_memory(unit), memory.size))]:
+        if policy == "bind" and not isinstance(on, str):
+            for node in on:
+                found[node] += size // len(on)
+    nobody = Sets(vcpus=(), emulator=frozenset())
+    return Resident(name="", sets=nobody, named=True, memory=found, page=huge_page(unit)) if found else None
 
 
 def within(unit: Unit, topology: Topology) -> frozenset[int] | None:

@@ -70,6 +70,27 @@ async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, pla
         await later.take("three", bound)
 
 
+async def test_memory_keeps_off_nodes_that_others_name(host: Host, placements: Placements) -> None:
+    """As long as there is room elsewhere; how often a node may be promised is for the account to judge."""
+    host.topology = HOSTS["2 sockets"]
+    each = host.topology.nodes[0].memory
+    bound = Unit(cpu=CpuSection(pin="auto"), memory=MemorySection(size=each // 2, nodes="auto"))
+    named = Unit(memory=MemorySection(size=each * 3 // 4, nodes=(0,)))
+    await placements.take("named", named)
+    first = await placements.take("one", bound)
+    assert first is not None and first.nodes == (1,)
+    await placements.take("beside", evolve(named, memory=evolve(named.memory, nodes=(0, 1), policy="interleave")))
+    second = await placements.take("two", bound)
+    assert second is not None and second.nodes == (1,), "what is not bound may be anywhere"
+    third = await placements.take("three", bound)
+    assert third is not None and third.nodes == (0,), "more is promised than there is"
+    await placements.take("named", evolve(named, memory=MemorySection(size=each // 4)))
+    later = Placements(host)
+    later.restore("named", named, None)
+    fourth = await later.take("four", bound)
+    assert fourth is not None and fourth.nodes == (1,)
+
+
 async def test_huge_pages_choose_the_nodes_that_have_them(host: Host, placements: Placements) -> None:
     """By this daemon and the next; a VM that has no place there does not start."""
     one, other = HOSTS["2 sockets"].nodes
