@@ -303,7 +303,8 @@ def _pins(value: object) -> str | tuple[tuple[int, ...], ...]:
     if value == AUTO:
         return AUTO
     if isinstance(value, str):
-        raise ValueError(f'must be "{AUTO}" or an array of CPU sets, such as ["{shown(value)[1:-1]}"]')
+        example = value if quantity.is_cpu_set(value) else "0-3"
+        raise ValueError(f'must be "{AUTO}" or an array of CPU sets, such as ["{example}"]')
     sets: tuple[tuple[int, ...], ...] = _CPU_SETS.parse(value)
     return sets
 

@@ -126,8 +126,8 @@ def format_duration(seconds: float) -> str:
 
 def parse_cpu_set(text: str, *, of: str = "CPU") -> tuple[int, ...]:
     """CPU numbers written as ``"0-3,8"`` (cpuset(7), List Format), ascending, each once; ``of``: what they number."""
-    if not _CPU_SET.fullmatch(text):
-        raise ValueError(f'{shown(text)} is not a {of} set, such as "0-3,8"')
+    if not is_cpu_set(text):
+        raise ValueError(f'{shown(text)} is not a {of} set, such as "0-3,8", of numbers up to {MAX_CPU}')
     numbers: set[int] = set()
     for span in text.split(","):
         first, _, last = span.partition("-")
@@ -138,6 +138,11 @@ def parse_cpu_set(text: str, *, of: str = "CPU") -> tuple[int, ...]:
             raise ValueError(f"{shown(text)}: the highest {of} number is {MAX_CPU}")
         numbers.update(range(low, high + 1))
     return tuple(sorted(numbers))
+
+
+def is_cpu_set(text: str) -> bool:
+    """Whether it is written as one, whatever the numbers."""
+    return _CPU_SET.fullmatch(text) is not None
 
 
 def format_cpu_set(numbers: Iterable[int]) -> str:
