@@ -109,8 +109,7 @@ class Fulfilment:
             # what is started is what the files say now, and what is broken or does not fit stops nothing
             loaded = asked.loaded or await self._services.load(self._shown.name)
             if asked.request is Request.RESTART and self._shown.state.level not in DOWN:
-                await self._services.placements.refresh(loaded.unit)
-                self._services.placements.check(self._shown.name, loaded.unit, starts=True)
+                await self._services.placements.take_next(self._shown.name, loaded.unit)
                 await self._services.memory.check_named(self._shown.name, loaded.unit)
                 await self._services.capacity.take_next(self._shown.name, loaded.unit)
             self._shown.set_unit(loaded)
@@ -236,7 +235,9 @@ class Fulfilment:
             self._services.placements.release(self._shown.name)
             self._services.capacity.release(self._shown.name)
         elif self._hold.holder is None or self._hold.holder.request is not Request.RESTART:
-            self._services.capacity.forgo(self._shown.name)  # it goes on as it is, or stays down
+            # it goes on as it is, or stays down
+            self._services.placements.forgo(self._shown.name)
+            self._services.capacity.forgo(self._shown.name)
 
     def restore_promise(self, found: Ended | None) -> None:
         """It waits for its restart, and an earlier daemon has kept its place until then."""

@@ -48,7 +48,7 @@ class _Found:
 
 
 class Placements:
-    """The places of one daemon's VMs.
+    """The places of one daemon's VMs. Long because all that is asked of the one list is here.
 
     Args:
         reader: of the host.
@@ -62,6 +62,7 @@ class Placements:
         self._reader = reader or TopologyReader()
         self._topology: Topology | None = None
         self._entries: dict[str, Entry] = {}
+        self._next: dict[str, Resident] = {}
         self._found: _Found | None = None
         self._change = trio.Event()
         #: Counted once for each change: every VM is asked for its pins after that.
@@ -86,20 +87,36 @@ class Placements:
             await self.look()  # also at how much memory each node has left
         else:
             await self.refresh(unit)
-        self._put(name, entry := self._entry(name, unit, starts=starts))
+        entry = self._entry(name, unit, starts=starts)
+        if starts:
+            self.forgo(name)
+        self._put(name, entry)
         return entry.chosen
 
-    def check(self, name: str, unit: Unit, *, starts: bool = False) -> None:
-        """See that a VM could have the place that its unit asks for, as far as the host is known.
+    async def take_next(self, name: str, unit: Unit) -> None:
+        """Give a VM that runs what its unit asks for by now, for when it starts again; it keeps what it has besides.
 
-        Args:
-            starts: it is to start with that, once it has ended.
+        Raises:
+            PlacementError: what it wants is not left, or not there; it has what it had.
+            HostError: the host could not be looked at.
+        """
+        await self.refresh(unit)
+        place = self._entry(name, unit, starts=True).resident
+        if place is not None:
+            self._next[name] = place
+
+    def forgo(self, name: str) -> None:
+        """A VM is not about to start again, or has; nothing happens when that is known."""
+        self._next.pop(name, None)
+
+    def check(self, name: str, unit: Unit) -> None:
+        """See that a VM could have the place that its unit asks for, as far as the host is known.
 
         Raises:
             PlacementError: what it wants is not left, or not there.
         """
         if self._topology is not None:
-            self._entry(name, unit, starts=starts)
+            self._entry(name, unit)
 
     def restore(self, name: str, unit: Unit, chosen: Chosen | None) -> None:
         """A VM runs that an earlier daemon has given its place."""
@@ -117,6 +134,7 @@ class Placements:
 
     def release(self, name: str) -> None:
         """A VM is down, and nothing has it start again; nothing happens when it has none."""
+        self.forgo(name)
         if self._entries.pop(name, None) is not None:
             self._changed()
 
@@ -125,7 +143,8 @@ class Placements:
         if not wishes.depends_on_host(unit):
             return entry
         assert self._topology is not None
-        others = residents(self._entries, self._topology)
+        # what is kept for a restart moves nobody yet, and is nobody else's any more
+        others = [*residents(self._entries, self._topology), *self._next.values()]
         check_fence(name, entry.fence, others, self._topology)
         check_nodes(name, mems, self._topology, MEMS)
         if not wishes.says_something(unit):

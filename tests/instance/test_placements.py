@@ -143,13 +143,34 @@ async def test_a_place_is_chosen_anew_at_each_start(placements: Placements) -> N
     await placements.take("before", unit(pin="auto", exclusive=True), starts=True)
     await placements.take("db", alone, starts=True)
     placements.release("before")
-    placements.check("db", unit(vcpus=14, pin="auto", exclusive=True), starts=True)
+    await placements.take_next("db", unit(vcpus=14, pin="auto", exclusive=True))
     for wanted in (unit(vcpus=16, pin="auto", exclusive=True), unit(pin=((4000,),))):
         with pytest.raises(PlacementError):
-            placements.check("db", wanted, starts=True)
+            await placements.take_next("db", wanted)
     assert said(placements, "db").startswith("1 9 + ")
     await placements.take("db", alone, starts=True)
     assert said(placements, "db").startswith("0 8 + ")
+
+
+async def test_two_that_restart_do_not_both_get_the_last_core(placements: Placements) -> None:
+    """What one is to come back with is nobody else's, though nobody leaves for it yet, until it does or does not."""
+    few, many = unit(vcpus=2, pin="auto", exclusive=True), unit(vcpus=12, pin="auto", exclusive=True)
+    for name in ("one", "two"):
+        await placements.take(name, few, starts=True)
+    await placements.take("plain", unit())
+    before = said(placements, "plain")
+    await placements.take_next("one", many)
+    assert said(placements, "plain") == before
+    with pytest.raises(PlacementError):
+        await placements.take_next("two", unit(vcpus=4, pin="auto", exclusive=True))
+    with pytest.raises(PlacementError):
+        await placements.take("three", few)
+    placements.forgo("one")
+    await placements.take_next("two", many)
+    placements.release("one")
+    chosen = await placements.take("two", many, starts=True)
+    assert chosen is not None and len(chosen.vcpus) == 12
+    await placements.take("three", few)
 
 
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:

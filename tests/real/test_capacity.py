@@ -208,6 +208,17 @@ def test_restarts_at_once_that_do_not_all_fit(daemon: Daemon, emulator: Emulator
     assert account(daemon) == (0, {lost["target"]: 16, won["target"]: 32})
 
 
+def test_restarts_at_once_that_want_one_cpu(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
+    """One of two VMs has it then, and the other one runs on as it did."""
+    units(daemon, emulator, rom_guest, "web", "db")
+    before = {name: daemon.do(name, "start")["pid"] for name in ("web", "db")}
+    units(daemon, emulator, rom_guest, "web", "db", cpu='pin = ["0"]\nexclusive = true')
+    begun = daemon.post("/v1/restart", {"names": ["web", "db"]})["operations"]
+    lost, won = sorted((finished(daemon, each) for each in begun), key=lambda each: str(each["state"]))
+    assert f"CPU 0 is exclusively {won['target']}'s" in lost["error"]["detail"]
+    assert (won["state"], daemon.view(lost["target"])["pid"]) == ("succeeded", before[lost["target"]])
+
+
 def test_starts_that_nobody_asked_for_are_asked_the_same(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """Those with the host, of which one gets in, and those that another VM needs."""
     memory(daemon, ROM)
