@@ -14,7 +14,7 @@ from typing import Any, cast
 from qsup.api import jsontext, wire
 from qsup.api.message import problem
 from qsup.errors import Diagnostic, QsupError
-from qsup.host.limits import Devices, Limits
+from qsup.host.limits import Devices, Effective
 from qsup.instance.operation import Begun, Operation
 from qsup.instance.view import EventRecord, HardwareView, InstanceView
 from qsup.order.view import Relation, Relations
@@ -132,7 +132,7 @@ def _slots(slots: Slots) -> wire.SlotsWire:
     return {"free": slots.free, "total": slots.total}
 
 
-def _limits(limits: Limits) -> wire.LimitsWire:
+def _limits(limits: Effective) -> wire.LimitsWire:
     return {
         "cpu": _cpus(limits.cpu),
         "vcpu_cpu": _cpus(limits.vcpu_cpu),
@@ -149,6 +149,8 @@ def _limits(limits: Limits) -> wire.LimitsWire:
         "io_write_iops": _of_devices(limits.io_write_iops),
         "cpuset_cpus": None if limits.cpuset_cpus is None else format_cpu_set(limits.cpuset_cpus),
         "cpuset_mems": None if limits.cpuset_mems is None else format_cpu_set(limits.cpuset_mems),
+        "oom_score_adjust": limits.oom_score_adjust,
+        "nofile": limits.nofile,
     }
 
 

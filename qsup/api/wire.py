@@ -262,6 +262,7 @@ class LimitsWire(TypedDict):
     the 100 of others. ``memory``, ``memory_high``, ``swap``: bytes. ``pids``: threads and processes. ``io_weight``: as
     ``cpu_weight``. ``io_read_bps`` and the like: bytes or requests a second, by the numbers of a device (``8:0``).
     ``cpuset_cpus``, ``cpuset_mems``: the CPUs and NUMA nodes of the host, such as ``0-3``, that nothing of it leaves.
+    ``oom_score_adjust``, ``nofile``: QEMU's own, of units that ask for it.
     """
 
     cpu: float | None
@@ -279,6 +280,8 @@ class LimitsWire(TypedDict):
     io_write_iops: dict[str, int] | None
     cpuset_cpus: str | None
     cpuset_mems: str | None
+    oom_score_adjust: int | None
+    nofile: int | None
 
 
 class InstanceList(TypedDict):

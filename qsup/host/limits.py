@@ -62,6 +62,19 @@ class Limits:
         return {field.name: getattr(self, field.name) for field in attrs.fields(Limits)}
 
 
+@frozen(kw_only=True)
+class Effective(Limits):
+    """What the kernel holds a VM to; of what is QEMU's alone, only where its unit asks for it.
+
+    Args:
+        oom_score_adjust: QEMU's score.
+        nofile: files that it may have open.
+    """
+
+    oom_score_adjust: int | None = None
+    nofile: int | None = None
+
+
 #: The groups of threads below a cgroup, by the limit that is kept there; it can be wherever ``cpu`` can.
 GROUPS: Mapping[str, str] = {"vcpu_cpu": "vcpu", "emulator_cpu": "emulator"}
 #: Their names in a unit, by those of the fields.

@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from qsup.errors import HostError, StartError
-from qsup.host import blockdevice, limits, oomscore, threadgroups
+from qsup.host import blockdevice, limits, ownlimits, threadgroups
 from qsup.host.cgroup import Cgroup
-from qsup.host.limits import GROUPS, NAMES, Devices, Limits
+from qsup.host.limits import GROUPS, NAMES, Devices, Effective, Limits
 from qsup.unit.kinds import DeviceLimit
 from qsup.unit.model import Unit
 from qsup.unit.needs import too_little_memory
@@ -122,11 +123,11 @@ class Limiting:
     """
 
     def __init__(self, cgroup: Cgroup, *, found: int | None = None) -> None:
-        self.effective = Limits()
+        self.effective = Effective()
         self._cgroup = cgroup
         self._pid = self._found = found
         self._asked: dict[str, Any] = {}
-        self._score = 0
+        self._score = self._nofile = 0
         self._outside = ""
         self._refused: Mapping[str, str] = {}
         self._vcpus: frozenset[int] = frozenset()
@@ -163,7 +164,8 @@ class Limiting:
 
         Where it says nothing at all nobody is asked: that takes a third of a millisecond of each start and adoption.
         """
-        self._score = unit.limits.oom_score_adjust
+        self._score, self._nofile = unit.limits.oom_score_adjust, unit.limits.nofile
+        self._read_own()
         self._asked = wanted = {name: limit for name, limit in asked(unit).items().items() if limit is not None}
         if not wanted:
             return
@@ -184,12 +186,13 @@ class Limiting:
         self._refused = {**self._refused, **self._cgroup.missed}
         if self._score and (why := self._adjust(self._score)):
             self._refused = {**self._refused, OOM_SCORE: why}
+        self._read_own()
         if self.is_wanted:
             self._read()
 
     def _adjust(self, score: int) -> str:
         try:
-            oomscore.adjust(self._pid or 0, score)
+            ownlimits.adjust(self._pid or 0, score)
         except HostError as error:
             return error.message
         return ""
@@ -204,6 +207,7 @@ class Limiting:
         Where no group is wanted nothing is done. It may wait for the kernel, as `qsup.host.threadgroups` says.
         """
         self._vcpus = frozenset(vcpus)
+        self._read_own()  # only by now it surely is QEMU
         await self.put_right()
 
     def is_as_divided(self) -> bool:
@@ -274,6 +278,7 @@ class Limiting:
             self._asked = self._asked | wanted
             self._score = unit.limits.oom_score_adjust if OOM_SCORE in names else self._score
             self._refused = {name: why for name, why in self._refused.items() if name not in names}
+        self._read_own()
         self._read()
         return refused
 
@@ -315,7 +320,14 @@ class Limiting:
 
     def _read(self) -> None:
         try:
-            self.effective = self._cgroup.limits()
+            self.effective = evolve(self.effective, **self._cgroup.limits().items())
         except HostError as error:
             wanted = [name for name, limit in self._asked.items() if limit is not None]
             self._refused = {**self._refused, **dict.fromkeys(wanted, error.message)}
+
+    def _read_own(self) -> None:
+        if self._pid is None:
+            return
+        score = ownlimits.score(self._pid) if self._score else None
+        nofile = ownlimits.nofile(self._pid) if self._nofile else None
+        self.effective = evolve(self.effective, oom_score_adjust=score, nofile=nofile)

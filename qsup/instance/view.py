@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from qsup.host.limits import Limits
+from qsup.host.limits import Effective
 from qsup.host.usage import NodeMemory, ThreadUsage, Times
 from qsup.instance.cause import Cause
 from qsup.instance.pinned import Pinned
@@ -88,7 +88,7 @@ class InstanceView:
     vcpus: int
     max_vcpus: int
     threads: tuple[int, ...]
-    limited: Limits | None
+    limited: Effective | None
     memory_size: int
     memory_max: int
     memory_actual: int | None

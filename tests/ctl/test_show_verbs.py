@@ -10,7 +10,7 @@ from attrs import evolve
 
 from qsup.api.protocol import EVENT_TYPES
 from qsup.errors import Diagnostic
-from qsup.host.limits import Limits
+from qsup.host.limits import Effective
 from qsup.instance.cause import Cause, CauseKind
 from qsup.instance.state import State
 from qsup.plan.topology import HugePages, Node
@@ -104,13 +104,22 @@ async def test_status_says_what_a_vm_waits_for(served: Daemon, ctl: Ctl) -> None
 
 async def test_status_says_what_a_vm_may_take_of_the_host(served: Daemon, ctl: Ctl) -> None:
     """What the kernel keeps, and nothing of a VM that may take all."""
-    held = Limits(
-        cpu=1500, vcpu_cpu=1000, emulator_cpu=200, cpu_weight=200, memory=2 << 30, memory_high=1 << 30, pids=300
+    held = Effective(
+        cpu=1500,
+        vcpu_cpu=1000,
+        emulator_cpu=200,
+        cpu_weight=200,
+        memory=2 << 30,
+        memory_high=1 << 30,
+        pids=300,
+        oom_score_adjust=300,
+        nofile=64,
     )
     served.backend.set_state("web", State.RUNNING, limited=held)
     words = "CPU 150%, vCPUs' CPU 100%, emulator's CPU 20%, CPU weight 200, memory 2G, slowed down from 1G, 300 threads"
+    words += ", OOM score +300, 64 open files"
     assert f" Limits: {words}\n" in (await ctl("status", "web")).out
-    served.backend.set_state("web", State.RUNNING, limited=Limits(cpu_weight=100))
+    served.backend.set_state("web", State.RUNNING, limited=Effective(cpu_weight=100))
     assert "Limits" not in (await ctl("status", "web")).out
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from qsup.errors import ChangeError, StartError
 from qsup.host.cgroup import Cgroup
-from qsup.host.limits import Limits
+from qsup.host.limits import Effective
 from qsup.instance.limiting import Limiting, asked, check_enough
 from qsup.instance.live.limits import LimitKeys
 from qsup.unit.compare import compare
@@ -41,11 +41,11 @@ async def limiting_of(directory: Path, files: dict[str, str], of: Unit) -> Limit
 
 def test_what_a_unit_asks_for() -> None:
     """Nothing by default, the usual weight among that."""
-    assert asked(Unit()) == Limits()
+    assert asked(Unit()) == Effective()
     said = unit(cpu="50%", cpu_weight=200, memory="1G", memory_high="512M", pids=300)
-    assert asked(said) == Limits(cpu=500, cpu_weight=200, memory=1 << 30, memory_high=512 * MIB, pids=300)
+    assert asked(said) == Effective(cpu=500, cpu_weight=200, memory=1 << 30, memory_high=512 * MIB, pids=300)
     disks = unit(swap="0B", io_weight=300, io_read_bps=["/dev/sda 50M"], io_write_iops=["/a b 7"])
-    assert asked(disks) == Limits(
+    assert asked(disks) == Effective(
         swap=0, io_weight=300, io_read_bps=(("/dev/sda", 50 * MIB),), io_write_iops=(("/a b", 7),)
     )
 

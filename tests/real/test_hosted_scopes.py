@@ -84,6 +84,8 @@ def test_limits_are_the_scopes_and_the_kernels(hosts_daemon: HostedDaemon) -> No
         "io_write_iops": {device: 50},
         "cpuset_cpus": None,
         "cpuset_mems": None,
+        "oom_score_adjust": None,
+        "nofile": None,
     }
     assert (files(daemon), properties(daemon)) == (FILES, PROPERTIES)
     assert daemon.host.read(f"{SCOPE}/io.max").split() == [device, f"rbps={MIB}", "wbps=max", "riops=max", "wiops=50"]

@@ -33,7 +33,7 @@ LIMITS = 'cpu = "50%"\ncpu-weight = 200\nmemory = "160M"\npids = 200'
 #: What no unit here asks for, and what the kernel says of it.
 IO = dict.fromkeys(("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops"))
 OTHERS = {"vcpu_cpu": None, "emulator_cpu": None, "memory_high": None, "swap": None, "io_weight": 100} | IO
-OTHERS |= {"cpuset_cpus": None, "cpuset_mems": None}
+OTHERS |= {"cpuset_cpus": None, "cpuset_mems": None, "oom_score_adjust": None, "nofile": None}
 HELD = {"cpu": 0.5, "cpu_weight": 200, "memory": 160 * MIB, "pids": 200} | OTHERS
 #: What no cgroup of version 1 keeps.
 V1_HAS_NOT = "the memory controller of the host, of cgroup version 1, has no such limit"
@@ -171,7 +171,8 @@ def test_files_of_qemu_are_limited(daemon: Daemon, qemu: Emulator, rom_guest: Pa
     (line,) = [
         line for line in Path(f"/proc/{view['pid']}/limits").read_text().splitlines() if line.startswith("Max open")
     ]
-    assert line.split()[3:5] == ["64", "64"]
+    assert line.split()[3:5] == ["64", "64"] and view["limits"]["nofile"] == 64
+    assert "64 open files" in daemon.ctl("status", "web").stdout
     assert len(list(Path(f"/proc/{view['pid']}/fd").iterdir())) < 64
     assert ask(daemon, {"limits": {"nofile": 100}})["result"]["keys"]["limits.nofile"]["applied"] == "start"
     daemon.unit("many", rom_unit(qemu, rom_guest, limits=f"nofile = {1 << 30}"))
@@ -187,11 +188,12 @@ def test_devices_and_the_oom_score_are_limited(daemon: Daemon, emulator: Emulato
     assert view["limits"]["io_read_bps"] == {"7:0": MIB}
     assert view["warnings"] == ["limits.io-write-iops is not enforced: /proc/self is on no block device of the host"]
     score = Path(f"/proc/{view['pid']}/oom_score_adj")
-    assert score.read_text() == "300\n"
+    assert score.read_text() == "300\n" and view["limits"]["oom_score_adjust"] == 300
     assert "reads 1M/s of 7:0" in daemon.ctl("status", "web").stdout
     changes = {"io-read-bps": [], "io-write-iops": ["/dev/loop1 50"], "oom-score-adjust": 500}
     assert ask(daemon, {"limits": changes})["result"]["keys"]["limits.io-write-iops"]["limit"] == {"7:1": 50}
     held = daemon.view("web")["limits"]
+    assert held["oom_score_adjust"] == 500
     assert (held["io_read_bps"], held["io_write_iops"], score.read_text()) == (None, {"7:1": 50}, "500\n")
     assert daemon.view("web")["warnings"] == []
     refused = ask(daemon, {"limits": {"io-read-iops": ["/absent 5"], "oom-score-adjust": 600}})

@@ -223,6 +223,8 @@ def _limits(instance: Instance) -> str:
         told.append(f"{amount} reads/s of {device}")
     for device, amount in (limits["io_write_iops"] or {}).items():
         told.append(f"{amount} writes/s of {device}")
+    told += [f"OOM score {limits['oom_score_adjust']:+}"] if limits["oom_score_adjust"] is not None else []
+    told += [f"{limits['nofile']} open files"] if limits["nofile"] is not None else []
     return ", ".join(told)
 
 
