@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from functools import partial
-from pathlib import Path
-
 import pytest
-import trio
-import trio.testing
 
-from qsup.host.uevents import cpu_changes, is_of_cpu
-from tests.waiting import wait_until
-
-#: What is written here the kernel says as if it were so (Documentation/ABI/testing/sysfs-uevent).
-SAY = Path("/sys/devices/system/cpu/cpu0/uevent")
+from qsup.host.uevents import is_of_cpu
 
 
 @pytest.mark.parametrize(
@@ -33,27 +23,3 @@ SAY = Path("/sys/devices/system/cpu/cpu0/uevent")
 def test_which_messages_are_of_cpus(message: bytes, sender: int, *, is_one: bool) -> None:
     """And said by the kernel: anybody with the right to may write to the group."""
     assert is_of_cpu(message, sender) is is_one
-
-
-@pytest.mark.root
-async def test_the_kernel_is_heard() -> None:
-    """Each time, and of what else it says nothing."""
-    heard: list[None] = []
-
-    async def listen() -> None:
-        async with aclosing(cpu_changes()) as changes:
-            async for _ in changes:
-                heard.append(None)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
-        await trio.testing.wait_all_tasks_blocked()
-        for number, word in enumerate(("change", "online", "change", "offline"), 1):
-            await trio.to_thread.run_sync(SAY.write_text, word)
-            await wait_until(partial(_has, heard, number // 2), f"the kernel is heard after {word}")
-        assert len(heard) == 2
-        nursery.cancel_scope.cancel()
-
-
-def _has(heard: list[None], count: int) -> bool:
-    return len(heard) >= count

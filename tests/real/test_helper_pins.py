@@ -14,12 +14,11 @@ from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
 from tests.real.growing import ask
 from tests.real.hotplug import attach
+from tests.real.test_pins import WITHIN
 from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
 
-#: This is how soon what somebody has moved is back.
-WITHIN = 5.0
 DATA = '[[device]]\nid = "data"\ntype = "share"\npath = "data"\n'
 
 

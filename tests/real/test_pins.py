@@ -21,8 +21,9 @@ from tests.waiting import poll_until
 
 pytestmark = [pytest.mark.real]
 
-#: This is how soon what somebody has moved is back.
-WITHIN = 5.0
+#: This is how soon what somebody has moved is back, and as much again where other tests take what time there is.
+PROMISED = 5.0
+WITHIN = 2 * PROMISED
 #: One CPU for each of two vCPUs, and the first for all else.
 APART = 'vcpus = 2\npin = ["0", "1"]\nemulator-pin = "0"'
 
@@ -98,6 +99,7 @@ def test_threads_and_what_they_had_are_shown(daemon: Daemon, emulator: Emulator,
         daemon.get("/v1/instances/web/cpus")
 
 
+@pytest.mark.alone
 def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator, rom_guest: Path) -> None:
     """A vCPU and the main loop, within five seconds, and an event says which."""
     start(daemon, emulator, rom_guest)
@@ -105,7 +107,7 @@ def test_what_somebody_has_moved_is_put_back(daemon: Daemon, emulator: Emulator,
     with daemon.events() as events:
         os.sched_setaffinity(view["cpus"]["threads"][1], {0})
         os.sched_setaffinity(view["pid"], {1})
-        poll_until(lambda: (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"}), "back", seconds=WITHIN)
+        poll_until(lambda: (vcpus(daemon), others(daemon)) == (["0", "1"], {"0"}), "back", seconds=PROMISED)
         told = [events.next("pin-drift")["data"]]
         if len(told[0]["threads"]) == 1:  # it was looked between the two
             told.append(events.next("pin-drift")["data"])

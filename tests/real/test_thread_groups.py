@@ -17,6 +17,7 @@ from tests.guests import Emulator, LinuxGuest
 from tests.real.daemons import Daemon, elapsed, kill_process, linux_unit, rom_unit
 from tests.real.growing import ask, differs, run
 from tests.real.hotplug import attach, finished, qmp, set_keys
+from tests.real.test_pins import WITHIN
 from tests.real.test_unfinished import dying_at
 from tests.waiting import poll_until
 
@@ -29,8 +30,6 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-#: What somebody has moved is back so soon.
-WITHIN = 5.0
 TWO = "vcpus = 2\nmax-vcpus = 3"
 LIMITS = 'vcpu-cpu = "50%"'
 NO_CPU = "the host offers the daemon no cpu controller"

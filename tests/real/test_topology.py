@@ -9,17 +9,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from qsup.host.topology import TopologyReader
+from qsup.host.uevents import cpu_changes
 from tests.guests import Emulator
 from tests.real.daemons import Daemon, rom_unit
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.real
+
+#: What is written here the kernel says as if it were so (Documentation/ABI/testing/sysfs-uevent).
+SAY = Path("/sys/devices/system/cpu/cpu0/uevent")
 
 
 def lscpu(what: str) -> list[list[str]]:
@@ -91,3 +100,28 @@ def test_a_daemon_confined_to_a_cpu_says_so(daemon: Daemon, root_dir: Path) -> N
     daemon.ctl("topology", "--svg", str(picture))
     titles = ElementTree.parse(picture).getroot().iter("{http://www.w3.org/2000/svg}title")
     assert len(list(titles)) == len(host["cpus"])
+
+
+@pytest.mark.root
+@pytest.mark.alone
+async def test_the_kernel_is_heard() -> None:
+    """Each time that a CPU goes on- or offline, which every daemon here takes for true; and of nothing else."""
+    heard: list[None] = []
+
+    async def listen() -> None:
+        async with aclosing(cpu_changes()) as changes:
+            async for _ in changes:
+                heard.append(None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        for number, word in enumerate(("change", "online", "change", "offline"), 1):
+            await trio.to_thread.run_sync(SAY.write_text, word)
+            await wait_until(partial(_has, heard, number // 2), f"the kernel is heard after {word}")
+        assert len(heard) == 2
+        nursery.cancel_scope.cancel()
+
+
+def _has(heard: list[None], count: int) -> bool:
+    return len(heard) >= count
