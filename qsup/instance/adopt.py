@@ -273,7 +273,7 @@ def _lost(record: RunRecord, cgroup: Cgroup) -> Cause:
     if record.pid is None:
         return Cause(kind=CauseKind.START_FAILED, detail="the daemon ended while it was starting it")
     if cgroup.oom_kills():  # its cgroup was made for this life alone
-        return Cause(kind=CauseKind.OOM_KILL, detail=f"{OUT_OF_MEMORY}, while no daemon was running")
+        return Cause(kind=CauseKind.OOM, detail=f"{OUT_OF_MEMORY}, while no daemon was running")
     return Cause(kind=CauseKind.EXIT_UNKNOWN, detail="it ended while no daemon was running")
 
 

@@ -22,7 +22,7 @@ class CauseKind(enum.Enum):
     WATCHDOG = "watchdog"
     EXIT_CODE = "exit-code"
     SIGNAL = "signal"
-    OOM_KILL = "oom-kill"
+    OOM = "oom"
     EXIT_UNKNOWN = "exit-unknown"
     START_FAILED = "start-failed"
     START_TIMEOUT = "start-timeout"
@@ -45,7 +45,7 @@ FAILURES = frozenset(
         CauseKind.WATCHDOG,
         CauseKind.EXIT_CODE,
         CauseKind.SIGNAL,
-        CauseKind.OOM_KILL,
+        CauseKind.OOM,
         CauseKind.EXIT_UNKNOWN,
         CauseKind.START_FAILED,
         CauseKind.START_TIMEOUT,

@@ -28,7 +28,7 @@ def cause_of_exit(status: ExitStatus, last_words: str, *, oom_killed: bool = Fal
     """
     match status.kind:
         case "signal" | "unknown" if oom_killed and may_be_sigkill(status):
-            return Cause(kind=CauseKind.OOM_KILL, signal="KILL", detail=OUT_OF_MEMORY)
+            return Cause(kind=CauseKind.OOM, signal="KILL", detail=OUT_OF_MEMORY)
         case "signal":
             return Cause(kind=CauseKind.SIGNAL, signal=status.describe().removeprefix("signal "), detail=last_words)
         case "code" if status.success and _BY_SYSTEMD.search(last_words):

@@ -74,7 +74,7 @@ async def process(life: Life, post: Post, wait_heard: Callable[[], Awaitable[Non
 
 def _cause_of_end(status: ExitStatus, life: Life) -> Cause:
     cause = cause_of_exit(status, life.last_words(), oom_killed=may_be_sigkill(status) and life.was_oom_killed())
-    if cause.kind is CauseKind.OOM_KILL and (limit := life.unit.limits.memory):
+    if cause.kind is CauseKind.OOM and (limit := life.unit.limits.memory):
         return evolve(cause, detail=f"{cause.detail}; limits.memory is {format_size(limit)}")
     return cause
 

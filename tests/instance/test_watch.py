@@ -263,9 +263,9 @@ def names(lines: list[bytes]) -> list[str]:
     ("status", "oom_killed", "kind"),
     [
         (ExitStatus(kind="signal", value=9), False, CauseKind.SIGNAL),
-        (ExitStatus(kind="signal", value=9), True, CauseKind.OOM_KILL),
+        (ExitStatus(kind="signal", value=9), True, CauseKind.OOM),
         (ExitStatus(kind="signal", value=11), True, CauseKind.SIGNAL),
-        (ExitStatus(kind="unknown"), True, CauseKind.OOM_KILL),
+        (ExitStatus(kind="unknown"), True, CauseKind.OOM),
         (ExitStatus(kind="unknown"), False, CauseKind.EXIT_UNKNOWN),
         (ExitStatus(kind="code", value=1), True, CauseKind.EXIT_CODE),
     ],
@@ -297,7 +297,7 @@ def test_an_end_that_systemd_wanted_is_an_operators(words: str, kind: CauseKind)
 def test_another_end_takes_no_oom_kill_from_the_vm_that_it_is_of(status: ExitStatus) -> None:
     """Where one count stands for all VMs, each kill is told of one."""
     life = SimpleNamespace(last_words=lambda: "", was_oom_killed=lambda: pytest.fail("asked"))
-    assert watch._cause_of_end(status, cast(Life, life)).kind is not CauseKind.OOM_KILL
+    assert watch._cause_of_end(status, cast(Life, life)).kind is not CauseKind.OOM
 
 
 async def test_an_end_is_told_after_what_led_to_it(nursery: trio.Nursery) -> None:

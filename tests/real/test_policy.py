@@ -150,7 +150,7 @@ def exhaust(daemon: Daemon, name: str) -> None:
 @pytest.mark.skipif("memory" not in hierarchies.detect().v1, reason="a limit is written in version 1's words")
 @pytest.mark.parametrize("adopted", [False, True], ids=["own", "adopted"])
 def test_a_real_oom_kill_is_named(daemon: Daemon, qemu: Emulator, rom_guest: Path, adopted: bool) -> None:
-    """The kernel's OOM killer, by a real limit of the VM's cgroup: `oom-kill`, and the policy is obeyed."""
+    """The kernel's OOM killer, by a real limit of the VM's cgroup: `oom`, and the policy is obeyed."""
     daemon.unit("web", rom_unit(qemu, rom_guest))
     daemon.do("web", "start")
     if adopted:
@@ -158,7 +158,7 @@ def test_a_real_oom_kill_is_named(daemon: Daemon, qemu: Emulator, rom_guest: Pat
         daemon.wait("web", "running")
     exhaust(daemon, "web")
     cause = daemon.wait("web", "crashed")["cause"]
-    assert (cause["kind"], cause["text"]) == ("oom-kill", "oom-kill")
+    assert (cause["kind"], cause["text"]) == ("oom", "oom")
     daemon.unit("web", rom_unit(qemu, rom_guest, service=f'restart = "on-failure"\n{SOON}'))
     daemon.do("web", "start")
     exhaust(daemon, "web")
@@ -180,7 +180,7 @@ def test_a_real_oom_kill_while_no_daemon_runs_is_found_out(daemon: Daemon, emula
     daemon.start()
     cause = daemon.wait("web", "crashed")["cause"]
     words = "the kernel killed it because memory ran out, while no daemon was running"
-    assert (cause["kind"], cause["detail"]) == ("oom-kill", words)
+    assert (cause["kind"], cause["detail"]) == ("oom", words)
 
 
 def test_the_last_words_stand_by_the_cause(daemon: Daemon, qemu: Emulator, rom_guest: Path) -> None:

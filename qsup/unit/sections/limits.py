@@ -70,7 +70,7 @@ class LimitsSection:
     memory: int = key(
         kinds.size(0, 1 << 46),
         "The most memory of the host that QEMU may use; when it wants more, and what the kernel can take back of it "
-        'is not enough, it is killed, with the cause `oom-kill`. No less than its guest and QEMU itself need. `"0B"`: '
+        'is not enough, it is killed, with the cause `oom`. No less than its guest and QEMU itself need. `"0B"`: '
         "no limit.",
         default=0,
         qemu="cgroup memory.max, memory.limit_in_bytes",
