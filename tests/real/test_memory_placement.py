@@ -246,7 +246,7 @@ def test_memory_is_on_the_node_that_was_chosen(daemon: Daemon, emulator: Emulato
     start(daemon, emulator, rom_guest, 'nodes = "auto"\npolicy = "interleave"', cpu='pin = "auto"')
     assert mappings(daemon, "interleave:0")  # nothing of it need be there yet
     assert daemon.view("web")["memory"]["nodes"] == [0]
-    assert "0.0 GiB of memory" in daemon.ctl("cpus", "web", "--explain").stdout
+    assert "16 MiB of memory" in daemon.ctl("cpus", "web", "--explain").stdout
     daemon.restart()
     assert daemon.view("web")["memory"]["nodes"] == [0]
     daemon.do("web", "kill")
