@@ -102,7 +102,9 @@ class Placements:
         """
         await self.refresh(unit)
         place = self._entry(name, unit, starts=True).resident
-        if place is not None:
+        if place is None:
+            self.forgo(name)  # an earlier restart, which this one has overtaken, may have asked for one
+        else:
             self._next[name] = place
 
     def forgo(self, name: str) -> None:

@@ -173,6 +173,14 @@ async def test_two_that_restart_do_not_both_get_the_last_core(placements: Placem
     await placements.take("three", few)
 
 
+async def test_a_later_restart_keeps_nothing_for_an_earlier_one(placements: Placements) -> None:
+    """The VM's unit asks for no CPUs any more: nobody is to wait for what it asked for before."""
+    await placements.take("one", unit(), starts=True)
+    await placements.take_next("one", unit(vcpus=14, pin="auto", exclusive=True))
+    await placements.take_next("one", unit())
+    await placements.take("two", unit(vcpus=4, pin="auto", exclusive=True), starts=True)
+
+
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
     """It takes time at each start."""
     await placements.take("web", unit(vcpus=4))
