@@ -101,11 +101,11 @@ class Placements:
             HostError: the host could not be looked at.
         """
         await self.refresh(unit)
-        place = self._entry(name, unit, starts=True).resident
+        place, entry = self._entry(name, unit, starts=True).resident, self._entries.get(name)
         if place is None:
             self.forgo(name)  # an earlier restart, which this one has overtaken, may have asked for one
         else:
-            self._next[name] = place
+            self._next[name] = _beside(place, None if entry is None else entry.resident)
 
     def forgo(self, name: str) -> None:
         """A VM is not about to start again, or has; nothing happens when that is known."""
@@ -282,6 +282,12 @@ class Placements:
         topology = await self._reader.look()
         self.see(topology)
         return topology
+
+
+def _beside(later: Resident, present: Resident | None) -> Resident:
+    """What is kept for a VM's restart beside what it has: of memory only what is more, as it gives back first."""
+    has = present.memory if present is not None and present.page == later.page else {}
+    return evolve(later, memory={node: max(size - has.get(node, 0), 0) for node, size in later.memory.items()})
 
 
 def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:

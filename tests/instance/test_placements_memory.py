@@ -70,6 +70,23 @@ async def test_memory_is_promised_with_the_nodes_that_are_chosen(host: Host, pla
         await later.take("three", bound)
 
 
+async def test_memory_of_a_vm_that_restarts_counts_once(host: Host, placements: Placements) -> None:
+    """It has given back what it has when it takes what it is to have; of what grows, the difference is kept for it."""
+    each = host.topology.nodes[0].memory
+
+    def bound(share: int) -> Unit:
+        return Unit(cpu=CpuSection(pin="auto"), memory=MemorySection(size=each * share // 8, nodes="auto"))
+
+    await placements.take("web", bound(4))
+    await placements.take_next("web", bound(4))
+    await placements.take("db", bound(3))
+    placements.release("db")
+    await placements.take_next("web", bound(6))
+    with pytest.raises(PlacementError, match="of memory"):
+        await placements.take("db", bound(3))
+    await placements.take("db", bound(2))
+
+
 async def test_memory_keeps_off_nodes_that_others_name(host: Host, placements: Placements) -> None:
     """As long as there is room elsewhere; how often a node may be promised is for the account to judge."""
     host.topology = HOSTS["2 sockets"]
