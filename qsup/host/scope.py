@@ -225,11 +225,11 @@ class Scope(Cgroup):
 
     async def _do_without(self, why: str) -> None:
         self._instead = self._own()
-        self.paths = self._instead.paths
+        self.missed = await self._instead.change(self._wanted)
+        self.paths = self._instead.paths  # by now with a cpuset of version 1 where that keeps a fence
         self.shared = self._instead.shared
         self.absence = self._instead.absence
         self.trouble = f"it has no scope of systemd's: {why}"
-        self.missed = await self._instead.change(self._wanted)
 
     # limits
 

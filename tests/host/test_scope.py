@@ -231,6 +231,20 @@ async def test_a_fake_scope_of_somebody_else_is_left_alone(fake: FakeSystemd, ma
     assert (made.why_not("pids"), await made.change({"pids": 5})) == (made.missed["pids"], made.missed)
 
 
+async def test_what_there_is_in_place_of_a_fake_scope_is_all_known(fake: FakeSystemd, tmp_path: Path) -> None:
+    """Also a cpuset of version 1, which is made as its limits are: else nobody would be in it, or remove it."""
+    for name in ("own", "cpuset"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").touch()
+    here = Hierarchies(unified=tmp_path / "own", v1={"cpuset": tmp_path / "cpuset"})
+    place = Place(tag="qsup", systemd=fake.systemd, root=fake.root)
+    fake.errors["StartTransientUnit"] = [(f"{SYSTEMD}.NoSuchUnit", "no")]
+    made = ScopeManager(place, CgroupTree("qsup", hierarchies=here)).create("web")
+    made.impose({"cpuset_cpus": frozenset({0})})
+    await made.join()
+    assert made.paths == (tmp_path / "own/qsup/web", tmp_path / "cpuset/qsup/web")
+
+
 @pytest.mark.parametrize("silent", ["Hello", "AddMatch", "StartTransientUnit"])
 async def test_a_fake_systemd_that_does_not_answer_is_not_waited_for(fake: FakeSystemd, silent: str) -> None:
     """Longer than an errand may take."""
