@@ -120,12 +120,11 @@ class Cgroup:
         self.paths, self._spare = (*self.paths, path), None
         return {}
 
-    @property
-    def can_lose(self) -> bool:
-        """Whether it loses for ever what goes offline of its CPUs and nodes."""
+    def has_lost(self, fences: Mapping[str, frozenset[int] | None]) -> bool:
+        """Whether something of its CPUs and nodes was offline and is back; only version 1 loses that for ever."""
         if self._known is not self.paths:
             self._known, self._can_lose = self.paths, any(map(cpuset.is_v1, self.paths))
-        return self._can_lose
+        return self._can_lose and cpuset.has_lost(self.paths, fences)
 
     async def mend(self, fences: Mapping[str, frozenset[int] | None]) -> bool:
         """Have such a loss made good; see `qsup.host.cpuset.mend`."""

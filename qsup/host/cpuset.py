@@ -69,6 +69,14 @@ def fill(directory: Path, top: Path) -> None:
         (each / _MIGRATE).write_text("1")
 
 
+def has_lost(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> bool:
+    """Whether `mend` has something to do; where that is not to be seen, it says why."""
+    try:
+        return bool(_lost(paths, fences))
+    except OSError:
+        return True
+
+
 def mend(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> bool:
     """Give a VM's cgroups of version 1 what was offline and is back; not yet the processes that have left it meanwhile.
 
@@ -83,7 +91,7 @@ def mend(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> 
         HostError: the kernel refused it; the cgroups may be gone.
     """
     try:
-        lost = [path for path in paths if is_v1(path) and _has_lost(path, path.parents[1], fences)]
+        lost = _lost(paths, fences)
         for path in lost:
             fill(path, path.parents[1])
             for name, file in FILES.items():
@@ -92,6 +100,10 @@ def mend(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> 
     except OSError as error:
         raise from_oserror(error, "could not give it CPUs and nodes again that were offline") from error
     return bool(lost)
+
+
+def _lost(paths: Sequence[Path], fences: Mapping[str, frozenset[int] | None]) -> list[Path]:
+    return [path for path in paths if is_v1(path) and _has_lost(path, path.parents[1], fences)]
 
 
 def _has_lost(directory: Path, top: Path, fences: Mapping[str, frozenset[int] | None]) -> bool:

@@ -299,24 +299,22 @@ class Limiting:
         hold = partial(threadgroups.hold, self._cgroup.paths, wanted, self._pid or 0, self._vcpus)
         return await trio.to_thread.run_sync(hold)
 
-    @property
-    def can_lose(self) -> bool:
-        """Whether its cgroup loses for ever what goes offline of its CPUs and nodes."""
-        return self._cgroup.can_lose
+    def has_lost(self) -> bool:
+        """Whether something that its cgroup lost as it went offline is back, and `mend` has not begun yet."""
+        return not self._changing.locked() and self._cgroup.has_lost(self._fences)
 
-    async def mend(self) -> bool:
-        """Have the VM's fence be whole again where something of it was offline and is back; not while that changes.
-
-        Returns:
-            Whether there was something: the kernel has moved its threads then.
+    async def mend(self) -> None:
+        """Have the VM's fence be whole again where something of it was offline and is back.
 
         Raises:
             HostError: the kernel refused it.
         """
-        if self._changing.locked():
-            return False
         async with self._changing:
-            return await self._cgroup.mend({name: self._asked.get(name) for name in FENCE})
+            await self._cgroup.mend(self._fences)
+
+    @property
+    def _fences(self) -> dict[str, Any]:
+        return {name: self._asked.get(name) for name in FENCE}
 
     def _read(self) -> None:
         try:

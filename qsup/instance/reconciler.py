@@ -115,8 +115,7 @@ class Reconciler:
                     await self._placements.refresh()
                 except HostError as error:
                     _log.error("could not look at the host's CPUs", why=error.message)
-            for each in [each for each in self._watched.values() if each.limiting.can_lose]:
-                await _mend(each)
+            await self._look_at_fences(nursery)
             if self._placements.are_taken or self._placed:
                 await self._look(change)
             await self._look_at_groups(nursery)
@@ -124,6 +123,14 @@ class Reconciler:
             until = math.floor(trio.current_time() + INTERVAL) if self._placements.has_vms else math.inf
             with trio.CancelScope(deadline=until) as self._rest:
                 await change.wait()
+
+    async def _look_at_fences(self, nursery: trio.Nursery) -> None:
+        """Look whether fences have lost something; they are mended in a nursery: the kernel lets whoever does wait."""
+        for number, each in enumerate(list(self._watched.values()), 1):
+            if each.limiting.has_lost():
+                nursery.start_soon(_mend, each)
+            if number % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def _look_at_groups(self, nursery: trio.Nursery) -> None:
         """Look whether threads are in their groups, of VMs that have any.
@@ -162,9 +169,8 @@ class Reconciler:
 async def _mend(watched: _Watched) -> None:
     """Have a fence be whole again, and threads where they belong in it: the kernel has let them go anywhere there."""
     try:
-        if await watched.limiting.mend():
-            with watched.pinning.excused():
-                pass
+        with watched.pinning.excused():
+            await watched.limiting.mend()
     except HostError as error:
         _log.error("could not look after the cpuset of a VM", why=error.message)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qsup.errors import HostError
 from qsup.host import cpuset, limits
 from qsup.host.cgroup import Cgroup, CgroupTree
 from qsup.host.hierarchies import Hierarchies, detect
@@ -84,15 +85,19 @@ async def test_what_was_offline_comes_back_fake(tmp_path: Path) -> None:
     other = fake(tmp_path / "f", {"cgroup.procs": "7\n8\n"})
     fences = {"cpuset_cpus": frozenset({2, 3}), "cpuset_mems": None}
     found = Cgroup([other, web])
-    assert found.can_lose and await found.mend(fences) is False
+    assert not found.has_lost(fences) and await found.mend(fences) is False
     fake(tag, {"cpuset.cpus": "0-1"})
     fake(web, {"cpuset.cpus": "\n", "cpuset.mems": "0"})
-    assert await found.mend(fences) is True
+    assert found.has_lost(fences) and await found.mend(fences) is True
     assert (said(tag), said(web)) == (("0-3", "0-1"), ("2-3", "0-1"))
     assert (web / "cgroup.procs").read_text() in ("7", "8")
     fake(own, {"cpuset.cpus": "0-2"})  # 3 is offline
     fake(web, {"cpuset.cpus": "2"})
-    assert await found.mend(fences) is False
+    assert not found.has_lost(fences) and await found.mend(fences) is False
+    (web / "cpuset.cpus").unlink()
+    assert found.has_lost(fences)
+    with pytest.raises(HostError, match="could not give it CPUs and nodes again that were offline"):
+        await found.mend(fences)
 
 
 @pytest.fixture

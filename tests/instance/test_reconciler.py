@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -22,7 +23,7 @@ class Divided:
 
     Attributes:
         is_divided: its threads are to be in groups.
-        can_lose: it has a fence that may lose something.
+        is_whole: its fence has lost nothing.
         is_right: they are there.
         troubles: why they cannot be.
         found: what that turns out to be at the next repair.
@@ -31,8 +32,7 @@ class Divided:
     """
 
     def __init__(self) -> None:
-        self.is_divided = self.is_right = True
-        self.can_lose = False
+        self.is_divided = self.is_right = self.is_whole = True
         self.troubles: tuple[str, ...] = ()
         self.found: tuple[str, ...] = ()
         self.looks = self.repairs = 0
@@ -42,6 +42,14 @@ class Divided:
         """See `Limiting`."""
         self.looks += 1
         return self.is_right
+
+    def has_lost(self) -> bool:
+        """See `Limiting`."""
+        return not self.is_whole
+
+    async def mend(self) -> None:
+        """See `Limiting`."""
+        await self.put_right()
 
     async def put_right(self) -> None:
         """See `Limiting`."""
@@ -82,15 +90,18 @@ async def test_groups_are_looked_at_again_and_again(autojump_clock: trio.testing
         nursery.cancel_scope.cancel()
 
 
-async def test_a_vm_that_is_put_right_delays_no_other(autojump_clock: trio.testing.MockClock) -> None:
-    """The kernel lets whoever moves a thread wait."""
+@pytest.mark.parametrize("wrong", ["is_right", "is_whole"])
+async def test_a_vm_that_is_put_right_delays_no_other(wrong: str, autojump_clock: trio.testing.MockClock) -> None:
+    """The kernel lets whoever moves a thread wait, and whoever changes a cpuset for its memory to follow."""
     placements = Placements()
     reconciler = Reconciler(placements)
     placements.restore("web", Unit(), None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reconciler.run)
         slow, other = watched(reconciler, []), watched(reconciler, [])
-        slow.kernel, slow.is_right, other.is_right = trio.Event(), False, False
+        slow.kernel = trio.Event()
+        for each in (slow, other):
+            setattr(each, wrong, False)
         await trio.sleep(3 * INTERVAL)  # virtual time
         assert slow.repairs >= 1 and other.repairs >= 2
         nursery.cancel_scope.cancel()
