@@ -42,8 +42,31 @@ def is_of_cpu(message: bytes, sender: int) -> bool:
     return sender == 0 and word + at in _WORDS and path.startswith(_CPUS)
 
 
+def heard(listening: socket.socket) -> bool:
+    """Take all that was said by now; whether a CPU went on- or offline, or may have: some of much that is said is lost.
+
+    Args:
+        listening: does not block.
+
+    Raises:
+        OSError: the kernel lets us hear no more.
+    """
+    found = False
+    while True:
+        try:
+            message, (sender, _) = listening.recvfrom(_MOST)
+        except BlockingIOError:
+            return found
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            found = True
+        else:
+            found |= is_of_cpu(message, sender)
+
+
 async def cpu_changes() -> AsyncGenerator[None, None]:
-    """Each time when a CPU went on- or offline, or may have: when so much was said that some of it is lost.
+    """Each time when CPUs went on- or offline; once for all that did so since.
 
     Raises:
         OSError: the kernel lets us not hear it.
@@ -54,14 +77,8 @@ async def cpu_changes() -> AsyncGenerator[None, None]:
             socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HP", len(_FILTER), ctypes.addressof(program))
         )
         listening.bind((0, _FROM_KERNEL))
-        heard = trio.socket.from_stdlib_socket(listening)
+        listening.setblocking(False)
         while True:
-            try:
-                message, (sender, _) = await heard.recvfrom(_MOST)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+            await trio.lowlevel.wait_readable(listening)
+            if heard(listening):
                 yield
-            else:
-                if is_of_cpu(message, sender):
-                    yield
