@@ -14,7 +14,7 @@ import pytest
 
 from qsup.errors import ChangeError, StartError
 from qsup.host.cgroup import Cgroup
-from qsup.host.limits import Effective
+from qsup.host.limits import Effective, Limits
 from qsup.instance.limiting import Limiting, asked, check_enough
 from qsup.instance.live.limits import LimitKeys
 from qsup.unit.compare import compare
@@ -32,6 +32,11 @@ def unit(**limits: Any) -> Unit:
     return unit_from_values({"limits": {name.replace("_", "-"): value for name, value in limits.items()}})
 
 
+def shown(**limits: Any) -> Effective:
+    """What the kernel says where these limits are kept."""
+    return Effective(**NONE.items() | limits)
+
+
 async def limiting_of(directory: Path, files: dict[str, str], of: Unit) -> Limiting:
     """The limits of a VM with a cgroup that has these files."""
     limiting = Limiting(Cgroup([fake(directory, files)]))
@@ -41,11 +46,11 @@ async def limiting_of(directory: Path, files: dict[str, str], of: Unit) -> Limit
 
 def test_what_a_unit_asks_for() -> None:
     """Nothing by default, the usual weight among that."""
-    assert asked(Unit()) == Effective()
+    assert asked(Unit()) == Limits()
     said = unit(cpu="50%", cpu_weight=200, memory="1G", memory_high="512M", pids=300)
-    assert asked(said) == Effective(cpu=500, cpu_weight=200, memory=1 << 30, memory_high=512 * MIB, pids=300)
+    assert asked(said) == Limits(cpu=500, cpu_weight=200, memory=1 << 30, memory_high=512 * MIB, pids=300)
     disks = unit(swap="0B", io_weight=300, io_read_bps=["/dev/sda 50M"], io_write_iops=["/a b 7"])
-    assert asked(disks) == Effective(
+    assert asked(disks) == Limits(
         swap=0, io_weight=300, io_read_bps=(("/dev/sda", 50 * MIB),), io_write_iops=(("/a b", 7),)
     )
 
@@ -53,7 +58,7 @@ def test_what_a_unit_asks_for() -> None:
 async def test_what_is_set_is_read_back_fake(tmp_path: Path) -> None:
     """And nothing else is touched."""
     limiting = await limiting_of(tmp_path, V2_FILES | {"pids.max": "4000"}, unit(cpu="1.5", memory="1G"))
-    assert limiting.effective == attrs.evolve(NONE, cpu=1500, memory=1 << 30, pids=4000)
+    assert limiting.effective == shown(cpu=1500, memory=1 << 30, pids=4000)
     assert limiting.troubles == ()
 
 
@@ -126,7 +131,7 @@ async def test_limits_are_changed_fake(tmp_path: Path) -> None:
         "limits.memory": {"limit": 1 << 30},
         "limits.pids": {"limit": None},
     }
-    assert limiting.effective == attrs.evolve(NONE, cpu=2000, memory=1 << 30)
+    assert limiting.effective == shown(cpu=2000, memory=1 << 30)
 
 
 @pytest.mark.parametrize("limits", [{"memory_high": "1G"}, {"require": True}])
