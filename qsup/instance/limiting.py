@@ -174,7 +174,7 @@ class Limiting:
         self._asked = {name: found.get(name) for name in wanted}
         whole, groups = _apart(found)
         refused |= {name: why for name in groups if (why := self._cgroup.why_not(name))}
-        if groups:
+        if groups or "cpu" in whole:
             _lift(self._cgroup)  # there may be some, of an earlier daemon that died as it changed them
         self._refused = refused | dict(self._cgroup.impose(whole))
         limits.impose(self._cgroup.paths, groups)

@@ -101,6 +101,10 @@ async def test_a_change_that_was_cut_short_is_undone_by_the_next_daemon(top: Pat
     later = Limiting(cgroup, found=child)
     await later.impose(unit(cpu="50%", vcpu_cpu="40%"))
     assert (groups(top), later.troubles) == ({"": "50000", "vcpu": "40000", "emulator": "-1"}, ())
+    await limiting_of(top, child, unit(cpu="2", vcpu_cpu="1.5"))
+    later = Limiting(cgroup, found=child)
+    await later.impose(unit(cpu="50%"))
+    assert (groups(top), later.troubles) == ({"": "50000", "vcpu": "-1", "emulator": "-1"}, ())
 
 
 async def test_all_or_none(top: Path, child: int, monkeypatch: pytest.MonkeyPatch) -> None:
