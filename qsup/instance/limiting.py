@@ -289,9 +289,11 @@ class Limiting:
         if is_lifted:
             _lift(self._cgroup)
         refused = await self._cgroup.change(whole) if whole else {}
-        if refused or not (groups or is_lifted):
+        if not is_lifted and (refused or not groups):
             return refused
-        return await self._hold_groups(groups)
+        # what was lifted is held again whatever became of the whole
+        held = await self._hold_groups({} if refused else groups)
+        return refused or held
 
     async def _hold_groups(self, groups: Mapping[str, Any]) -> Mapping[str, str]:
         """The same of groups alone; one that is not named is held to what is asked of it."""

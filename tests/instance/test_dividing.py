@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from qsup.errors import ChangeError, HostError, StartError
 from qsup.host import threadgroups
-from qsup.host.cgroup import CgroupTree
+from qsup.host.cgroup import Cgroup, CgroupTree
 from qsup.host.hierarchies import Hierarchies, detect
 from qsup.instance.limiting import Limiting
 from qsup.unit.model import Unit
@@ -105,6 +105,23 @@ async def test_a_change_that_was_cut_short_is_undone_by_the_next_daemon(top: Pat
     later = Limiting(cgroup, found=child)
     await later.impose(unit(cpu="50%"))
     assert (groups(top), later.troubles) == ({"": "50000", "vcpu": "-1", "emulator": "-1"}, ())
+
+
+async def test_groups_keep_their_limits_where_the_whole_cannot_change(
+    top: Path, child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were lifted for it, and are held again though the kernel refuses even what there was."""
+
+    async def refuse(_: object, wanted: Mapping[str, Any]) -> Mapping[str, str]:
+        return dict.fromkeys(wanted, "no words of the kernel")
+
+    before = unit(cpu="80%", vcpu_cpu="70%")
+    limiting = await limiting_of(top, child, before)
+    with monkeypatch.context() as patched:
+        patched.setattr(Cgroup, "change", refuse)
+        with pytest.raises(ChangeError, match=r"limits\.cpu cannot be enforced: no words of the kernel"):
+            await change(limiting, before, unit(cpu="90%", vcpu_cpu="40%"))
+    assert groups(top) == {"": "80000", "vcpu": "70000", "emulator": "-1"}
 
 
 async def test_all_or_none(top: Path, child: int, monkeypatch: pytest.MonkeyPatch) -> None:
