@@ -166,19 +166,13 @@ async def test_two_that_restart_do_not_both_get_the_last_core(placements: Placem
     with pytest.raises(PlacementError):
         await placements.take("three", few)
     placements.forgo("one")
+    await placements.take_next("one", many)
+    await placements.take_next("one", unit())  # overtakes that, and asks for none any more
     await placements.take_next("two", many)
     placements.release("one")
     chosen = await placements.take("two", many, starts=True)
     assert chosen is not None and len(chosen.vcpus) == 12
     await placements.take("three", few)
-
-
-async def test_a_later_restart_keeps_nothing_for_an_earlier_one(placements: Placements) -> None:
-    """The VM's unit asks for no CPUs any more: nobody is to wait for what it asked for before."""
-    await placements.take("one", unit(), starts=True)
-    await placements.take_next("one", unit(vcpus=14, pin="auto", exclusive=True))
-    await placements.take_next("one", unit())
-    await placements.take("two", unit(vcpus=4, pin="auto", exclusive=True), starts=True)
 
 
 async def test_the_host_is_not_looked_at_for_vms_that_ask_for_no_place(host: Host, placements: Placements) -> None:
