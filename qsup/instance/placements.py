@@ -168,6 +168,9 @@ class Placements:
                 # only other threads of it are to move
                 resident = evolve(known.resident, within=entry.fence or None)
                 return evolve(entry, resident=resident, chosen=known.chosen)
+        if not unit.cpu.exclusive and request.within is None:
+            # what is shared by then it floats over, too
+            others = [*residents(self._entries, self._topology), *map(_memory_alone, self._next.values())]
         if known is not None and known.chosen is not None and known.chosen.memory:
             placement = _place_by_memory(request, known.chosen, others, self._topology)
         else:
@@ -288,6 +291,10 @@ def _beside(later: Resident, present: Resident | None) -> Resident:
     """What is kept for a VM's restart beside what it has: of memory only what is more, as it gives back first."""
     has = present.memory if present is not None and present.page == later.page else {}
     return evolve(later, memory={node: max(size - has.get(node, 0), 0) for node, size in later.memory.items()})
+
+
+def _memory_alone(place: Resident) -> Resident:
+    return evolve(place, exclusive=False, named=True, sets=Sets(vcpus=(), emulator=frozenset()), vcpu_nodes=())
 
 
 def _place_by_memory(request: Request, present: Chosen, others: Sequence[Resident], topology: Topology) -> Placement:

@@ -87,6 +87,17 @@ async def test_memory_of_a_vm_that_restarts_counts_once(host: Host, placements: 
     await placements.take("db", bound(2))
 
 
+async def test_who_floats_starts_beside_one_that_restarts_elsewhere(placements: Placements) -> None:
+    """What that has, and what it is to have, leave something to be shared at each time, if nothing together."""
+    now, later = (tuple((each,) for each in range(16) if each % 8 in cores) for cores in (range(6), range(2, 8)))
+    await placements.take("web", unit(vcpus=12, pin=now, exclusive=True), starts=True)
+    await placements.take_next("web", unit(vcpus=12, pin=later, exclusive=True))
+    await placements.take("db", unit(pin="auto"), starts=True)
+    assert said(placements, "db") == "6-7,14-15 + 6-7,14-15"
+    await placements.take("web", unit(vcpus=12, pin=later, exclusive=True), starts=True)
+    assert said(placements, "db") == "0-1,8-9 + 0-1,8-9"
+
+
 async def test_memory_keeps_off_nodes_that_others_name(host: Host, placements: Placements) -> None:
     """As long as there is room elsewhere; how often a node may be promised is for the account to judge."""
     host.topology = HOSTS["2 sockets"]
