@@ -132,7 +132,7 @@ def test_nodes_are_bound_to_those_of_the_host(daemon: Daemon, qemu: Emulator, ro
     daemon.do("web", "restart")
     assert memdevs() == {"ram-0": (4, [0], "preferred"), "ram-1": (12, [0], "bind")}
     assert (
-        "Node 1 of its guest, vCPU 1 and 0.0 GiB of memory, is on node" in daemon.ctl("cpus", "web", "--explain").stdout
+        "Node 1 of its guest, vCPU 1 and 12 MiB of memory, is on node" in daemon.ctl("cpus", "web", "--explain").stdout
     )
     daemon.restart()
     assert [node["nodes"] for node in shown(daemon)] == [[0], [0]]
