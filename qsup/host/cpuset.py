@@ -12,6 +12,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/cpusets.rst in Lin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ _ALL: Mapping[str, Callable[[], frozenset[int]]] = {
 
 def is_v1(directory: Path) -> bool:
     """Whether a cgroup is in a hierarchy of version 1 with this controller."""
-    return (directory / _MIGRATE).exists()
+    return os.path.exists(f"{directory}/{_MIGRATE}")
 
 
 def _numbers(path: Path) -> frozenset[int]:
@@ -59,9 +60,9 @@ def spell(directory: Path, file: str, fence: frozenset[int] | None) -> Sequence[
 
 def fill(directory: Path, top: Path) -> None:
     """Have a cgroup of version 1 below another's hold processes: those between have all that ``top`` has; `OSError`."""
+    if not is_v1(top):
+        return
     for each in [*reversed([path for path in directory.parents if top in path.parents]), directory]:
-        if not is_v1(each):
-            return
         for file in FILES.values():
             has, above = _numbers(each / file), _numbers(each.parent / file)
             if has != above and (each != directory or not has):

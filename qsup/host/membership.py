@@ -65,13 +65,17 @@ def kill(pid: int) -> None:
         raise from_oserror(error, f"could not kill process {pid} of a cgroup") from error
 
 
-def _places(path: Path) -> Iterator[Path]:
-    yield path
-    yield from (path / group for group in GROUPS.values())
+def _places(path: Path) -> Iterator[str]:
+    yield str(path)
+    yield from (f"{path}/{group}" for group in GROUPS.values())
 
 
-def _listed(path: Path) -> frozenset[int]:
-    return frozenset(map(int, (read(path / "cgroup.procs") or "").split()))
+def _listed(directory: str) -> frozenset[int]:
+    try:
+        with open(f"{directory}/cgroup.procs", "rb", buffering=0) as file:
+            return frozenset(map(int, file.readall().split()))
+    except OSError:  # there is none, or it is a threaded one
+        return frozenset()
 
 
 def _children(pid: int) -> Iterator[int]:
@@ -83,7 +87,8 @@ def _move(paths: Sequence[Path], pid: int) -> str:
     refused = []
     for path in paths:
         try:
-            (path / "cgroup.procs").write_text(str(pid))
+            with open(f"{path}/cgroup.procs", "wb", buffering=0) as file:
+                file.write(str(pid).encode())
         except ProcessLookupError:
             return ""
         except OSError as error:

@@ -330,4 +330,5 @@ class Limiting:
             return
         score = ownlimits.score(self._pid) if self._score else None
         nofile = ownlimits.nofile(self._pid) if self._nofile else None
-        self.effective = evolve(self.effective, oom_score_adjust=score, nofile=nofile)
+        if (score, nofile) != (self.effective.oom_score_adjust, self.effective.nofile):
+            self.effective = evolve(self.effective, oom_score_adjust=score, nofile=nofile)
