@@ -110,11 +110,11 @@ def hosted(session: leftovers.Session, emulator: Emulator, request: pytest.Fixtu
     """A host of several NUMA nodes that systemd runs, with qsup installed; it lasts as long as the session."""
     found = Hosted(session.root / "host", emulator)
     try:
-        if found.silences and (reporter := request.config.pluginmanager.get_plugin("terminalreporter")):
-            reporter.write_line(f"The emulated host was switched on in vain first: {found.silences}")
         install(found)
         yield found
     finally:
+        if found.silences and (reporter := request.config.pluginmanager.get_plugin("terminalreporter")):
+            reporter.write_line(f"The emulated host has booted in vain: {found.silences}")
         found.close()
 
 

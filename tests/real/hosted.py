@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qsup.ctl.connection import Address
+from tests.bare import BareConnection
 from tests.guests import CONTRIB, Emulator, host_directory, rom_guest
 from tests.leftovers import LASTING
 from tests.real.booted import PATH, commands_of_the_guide, write_programs
@@ -36,8 +37,8 @@ TOP, UNITS = "/opt/qsup", "/etc/qsup/units"
 #: Seconds until a command can be run, and until a command has ended: twice what was measured on a machine with far too
 #: much else to do.
 UP, COMMAND = 120.0, 90.0
-#: How often it is switched on until a command can be run: an emulated one was seen to stand still for ever before its
-#: console had a word.
+#: How often it may boot in vain. One boot of thirty or so stood still for ever when the kernel had just found its clock
+#: stable, and had all CPUs change the code that they run: so it is told that the clock is not.
 TRIES = 3
 #: GiB of each node; the last has no CPU.
 MEMORY = (2, 2, 2, 1)
@@ -53,7 +54,7 @@ PAGES = {"2M": (32, 64, 32, 16), "1G": (0, 1, 1, 0)}
 #: node may have no room for a page of 1G.
 APPEND = (
     "console=ttyS0 quiet mitigations=off lsm= cryptomgr.notests nowatchdog random.trust_cpu=on "
-    f"numa_balancing=disable nokaslr isolcpus={ISOLATED}"
+    f"numa_balancing=disable nokaslr tsc=unstable isolcpus={ISOLATED}"
 )
 #: What ssh is told; its proxy hands it a connection to the machine's serial port. That port was seen, once in 140
 #: commands, to keep what it has until something else comes: so something does each second.
@@ -81,7 +82,7 @@ class Hosted:
         emulator: what emulates it.
 
     Attributes:
-        silences: what was said each time when it was switched on in vain.
+        silences: what was said each time when it booted in vain.
     """
 
     def __init__(self, place: Path, emulator: Emulator) -> None:
@@ -93,28 +94,16 @@ class Hosted:
         _run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-d", str(place / "qsup"), str(place / "qsup.img"), "64M")
         shutil.rmtree(place / "qsup")
         self._errors = (place / "errors.log").open("ab")
-        self._machine: subprocess.Popen[bytes] | None = None
         self._channel: subprocess.Popen[bytes] | None = None
         self._sockets: dict[str, Path] = {}
         self.silences: list[str] = []
+        self._machine = self._popen(*_machine(place, emulator))
         try:
-            while not self._is_up(emulator):
-                assert len(self.silences) < TRIES, f"switched on {TRIES} times, and never up: {self.silences[-1]}"
+            poll_until((place / "port").exists, "it is switched on")
+            self._reach()
         except BaseException:
             self.close()
             raise
-
-    def _is_up(self, emulator: Emulator) -> bool:
-        """Switch it on; whether a command can be run in it, or it is off again."""
-        self._machine = self._popen(*_machine(self.place, emulator))
-        poll_until((self.place / "port").exists, "it is switched on")
-        try:
-            self._connect()
-        except AssertionError:
-            self.silences.append(self.words())
-            self._switch_off()
-            return False
-        return True
 
     def _popen(self, *command: str) -> subprocess.Popen[bytes]:
         # whatever ends us ends it
@@ -124,13 +113,26 @@ class Hosted:
             mortal, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, env=environment
         )
 
-    def _connect(self) -> None:
-        """Have one connection to it, which all others go through."""
-        channel = self._channel = self._popen("ssh", "-F", str(self._config), "-M", "-N", "host")
-        connected = (self.place / "control").exists
-        assert came_true(lambda: connected() or channel.poll() is not None, seconds=UP) and connected(), self.words()
+    def _reach(self) -> None:
+        """Wait until a command can be run in it; where that is not so in time it is reset."""
+        while not self._connect():
+            self.silences.append(self.words())
+            assert len(self.silences) < TRIES, f"booted {TRIES} times in vain: {self.silences[-1]}"
+            with BareConnection(self.place / "qmp") as monitor:
+                monitor.negotiate()
+                monitor.ask("system_reset")
         for path in self._sockets:
             self._forward(path)
+
+    def _connect(self) -> bool:
+        """Have one connection to it, which all others go through; whether there is one."""
+        channel = self._channel = self._popen("ssh", "-F", str(self._config), "-M", "-N", "host")
+        connected = (self.place / "control").exists
+        if came_true(lambda: connected() or channel.poll() is not None, seconds=UP) and connected():
+            return True
+        channel.kill()
+        channel.wait()
+        return False
 
     def words(self) -> str:
         """The last that it, and what emulates it, have said."""
@@ -185,20 +187,17 @@ class Hosted:
         assert self._channel is not None
         self.call("systemctl reboot")
         self._channel.wait(UP)
-        self._connect()
+        self._reach()
         # not all may have come up well: tests see for themselves
         self.run("systemctl", "is-system-running", "--wait", check=False, seconds=UP)
 
     def close(self) -> None:
         """Switch it off without warning; nothing of it remains."""
-        self._switch_off()
-        self._errors.close()
-
-    def _switch_off(self) -> None:
         for process in filter(None, (self._channel, self._machine)):
             process.kill()
             process.wait()
-        for path in (self.place / "port", self.place / "control", *self._sockets.values()):
+        self._errors.close()
+        for path in (*(self.place / name for name in ("port", "qmp", "control")), *self._sockets.values()):
             path.unlink(missing_ok=True)
 
 
@@ -328,6 +327,7 @@ def _machine(place: Path, emulator: Emulator) -> Iterator[str]:
         "-serial",
         f"file:{place}/console.log",
     )
+    yield from ("-qmp", f"unix:{place}/qmp,server=on,wait=off")
     yield from ("-device", "virtio-serial", "-device", "virtserialport,chardev=port,name=ssh")
 
 
