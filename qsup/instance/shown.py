@@ -167,7 +167,8 @@ class Shown:
             data["resets"] = self.observed.resets
         elif message.type in (HELPER_ENDED, DEVICE_PULLED, PIN_DRIFT):
             self.touch()  # the view warns of it
-        self._teller.happened(message.type, data)
+        # where threads belong the daemon looks itself, and what it found last is what counts
+        self._teller.happened(message.type, data, of_guest=message.type != PIN_DRIFT)
 
     # waiting
 

@@ -99,10 +99,14 @@ class Teller:
             self._log.warning("not as it was started", what=words)
         self._publish("instance-changed", self._name, dict(changes))
 
-    def happened(self, type: str, data: Mapping[str, Any]) -> None:
-        """The guest did something that is no change of state: told once a second at most, by kind."""
+    def happened(self, type: str, data: Mapping[str, Any], *, of_guest: bool = True) -> None:
+        """Something that is no change of state.
+
+        Args:
+            of_guest: the guest did it, and may do so without end: it is told once a second at most, by kind.
+        """
         now = time.monotonic()
-        if now - self._told_at.get(type, -math.inf) >= _TELL_INTERVAL:
+        if not of_guest or now - self._told_at.get(type, -math.inf) >= _TELL_INTERVAL:
             self._told_at[type] = now
             self._publish(type, self._name, dict(data))
             self._log.info(type, **data)
