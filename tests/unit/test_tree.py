@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from qsup.unit.document import Document
 from qsup.unit.model import Unit
@@ -37,9 +37,11 @@ def said(node: Node) -> Any:
 
 # specifiers are not the matter here; `%` alone is a word of limits of CPU time
 units = tables(Unit).filter(lambda values: "%" not in str(values | {"limits": {}}))
+# now and then most of the first ones have some
+some = settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
 
 
-@settings(max_examples=50)
+@some
 @given(units, units, units)
 def test_merging_is_associative(first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]) -> None:
     """It is the same whether drop-ins are merged into each other first, or one after the other."""
@@ -47,7 +49,7 @@ def test_merging_is_associative(first: dict[str, Any], second: dict[str, Any], t
     assert said(merge(merge(a, b), c)) == said(merge(a, merge(b, c)))
 
 
-@settings(max_examples=50)
+@some
 @given(units)
 def test_nothing_changes_nothing(values: dict[str, Any]) -> None:
     """An empty file before or after changes nothing."""
@@ -55,7 +57,7 @@ def test_nothing_changes_nothing(values: dict[str, Any]) -> None:
     assert said(merge(table, empty)) == said(merge(empty, table)) == said(table)
 
 
-@settings(max_examples=50)
+@some
 @given(units)
 def test_the_same_again_changes_nothing(values: dict[str, Any]) -> None:
     """A file merged into itself is itself."""
@@ -63,7 +65,7 @@ def test_the_same_again_changes_nothing(values: dict[str, Any]) -> None:
     assert said(merge(table, table)) == said(table)
 
 
-@settings(max_examples=50)
+@some
 @given(units, units)
 def test_the_later_file_wins(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Every key that the later file holds has its value, every other one the earlier's."""
@@ -124,7 +126,7 @@ def test_broken_keys() -> None:
     }
 
 
-@settings(max_examples=50)
+@some
 @given(units)
 def test_values_are_read_as_they_are_written(values: dict[str, Any]) -> None:
     """Every key's value is in the unit, spelled back as its kind spells it; the rest has its default."""
