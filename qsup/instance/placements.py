@@ -52,13 +52,9 @@ class Placements:
 
     Args:
         reader: of the host.
-
-    Attributes:
-        has_vms: there is any, with a place of its own or without.
     """
 
     def __init__(self, reader: TopologyReader | None = None) -> None:
-        self.has_vms = False
         self._reader = reader or TopologyReader()
         self._topology: Topology | None = None
         self._entries: dict[str, Entry] = {}
@@ -146,7 +142,8 @@ class Placements:
             return entry
         assert self._topology is not None
         # what is kept for a restart moves nobody yet, and is nobody else's any more
-        others = [*residents(self._entries, self._topology), *self._next.values()]
+        there = residents(self._entries, self._topology)
+        others = [*there, *self._next.values()]
         check_fence(name, entry.fence, others, self._topology)
         check_nodes(name, mems, self._topology, MEMS)
         if not wishes.says_something(unit):
@@ -170,7 +167,7 @@ class Placements:
                 return evolve(entry, resident=resident, chosen=known.chosen)
         if not unit.cpu.exclusive and request.within is None:
             # what is shared by then it floats over, too
-            others = [*residents(self._entries, self._topology), *map(_memory_alone, self._next.values())]
+            others = [*there, *map(_memory_alone, self._next.values())]
         if known is not None and known.chosen is not None and known.chosen.memory:
             placement = _place_by_memory(request, known.chosen, others, self._topology)
         else:
@@ -210,7 +207,7 @@ class Placements:
             self._changed()
 
     def _changed(self) -> None:
-        self._found, self.has_vms = None, bool(self._entries)
+        self._found = None
         residents = [entry.resident for entry in self._entries.values() if entry.resident is not None]
         self._taken, self._exclusive = len(residents), sum(resident.exclusive for resident in residents)
         self._change.set()
@@ -260,6 +257,11 @@ class Placements:
     def are_taken(self) -> bool:
         """Whether anybody's place hangs on what the host is like."""
         return self._taken > 0
+
+    @property
+    def has_vms(self) -> bool:
+        """Whether there is any, with a place of its own or without."""
+        return bool(self._entries)
 
     @property
     def online(self) -> frozenset[int] | None:
